@@ -1,0 +1,198 @@
+"""`python -m codegen`: list, render, check, generate, compile, inspect and bundle the kernels; look after the cache."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from softmax_ops.artifacts.bundle import write_bundle
+
+from . import build as builder
+from . import catalogue, inspection, toolchain, variants
+from .devices import default_architectures
+from .render import render as render_spec
+from .spec import Spec
+
+console = Console()
+
+
+def _spec(name: str) -> Spec:
+    spec = variants.by_name().get(name)
+    if spec is None:
+        raise click.ClickException(f"{name!r} is not a shipped variant: `python -m codegen list` prints them all.")
+    return spec
+
+
+architectures_option = click.option(
+    "--arch", "architectures", multiple=True, metavar="sm_NN", help="Architecture; repeat for several. Default: the GPUs found here."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Generator of fused softmax kernels."""
+
+
+@main.command("list")
+@json_option
+def list_variants(as_json: bool) -> None:
+    """Print every shipped variant."""
+    rows = [_row(spec) for spec in variants.shipped()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    (console if console.is_terminal else Console(width=200)).print(table)
+    click.echo(f"{len(rows)} variants")
+
+
+def _row(spec: Spec) -> dict[str, object]:
+    return {
+        "name": spec.name,
+        "direction": spec.direction.value,
+        "dtype": spec.dtype.value,
+        "mask": spec.mask.label,
+        "plan": spec.plan.label,
+        "bucket": f"K <= {spec.max_k}",
+        "vec": spec.vec,
+        "lanes": spec.lanes,
+        "threads": spec.threads,
+        "rows": spec.rows,
+    }
+
+
+@main.command()
+@click.argument("name")
+def render(name: str) -> None:
+    """Print the source of one variant."""
+    click.echo(render_spec(_spec(name)), nl=False)
+
+
+@main.command()
+def check() -> None:
+    """Fail, with a diff, when generated/ is not what the templates render."""
+    difference = catalogue.differences()
+    if difference:
+        click.echo(difference, nl=False)
+        raise click.ClickException("generated/ is stale: run `make generate` and commit what it writes.")
+    click.echo(f"generated/ is current: {len(variants.shipped())} variants")
+
+
+@main.command()
+def write() -> None:
+    """Render every shipped variant and the catalogue into generated/."""
+    written, removed = catalogue.write()
+    click.echo(f"generated/: {len(variants.shipped())} variants, {written} files written, {removed} removed")
+
+
+@main.command("compile")
+@architectures_option
+@click.option("--kind", type=click.Choice(["cubin", "ptx"]), default="cubin", show_default=True)
+@click.option("--jobs", type=click.IntRange(1), help="Processes; default one per core.")
+@click.argument("names", nargs=-1)
+def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None, names: tuple[str, ...]) -> None:
+    """Compile variants (default: all) into the cache. Nothing is compiled twice."""
+    start = time.monotonic()
+    chosen, why = default_architectures(architectures)
+    specs = [_spec(name) for name in names] or list(variants.shipped())
+    report = builder.build(specs, chosen, builder.user_cache(), kind=kind, jobs=jobs)
+    sizes = sorted(len(cubin.code) for cubin in report.cubins)
+    click.echo(
+        f"{', '.join(chosen)} ({why}): {len(report.cubins)} kernels, {report.compiled} compiled, "
+        f"median {sizes[len(sizes) // 2]} bytes, largest {sizes[-1]}, {time.monotonic() - start:.1f} s"
+    )
+    if report.unstored:
+        click.echo(f"{report.unstored} could not be stored: `python -m softmax_ops config` names the cache", err=True)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--arch", default=toolchain.DEFAULT_ARCHITECTURE, show_default=True, metavar="sm_NN")
+@click.option("--sass", is_flag=True, help="Print the disassembly instead.")
+@json_option
+def inspect(name: str, arch: str, sass: bool, as_json: bool) -> None:
+    """Registers, spills, shared memory, size and instruction counts of one variant."""
+    (cubin,) = builder.build([_spec(name)], [arch], builder.user_cache(), progress=False).cubins
+    if sass:
+        click.echo(inspection.disassemble(cubin))
+        return
+    facts = inspection.inspect(cubin).as_dict()
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    counts: dict[str, int] = facts.pop("sass")  # type: ignore[assignment]
+    for key, value in facts.items():
+        click.echo(f"{key.replace('_', ' '):18} {value}")
+    for opcode, count in sorted(counts.items(), key=lambda item: -item[1]):
+        click.echo(f"{count:7} {opcode}")
+
+
+@main.command()
+@architectures_option
+@click.option("--output", type=click.Path(path_type=Path), default=Path("build/softmax_ops.bundle"), show_default=True)
+def bundle(architectures: tuple[str, ...], output: Path) -> None:
+    """Compile every variant and write one file that deploys without a compiler. Default: all architectures in reach."""
+    start = time.monotonic()
+    chosen = toolchain.check_architectures(architectures or toolchain.supported_architectures())
+    report = builder.build(variants.shipped(), chosen, builder.user_cache())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    catalog = catalogue.build_catalog({f"{spec.name}.cu": render_spec(spec) for spec in variants.shipped()})
+    facts = write_bundle(output, report.cubins, catalog=catalog.to_json().encode(), toolchain=toolchain.compiler_build())
+    click.echo(f"{output}: {facts}, {time.monotonic() - start:.1f} s")
+
+
+@main.group()
+def cache() -> None:
+    """List, verify, trim or empty the cache of compiled kernels."""
+
+
+@cache.command("list")
+def cache_list() -> None:
+    """One line per entry."""
+    entries = builder.user_cache().entries()
+    for entry in entries:
+        click.echo(str(entry))
+    click.echo(f"{len(entries)} entries in {builder.user_cache().root}")
+
+
+@cache.command()
+def verify() -> None:
+    """Read every entry and check its hash."""
+    findings = builder.user_cache().verify()
+    for finding in findings:
+        click.echo(finding)
+    if findings:
+        raise click.ClickException(f"{len(findings)} entries cannot be used")
+    click.echo("every entry is intact")
+
+
+@cache.command()
+def gc() -> None:
+    """Remove the least recently used entries until the size cap is kept."""
+    click.echo(str(builder.user_cache().gc()))
+
+
+@cache.command()
+def clear() -> None:
+    """Remove every entry."""
+    click.echo(str(builder.user_cache().clear()))
+
+
+def run() -> None:
+    """The command line; a toolchain's refusal is printed as one message, without a traceback."""
+    try:
+        main(prog_name="python -m codegen")
+    except toolchain.ToolchainError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run()

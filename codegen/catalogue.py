@@ -1,0 +1,109 @@
+"""Writes what generating produces: the rendered sources and the catalogue that dispatch reads; checks that they are current."""
+
+import difflib
+import os
+from pathlib import Path
+
+from softmax_ops.artifacts.catalog import Catalog, Entry, Layout, Variant
+
+from .render import TEMPLATES, source_files
+from .sources import source_digest
+from .spec import DType, Direction, Mask, Spec
+from .variants import ARCHITECTURES, dispatch, shipped
+
+GENERATED = TEMPLATES.parent / "generated"
+CATALOG = "catalog.json"
+
+
+def build_catalog(sources: dict[str, str]) -> Catalog:
+    """The catalogue of the shipped set, whose rendered sources (file name -> text) are given."""
+    specs = shipped()
+    return Catalog(
+        variants={spec.name: _variant(spec, sources[f"{spec.name}.cu"]) for spec in specs},
+        layouts=dict(sorted({_layout_key(spec): spec.arguments for spec in specs}.items())),
+        tables={
+            (direction.value, dtype.value, mask.label): _entries(table)
+            for direction in Direction
+            for dtype in DType
+            for mask in Mask
+            if (table := dispatch(direction, dtype, mask)) is not None
+        },
+    )
+
+
+def _variant(spec: Spec, source: str) -> Variant:
+    return Variant(
+        name=spec.name,
+        direction=spec.direction.value,
+        dtype=spec.dtype.value,
+        mask=spec.mask.label,
+        plan=spec.plan.label,
+        max_k=spec.max_k,
+        vec=spec.vec,
+        lanes=spec.lanes,
+        threads=spec.threads,
+        rows=spec.rows,
+        tile_elements=spec.tile_elements,
+        cluster=1,
+        shared_bytes=spec.shared_bytes,
+        layout=_layout_key(spec),
+        architectures=ARCHITECTURES,
+        source=source_digest(source),
+    )
+
+
+def _layout_key(spec: Spec) -> str:
+    parts = ["operands", *(feature.name for feature in spec.mask.features)]
+    if spec.plan.section.fields:
+        parts.append(spec.plan.label)
+    return f"{spec.dtype.accumulator}: {' + '.join(parts)}"
+
+
+def _entries(table: list[Spec]) -> tuple[Entry, ...]:
+    """Each variant serves the rows that are longer than those of its predecessor of the same alignment."""
+    entries = []
+    longest: dict[int, int] = {}
+    for spec in table:
+        entries.append(Entry(spec.name, (longest.get(spec.vec, 0) + 1, spec.max_k), spec.vec))
+        longest[spec.vec] = spec.max_k
+    return tuple(entries)
+
+
+def generated_files() -> dict[str, str]:
+    """File name -> text of everything in generated/."""
+    sources = source_files(shipped())
+    return {**sources, CATALOG: build_catalog(sources).to_json()}
+
+
+def write(directory: Path = GENERATED) -> tuple[int, int]:
+    """Brings generated/ up to date: (files written, files removed). An unchanged file keeps its time stamp."""
+    directory.mkdir(exist_ok=True)
+    wanted = generated_files()
+    written = 0
+    for name, text in wanted.items():
+        path = directory / name
+        if not path.exists() or path.read_text() != text:
+            partial = directory / f".{name}.partial"
+            partial.write_text(text)
+            os.replace(partial, path)
+            written += 1
+    stale = [path for path in directory.iterdir() if path.name not in wanted]
+    for path in stale:
+        path.unlink()
+    return written, len(stale)
+
+
+def differences(directory: Path = GENERATED) -> str:
+    """A unified diff from generated/ to what the templates render now; empty when they agree."""
+    wanted = generated_files()
+    present = {path.name: path.read_text() for path in directory.iterdir()} if directory.exists() else {}
+    return "".join(
+        line
+        for name in sorted(wanted.keys() | present.keys())
+        for line in difflib.unified_diff(
+            present.get(name, "").splitlines(keepends=True),
+            wanted.get(name, "").splitlines(keepends=True),
+            f"generated/{name}",
+            f"rendered/{name}",
+        )
+    )

@@ -1,0 +1,37 @@
+"""Trees of files and what they are worth: the digests that the catalogue and the build fingerprint are made of."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from .render import INCLUDE
+
+
+@dataclass(frozen=True)
+class Headers:
+    """A tree of headers: the package that brings it, its root, and a digest over (relative name, content) of every file."""
+
+    package: str
+    root: Path
+
+    @cached_property
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for path in sorted(self.root.rglob("*")):
+            if path.is_file():
+                content = path.read_bytes()
+                digest.update(f"{path.relative_to(self.root).as_posix()}\0{len(content)}\0".encode())
+                digest.update(content)
+        return digest.hexdigest()
+
+
+@cache
+def project_headers() -> Headers:
+    return Headers("softmax_ops", INCLUDE)
+
+
+@cache
+def source_digest(source: str) -> str:
+    """What the catalogue records of a variant: its rendered source and the project's own headers."""
+    return hashlib.sha256(f"{project_headers().digest}\0{source}".encode()).hexdigest()

@@ -1,0 +1,11 @@
+"""What building and serving share: the cubin, the cache it lives in, the bundle it ships in, the settings.
+
+Standard library only, and nothing of this project outside this folder, so a host without torch or a compiler can
+inspect what it was given. Importing touches no file, no environment variable and no GPU.
+"""
+
+from softmax_ops.artifacts.bundle import Bundle, BundleFacts, write_bundle
+from softmax_ops.artifacts.cache import Cache
+from softmax_ops.artifacts.cubin import Absent, Cubin
+
+__all__ = ["Absent", "Bundle", "BundleFacts", "Cache", "Cubin", "write_bundle"]

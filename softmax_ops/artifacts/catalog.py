@@ -1,0 +1,147 @@
+"""The catalogue: every shipped variant, its launch facts, and which rows it serves. Where building and serving meet.
+
+It is written with the generated sources; the running package dispatches from it and decides no policy of its own.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+SCHEMA = 1
+
+_PACKAGED = Path(__file__).with_name("catalog.json")
+_CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
+
+Layout = tuple[tuple[str, str], ...]
+"""Fields of a kernel's parameter struct: (what to put there, `struct` format in native alignment)."""
+
+
+class CatalogError(RuntimeError):
+    """The catalogue is missing, or of another version than the package."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel as the launcher sees it."""
+
+    name: str
+    direction: str  # fwd
+    dtype: str  # f16, bf16, f32, f64
+    mask: str  # none, causal, bool, boolcausal, like: what its arguments are
+    plan: str  # tile, warp, block
+    max_k: int  # longest row, in columns
+    vec: int  # alignment that every row must have, in elements
+    lanes: int  # threads that share a row
+    threads: int  # per CTA
+    rows: int  # per CTA; of a tile, at max_k
+    tile_elements: int  # that a tile's shared memory holds; 0: not a tile
+    cluster: int  # CTAs per cluster
+    shared_bytes: int  # dynamic shared memory
+    layout: str  # key of its argument layout
+    architectures: tuple[str, ...]  # that it ships for
+    source: str  # sha256 of its rendered source and the project's headers
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a dispatch table: rows of k[0] .. k[1] columns, whose alignment is at least `vec` elements."""
+
+    name: str
+    k: tuple[int, int]
+    vec: int
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Variants by name, argument layouts by key, and dispatch tables by (direction, dtype, mask kind)."""
+
+    variants: Mapping[str, Variant]
+    layouts: Mapping[str, Layout]
+    tables: Mapping[tuple[str, str, str], tuple[Entry, ...]]
+
+    def candidates(self, direction: str, dtype: str, mask: str, k: int) -> list[Entry]:
+        """Entries that hold rows of k columns, in the order in which they are tried.
+
+        Raises LookupError, naming the nearest that ships, when there is no such table or no row is that long.
+        """
+        table = self.tables.get((direction, dtype, mask))
+        if table is None:
+            others = sorted(key[2] for key in self.tables if key[:2] == (direction, dtype))
+            raise LookupError(f"no {direction} {dtype} kernel ships for mask kind {mask!r}; these do: {', '.join(others)}")
+        found = [entry for entry in table if entry.k[0] <= k <= entry.k[1]]
+        if not found:
+            longest = max(entry.k[1] for entry in table)
+            raise LookupError(f"no {direction} {dtype} {mask} kernel ships for rows of {k} columns; the longest is {longest}")
+        return found
+
+    def layout(self, variant: Variant) -> Layout:
+        return self.layouts[variant.layout]
+
+    def to_json(self) -> str:
+        """One line per variant and per table entry, sorted: readable, and small differences stay small."""
+        return "\n".join(
+            [
+                "{",
+                f'"schema": {SCHEMA},',
+                '"layouts": ' + _lines(self.layouts.items(), "{}") + ",",
+                '"variants": ' + _lines(((name, asdict(variant)) for name, variant in self.variants.items()), "{}") + ",",
+                '"tables": ' + _lines(self._table_rows(), "[]"),
+                "}\n",
+            ]
+        )
+
+    def _table_rows(self) -> Iterable[tuple[None, object]]:
+        for key, entries in sorted(self.tables.items()):
+            for entry in entries:
+                yield None, [*key, entry.name, entry.k, entry.vec]
+
+    @classmethod
+    def from_json(cls, text: str) -> "Catalog":
+        data = json.loads(text)
+        if data.get("schema") != SCHEMA:
+            raise CatalogError(f"the catalogue has schema {data.get('schema')}, this package reads {SCHEMA}: run `make generate`")
+        tables: dict[tuple[str, str, str], tuple[Entry, ...]] = {}
+        for direction, dtype, mask, name, k, vec in data["tables"]:
+            key = (direction, dtype, mask)
+            tables[key] = (*tables.get(key, ()), Entry(name, (k[0], k[1]), vec))
+        return cls(
+            variants={
+                name: Variant(**{**facts, "architectures": tuple(facts["architectures"])})
+                for name, facts in data["variants"].items()
+            },
+            layouts={key: tuple((field, format) for field, format in fields) for key, fields in data["layouts"].items()},
+            tables=tables,
+        )
+
+    @cached_property
+    def architectures(self) -> tuple[str, ...]:
+        """Every architecture that some variant ships for."""
+        named = {arch for variant in self.variants.values() for arch in variant.architectures}
+        return tuple(sorted(named, key=lambda arch: int(arch[3:])))
+
+
+def argument_bytes(layout: Layout) -> int:
+    """Size of the parameter struct."""
+    return struct.calcsize("".join(format for _, format in layout))
+
+
+def location() -> Path:
+    """The catalogue beside this module in an installed package, in generated/ in a checkout."""
+    return _PACKAGED if _PACKAGED.exists() else _CHECKOUT
+
+
+@cache
+def load() -> Catalog:
+    """The catalogue of this package, read once per process."""
+    try:
+        return Catalog.from_json(location().read_text())
+    except FileNotFoundError:
+        raise CatalogError(f"{location()} is missing: run `make generate`, or install the package again") from None
+
+
+def _lines(items: Iterable[tuple[str | None, object]], brackets: str) -> str:
+    rows = [(f"{json.dumps(key)}: " if key is not None else "") + json.dumps(value) for key, value in items]
+    return brackets[0] + "\n" + ",\n".join(rows) + "\n" + brackets[1]

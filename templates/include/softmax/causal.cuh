@@ -1,0 +1,42 @@
+#pragma once
+
+#include <softmax/rows.cuh>
+#include <softmax/scores.cuh>
+
+namespace softmax {
+
+// Column j is visible to query i when j <= i + offset. offset = K - Q aligns the last query with the last column
+// (bottom-right), 0 the first with the first (top-left).
+struct Causal
+{
+  struct Params
+  {
+    int64_t offset;
+    RowStrides query;  // 1 for the query dimension, 0 for the others: the row's query is their scalar product
+  };
+
+  static constexpr bool Narrows = true;
+
+  template <int Vec>
+  using Fragment = NoFragment;
+
+  int64_t visible;  // columns before the first hidden one; at or below 0: none
+
+  CUTE_DEVICE Causal(Params const& p, Rows const& rows, RowIndex const& row)
+    : visible(row.offset(p.query, rows.rank) + p.offset + 1)
+  {}
+
+  CUTE_DEVICE int end(int end) const { return visible < end ? (visible > 0 ? int(visible) : 0) : end; }
+
+  template <class Span>
+  CUTE_DEVICE void load(Span const&, NoFragment) const
+  {}
+
+  template <class Accumulator>
+  CUTE_DEVICE Accumulator apply(Accumulator z, NoFragment, int) const
+  {
+    return z;
+  }
+};
+
+}  // namespace softmax

@@ -1,0 +1,132 @@
+#pragma once
+
+#include <cuda/std/limits>
+#include <cute/tensor.hpp>
+
+#include <softmax/ptx.cuh>
+
+// What the element type decides: the accumulator, and how exp(z - m) is computed in it.
+//
+// A maximum of -inf means that nothing is visible: it is replaced by 0, so that exp(-inf - 0) = 0 and the row's sum is 0.
+// A visible +inf or NaN makes exp NaN (inf - inf, NaN - m), the sum NaN, and with it the whole row.
+
+namespace softmax {
+
+template <class Accumulator>
+CUTE_DEVICE constexpr Accumulator negative_infinity()
+{
+  return -cuda::std::numeric_limits<Accumulator>::infinity();
+}
+
+// 16-bit elements: f32 accumulation, one ex2 per element.
+//
+//   exp(z - m) = 2^(z c - m c),  c = log2(e)
+//
+// ex2 flushes subnormal results, which bf16 still tells apart: everything is computed 2^24 times as large, and as the sum is
+// too, the factor cancels in the quotient. Above |m| = 2^126 the product m c could overflow. There two different 16-bit
+// scores are at least 2^115 apart, exp(z - m) is exactly 0 or 1, and c = 1/2 gives the same: a row of bf16 finfo.min stays
+// uniform.
+template <class Element>
+struct Numeric
+{
+  static_assert(sizeof(Element) == 2, "the general case is for half_t and bfloat16_t");
+  using Accumulator = float;
+
+  // 2^24 exp(z - m)
+  struct Exp
+  {
+    float c;
+    float shift;
+
+    CUTE_DEVICE explicit Exp(float m)
+    {
+      c     = fabsf(m) > 0x1p126f ? 0.5f : 0x1.715476p+0f;
+      shift = m == negative_infinity<float>() ? 0.0f : fmaf(-m, c, 24.0f);
+    }
+
+    CUTE_DEVICE float operator()(float z) const { return ptx::ex2(fmaf(z, c, shift)); }
+  };
+
+  CUTE_DEVICE static float reciprocal(float sum) { return ptx::rcp(sum); }
+};
+
+template <>
+struct Numeric<float>
+{
+  using Accumulator = float;
+
+  struct Exp
+  {
+    float m;
+
+    CUTE_DEVICE explicit Exp(float max) : m(max == negative_infinity<float>() ? 0.0f : max) {}
+    CUTE_DEVICE float operator()(float z) const { return expf(z - m); }
+  };
+
+  // One Newton step: within one unit in the last place for the sums of a softmax, which are at least 1.
+  CUTE_DEVICE static float reciprocal(float sum)
+  {
+    float const r = ptx::rcp(sum);
+    return fmaf(r, fmaf(-sum, r, 1.0f), r);
+  }
+};
+
+template <>
+struct Numeric<double>
+{
+  using Accumulator = double;
+
+  struct Exp
+  {
+    double m;
+
+    CUTE_DEVICE explicit Exp(double max) : m(max == negative_infinity<double>() ? 0.0 : max) {}
+    CUTE_DEVICE double operator()(double z) const { return exp(z - m); }
+  };
+
+  CUTE_DEVICE static double reciprocal(double sum) { return 1 / sum; }
+};
+
+// A vector of elements as accumulators. 16-bit elements are taken two to a register, which saves the byte shuffles.
+template <class Elements, class Accumulators>
+CUTE_DEVICE void widen(Elements const& rX /* (V) */, Accumulators&& rZ /* (V) */)
+{
+  using namespace cute;
+  using Element = typename Elements::value_type;
+  constexpr int Vec = decltype(size(rX))::value;
+  if constexpr (sizeof(Element) == 2 && Vec % 2 == 0) {
+    Tensor rX2 = recast<uint32_t>(rX);  // (V/2)
+    CUTE_UNROLL
+    for (int i = 0; i < Vec / 2; ++i) {
+      float2 const pair = ptx::unpack<Element>(rX2(i));
+      rZ(2 * i)         = pair.x;
+      rZ(2 * i + 1)     = pair.y;
+    }
+  } else {
+    CUTE_UNROLL
+    for (int i = 0; i < Vec; ++i) { rZ(i) = typename Numeric<Element>::Accumulator(rX(i)); }
+  }
+}
+
+// Accumulators rounded to the nearest element, ties to even.
+template <class Accumulators, class Elements>
+CUTE_DEVICE void narrow(Accumulators const& rZ /* (V) */, Elements&& rY /* (V) */)
+{
+  using namespace cute;
+  using Element = typename remove_cvref_t<Elements>::value_type;
+  constexpr int Vec = decltype(size(rY))::value;
+  if constexpr (sizeof(Element) == 2 && Vec % 2 == 0) {
+    Tensor rY2 = recast<uint32_t>(rY);  // (V/2)
+    CUTE_UNROLL
+    for (int i = 0; i < Vec / 2; ++i) { rY2(i) = ptx::pack<Element>(rZ(2 * i), rZ(2 * i + 1)); }
+  } else {
+    CUTE_UNROLL
+    for (int i = 0; i < Vec; ++i) { rY(i) = Element(rZ(i)); }
+  }
+}
+
+// max that drops a NaN operand; the sum keeps it.
+CUTE_DEVICE float max_number(float a, float b) { return fmaxf(a, b); }
+CUTE_DEVICE double max_number(double a, double b) { return fmax(a, b); }
+
+}  // namespace softmax

@@ -1,0 +1,161 @@
+#pragma once
+
+#include <cute/tensor.hpp>
+
+// How the lanes that share a row divide its columns, and how their parts move between memory and registers.
+//
+// A row is cut into vectors of Vec elements, dealt to the lanes in turn: lane l holds the vectors l, l + Lanes, ...
+// Nothing outside [0, K) is ever touched, and no access is wider than its address is aligned.
+
+namespace softmax {
+
+// Vec neighbouring columns of a row, from `column` on. They are this lane's to handle when column < end.
+template <int Vec, bool Aligned_>
+struct Span
+{
+  static constexpr bool Aligned = Aligned_;
+
+  int column;
+  int end;
+
+  // One 16-byte access where the operand is aligned to it; an operand in another phase than the output is read by elements.
+  template <class Element, class Fragment>
+  CUTE_DEVICE void load(Element const* row, Fragment&& rX /* (V) */) const
+  {
+    using namespace cute;
+    if (column < end) {
+      Tensor gX = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
+      if (Aligned || is_aligned(row + column)) {
+        copy(AutoVectorizingCopyWithAssumedAlignment<8 * int(sizeof(Element)) * Vec>{}, gX, rX);
+      } else {
+        CUTE_UNROLL
+        for (int v = 0; v < Vec; ++v) { rX(v) = gX(v); }
+      }
+    }
+  }
+
+  template <class Element, class Fragment>
+  CUTE_DEVICE void store(Element* row, Fragment const& rY /* (V) */) const
+  {
+    using namespace cute;
+    if (column < end) {
+      Tensor gY = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
+      copy(AutoVectorizingCopyWithAssumedAlignment<8 * int(sizeof(Element)) * Vec>{}, rY, gY);
+    }
+  }
+
+private:
+  template <class Element>
+  CUTE_DEVICE static bool is_aligned(Element const* address)
+  {
+    return reinterpret_cast<uintptr_t>(address) % (Vec * sizeof(Element)) == 0;
+  }
+};
+
+// A lane's share of a row consists of parts: its vectors, and its edge column if the row has one. A part finds its registers in
+// a fragment and its columns in the row.
+template <class Row>
+struct VectorPart
+{
+  static constexpr int Width = Row::Vec;
+  int c;
+
+  template <class Fragment>
+  CUTE_DEVICE auto of(Fragment&& rZ /* (V*C+E) */) const
+  {
+    return cute::make_tensor(rZ.data() + Row::Vec * c, cute::Shape<cute::Int<Row::Vec>>{});  // (V)
+  }
+
+  CUTE_DEVICE auto span(Row const& row, int end) const { return row.vector(c, end); }
+};
+
+template <class Row>
+struct EdgePart
+{
+  static constexpr int Width = 1;
+
+  template <class Fragment>
+  CUTE_DEVICE auto of(Fragment&& rZ /* (V*C+E) */) const
+  {
+    return cute::make_tensor(rZ.data() + Row::Vec * Row::Chunks, cute::Shape<cute::_1>{});  // (1)
+  }
+
+  CUTE_DEVICE auto span(Row const& row, int end) const { return row.edge(end); }
+};
+
+// The registers of a lane's share, as one flat tensor: Chunks vectors, then the edge column.
+template <class Row, class Value>
+CUTE_DEVICE auto make_row_fragment()
+{
+  return cute::make_tensor<Value>(cute::Shape<cute::Int<Row::Vec * Row::Chunks + Row::Edges>>{});
+}
+
+// body(part) for the parts of a row of k columns. Rows of a whole CTA, whose buckets are wide, leave out the vectors that lie
+// beyond column k in every thread; two elements of f64 are not worth the branch.
+template <class Row, class Body>
+CUTE_DEVICE void for_each_part(int k, Body body)
+{
+  CUTE_UNROLL
+  for (int c = 0; c < Row::Chunks; ++c) {
+    if (Row::Lanes <= 32 || Row::Vec < 4 || c == 0 || Row::Vec * Row::Lanes * c < k) { body(VectorPart<Row>{c}); }
+  }
+  if constexpr (Row::Edges) { body(EdgePart<Row>{}); }
+}
+
+// Every operand's row starts on a vector boundary and K is a multiple of Vec: vectors are inside the row or outside of it.
+template <int Vec_, int Lanes_, int Chunks_>
+struct AlignedRow
+{
+  static constexpr int Vec    = Vec_;
+  static constexpr int Lanes  = Lanes_;
+  static constexpr int Chunks = Chunks_;
+  static constexpr int Edges  = 0;
+
+  int lane;
+
+  template <class Element>
+  CUTE_DEVICE AlignedRow(int lane, Element const* /*output*/, int /*k*/) : lane(lane)
+  {}
+
+  // The lane's vector c, c < Chunks, as far as it begins before `end`.
+  CUTE_DEVICE Span<Vec, true> vector(int c, int end) const { return {Vec * (lane + Lanes * c), end}; }
+};
+
+// Rows start anywhere. The cuts follow the vector boundaries of the output, so every vector is stored whole; the fewer than
+// Vec columns before the first cut and after the last are dealt one to a lane.
+//
+//   | head | vector 0 | vector 1 | ... | vector n-1 | tail |
+//   0      head                                     body   K
+//
+// InPhase promises that every operand lies at the phase of the output.
+template <int Vec_, int Lanes_, int Chunks_, bool InPhase = false>
+struct RaggedRow
+{
+  static constexpr int Vec    = Vec_;
+  static constexpr int Lanes  = Lanes_;
+  static constexpr int Chunks = Chunks_;
+  static constexpr int Edges  = 1;
+  static_assert(2 * (Vec - 1) <= Lanes, "one lane for each column of the head and the tail");
+
+  int lane;
+  int head;
+  int body;
+
+  template <class Element>
+  CUTE_DEVICE RaggedRow(int lane, Element const* output, int k) : lane(lane)
+  {
+    int const phase = int(reinterpret_cast<uintptr_t>(output) / sizeof(Element) % Vec);
+    head            = cute::min((Vec - phase) % Vec, k);
+    body            = head + (k - head) / Vec * Vec;
+  }
+
+  CUTE_DEVICE Span<Vec, InPhase> vector(int c, int end) const
+  {
+    return {head + Vec * (lane + Lanes * c), cute::min(end, body)};
+  }
+
+  // The lane's column of the head or the tail; at or beyond K where there is none.
+  CUTE_DEVICE Span<1, true> edge(int end) const { return {lane < head ? lane : body + (lane - head), end}; }
+};
+
+}  // namespace softmax

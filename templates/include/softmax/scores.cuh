@@ -1,0 +1,114 @@
+#pragma once
+
+#include <cute/tensor.hpp>
+
+#include <softmax/numeric.cuh>
+#include <softmax/row_io.cuh>
+
+// Scores of a row: z = scale * x where visible, what a feature makes of it elsewhere.
+//
+// A feature is a mask, a bias, a window: whatever acts between the load of x and the softmax. It is a class with
+//   struct Params                                  its run-time arguments, part of the kernel's by-value struct
+//   Feature(Params const&, Rows const&, RowIndex const&)
+//   Narrows, end(k) -> int                         columns at and beyond the end are hidden: neither read nor computed
+//   Fragment<Vec>                                  the registers it needs for a vector
+//   load(span, fragment)                           fills them; issued together with the loads of x
+//   apply(z, fragment, v) -> z                     the score of the vector's element v
+// A new one is a header beside this; nothing here changes.
+
+namespace softmax {
+
+// For features that load nothing.
+struct NoFragment
+{};
+
+template <class Element, class... Features>
+class Scores
+{
+public:
+  using Accumulator = typename Numeric<Element>::Accumulator;
+
+  CUTE_DEVICE explicit Scores(Accumulator scale, Features const&... features) : scale_(scale), features_(features...) {}
+
+  // The lane's scores of the row at x; columns that are hidden, or in none of its spans, score -inf.
+  template <class Row, class ScoreTensor>
+  CUTE_DEVICE void load(Row const& row, Element const* x, int k, ScoreTensor& rZ /* (V*C+E) */) const
+  {
+    using namespace cute;
+    Tensor rX = make_row_fragment<Row, Element>();  // (V*C+E)
+    clear(rX);
+    RowFragments<Row> fragments = {};
+    int const end               = visible_end(k);
+
+    // All loads are issued before the first use.
+    for_each_part<Row>(k, [&](auto part) { load_part(part.span(row, end), x, part.of(rX), fragments.of(part)); });
+    for_each_part<Row>(k, [&](auto part) { score_part<Row>(part.span(row, end), part.of(rX), fragments.of(part), part.of(rZ)); });
+  }
+
+private:
+  // Some feature ends the row inside a vector. Otherwise the vectors of an aligned row are inside or outside as a whole.
+  static constexpr bool Narrows = (Features::Narrows || ... || false);
+
+  template <int Width>
+  using Fragments = cute::tuple<typename Features::template Fragment<Width>...>;
+
+  // The features' registers for every part of a row.
+  template <class Row>
+  struct RowFragments
+  {
+    Fragments<Row::Vec> vectors[Row::Chunks];
+    Fragments<1> edge;
+
+    CUTE_DEVICE auto& of(VectorPart<Row> part) { return vectors[part.c]; }
+    CUTE_DEVICE auto& of(EdgePart<Row>) { return edge; }
+  };
+
+  Accumulator scale_;
+  cute::tuple<Features...> features_;
+
+  CUTE_DEVICE int visible_end(int k) const
+  {
+    cute::for_each(features_, [&](auto const& feature) { k = feature.end(k); });
+    return k;
+  }
+
+  template <class Span, class Vector, class Fragments>
+  CUTE_DEVICE void load_part(Span const& span, Element const* x, Vector&& rX /* (V) */, Fragments& fragments) const
+  {
+    span.load(x, rX);
+    cute::for_each(cute::make_seq<sizeof...(Features)>{}, [&](auto i) {
+      cute::get<i>(features_).load(span, cute::get<i>(fragments));
+    });
+  }
+
+  template <class Row, class Span, class Vector, class Fragments, class ScoreVector>
+  CUTE_DEVICE void score_part(
+      Span const& span, Vector const& rX /* (V) */, Fragments const& fragments, ScoreVector&& rZ /* (V) */) const
+  {
+    constexpr int Vec = decltype(cute::size(rZ))::value;
+    widen(rX, rZ);
+    CUTE_UNROLL
+    for (int v = 0; v < Vec; ++v) {
+      rZ(v) = scale_ * rZ(v);
+      cute::for_each(cute::make_seq<sizeof...(Features)>{}, [&](auto i) {
+        rZ(v) = cute::get<i>(features_).apply(rZ(v), cute::get<i>(fragments), v);
+      });
+    }
+    // Only the vectors across the end pay for a comparison of every element.
+    int const inside = span.end - span.column;
+    if (inside < Vec) {
+      CUTE_UNROLL
+      for (int v = 0; v < Vec; ++v) {
+        if (v >= (Row::Edges == 0 && !Narrows ? 0 : inside)) { rZ(v) = negative_infinity<Accumulator>(); }
+      }
+    }
+  }
+};
+
+template <class Element, class Accumulator, class... Features>
+CUTE_DEVICE auto make_scores(Accumulator scale, Features const&... features)
+{
+  return Scores<Element, Features...>(scale, features...);
+}
+
+}  // namespace softmax

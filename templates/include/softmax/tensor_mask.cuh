@@ -1,0 +1,107 @@
+#pragma once
+
+#include <cute/tensor.hpp>
+
+#include <softmax/ptx.cuh>
+#include <softmax/rows.cuh>
+#include <softmax/scores.cuh>
+
+namespace softmax {
+
+// The bits of 1. Every type here has exactly one encoding of it: a comparison of bits is a comparison of values.
+template <class Element>
+struct One;
+
+template <>
+struct One<uint8_t>
+{
+  using Bits                  = uint8_t;
+  static constexpr Bits value = 1;
+};
+
+template <>
+struct One<cutlass::half_t>
+{
+  using Bits                  = uint16_t;
+  static constexpr Bits value = 0x3c00;
+};
+
+template <>
+struct One<cutlass::bfloat16_t>
+{
+  using Bits                  = uint16_t;
+  static constexpr Bits value = 0x3f80;
+};
+
+template <>
+struct One<float>
+{
+  using Bits                  = uint32_t;
+  static constexpr Bits value = 0x3f800000;
+};
+
+// A mask in memory: an element that is exactly 1 hides its column, which then scores `fill` (-inf: it takes no part).
+// The mask is broadcast by strides of 0; along the row by column_stride = 0, when one element hides or shows the whole row.
+template <class Element, class Accumulator>
+struct TensorMask
+{
+  using Bits = typename One<Element>::Bits;
+
+  static constexpr uint32_t Field  = Bits(~Bits(0));
+  static constexpr uint32_t Repeat = 0xffffffffu / Field;  // times an element: that element in every field of a register
+
+  struct Params
+  {
+    Bits const* mask;
+    Accumulator fill;
+    int32_t column_stride;  // 1 or 0
+    RowStrides strides;
+  };
+
+  static constexpr bool Narrows = false;
+
+  // Vec mask elements, kept as 32-bit registers where they fill them.
+  template <int Vec>
+  struct Fragment
+  {
+    static constexpr bool Packed = Vec * sizeof(Bits) % sizeof(uint32_t) == 0;
+    using Register               = cute::conditional_t<Packed, uint32_t, Bits>;
+    static constexpr int PerRegister = sizeof(Register) / sizeof(Bits);
+
+    cute::array<Register, Vec / PerRegister> registers;
+  };
+
+  Bits const* row;
+  Accumulator hidden_score;
+  bool per_column;
+  uint32_t background;  // what the fragments hold where nothing is loaded: the row's element, or 0
+
+  CUTE_DEVICE TensorMask(Params const& p, Rows const& rows, RowIndex const& index)
+    : row(p.mask + index.offset(p.strides, rows.rank)),
+      hidden_score(p.fill),
+      per_column(p.column_stride != 0),
+      background(per_column ? 0 : *row * Repeat)
+  {}
+
+  CUTE_DEVICE int end(int end) const { return end; }
+
+  template <class Span, int Vec>
+  CUTE_DEVICE void load(Span const& span, Fragment<Vec>& fragment) const
+  {
+    using namespace cute;
+    using Register = typename Fragment<Vec>::Register;
+    fill(fragment.registers, Register(background));
+    Tensor rM = make_tensor(reinterpret_cast<Bits*>(fragment.registers.data()), Shape<Int<Vec>>{});  // (V)
+    if (per_column) { span.load(row, rM); }
+  }
+
+  template <int Vec>
+  CUTE_DEVICE Accumulator apply(Accumulator z, Fragment<Vec> const& fragment, int v) const
+  {
+    constexpr int PerRegister = Fragment<Vec>::PerRegister;
+    uint32_t const differs    = ptx::opaque_xor(fragment.registers[v / PerRegister], One<Element>::value * Repeat);
+    return (differs & (Field << (v % PerRegister * 8 * sizeof(Bits)))) == 0 ? hidden_score : z;
+  }
+};
+
+}  // namespace softmax

@@ -1,0 +1,170 @@
+"""Instructions that move lanes: branches, exits, barriers, and warp operations that wait for their members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .fault import Fault
+from .formats import Values
+from .lanes import Active
+from .operands import Reader, Step, reader, unsupported, writer
+from .program import Immediate, Instruction
+from .schedule import AT_BLOCK, AT_CLUSTER, Control, Scheduler
+
+
+def control_of(instruction: Instruction) -> Control | None:
+    """The control function of an instruction, or None where it simply falls through."""
+    head = instruction.parts[:3]
+    if head[0] == "bra":
+        return _branch(instruction.targets[0])
+    if head[0] == "brx":
+        return _indexed_branch(instruction)
+    if head[0] in ("ret", "exit"):
+        return _exit
+    if head[:2] in (("bar", "warp"), ("bar", "arrive"), ("barrier", "arrive")):
+        return None
+    if head[:2] == ("barrier", "cluster"):
+        return _cluster_arrive(instruction) if head[2] == "arrive" else _cluster_wait
+    if head[0] in ("bar", "barrier"):
+        return _block_barrier(instruction)
+    return None
+
+
+def _branch(target: int) -> Control:
+    def control(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
+        scheduler.enqueue(pc + 1, scheduler.rest(active, chosen))
+        if chosen is not None:
+            scheduler.enqueue(target, chosen.index)
+
+    return control
+
+
+def _indexed_branch(instruction: Instruction) -> Control:
+    choose, targets = reader(instruction.operands[0], "u32"), instruction.targets
+
+    def control(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
+        scheduler.enqueue(pc + 1, scheduler.rest(active, chosen))
+        if chosen is None:
+            return
+        index = np.broadcast_to(choose(scheduler.state, chosen), chosen.size)
+        past = index >= len(targets)
+        if past.any():
+            raise Fault("bounds", f"branch index past its {len(targets)} targets", _first(scheduler, chosen, past))
+        for which, target in enumerate(targets):
+            scheduler.enqueue(target, chosen.index[index == which])
+
+    return control
+
+
+def _first(scheduler: Scheduler, active: Active, which: Values) -> int:
+    return scheduler.state.lanes.first + int(active.index[np.argmax(which)])
+
+
+def _exit(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
+    scheduler.enqueue(pc + 1, scheduler.rest(active, chosen))
+    if chosen is not None:
+        scheduler.exit(chosen)
+
+
+# ---- barriers of the block
+
+
+def _block_barrier(instruction: Instruction) -> Control:
+    """bar.sync, barrier.sync and their .red forms, for all threads of the block."""
+    parts = [part for part in instruction.parts[1:] if part not in ("cta", "aligned")]
+    if parts[:1] == ["sync"]:
+        operands, release = instruction.operands, None
+    elif parts[:1] == ["red"]:
+        operands, release = instruction.operands[1:-1], _block_vote(instruction, parts[1])
+    else:
+        raise unsupported("this barrier")
+    count = operands[1] if len(operands) > 1 else None
+    if not isinstance(operands[0], Immediate) or not isinstance(count, Immediate | None):
+        raise unsupported("a barrier whose number or thread count is not a constant")
+
+    def control(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
+        scheduler.enqueue(pc + 1, scheduler.rest(active, chosen))
+        if chosen is None:
+            return
+        if count is not None and count.value != scheduler.state.lanes.stride:
+            what = f"a barrier of {count.value} threads in a block of {scheduler.state.lanes.threads}"
+            raise Fault("unsupported", what, _first(scheduler, chosen, np.array([True])))
+        if release is not None:
+            scheduler.releases[pc] = release
+        scheduler.park(AT_BLOCK, pc, chosen.index)
+
+    return control
+
+
+def _block_vote(instruction: Instruction, operation: str) -> Callable[[Scheduler, Active], None]:
+    """Result of bar.red.popc, .and or .or: known when the barrier completes."""
+    source, out = reader(instruction.operands[-1], "pred"), writer(instruction.operands[0])
+
+    def release(scheduler: Scheduler, active: Active) -> None:
+        lanes = scheduler.state.lanes
+        block = active.index // lanes.stride
+        holds = np.broadcast_to(source(scheduler.state, active), active.size)
+        votes = np.bincount(block, weights=holds, minlength=lanes.blocks).astype(np.uint32)[block]
+        result = {"popc": votes, "or": votes > 0, "and": votes == lanes.threads}[operation]
+        out(scheduler.state, active, result)
+
+    return release
+
+
+# ---- barriers of the cluster
+
+
+def _cluster_arrive(instruction: Instruction) -> Control:
+    relaxed = instruction.has("relaxed")
+
+    def control(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
+        if chosen is not None:
+            twice = (scheduler.arrived_at[chosen.index] > 0) | scheduler.may_pass[chosen.index]
+            if twice.any():
+                raise Fault("divergent barrier", "arrives again before it has waited", _first(scheduler, chosen, twice))
+            state = scheduler.state
+            # A relaxed arrival orders only what a fence before it covers; 1 is before every access.
+            ordered = np.maximum(state.fenced[chosen.index], 1) if relaxed else np.int32(state.order.step)
+            scheduler.arrived_at[chosen.index] = ordered
+        scheduler.enqueue(pc + 1, active.index)
+
+    return control
+
+
+def _cluster_wait(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
+    scheduler.enqueue(pc + 1, scheduler.rest(active, chosen))
+    if chosen is None:
+        return
+    passing = scheduler.may_pass[chosen.index]
+    never = ~passing & (scheduler.arrived_at[chosen.index] == 0)
+    if never.any():
+        raise Fault(
+            "divergent barrier", "waits at a cluster barrier without arriving", _first(scheduler, chosen, never)
+        )
+    scheduler.pass_cluster(chosen.index[passing])
+    scheduler.enqueue(pc + 1, chosen.index[passing])
+    scheduler.park(AT_CLUSTER, pc, chosen.index[~passing])
+
+
+# ---- warp operations
+
+
+def collective(members: Reader, step: Step) -> Control:
+    """A warp operation: lanes wait until all lanes of their member mask are here."""
+
+    def control(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
+        rest = scheduler.rest(active, chosen)
+        if chosen is not None:
+            parked = scheduler.collective.pop(pc, None)
+            here = chosen if parked is None else Active(np.union1d(parked, chosen.index))
+            masks = np.broadcast_to(members(scheduler.state, here), here.size)
+            ready = scheduler.complete(pc, here.index, masks)
+            if ready.size:
+                scheduler.status[ready] = 0
+                step(scheduler.state, here if ready.size == here.size else Active(ready))
+                scheduler.enqueue(pc + 1, ready)
+        scheduler.enqueue(pc + 1, rest)
+
+    return control

@@ -1,0 +1,129 @@
+"""Operands compiled once to closures: how to read a source, how to write a destination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .fault import Fault
+from .formats import DTYPE, FLOATS, SIGNED, UNSIGNED, Values, f32_to_bf16
+from .lanes import Active
+from .program import Address, Immediate, Name, Operand, Register, Special, Symbol
+from .spaces import State
+
+Step = Callable[[State, Active], None]
+Reader = Callable[[State, Active], Any]  # an array [active lanes], or a numpy scalar for all of them
+Writer = Callable[[State, Active, Any], None]
+
+
+def unsupported(what: str) -> Fault:
+    return Fault("unsupported", what)
+
+
+def unwritten(name: str, state: State, active: Active) -> Fault:
+    """No lane has written this register: an uninitialised variable of the source."""
+    return Fault("uninitialised", f"{name} is read before it is written", state.lanes.first + int(active.index[0]))
+
+
+def reader(operand: Operand, kind: str) -> Reader:
+    """Reads an operand as values of the PTX type `kind` (bf16 and packed types as their bits)."""
+    if isinstance(operand, Register):
+        return _predicate(operand) if operand.bits == 1 else _register(operand, DTYPE[kind])
+    if isinstance(operand, Special):
+        return _special(operand.name, DTYPE[kind])
+    if isinstance(operand, Immediate):
+        value = _literal(operand, kind)
+    elif isinstance(operand, Symbol):
+        value = DTYPE[kind](operand.address)
+    else:
+        raise unsupported(f"operand {operand}")
+    return lambda state, active: value
+
+
+def _register(operand: Register, dtype: Any) -> Reader:
+    slot, name = operand.slot, operand.name
+    width = np.dtype(dtype).itemsize
+    same = operand.bits == 8 * width
+    narrow = UNSIGNED[width]
+
+    def read(state: State, active: Active) -> Values:
+        register = state.lanes.registers[slot]
+        if register is None:
+            raise Fault(
+                "uninitialised", f"{name} is read before it is written", int(active.index[0]) + state.lanes.first
+            )
+        value = register[active.select]
+        return (value if same else value.astype(narrow)).view(dtype)
+
+    return read
+
+
+def _predicate(operand: Register) -> Reader:
+    slot, name, negated = operand.slot, operand.name, operand.negated
+
+    def read(state: State, active: Active) -> Values:
+        register = state.lanes.registers[slot]
+        if register is None:
+            raise Fault(
+                "uninitialised", f"{name} is read before it is written", int(active.index[0]) + state.lanes.first
+            )
+        return ~register[active.select] if negated else register[active.select]
+
+    return read
+
+
+def _special(name: str, dtype: Any) -> Reader:
+    return lambda state, active: state.lanes.special(name, active).astype(dtype)
+
+
+def _literal(operand: Immediate, kind: str) -> Any:
+    if kind == "pred":
+        return np.bool_(operand.value != 0)
+    if operand.real is not None and kind in FLOATS:
+        value = np.float32(operand.real) if kind in ("f32", "bf16") else DTYPE[kind](operand.real)
+        return f32_to_bf16(np.asarray(value))[()] if kind == "bf16" else value
+    dtype = np.dtype(DTYPE[kind])
+    unsigned = UNSIGNED[dtype.itemsize]
+    return unsigned(operand.value & (1 << 8 * dtype.itemsize) - 1).view(dtype)
+
+
+def writer(operand: Operand) -> Writer:
+    """Writes values of any type; one narrower than the register is extended by its sign, if it has one."""
+    if isinstance(operand, Name) and operand.name == "_":
+        return lambda state, active, value: None
+    if not isinstance(operand, Register):
+        raise unsupported(f"destination {operand}")
+    slot, bits = operand.slot, operand.bits
+    unsigned, signed = UNSIGNED[max(bits // 8, 1)], SIGNED[max(bits // 8, 1)]
+
+    def write(state: State, active: Active, value: Any) -> None:
+        register = state.lanes.registers[slot]
+        if register is None:
+            register = state.lanes.register(slot, bits)
+        if bits > 1 and value.dtype != unsigned:
+            if value.dtype.itemsize * 8 == bits:
+                value = value.view(unsigned)
+            elif value.dtype.kind == "i":
+                value = value.astype(signed).view(unsigned)
+            else:
+                value = value.view(UNSIGNED[value.dtype.itemsize]).astype(unsigned)
+        register[active.select] = value
+
+    return write
+
+
+def address(operand: Operand) -> Reader:
+    """Reads [base + offset] as 64-bit integers, one per active lane."""
+    if not isinstance(operand, Address):
+        raise unsupported(f"address {operand}")
+    offset = np.int64(operand.offset)
+    narrow = isinstance(operand.base, Register) and operand.base.bits == 32
+    base = reader(operand.base, "u32" if narrow else "u64")
+
+    def read(state: State, active: Active) -> Values:
+        value = np.asarray(base(state, active)).astype(np.int64) + offset
+        return value if value.ndim else np.full(active.size, value)
+
+    return read

@@ -1,0 +1,114 @@
+"""Which accesses are ordered before which: the happens-before relation behind the race check.
+
+Time is the number of the executed instruction (`step`), one clock for the whole grid. An access at step s by one lane
+is ordered before the current access of another lane only if a barrier that both took part in completed after s:
+the block's, the cluster's (by the step at which the earlier lane *arrived*), or the warp's. Program order counts
+within a lane. Shuffles, votes and kernel-wide luck with the schedule count for nothing. Blocks that share no
+cluster are ordered only through fences and atomics (signals.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .formats import Values
+from .signals import Signals
+
+LANE, WARP, BLOCK, CLUSTER, GRID = 1, 2, 3, 4, 5  # how far apart the lanes of a set are
+
+
+class Order:
+    """Clocks of one launch. Lanes are numbered block * stride + thread, with stride a multiple of 32."""
+
+    def __init__(self, grid: int, stride: int, cluster: int) -> None:
+        self.stride = stride
+        self.cluster = cluster
+        self.step = 1
+        self.block_synced = np.zeros(grid, np.int32)
+        self.warp_synced: Values | None = None  # [lane of the wave, lane of its warp]
+        self.first_lane = 0
+        self.lanes = 0
+        self.signals = Signals(self.block_synced, stride)
+
+    def start_wave(self, first_lane: int, lanes: int) -> None:
+        """Lanes of earlier waves share no barrier with those of this one, so only these need clocks."""
+        self.first_lane, self.lanes = first_lane, lanes
+        self.warp_synced = None
+        self.arrived = np.zeros((2, lanes), np.int32)  # step of arrival: newest, older
+        self.behind = np.zeros(lanes, np.bool_)  # has not yet waited for the newest completed one
+
+    def sync_blocks(self, blocks: Values) -> None:
+        self.block_synced[blocks] = self.step
+        self.signals.sync_blocks(blocks)
+
+    def sync_warps(self, lanes: Values, members: Values) -> None:
+        """bar.warp.sync of the wave's `lanes`, each with the mask of its warp's members."""
+        if self.warp_synced is None:
+            self.warp_synced = np.zeros((self.lanes, 32), np.int32)
+        took_part = (members[:, None] >> np.arange(32, dtype=np.uint32) & np.uint32(1)).astype(np.bool_)
+        self.warp_synced[lanes] = np.where(took_part, self.step, self.warp_synced[lanes])
+
+    def sync_clusters(self, lanes: Values, arrivals: Values) -> None:
+        """A cluster barrier of the wave's `lanes` completed; each arrived at its own step."""
+        self.arrived[1, lanes] = self.arrived[0, lanes]
+        self.arrived[0, lanes] = arrivals
+        self.behind[lanes] = True
+
+    def waited(self, lanes: Values) -> None:
+        self.behind[lanes] = False
+
+    def ordered(self, before: Values, scope: Values | int, step: Values, lane: Values) -> Values:
+        """True where an access at `step` by `before` happens before the current one by `lane`.
+
+        `scope` says what `before` stands for: itself (LANE), or several lanes of its WARP, BLOCK, CLUSTER or GRID.
+        """
+        block_before, block = before // self.stride, lane // self.stride
+        same_block = block_before == block
+        done = same_block & (scope <= BLOCK) & (step < self.block_synced[block])
+        if done.all():
+            return done
+        done |= (before == lane) & (scope == LANE)
+        if self.warp_synced is not None:
+            done |= self._by_warp(before, scope, step, lane)
+        if self.cluster > 1:
+            done |= self._by_cluster(before, scope, step, lane)
+        if self.signals.used and not done.all():
+            left = np.flatnonzero(~done)
+            scopes = np.broadcast_to(scope, done.shape)[left]
+            done[left] = self.signals.ordered(before[left], scopes == LANE, step[left], lane[left]) & (scopes <= BLOCK)
+        return done
+
+    def _by_warp(self, before: Values, scope: Values | int, step: Values, lane: Values) -> Values:
+        assert self.warp_synced is not None
+        synced = self.warp_synced[lane - self.first_lane, before % 32]
+        everyone = self.warp_synced[lane - self.first_lane].min(axis=-1) if np.any(scope == WARP) else synced
+        since = np.where(scope == WARP, everyone, synced)
+        return (before >> 5 == lane >> 5) & (scope <= WARP) & (step < since)
+
+    def _by_cluster(self, before: Values, scope: Values | int, step: Values, lane: Values) -> Values:
+        per_cluster = self.stride * self.cluster
+        same = before // per_cluster == lane // per_cluster
+        local = np.clip(before - self.first_lane, 0, self.lanes - 1)
+        behind = self.behind[lane - self.first_lane].astype(np.intp)
+        since = self.arrived[behind, local]
+        if np.any(scope != LANE):
+            block, cluster = self._earliest(self.stride), self._earliest(per_cluster)
+            since = np.where(scope == CLUSTER, cluster[behind, local // per_cluster], since)
+            since = np.where((scope == WARP) | (scope == BLOCK), block[behind, local // self.stride], since)
+        return same & (scope <= CLUSTER) & (step < since)
+
+    def _earliest(self, group: int) -> Values:
+        """First arrival in each group of lanes, lanes that do not exist left out."""
+        arrived = np.where(self.arrived == 0, np.iinfo(np.int32).max, self.arrived).reshape(2, -1, group).min(axis=2)
+        return np.where(arrived == np.iinfo(np.int32).max, 0, arrived)
+
+    def span(self, one: Values, other: Values) -> NDArray[np.int8]:
+        """How far apart two lanes are: LANE when they are the same, up to GRID."""
+        result = np.full(one.shape, GRID, np.int8)
+        per_cluster = self.stride * self.cluster
+        result[one // per_cluster == other // per_cluster] = CLUSTER
+        result[one // self.stride == other // self.stride] = BLOCK
+        result[one >> 5 == other >> 5] = WARP
+        result[one == other] = LANE
+        return result

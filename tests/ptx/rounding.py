@@ -1,0 +1,99 @@
+"""Correctly rounded arithmetic on numpy arrays: fused multiply-add and directed rounding.
+
+A float64 result that is *rounded to odd* (the last bit is set when something was cut off) can be rounded again to
+float32 or less, in any mode, as if the exact value had been rounded once: float64 has more than two bits to spare.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .formats import Values, bf16_to_f32, f32_to_bf16
+
+_SPLIT = np.float64(134217729.0)  # 2**27 + 1: halves a float64 significand exactly
+
+
+def two_sum(a: Values, b: Values) -> tuple[Values, Values]:
+    """a + b = sum + error, exactly (unless the sum overflows)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def two_product(a: Values, b: Values) -> tuple[Values, Values]:
+    """a * b = product + error, exactly (for |a|, |b| < 2**995 and products above 2**-960)."""
+    product = a * b
+    scaled_a, scaled_b = a * _SPLIT, b * _SPLIT
+    a_high, b_high = scaled_a - (scaled_a - a), scaled_b - (scaled_b - b)
+    a_low, b_low = a - a_high, b - b_high
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def sum_to_odd(a: Values, b: Values) -> Values:
+    """a + b in float64, rounded to odd."""
+    total, error = two_sum(a, b)
+    even = (np.asarray(total).view(np.uint64) & np.uint64(1)) == 0
+    inexact = (error != 0) & np.isfinite(error) & np.isfinite(total) & even
+    if not np.any(inexact):
+        return total
+    return np.where(inexact, np.nextafter(total, np.where(error > 0, np.inf, -np.inf)), total)
+
+
+def fma_f64(a: Values, b: Values, c: Values) -> Values:
+    """a * b + c with one rounding (Boldo and Melquiond, 2008); plain arithmetic where a part leaves the range."""
+    plain = a * b + c
+    product, low = two_product(a, b)
+    high, error = two_sum(c, low)
+    total, rest = two_sum(product, high)
+    fused = total + sum_to_odd(error, rest)
+    return np.where(np.isfinite(fused), fused, plain)
+
+
+def product_sum_to_odd(a: Values, b: Values, c: Values) -> Values:
+    """a * b + c of values of 24 bits or less, rounded to odd in float64: their product is exact there."""
+    return sum_to_odd(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64))
+
+
+def round_f32(value: Values, mode: str = "rn") -> Values:
+    """float64 (exact or rounded to odd) to float32; modes rn, rz, rm (down), rp (up)."""
+    nearest = value.astype(np.float32)
+    if mode == "rn":
+        return nearest
+    back = nearest.astype(np.float64)
+    down, up = back < value, back > value
+    if mode == "rm":
+        return np.where(up, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+    if mode == "rp":
+        return np.where(down, np.nextafter(nearest, np.float32(np.inf)), nearest)
+    away = np.abs(back) > np.abs(value)
+    return np.where(away, np.nextafter(nearest, np.float32(0)), nearest)
+
+
+def round_f16(value: Values, mode: str = "rn") -> Values:
+    """float64 or float32 to float16; modes rn, rz."""
+    nearest = value.astype(np.float16)
+    if mode == "rn":
+        return nearest
+    away = np.abs(nearest.astype(np.float64)) > np.abs(value)
+    return np.where(away, np.nextafter(nearest, np.float16(0)), nearest)
+
+
+def round_bf16(value: Values, mode: str = "rn") -> Values:
+    """float64 or float32 to the bits of bfloat16; modes rn, rz."""
+    single = value if value.dtype == np.float32 else _single_to_odd(value)
+    if mode == "rn":
+        return f32_to_bf16(single)
+    cut = (single.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return np.where(np.isnan(single), f32_to_bf16(single), cut)
+
+
+def _single_to_odd(value: Values) -> Values:
+    """float64 to float32 towards zero, the last bit set when inexact: safe to round again."""
+    cut = round_f32(value, "rz")
+    inexact = (cut.astype(np.float64) != value) & np.isfinite(cut)
+    return (cut.view(np.uint32) | inexact.astype(np.uint32)).view(np.float32)
+
+
+def bf16_fma(a: Values, b: Values, c: Values) -> Values:
+    """Fused multiply-add on the bits of bfloat16."""
+    return round_bf16(product_sum_to_odd(bf16_to_f32(a), bf16_to_f32(b), bf16_to_f32(c)))

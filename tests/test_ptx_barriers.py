@@ -1,0 +1,154 @@
+"""Barriers of block and cluster: divergence, early exits, deadlocks, distributed shared memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.ptx import Fault, GlobalMemory, parse, run
+from tests.ptx import schedule as scheduling
+from tests.ptx.snippets import module, packed_params
+
+SHARED = ".shared .align 16 .b8 buf[512];\n"
+SETUP = "mov.u32 %r1, %tid.x; mov.u32 %r2, buf; mov.u32 %r3, %ctaid.x; mov.u32 %r4, %cluster_ctarank;"
+
+
+def launch(body: str, grid: int = 1, block: int = 64, cluster: int = 1) -> list[int]:
+    """Each block's thread 0 stores %r9, if the body ends there."""
+    memory = GlobalMemory()
+    y = memory.add("y", 4 * grid, access="write")
+    store = """setp.ne.u32 %p9, %r1, 0; @%p9 ret; ld.param.u64 %rd1, [k_param_0]; mul.wide.u32 %rd2, %r3, 4;
+        add.u64 %rd1, %rd1, %rd2; st.global.u32 [%rd1], %r9; ret;"""
+    program = parse(module(f"{SETUP} mov.u32 %r9, 0; {body} {store}", 1, SHARED))
+    run(program, grid=grid, block=block, cluster=cluster, params=packed_params(y), memory=memory)
+    result: list[int] = memory.read("y").view(np.uint32).tolist()
+    return result
+
+
+def fault(kind: str, body: str, **arguments: int) -> str:
+    with pytest.raises(Fault) as caught:
+        launch(body, **arguments)
+    assert caught.value.kind == kind, str(caught.value)
+    return str(caught.value)
+
+
+def test_a_thread_that_returned_is_missing_at_a_barrier() -> None:
+    message = fault("divergent barrier", "setp.eq.u32 %p1, %r1, 33; @%p1 ret; bar.sync 0;")
+    assert "1 threads that are not here: thread 33 of block 0 has exited" in message
+
+
+def test_a_whole_block_may_return_early() -> None:
+    assert launch("setp.eq.u32 %p1, %r3, 1; @%p1 bra OUT; bar.sync 0; OUT: mov.u32 %r9, %r3;", grid=3) == [0, 1, 2]
+
+
+def test_threads_at_different_barriers() -> None:
+    body = "setp.lt.u32 %p1, %r1, 32; @%p1 bra L; bar.sync 0; bra E; L: bar.sync 0; E:"
+    assert "waits at `bar.sync 0" in fault("divergent barrier", body)
+
+
+def test_barrier_in_a_loop_with_different_trip_counts() -> None:
+    body = "mov.u32 %r5, 0; L: bar.sync 0; add.u32 %r5, %r5, 1; setp.lt.u32 %p1, %r5, {}; @%p1 bra L;"
+    launch(body.format(3))
+    launch("add.u32 %r6, %r3, 1;" + body.format("%r6"), grid=4)
+    fault("divergent barrier", "shr.u32 %r6, %r1, 5; add.u32 %r6, %r6, 1;" + body.format("%r6"))
+
+
+def test_a_barrier_for_part_of_the_block_is_not_supported() -> None:
+    launch("bar.sync 1, 64;")
+    assert "a barrier of 32 threads in a block of 64" in fault("unsupported", "bar.sync 1, 32;")
+
+
+def test_a_loop_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "STEP_LIMIT", 1000)
+    assert "still running after 1000 instructions" in fault("deadlock", "L: bra L;")
+
+
+def test_a_kernel_may_end_without_ret() -> None:
+    run(parse(module("mov.u32 %r1, 1;", 0)), grid=1, block=32, params=b"", memory=GlobalMemory())
+
+
+def test_a_barrier_can_count() -> None:
+    body = "setp.lt.u32 %p1, %r1, 10; {}"
+    assert launch(body.format("bar.red.popc.u32 %r9, 0, %p1;")) == [10]
+    assert launch(body.format("bar.red.or.pred %p2, 0, %p1; selp.u32 %r9, 1, 0, %p2;")) == [1]
+    assert launch(body.format("bar.red.and.pred %p2, 0, %p1; selp.u32 %r9, 1, 0, %p2;")) == [0]
+    assert launch(body.format("barrier.red.popc.aligned.u32 %r9, 0, !%p1;"), block=50) == [40]
+
+
+def test_branch_by_index() -> None:
+    body = "T: .branchtargets A, B, C; brx.idx %r3, T; A: mov.u32 %r9, 7; bra E; "
+    body += "B: mov.u32 %r9, 8; bra E; C: mov.u32 %r9, 9; E:"
+    assert launch(body, grid=3) == [7, 8, 9]
+    fault("bounds", body, grid=4)
+
+
+# ---- clusters
+
+ARRIVE, WAIT = "barrier.cluster.arrive.aligned;", "barrier.cluster.wait.aligned;"
+CLUSTER = ARRIVE + WAIT
+OWN = "setp.eq.u32 %p1, %r1, 0; add.u32 %r8, %r3, 100; @%p1 st.shared.u32 [%r2], %r8;"
+REMOTE = "xor.b32 %r5, %r4, 1; mapa.shared::cluster.u32 %r6, %r2, %r5; ld.shared::cluster.u32 %r9, [%r6];"
+
+
+def test_distributed_shared_memory() -> None:
+    assert launch(OWN + CLUSTER + REMOTE + CLUSTER, grid=4, cluster=2) == [101, 100, 103, 102]
+
+
+def test_a_block_barrier_does_not_order_the_cluster() -> None:
+    message = fault("race", OWN + "bar.sync 0;" + REMOTE + CLUSTER, grid=2, cluster=2)
+    assert "read races with a write by thread 0 of block 1" in message
+
+
+def test_a_cluster_barrier_does_not_order_other_clusters() -> None:
+    body = f"""ld.param.u64 %rd1, [k_param_0]; setp.eq.u32 %p1, %r1, 0; setp.eq.and.u32 %p2, %r3, {{}}, %p1;
+        setp.eq.and.u32 %p3, %r3, 0, %p1; @%p2 st.global.u32 [%rd1], %r3; {CLUSTER} @%p3 ld.global.u32 %r9, [%rd1];
+        {CLUSTER} exit;"""
+    with pytest.raises(Fault, match="race"):
+        launch(body.format(2), grid=4, cluster=2)
+    assert launch(body.format(1), grid=4, cluster=2)[0] == 1
+
+
+def test_a_block_must_outlive_its_readers() -> None:
+    message = fault("race", OWN + CLUSTER + REMOTE, grid=2, cluster=2)
+    assert "block exits while thread 63 of block 1 may still use its shared memory" in message
+    gone = f"{OWN} {CLUSTER} setp.eq.u32 %p2, %r4, 0; @%p2 bra E; bra LATE; E: ret; LATE: {REMOTE}"
+    assert "exited" in fault("race", gone, grid=2, cluster=2)
+
+
+def test_what_follows_the_arrival_is_not_ordered_by_it() -> None:
+    launch(OWN + ARRIVE + "mov.u32 %r7, 1;" + WAIT + REMOTE + CLUSTER, grid=2, cluster=2)
+    fault("race", ARRIVE + OWN + WAIT + REMOTE + CLUSTER, grid=2, cluster=2)
+
+
+def test_a_relaxed_arrival_needs_a_fence() -> None:
+    relaxed = "barrier.cluster.arrive.relaxed.aligned;" + WAIT
+    fault("race", OWN + relaxed + REMOTE + CLUSTER, grid=2, cluster=2)
+    launch(OWN + "fence.acq_rel.cluster;" + relaxed + REMOTE + CLUSTER, grid=2, cluster=2)
+
+
+def test_writes_after_remote_reads_need_a_cluster_barrier() -> None:
+    again = "@%p1 st.shared.u32 [%r2], 5;"
+    launch(OWN + CLUSTER + REMOTE + CLUSTER + again, grid=2, cluster=2)
+    fault("race", OWN + CLUSTER + REMOTE + "bar.sync 0;" + again + CLUSTER, grid=2, cluster=2)
+
+
+def test_ranks_outside_the_cluster() -> None:
+    beyond = "mapa.shared::cluster.u32 %r6, %r2, 2; ld.shared::cluster.u32 %r9, [%r6];"
+    assert "cluster of 2" in fault("bounds", OWN + CLUSTER + beyond, grid=4, cluster=2)
+
+
+def test_generic_addresses_reach_the_cluster() -> None:
+    generic = """xor.b32 %r5, %r4, 1; cvt.u64.u32 %rd3, %r2; cvta.shared.u64 %rd3, %rd3; mapa.u64 %rd4, %rd3, %r5;
+        ld.u32 %r9, [%rd4]; getctarank.u64 %r10, %rd4; setp.ne.u32 %p3, %r10, %r5; @%p3 trap;"""
+    assert launch(OWN + CLUSTER + generic + CLUSTER, grid=2, cluster=2) == [101, 100]
+
+
+def test_cluster_barriers_diverge_too() -> None:
+    fault("divergent barrier", f"setp.eq.u32 %p1, %r4, 1; @%p1 ret; {CLUSTER}", grid=2, cluster=2)
+    fault("divergent barrier", WAIT, grid=2, cluster=2)
+    fault("divergent barrier", ARRIVE + CLUSTER, grid=2, cluster=2)
+
+
+def test_a_block_barrier_across_a_cluster_barrier_hangs() -> None:
+    """Half of the block waits for the block, half for the cluster."""
+    body = f"setp.lt.u32 %p1, %r1, 32; @%p1 bra L; bar.sync 0; {CLUSTER} bra E; L: {CLUSTER} bar.sync 0; E:"
+    fault("divergent barrier", body, grid=2, cluster=2)
