@@ -1,0 +1,44 @@
+"""Fused softmax kernels for attention and sampling: scale, mask and softmax in one pass over memory.
+
+    import softmax_ops
+    y = softmax_ops.softmax(scores, scale=0.125, mask=mask, causal=True)
+
+Names that need torch are resolved at first use: importing the package, its artifacts and its planning needs none.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import explain, softmax, softmax_
+    from .driver import DriverError
+    from .launcher import NotLoaded
+    from .plan import NoVariant
+    from .resolve import KernelNotFound
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "softmax": "api",
+    "softmax_": "api",
+    "explain": "api",
+    "DriverError": "driver",
+    "NotLoaded": "launcher",
+    "NoVariant": "plan",
+    "KernelNotFound": "resolve",
+}
+
+__all__ = ["DriverError", "KernelNotFound", "NoVariant", "NotLoaded", "__version__", "explain", "softmax", "softmax_"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

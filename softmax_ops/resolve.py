@@ -20,6 +20,14 @@ PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
 class KernelNotFound(RuntimeError):
     """No place holds a cubin of the variant for this architecture; the message lists each place and why it did not serve."""
 
+    def __init__(self, variant: Variant, arch: str, passed_over: tuple[str, ...]):
+        self.passed_over = passed_over
+        super().__init__(
+            "\n  ".join([f"no kernel {variant.name} for {arch}:", *passed_over])
+            + f"\nBuild it with `python -m codegen compile --arch {arch} {variant.name}` in a checkout, "
+            "or install a wheel that carries its bundle."
+        )
+
 
 @dataclass(frozen=True)
 class Resolution:
@@ -38,11 +46,7 @@ def resolve(variant: Variant, arch: str, *, may_compile: bool = True) -> Resolut
             return Resolution(find(), place, tuple(passed_over))
         except Absent as absence:
             passed_over.append(f"{place}: {absence.reason}")
-    tried = "\n  ".join(passed_over)
-    raise KernelNotFound(
-        f"no kernel {variant.name} for {arch}:\n  {tried}\n"
-        f"Build it with `python -m codegen compile --arch {arch} {variant.name}` in a checkout, or install a wheel with its bundle."
-    )
+    raise KernelNotFound(variant, arch, tuple(passed_over))
 
 
 def _places(variant: Variant, arch: str, may_compile: bool) -> Iterator[tuple[str, Callable[[], Cubin]]]:

@@ -67,11 +67,16 @@ class Lanes:
         return self.masks(which)
 
     def register(self, slot: int, bits: int) -> Values:
-        """The register for writing; it comes into being with its first write."""
+        """All lanes of a register.
+
+        It comes into being poisoned, all bits set: NaN as a float. Compilers let lanes read registers that they never
+        wrote, where the value cannot matter; where it does, results are wrong.
+        """
         register = self.registers[slot]
         if register is None:
             dtype = np.bool_ if bits == 1 else UNSIGNED[bits // 8]
-            register = self.registers[slot] = np.zeros(self.count, dtype)
+            poison = True if bits == 1 else np.iinfo(dtype).max
+            register = self.registers[slot] = np.full(self.count, poison, dtype)
         return register
 
     def special(self, name: str, active: Active) -> Values:

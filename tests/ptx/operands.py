@@ -22,11 +22,6 @@ def unsupported(what: str) -> Fault:
     return Fault("unsupported", what)
 
 
-def unwritten(name: str, state: State, active: Active) -> Fault:
-    """No lane has written this register: an uninitialised variable of the source."""
-    return Fault("uninitialised", f"{name} is read before it is written", state.lanes.first + int(active.index[0]))
-
-
 def reader(operand: Operand, kind: str) -> Reader:
     """Reads an operand as values of the PTX type `kind` (bf16 and packed types as their bits)."""
     if isinstance(operand, Register):
@@ -43,33 +38,24 @@ def reader(operand: Operand, kind: str) -> Reader:
 
 
 def _register(operand: Register, dtype: Any) -> Reader:
-    slot, name = operand.slot, operand.name
+    slot, bits = operand.slot, operand.bits
     width = np.dtype(dtype).itemsize
-    same = operand.bits == 8 * width
+    same = bits == 8 * width
     narrow = UNSIGNED[width]
 
     def read(state: State, active: Active) -> Values:
-        register = state.lanes.registers[slot]
-        if register is None:
-            raise Fault(
-                "uninitialised", f"{name} is read before it is written", int(active.index[0]) + state.lanes.first
-            )
-        value = register[active.select]
+        value = state.lanes.register(slot, bits)[active.select]
         return (value if same else value.astype(narrow)).view(dtype)
 
     return read
 
 
 def _predicate(operand: Register) -> Reader:
-    slot, name, negated = operand.slot, operand.name, operand.negated
+    slot, negated = operand.slot, operand.negated
 
     def read(state: State, active: Active) -> Values:
-        register = state.lanes.registers[slot]
-        if register is None:
-            raise Fault(
-                "uninitialised", f"{name} is read before it is written", int(active.index[0]) + state.lanes.first
-            )
-        return ~register[active.select] if negated else register[active.select]
+        value = state.lanes.register(slot, 1)[active.select]
+        return ~value if negated else value
 
     return read
 
@@ -99,9 +85,7 @@ def writer(operand: Operand) -> Writer:
     unsigned, signed = UNSIGNED[max(bits // 8, 1)], SIGNED[max(bits // 8, 1)]
 
     def write(state: State, active: Active, value: Any) -> None:
-        register = state.lanes.registers[slot]
-        if register is None:
-            register = state.lanes.register(slot, bits)
+        register = state.lanes.register(slot, bits)
         if bits > 1 and value.dtype != unsigned:
             if value.dtype.itemsize * 8 == bits:
                 value = value.view(unsigned)

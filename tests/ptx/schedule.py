@@ -71,8 +71,6 @@ class Scheduler:
         limit = min(self.runnable, default=len(self.code))
         active = Active(index)
         while pc < limit:
-            if pc >= len(self.code):
-                break
             self.current = pc
             code = self.code[pc]
             self.reached[pc] += active.size

@@ -1,0 +1,123 @@
+"""`python -m softmax_ops`: what would run, and how the package is set up. Needs neither a GPU nor torch."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .artifacts import settings
+from .artifacts.bundle import Bundle
+from .artifacts.catalog import CatalogError
+from .artifacts.cubin import Absent
+from .explanation import explain_geometry
+from .plan import NoVariant
+from .problem import DTYPE_BYTES, Geometry, Operands
+
+_MASKS = ("none", "causal", "bool", "boolcausal", "like")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (NoVariant, CatalogError, Absent, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m softmax_ops", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    explain = commands.add_parser("explain", help="which kernel a shape runs, and why")
+    explain.add_argument("--shape", required=True, type=_shape, help="of the scores, such as 4,16,1024,1024")
+    explain.add_argument("--dtype", required=True, choices=sorted(DTYPE_BYTES))
+    explain.add_argument("--mask", default="none", choices=_MASKS)
+    explain.add_argument("--mask-shape", type=_shape, help="such as 4,1,1,1024; default: the last two dimensions")
+    explain.add_argument("--causal-offset", type=int, help="default: K - Q")
+    explain.add_argument("--arch", default="sm_90", help="default: %(default)s")
+    explain.add_argument("--json", action="store_true")
+    explain.set_defaults(run=_explain)
+
+    config = commands.add_parser("config", help="each setting, its value and where it comes from")
+    config.add_argument("--json", action="store_true")
+    config.set_defaults(run=_config)
+
+    bundle = commands.add_parser("bundle", help="look into a bundle of kernels, or verify it")
+    bundle.add_argument("action", choices=("inspect", "verify"))
+    bundle.add_argument("file", type=Path)
+    bundle.set_defaults(run=_bundle)
+    return parser
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes such as 4,16,1024,1024") from None
+    if min(shape) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} has a negative size")
+    return shape
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def _mask_strides(shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> tuple[int, ...]:
+    aligned = (1,) * (len(shape) - len(mask_shape)) + mask_shape
+    if len(aligned) != len(shape) or any(size not in (1, full) for size, full in zip(aligned, shape, strict=True)):
+        raise ValueError(f"a mask of shape {mask_shape} does not broadcast to {shape}")
+    return tuple(stride if size > 1 else 0 for size, stride in zip(aligned, _contiguous(aligned), strict=True))
+
+
+def _explain(options: argparse.Namespace) -> int:
+    shape = options.shape if len(options.shape) > 1 else (1, *options.shape)
+    causal = options.mask in ("causal", "boolcausal")
+    if options.causal_offset is not None and not causal:
+        raise ValueError("--causal-offset goes with --mask causal or boolcausal")
+    strides = _contiguous(shape)
+    masked = options.mask in ("bool", "boolcausal", "like")
+    explanation = explain_geometry(
+        Geometry(
+            dtype=options.dtype,
+            mask_kind=options.mask,
+            shape=shape,
+            x_strides=strides,
+            y_strides=strides,
+            mask_strides=_mask_strides(shape, options.mask_shape or shape[-2:]) if masked else (0,) * len(shape),
+            alignment=Operands(16, 16, 16),
+            causal_offset=(shape[-1] - shape[-2] if options.causal_offset is None else options.causal_offset) if causal else None,
+        ),
+        options.arch,
+    )
+    print(json.dumps(explanation.as_dict(), indent=1) if options.json else explanation)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    rows = settings.table()
+    if options.json:
+        print(json.dumps([{**vars(row), "value": None if row.value is None else str(row.value)} for row in rows], indent=1))
+    else:
+        for row in rows:
+            print(f"{row.name:28} {row.value!s:40} ({row.source})  {row.problem or row.description}")
+    return int(any(row.problem for row in rows))
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    bundle = Bundle(options.file)
+    if options.action == "inspect":
+        print(json.dumps(vars(bundle.facts()), indent=1))
+        return 0
+    findings = bundle.verify()
+    print("\n".join(findings) or f"{options.file}: intact")
+    return int(bool(findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

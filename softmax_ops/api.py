@@ -1,0 +1,158 @@
+"""The torch interface: a checked call goes to the kernels when x is on a GPU, to torch operations when it is on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import cpu, launcher
+from .checks import Request, check_softmax
+from .explanation import Explanation, explain_geometry
+from .plan import TooManyDimensions
+from .problem import Geometry, Operands
+
+_DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
+_ACCESS_BYTES = 16
+
+
+def softmax(
+    x: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    causal_offset: int | None = None,
+    batch_invariant: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Softmax over the last dimension of scores, with scale and mask fused.
+
+        z = scale * x;   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere
+
+    x              [..., Q, K] or [K]; float16, bfloat16, float32 or float64, on a GPU or the CPU, any strides (a last stride
+                   other than 1 is copied first).
+    scale          finite number, or 0-d CPU tensor; never rounded to x's dtype.
+    mask           bool or uint8, broadcast against x from the right; exactly 1 (True) hides a score.
+    causal         column j is visible to query i when j <= i + causal_offset.
+    causal_offset  K - Q by default, which aligns the last query with the last column; 0 aligns the first with the first.
+    batch_invariant  choose the kernel without looking at the number of rows, so that a row's bits never depend on its batch.
+    out            tensor of x's shape, dtype and device to write to, x itself included.
+
+    Returns a tensor of x's shape and dtype, contiguous unless `out` is given. Sums and exponentials are computed in float32
+    (float64 for float64). A row that sees nothing, or only z = -inf, is all zeros; a visible NaN or z = +inf makes its row NaN.
+
+    Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together; NotImplementedError
+    when a gradient would have to flow through it; softmax_ops.KernelNotFound when no kernel for this GPU can be had.
+    """
+    request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
+    if x.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            "softmax_ops.softmax: x requires a gradient, and the backward is not part of this version: "
+            "call it under torch.no_grad(), or pass x.detach()."
+        )
+    if x.device.type == "cpu":
+        with torch.no_grad():
+            return cpu.softmax(request)
+    return _softmax_cuda(request, batch_invariant)
+
+
+def softmax_(x: Tensor, **arguments) -> Tensor:
+    """`softmax` in place: writes to x, and returns it. Takes softmax's keyword arguments but `out`."""
+    return softmax(x, out=x, **arguments)
+
+
+def explain(
+    x: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    causal_offset: int | None = None,
+    batch_invariant: bool = False,
+    out: Tensor | None = None,
+    arch: str | None = None,
+) -> Explanation:
+    """What `softmax` would do with the same arguments: kernel, tile, grid, bytes, where its cubin comes from, and why.
+
+    Launches and loads nothing. For CPU tensors it tells what a GPU of architecture `arch` ("sm_90" by default) would run.
+    """
+    request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
+    if arch is None:
+        arch = _architecture(x) if x.device.type == "cuda" else "sm_90"
+    request = _with_unit_strides(request)
+    return explain_geometry(_geometry(request, request.x if out is None else out, batch_invariant), arch)
+
+
+def _architecture(x: Tensor) -> str:
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(x.device))
+
+
+def _softmax_cuda(request: Request, batch_invariant: bool) -> Tensor:
+    request = _with_unit_strides(request)
+    x, mask = request.x, request.mask
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if request.out is None else request.out
+    if x.numel() == 0:
+        return y
+    try:
+        plan = launcher.plan_for(_geometry(request, y, batch_invariant))
+    except TooManyDimensions:
+        return _softmax_copied(request, y, batch_invariant)
+    with torch.cuda.device(x.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        launcher.executable(plan, x.device.index, stream)(
+            x=x.data_ptr(),
+            y=y.data_ptr(),
+            mask=0 if mask is None else mask.data_ptr(),
+            scale=request.scale,
+            fill=request.fill,
+            stream=stream,
+        )
+    return y
+
+
+def _softmax_copied(request: Request, y: Tensor, batch_invariant: bool) -> Tensor:
+    """For strides that no kernel can follow: x, the mask and the result as contiguous copies."""
+    mask = None if request.mask is None else request.mask.expand(request.x.shape).contiguous()
+    copied = request._replace(x=request.x.contiguous(), mask=mask, out=None)
+    result = _softmax_cuda(copied, batch_invariant)
+    return result if request.out is None else y.copy_(result)
+
+
+def _with_unit_strides(request: Request) -> Request:
+    """x and mask with the last stride that kernels want; a mask may also be broadcast along the row."""
+    x, mask = request.x, request.mask
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        x = x.contiguous()
+    if mask is not None and mask.dim() and mask.shape[-1] > 1 and mask.stride(-1) not in (0, 1):
+        mask = mask.contiguous()
+    return request._replace(x=x, mask=mask)
+
+
+def _geometry(request: Request, y: Tensor, batch_invariant: bool) -> Geometry:
+    x, mask = request.x, request.mask
+    causal = request.causal_offset is not None
+    shape = tuple(x.shape) if x.dim() > 1 else (1, *x.shape)
+    return Geometry(
+        dtype=_DTYPES[x.dtype],
+        mask_kind=("boolcausal" if causal else "bool") if mask is not None else ("causal" if causal else "none"),
+        shape=shape,
+        x_strides=_strides(x, shape),
+        y_strides=_strides(y, shape),
+        mask_strides=(0,) * len(shape) if mask is None else _strides(mask, shape),
+        alignment=Operands(_alignment(x), _alignment(y), _ACCESS_BYTES if mask is None else _alignment(mask)),
+        causal_offset=request.causal_offset,
+        batch_invariant=batch_invariant,
+    )
+
+
+def _strides(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements along the dimensions of `shape`, to which the tensor broadcasts from the right."""
+    missing = len(shape) - tensor.dim()
+    present = zip(tensor.shape, tensor.stride(), strict=True)
+    return (0,) * missing + tuple(stride if size > 1 else 0 for size, stride in present)
+
+
+def _alignment(tensor: Tensor) -> int:
+    """The largest power of two, at most 16, that divides the address, in bytes."""
+    address = tensor.data_ptr() | _ACCESS_BYTES
+    return address & -address

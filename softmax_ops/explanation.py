@@ -1,0 +1,100 @@
+"""What would run for a geometry, and why: the launch plan in words and numbers. Needs neither torch nor a GPU."""
+
+from dataclasses import asdict, dataclass
+
+from . import resolve
+from .artifacts import catalog
+from .plan import plan
+from .problem import Geometry
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How one call is computed. `str()` gives a few lines to read, `as_dict()` a JSON value."""
+
+    variant: str | None  # None: there is nothing to compute
+    arch: str
+    plan: str
+    lanes: int  # that share a row
+    rows_per_cta: int
+    grid: tuple[int, ...]  # CTAs of each launch
+    block: int  # threads
+    cluster: int  # CTAs
+    shared_bytes: int  # dynamic, per CTA
+    bytes_read: int  # of x and the mask, each element once
+    bytes_written: int
+    reason: str
+    cubin: str
+    passed_over: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.variant is None:
+            return "empty: nothing is launched"
+        lines = [
+            f"{self.variant} on {self.arch}",
+            f"  why      {self.reason}",
+            f"  tile     {self.plan}: {self.lanes} lanes per row, {self.rows_per_cta} rows per CTA",
+            f"  launch   grid {', '.join(map(str, self.grid))}; block {self.block}; cluster {self.cluster}; "
+            f"{self.shared_bytes} bytes of dynamic shared memory",
+            f"  traffic  {self.bytes_read} bytes read, {self.bytes_written} written",
+            f"  cubin    {self.cubin}",
+            *(f"           passed over: {place}" for place in self.passed_over),
+        ]
+        return "\n".join(lines)
+
+
+def explain_geometry(geometry: Geometry, arch: str) -> Explanation:
+    """The explanation of a geometry on an architecture.
+
+    Raises plan.NoVariant when nothing that ships serves it, plan.TooManyDimensions when its operands are copied first.
+    """
+    if geometry.rows * geometry.k == 0:
+        return Explanation(None, arch, "", 0, 0, (), 0, 0, 0, 0, 0, "x is empty", "", ())
+    launch_plan = plan(geometry, catalog.load())
+    variant = launch_plan.variant
+    cubin, passed_over = _cubin(variant, arch)
+    return Explanation(
+        variant=variant.name,
+        arch=arch,
+        plan=variant.plan,
+        lanes=variant.lanes,
+        rows_per_cta=-(-launch_plan.launches[0].rows // launch_plan.launches[0].grid),
+        grid=tuple(launch.grid for launch in launch_plan.launches),
+        block=variant.threads,
+        cluster=variant.cluster,
+        shared_bytes=variant.shared_bytes,
+        bytes_read=_visible(geometry) * geometry.element_bytes + _mask_elements(geometry) * geometry.mask_bytes,
+        bytes_written=geometry.rows * geometry.k * geometry.element_bytes,
+        reason=launch_plan.reason,
+        cubin=cubin,
+        passed_over=passed_over,
+    )
+
+
+def _cubin(variant: catalog.Variant, arch: str) -> tuple[str, tuple[str, ...]]:
+    """Where the cubin would come from; nothing is compiled for an explanation."""
+    try:
+        resolution = resolve.resolve(variant, arch, may_compile=False)
+    except resolve.KernelNotFound as error:
+        return "in no place yet; the first call compiles it where the toolchain is installed", error.passed_over[:-1]
+    return f"{resolution.place}, {len(resolution.cubin.code)} bytes, {resolution.cubin.registers} registers", resolution.passed_over
+
+
+def _visible(geometry: Geometry) -> int:
+    """Elements of x that some query sees: what a causal kernel reads, but for the rounding to whole vectors."""
+    if geometry.causal_offset is None:
+        return geometry.rows * geometry.k
+    queries = geometry.shape[-2]
+    seen = sum(min(max(query + geometry.causal_offset + 1, 0), geometry.k) for query in range(queries))
+    return geometry.rows // queries * seen
+
+
+def _mask_elements(geometry: Geometry) -> int:
+    """Elements of the mask as it lies in memory, broadcast dimensions counted once."""
+    count = 1
+    for size, stride in zip(geometry.shape, geometry.mask_strides, strict=True):
+        count *= size if stride else 1
+    return count if geometry.mask_bytes else 0
