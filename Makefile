@@ -1,0 +1,69 @@
+# `make help` lists the targets. Each does its own set-up: it needs Python 3.11 or newer, and nothing else.
+
+PYTHON ?= python3
+CUDA   ?= 13
+
+VENV    := $(if $(filter 13,$(CUDA)),.venv,.venv-cuda$(CUDA))
+BIN     := $(VENV)/bin
+TOOLS   := $(VENV)/.toolchain
+TESTING := $(VENV)/.testing
+ARCH    ?=
+FLAGS   := $(foreach arch,$(ARCH),--arch $(arch))
+
+.DEFAULT_GOAL := help
+.PHONY: help generate check-generated test test-quick test-all lint format bundle bench bench-host clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  CUDA=12 selects the 12.9 toolchain (sm_70), ARCH='sm_80 sm_90' the architectures."
+
+generate: $(TOOLS)  ## Render the kernels into generated/ and compile them for the GPUs found, or for sm_90
+	$(BIN)/python -m codegen write
+	$(BIN)/python -m codegen compile $(FLAGS)
+
+check-generated: $(TOOLS)  ## Fail when generated/ is not what the templates render
+	$(BIN)/python -m codegen check
+
+test: $(TESTING)  ## Run every test; without a GPU the kernels run on the PTX interpreter
+	$(BIN)/python -m pytest $(TESTFLAGS)
+
+test-quick: $(TESTING)  ## Run what takes seconds: all but the executed kernels
+	$(BIN)/python -m pytest -m "not kernels" $(TESTFLAGS)
+
+test-all: $(TESTING)  ## Run every test, every kernel for every architecture in reach
+	$(BIN)/python -m pytest --all-architectures $(TESTFLAGS)
+
+lint: $(TESTING)  ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(TESTING)  ## Format the Python sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bundle: $(TOOLS)  ## Compile every kernel for every architecture in reach into build/softmax_ops.bundle
+	$(BIN)/python -m codegen bundle $(FLAGS)
+
+bench: $(TESTING)  ## Measure the kernels on the GPU of this machine
+	$(BIN)/python -m benchmarks.run $(BENCHFLAGS)
+
+bench-host: $(TESTING)  ## Measure what a launch costs on the CPU; needs no GPU
+	$(BIN)/python -m benchmarks.host
+
+clean:  ## Remove environments and build products; the cache of kernels stays
+	rm -rf .venv .venv-cuda12 build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "softmax-ops needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(TOOLS): codegen/requirements-cuda$(CUDA).txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+$(TESTING): tests/requirements.txt $(TOOLS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
