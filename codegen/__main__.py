@@ -28,7 +28,11 @@ def _spec(name: str) -> Spec:
 
 
 architectures_option = click.option(
-    "--arch", "architectures", multiple=True, metavar="sm_NN", help="Architecture; repeat for several. Default: the GPUs found here."
+    "--arch",
+    "architectures",
+    multiple=True,
+    metavar="sm_NN",
+    help="Architecture; repeat for several. Default: the GPUs found here.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -144,7 +148,9 @@ def bundle(architectures: tuple[str, ...], output: Path) -> None:
     report = builder.build(variants.shipped(), chosen, builder.user_cache())
     output.parent.mkdir(parents=True, exist_ok=True)
     catalog = catalogue.build_catalog({f"{spec.name}.cu": render_spec(spec) for spec in variants.shipped()})
-    facts = write_bundle(output, report.cubins, catalog=catalog.to_json().encode(), toolchain=toolchain.compiler_build())
+    facts = write_bundle(
+        output, report.cubins, catalog=catalog.to_json().encode(), toolchain=toolchain.compiler_build()
+    )
     click.echo(f"{output}: {facts}, {time.monotonic() - start:.1f} s")
 
 

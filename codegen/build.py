@@ -1,7 +1,7 @@
 """Brings the cache up to date: compiles what is missing, in parallel processes, and nothing twice.
 
-NVRTC serialises inside a process; processes scale. Units are large because the headers cost the front end 1.5 s and a kernel
-only 0.02 s; `docs/measured_facts.md` has the measurements.
+NVRTC serialises inside a process; processes scale. Units are large because the headers cost the front end 1.5 s and a
+kernel only 0.02 s; `docs/measured_facts.md` has the measurements.
 """
 
 import multiprocessing
@@ -97,12 +97,12 @@ def _look_up(
 
 def _units(sources: dict[str, str], missing: dict[str, list[str]], kind: str) -> Iterator[Unit]:
     """Architectures of one family that lack the same kernels share a front-end run."""
-    shared: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
+    sharing: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
     for arch, names in missing.items():
         for start in range(0, len(names), UNIT_KERNELS):
-            shared[toolchain.family(arch), tuple(names[start : start + UNIT_KERNELS])].append(arch)
-    for (_, names), architectures in shared.items():
-        yield Unit(tuple((name, sources[name]) for name in names), tuple(architectures), kind)
+            sharing[toolchain.family(arch), tuple(names[start : start + UNIT_KERNELS])].append(arch)
+    for (_, unit), architectures in sharing.items():
+        yield Unit(tuple((name, sources[name]) for name in unit), tuple(architectures), kind)
 
 
 def _compile(units: Iterable[Unit], jobs: int) -> Iterator[Cubin]:

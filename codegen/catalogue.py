@@ -1,14 +1,14 @@
-"""Writes what generating produces: the rendered sources and the catalogue that dispatch reads; checks that they are current."""
+"""Writes what generating produces, the rendered sources and the catalogue, and checks that they are current."""
 
 import difflib
 import os
 from pathlib import Path
 
-from softmax_ops.artifacts.catalog import Catalog, Entry, Layout, Variant
+from softmax_ops.artifacts.catalog import Catalog, Entry, Variant
 
 from .render import TEMPLATES, source_files
 from .sources import source_digest
-from .spec import DType, Direction, Mask, Spec
+from .spec import Direction, DType, Mask, Spec
 from .variants import ARCHITECTURES, dispatch, shipped
 
 GENERATED = TEMPLATES.parent / "generated"

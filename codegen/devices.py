@@ -25,14 +25,11 @@ def _devices() -> list[str]:
             return []
     except RuntimeError:  # cuda-bindings found no driver library
         return []
-    capability = driver.CUdevice_attribute
-    count = driver.cuDeviceGetCount()[1]
-    return sorted(
-        {
-            "sm_{}{}".format(
-                driver.cuDeviceGetAttribute(capability.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, ordinal)[1],
-                driver.cuDeviceGetAttribute(capability.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, ordinal)[1],
-            )
-            for ordinal in range(count)
-        }
-    )
+    return sorted({_architecture(ordinal) for ordinal in range(driver.cuDeviceGetCount()[1])})
+
+
+def _architecture(ordinal: int) -> str:
+    attribute = driver.CUdevice_attribute
+    major = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, ordinal)[1]
+    minor = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, ordinal)[1]
+    return f"sm_{major}{minor}"

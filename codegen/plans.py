@@ -1,7 +1,7 @@
 """Policy: which plan and which tile serve a row length. The one home of every threshold.
 
-Nothing here has been measured on a GPU yet: the tiles follow from arithmetic, stated at each number. The budget is that of an
-H200: about 29 lane-instructions per 16-bit element and 48 KiB of reads in flight per SM hide under the memory traffic.
+Nothing here has been measured on a GPU yet: the tiles follow from arithmetic, stated at each number. The budget is that
+of an H200: about 29 lane-instructions per 16-bit element and 48 KiB of reads in flight per SM hide under the traffic.
 """
 
 from dataclasses import dataclass
@@ -31,10 +31,11 @@ def row_plans(dtype: DType) -> list[RowPlan]:
 
 
 def _tiles(dtype: DType) -> list[RowPlan]:
-    """Short rows as one flat range. 256 threads with two vectors each: 8 KiB per CTA and, eight CTAs to an SM, 64 KiB in flight.
+    """Short rows as one flat range. 256 threads with two vectors each: 8 KiB per CTA, and 64 KiB in flight with eight
+    CTAs on an SM.
 
-    Aligned rows leave the tile at 32 columns: from there a group of lanes reads a row straight into registers. Rows that start
-    anywhere stay in it up to 1 KiB: below, the head and the tail of a row would be a large part of its accesses.
+    Aligned rows leave the tile at 32 columns: from there a group of lanes reads a row into registers. Rows that start
+    anywhere stay in it up to 1 KiB: below, head and tail would be a large part of a row's accesses.
     """
     threads = 256
     capacity = 2 * threads * dtype.vector
@@ -45,8 +46,8 @@ def _tiles(dtype: DType) -> list[RowPlan]:
 
 
 def _warps(dtype: DType) -> list[RowPlan]:
-    """Rows of up to 2 KiB in 4 to 32 lanes, four vectors to a lane: 64 bytes in flight per lane, and the ten shuffles of a
-    full warp spread over 32 elements of 16 bits (0.6 instructions per element)."""
+    """Rows of up to 2 KiB in 4 to 32 lanes, four vectors to a lane: 64 bytes in flight per lane, and the ten shuffles
+    of a full warp spread over 32 elements of 16 bits (0.6 instructions per element)."""
     threads, vectors = 128, 4
     longest = 32 * vectors * dtype.vector
     lengths = [k for k in (64, 128, 256, 512, 1024) if k <= longest]
@@ -62,6 +63,4 @@ def _blocks(dtype: DType) -> list[RowPlan]:
     """
     per_thread = 16 if dtype is DType.F64 else 32
     lengths = [4096, MAX_K]
-    return [
-        RowPlan(Plan.BLOCK, k, vec, k // per_thread, 1) for k in lengths for vec in (dtype.vector, 1)
-    ]
+    return [RowPlan(Plan.BLOCK, k, vec, k // per_thread, 1) for k in lengths for vec in (dtype.vector, 1)]

@@ -34,17 +34,20 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
     """The CUDA C++ source of one kernel."""
     features = spec.mask.features
     headers = {"forward.cuh", *(feature.header for feature in features), *_PLAN_HEADERS[spec.plan]}
-    return _environment(templates).get_template(template_of(spec)).render(
-        spec=spec,
-        template=template_of(spec),
-        headers=sorted(headers),
-        row_type="AlignedRow" if spec.aligned or spec.plan is Plan.TILE else "RaggedRow",
-        features=[{"name": feature.name, "type": spec.feature_type(feature)} for feature in features],
-        score_arguments=", ".join(["p.operands.scale", *(feature.name for feature in features)]),
-        fragment_shape=_fragment_shape(spec),
-        traffic=_traffic(spec),
+    return (
+        _environment(templates)
+        .get_template(template_of(spec))
+        .render(
+            spec=spec,
+            template=template_of(spec),
+            headers=sorted(headers),
+            row_type="AlignedRow" if spec.aligned or spec.plan is Plan.TILE else "RaggedRow",
+            features=[{"name": feature.name, "type": spec.feature_type(feature)} for feature in features],
+            score_arguments=", ".join(["p.operands.scale", *(feature.name for feature in features)]),
+            fragment_shape=_fragment_shape(spec),
+            traffic=_traffic(spec),
+        )
     )
-
 
 
 def _fragment_shape(spec: Spec) -> str:

@@ -10,7 +10,7 @@ from .render import INCLUDE
 
 @dataclass(frozen=True)
 class Headers:
-    """A tree of headers: the package that brings it, its root, and a digest over (relative name, content) of every file."""
+    """A tree of headers: the package that brings it, its root, and a digest over relative names and contents."""
 
     package: str
     root: Path

@@ -1,6 +1,6 @@
 """What a kernel variant is. A name and a `Spec` determine each other, and a `Spec` determines the source.
 
-    softmax_<fwd|bwd>_<f16|bf16|f32|f64>_<mask>_<plan>_k<largest K>_v<vec>_t<threads>r<rows per CTA>
+softmax_<fwd|bwd>_<f16|bf16|f32|f64>_<mask>_<plan>_k<largest K>_v<vec>_t<threads>r<rows per CTA>
 """
 
 import re
@@ -151,7 +151,9 @@ class Spec:
         """The inverse of `name`. Raises ValueError when it is not the name of a variant."""
         match = _NAME.fullmatch(name)
         if match is None:
-            raise ValueError(f"{name!r} is not a variant name: softmax_fwd_<dtype>_<mask>_<plan>_k<K>_v<vec>_t<threads>r<rows>")
+            raise ValueError(
+                f"{name!r} is not a variant name: softmax_fwd_<dtype>_<mask>_<plan>_k<K>_v<vec>_t<threads>r<rows>"
+            )
         try:
             return cls(
                 Direction(match["direction"]),
@@ -180,7 +182,7 @@ class Spec:
 
     @property
     def access(self) -> int:
-        """Elements of one register vector: a tile reads its rows from shared memory at the alignment they have there."""
+        """Elements of one register vector. A tile reads rows from shared memory, at the alignment they have there."""
         return self.vec if self.plan is Plan.TILE else self.dtype.vector
 
     @property

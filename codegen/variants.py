@@ -49,5 +49,6 @@ def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[Spec] | Non
     if mask not in MASKS[dtype]:
         return None
     return [
-        Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows) for plan in row_plans(dtype)
+        Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows)
+        for plan in row_plans(dtype)
     ]

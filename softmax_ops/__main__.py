@@ -91,7 +91,9 @@ def _explain(options: argparse.Namespace) -> int:
             y_strides=strides,
             mask_strides=_mask_strides(shape, options.mask_shape or shape[-2:]) if masked else (0,) * len(shape),
             alignment=Operands(16, 16, 16),
-            causal_offset=(shape[-1] - shape[-2] if options.causal_offset is None else options.causal_offset) if causal else None,
+            causal_offset=(shape[-1] - shape[-2] if options.causal_offset is None else options.causal_offset)
+            if causal
+            else None,
         ),
         options.arch,
     )
@@ -102,7 +104,11 @@ def _explain(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> int:
     rows = settings.table()
     if options.json:
-        print(json.dumps([{**vars(row), "value": None if row.value is None else str(row.value)} for row in rows], indent=1))
+        print(
+            json.dumps(
+                [{**vars(row), "value": None if row.value is None else str(row.value)} for row in rows], indent=1
+            )
+        )
     else:
         for row in rows:
             print(f"{row.name:28} {row.value!s:40} ({row.source})  {row.problem or row.description}")

@@ -1,4 +1,4 @@
-"""The torch interface: a checked call goes to the kernels when x is on a GPU, to torch operations when it is on the CPU."""
+"""The torch interface: a checked call goes to the kernels when x is on a GPU, to torch operations on the CPU."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ def softmax(
 
         z = scale * x;   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere
 
-    x              [..., Q, K] or [K]; float16, bfloat16, float32 or float64, on a GPU or the CPU, any strides (a last stride
-                   other than 1 is copied first).
-    scale          finite number, or 0-d CPU tensor; never rounded to x's dtype.
-    mask           bool or uint8, broadcast against x from the right; exactly 1 (True) hides a score.
-    causal         column j is visible to query i when j <= i + causal_offset.
-    causal_offset  K - Q by default, which aligns the last query with the last column; 0 aligns the first with the first.
-    batch_invariant  choose the kernel without looking at the number of rows, so that a row's bits never depend on its batch.
-    out            tensor of x's shape, dtype and device to write to, x itself included.
+    x                [..., Q, K] or [K]; float16, bfloat16, float32 or float64, on a GPU or the CPU, any strides (a last
+                     stride other than 1 is copied first).
+    scale            finite number, or 0-d CPU tensor; never rounded to x's dtype.
+    mask             bool or uint8, broadcast against x from the right; exactly 1 (True) hides a score.
+    causal           column j is visible to query i when j <= i + causal_offset.
+    causal_offset    K - Q by default, which aligns the last query with the last column; 0 aligns the first ones.
+    batch_invariant  choose the kernel without looking at the number of rows: a row's bits never depend on its batch.
+    out              tensor of x's shape, dtype and device to write to, x itself included.
 
-    Returns a tensor of x's shape and dtype, contiguous unless `out` is given. Sums and exponentials are computed in float32
-    (float64 for float64). A row that sees nothing, or only z = -inf, is all zeros; a visible NaN or z = +inf makes its row NaN.
+    Returns a tensor of x's shape and dtype, contiguous unless `out` is given. Sums and exponentials are computed in
+    float32 (float64 for float64). A row that sees nothing, or only z = -inf, is all zeros; a visible NaN or z = +inf
+    makes its row NaN.
 
-    Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together; NotImplementedError
-    when a gradient would have to flow through it; softmax_ops.KernelNotFound when no kernel for this GPU can be had.
+    Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together;
+    NotImplementedError when a gradient would have to flow through; KernelNotFound when no kernel for this GPU can be
+    had; NoVariant when none ships for rows of this length; DriverError when CUDA refuses.
     """
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if x.requires_grad and torch.is_grad_enabled():
@@ -74,7 +76,7 @@ def explain(
 ) -> Explanation:
     """What `softmax` would do with the same arguments: kernel, tile, grid, bytes, where its cubin comes from, and why.
 
-    Launches and loads nothing. For CPU tensors it tells what a GPU of architecture `arch` ("sm_90" by default) would run.
+    Launches and loads nothing. For CPU tensors it tells what a GPU of architecture `arch` ("sm_90") would run.
     """
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if arch is None:

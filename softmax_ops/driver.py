@@ -71,10 +71,12 @@ def architecture(device: int) -> str:
 
 
 def ensure_context(device: int) -> None:
-    """Makes the device's primary context current in a thread that has none: the default stream belongs to the current one."""
+    """Makes the device's primary context current in a thread that has none: the default stream is the current one's."""
     _initialise()
     if int(check("cuCtxGetCurrent", cuda.cuCtxGetCurrent())) == 0:
-        context = check("cuDevicePrimaryCtxRetain", cuda.cuDevicePrimaryCtxRetain(check("cuDeviceGet", cuda.cuDeviceGet(device))))
+        context = check(
+            "cuDevicePrimaryCtxRetain", cuda.cuDevicePrimaryCtxRetain(check("cuDeviceGet", cuda.cuDeviceGet(device)))
+        )
         check("cuCtxSetCurrent", cuda.cuCtxSetCurrent(context))
 
 
@@ -97,7 +99,7 @@ class Kernel:
         self._ready: set[int] = set()
 
     def prepare(self, device: int) -> None:
-        """Once per device, in its context: loads the code onto it, and permits the shared memory that the kernel needs."""
+        """Once per device, in its context: loads the code onto it and permits the shared memory that it needs."""
         if device in self._ready:
             return
         ensure_context(device)
@@ -110,8 +112,8 @@ class Kernel:
 
 
 class ArgumentBlock:
-    """Memory for one kernel's parameter struct, and what the driver wants to be told of it. Never shared between threads:
-    the driver reads it while the interpreter lock is released."""
+    """Memory for one kernel's parameter struct, and what the driver wants to be told of it. Never shared between
+    threads: the driver reads it while the interpreter lock is released."""
 
     def __init__(self, template: bytes):
         self._memory = ctypes.create_string_buffer(template, len(template))

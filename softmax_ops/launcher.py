@@ -1,7 +1,7 @@
 """Runs launch plans on devices. Takes integers only: addresses, scalars, a stream, a device ordinal.
 
-    plan = plan_for(geometry)                                       # cached
-    executable(plan, device, stream)(x=..., y=..., mask=..., scale=..., fill=..., stream=...)
+plan = plan_for(geometry)                                       # cached
+executable(plan, device, stream)(x=..., y=..., mask=..., scale=..., fill=..., stream=...)
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""Geometry -> launch plan: which variant, which grid, and the bytes of its parameter struct. Neither torch nor a driver."""
+"""Geometry -> launch plan: which variant, which grid, and the bytes of its parameter struct. No torch, no driver."""
 
 import struct
 from collections.abc import Mapping
@@ -41,7 +41,9 @@ class LaunchPlan:
     fields: tuple[tuple[str, int, str], ...]  # dynamic fields: name, offset in the struct, `struct` format
     reason: str  # why this variant
 
-    def arguments(self, launch: Launch, *, x: int, y: int, mask: int = 0, scale: float = 1.0, fill: float = 0.0) -> bytes:
+    def arguments(
+        self, launch: Launch, *, x: int, y: int, mask: int = 0, scale: float = 1.0, fill: float = 0.0
+    ) -> bytes:
         """The parameter struct of one launch, for operands at these addresses."""
         values = {
             "x.address": x + launch.offset.x,
@@ -59,11 +61,13 @@ class LaunchPlan:
 def plan(geometry: Geometry, catalog: Catalog) -> LaunchPlan:
     """The launch plan of a geometry with at least one row and one column.
 
-    Raises TooManyDimensions when the operands must be copied first, NoVariant when nothing that ships serves the geometry.
+    Raises TooManyDimensions when the operands must be copied first, NoVariant when nothing that ships serves it.
     """
     dimensions = leading_dimensions(geometry)
     if len(dimensions) > MAX_RANK:
-        raise TooManyDimensions(f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}")
+        raise TooManyDimensions(
+            f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}"
+        )
     variant, reason = _select(geometry, catalog)
     if variant.plan != "tile":
         # Rows that share a mask row run one after the other, so that it is fetched once.
@@ -84,7 +88,7 @@ def _select(geometry: Geometry, catalog: Catalog) -> tuple[Variant, str]:
         entries = catalog.candidates(geometry.direction, geometry.dtype, geometry.mask_kind, geometry.k)
     except LookupError as error:
         raise NoVariant(str(error)) from None
-    obstacles = []
+    obstacles: list[str] = []
     for entry in entries:
         obstacle = _misalignment(geometry, entry)
         if obstacle is None:

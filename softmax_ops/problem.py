@@ -1,7 +1,7 @@
 """A call in integers: what the launcher is given, without torch.
 
-`Geometry` is everything that decides which kernel runs and how; equal geometries share one launch plan. The rest of a call
-(addresses, scale, fill, stream) is passed at the launch.
+`Geometry` is everything that decides which kernel runs and how; equal geometries share one launch plan. The rest of a
+call (addresses, scale, fill, stream) is passed at the launch.
 """
 
 from dataclasses import dataclass

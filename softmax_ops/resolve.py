@@ -1,6 +1,6 @@
-"""Where a variant's cubin comes from. Places are asked in order; every answer is remembered, so that a failure can tell all.
+"""Where a variant's cubin comes from. Places are asked in order, and a failure tells what each of them answered.
 
-    bundle named by the environment -> bundle inside the package -> cache of compiled kernels -> compile, where allowed
+bundle named by the environment -> bundle inside the package -> cache of compiled kernels -> compile, where allowed
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
 
 
 class KernelNotFound(RuntimeError):
-    """No place holds a cubin of the variant for this architecture; the message lists each place and why it did not serve."""
+    """No place holds a cubin of the variant for this architecture; the message says why each did not serve."""
 
     def __init__(self, variant: Variant, arch: str, passed_over: tuple[str, ...]):
         self.passed_over = passed_over

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tests.ptx import Fault, GlobalMemory, parse, run
 from tests.ptx import schedule as scheduling
 from tests.ptx.snippets import module, packed_params

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tests.ptx.formats import bf16_to_f32
 from tests.ptx.snippets import evaluate
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from tests.ptx.formats import bf16_to_f32, f32_to_bf16
 from tests.ptx.snippets import evaluate
 

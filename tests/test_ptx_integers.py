@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from tests.ptx import Fault
 from tests.ptx.snippets import evaluate
 

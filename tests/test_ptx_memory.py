@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+
 from tests.ptx import Fault, GlobalMemory, Report, parse, run
 from tests.ptx.snippets import module, packed_params
 

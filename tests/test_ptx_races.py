@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tests.ptx import Fault, GlobalMemory, Report, parse, run
 from tests.ptx.snippets import module, packed_params
 

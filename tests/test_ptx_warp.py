@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from tests.ptx import Fault, GlobalMemory, parse, run
 from tests.ptx.operations.warp import source_lane
 from tests.ptx.snippets import evaluate, module, packed_params

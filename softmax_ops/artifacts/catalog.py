@@ -70,11 +70,15 @@ class Catalog:
         table = self.tables.get((direction, dtype, mask))
         if table is None:
             others = sorted(key[2] for key in self.tables if key[:2] == (direction, dtype))
-            raise LookupError(f"no {direction} {dtype} kernel ships for mask kind {mask!r}; these do: {', '.join(others)}")
+            raise LookupError(
+                f"no {direction} {dtype} kernel ships for mask kind {mask!r}; these do: {', '.join(others)}"
+            )
         found = [entry for entry in table if entry.k[0] <= k <= entry.k[1]]
         if not found:
             longest = max(entry.k[1] for entry in table)
-            raise LookupError(f"no {direction} {dtype} {mask} kernel ships for rows of {k} columns; the longest is {longest}")
+            raise LookupError(
+                f"no {direction} {dtype} {mask} kernel ships for rows of {k} columns; the longest is {longest}"
+            )
         return found
 
     def layout(self, variant: Variant) -> Layout:
@@ -87,7 +91,9 @@ class Catalog:
                 "{",
                 f'"schema": {SCHEMA},',
                 '"layouts": ' + _lines(self.layouts.items(), "{}") + ",",
-                '"variants": ' + _lines(((name, asdict(variant)) for name, variant in self.variants.items()), "{}") + ",",
+                '"variants": '
+                + _lines(((name, asdict(variant)) for name, variant in self.variants.items()), "{}")
+                + ",",
                 '"tables": ' + _lines(self._table_rows(), "[]"),
                 "}\n",
             ]
@@ -102,7 +108,9 @@ class Catalog:
     def from_json(cls, text: str) -> "Catalog":
         data = json.loads(text)
         if data.get("schema") != SCHEMA:
-            raise CatalogError(f"the catalogue has schema {data.get('schema')}, this package reads {SCHEMA}: run `make generate`")
+            raise CatalogError(
+                f"the catalogue has schema {data.get('schema')}, this package reads {SCHEMA}: run `make generate`"
+            )
         tables: dict[tuple[str, str, str], tuple[Entry, ...]] = {}
         for direction, dtype, mask, name, k, vec in data["tables"]:
             key = (direction, dtype, mask)
@@ -112,7 +120,9 @@ class Catalog:
                 name: Variant(**{**facts, "architectures": tuple(facts["architectures"])})
                 for name, facts in data["variants"].items()
             },
-            layouts={key: tuple((field, format) for field, format in fields) for key, fields in data["layouts"].items()},
+            layouts={
+                key: tuple((field, format) for field, format in fields) for key, fields in data["layouts"].items()
+            },
             tables=tables,
         )
 
