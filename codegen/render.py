@@ -41,7 +41,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             spec=spec,
             template=template_of(spec),
             headers=sorted(headers),
-            row_type="AlignedRow" if spec.aligned or spec.plan is Plan.TILE else "RaggedRow",
+            row_type="RaggedRow" if spec.ragged else "AlignedRow",
             features=[{"name": feature.name, "type": spec.feature_type(feature)} for feature in features],
             score_arguments=", ".join(["p.operands.scale", *(feature.name for feature in features)]),
             fragment_shape=_fragment_shape(spec),
@@ -51,8 +51,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
 
 
 def _fragment_shape(spec: Spec) -> str:
-    ragged = not spec.aligned and spec.plan is not Plan.TILE
-    return f"({spec.access}*{spec.chunks}+1): vectors, one edge column" if ragged else f"({spec.access}*{spec.chunks})"
+    return f"({spec.access}*{spec.chunks}{'+1' if spec.ragged else ''})"
 
 
 def _traffic(spec: Spec) -> str:

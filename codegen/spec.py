@@ -128,7 +128,7 @@ _NAME = re.compile(
 @dataclass(frozen=True)
 class Spec:
     """One kernel. `vec` is the alignment that it demands of every row, in elements: 16 bytes, or 1 for rows that
-    start anywhere. Either way rows move in accesses of 16 bytes wherever their own alignment allows."""
+    start anywhere. Those too move in accesses of 16 bytes wherever their own alignment allows (f64: of 8)."""
 
     direction: Direction
     dtype: DType
@@ -169,11 +169,6 @@ class Spec:
     """Columns that a lane of a tile holds. exp of a double is 40 instructions: fewer copies keep the kernel small."""
 
     @property
-    def aligned(self) -> bool:
-        """Rows start on a 16-byte boundary and K is a multiple of the vector."""
-        return self.vec == self.dtype.vector
-
-    @property
     def lanes(self) -> int:
         """Threads that share a row."""
         if self.plan is Plan.TILE:
@@ -183,7 +178,17 @@ class Spec:
     @property
     def access(self) -> int:
         """Elements of one register vector. A tile reads rows from shared memory, at the alignment they have there."""
-        return self.vec if self.plan is Plan.TILE else self.dtype.vector
+        if self.plan is Plan.TILE or self.dtype is DType.F64:
+            return self.vec
+        return self.dtype.vector
+
+    @property
+    def ragged(self) -> bool:
+        """Rows that start anywhere move in vectors all the same, cut where the output's boundaries lie.
+
+        Not in a tile, which moves them all as one range, and not in f64, where an element is half a vector.
+        """
+        return self.access > self.vec
 
     @property
     def chunks(self) -> int:

@@ -35,6 +35,10 @@ _KIND_OPTIONS = {"cubin": (), "ptx": ("-lineinfo",)}
 """Line numbers are for the reader of the PTX; in a cubin they would take four times the room of the code."""
 
 
+_DEPRECATION = re.compile(r"nvrtc: warning: Architectures prior to .* are deprecated.*\n?")
+"""Printed for sm_70 whatever the options; everything else in NVRTC's log fails the build."""
+
+
 class ToolchainError(RuntimeError):
     """The toolchain is incomplete, lacks an architecture, or refused a source."""
 
@@ -161,7 +165,8 @@ def _compile(source: str, options: list[str], size, read) -> bytes:
     program = _check(nvrtc.nvrtcCreateProgram(source.encode(), b"softmax.cu", 0, [], []))
     try:
         status = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])[0]
-        log = _read(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode().strip("\0 \n")
+        log = _read(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode()
+        log = _DEPRECATION.sub("", log).strip("\0 \n")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or log:
             raise ToolchainError(f"{status.name}\n{log}\noptions: {' '.join(options)}\n{_numbered(source)}")
         return _read(size, read, program)

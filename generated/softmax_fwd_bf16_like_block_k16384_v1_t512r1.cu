@@ -42,7 +42,7 @@ softmax_fwd_bf16_like_block_k16384_v1_t512r1(Params const __grid_constant__ p)
   auto const scores = make_scores<Element>(p.operands.scale, mask);
 
   Row const row(threadIdx.x, y, k);
-  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4+1): vectors, one edge column
+  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4+1)
   scores.load(row, x, k, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.

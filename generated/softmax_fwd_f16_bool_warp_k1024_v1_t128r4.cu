@@ -45,7 +45,7 @@ softmax_fwd_f16_bool_warp_k1024_v1_t128r4(Params const __grid_constant__ p)
   auto const scores = make_scores<Element>(p.operands.scale, mask);
 
   Row const row(lane, y, k);
-  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4+1): vectors, one edge column
+  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4+1)
   scores.load(row, x, k, rZ);
 
   Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, k));

@@ -17,7 +17,7 @@ using Accumulator = double;
 constexpr int Threads = 1024;
 constexpr int Lanes   = 1024;  // that share a row
 
-using Row = RaggedRow</*Vec=*/2, Lanes, /*Chunks=*/8>;
+using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/16>;
 
 struct Params
 {
@@ -42,7 +42,7 @@ softmax_fwd_f64_causal_block_k16384_v1_t1024r1(Params const __grid_constant__ p)
   auto const scores = make_scores<Element>(p.operands.scale, causal);
 
   Row const row(threadIdx.x, y, k);
-  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (2*8+1): vectors, one edge column
+  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (1*16)
   scores.load(row, x, k, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.

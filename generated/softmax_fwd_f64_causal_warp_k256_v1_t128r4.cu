@@ -17,7 +17,7 @@ using Accumulator = double;
 constexpr int Threads = 128;
 constexpr int Lanes   = 32;  // that share a row
 
-using Row = RaggedRow</*Vec=*/2, Lanes, /*Chunks=*/4>;
+using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8>;
 
 struct Params
 {
@@ -45,7 +45,7 @@ softmax_fwd_f64_causal_warp_k256_v1_t128r4(Params const __grid_constant__ p)
   auto const scores = make_scores<Element>(p.operands.scale, causal);
 
   Row const row(lane, y, k);
-  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (2*4+1): vectors, one edge column
+  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (1*8)
   scores.load(row, x, k, rZ);
 
   Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, k));

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from . import cpu, launcher
 from .checks import Request, check_softmax
 from .explanation import Explanation, explain_geometry
-from .plan import TooManyDimensions
+from .plan import LaunchPlan, TooManyDimensions
 from .problem import Geometry, Operands
 
 _DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
@@ -82,7 +85,7 @@ def explain(
     if arch is None:
         arch = _architecture(x) if x.device.type == "cuda" else "sm_90"
     request = _with_unit_strides(request)
-    return explain_geometry(_geometry(request, request.x if out is None else out, batch_invariant), arch)
+    return explain_geometry(_geometry(_metadata(request, request.x if out is None else out, batch_invariant)), arch)
 
 
 def _architecture(x: Tensor) -> str:
@@ -96,12 +99,12 @@ def _softmax_cuda(request: Request, batch_invariant: bool) -> Tensor:
     if x.numel() == 0:
         return y
     try:
-        plan = launcher.plan_for(_geometry(request, y, batch_invariant))
+        plan = _plan(_metadata(request, y, batch_invariant))
     except TooManyDimensions:
         return _softmax_copied(request, y, batch_invariant)
     with torch.cuda.device(x.device):
         stream = torch.cuda.current_stream().cuda_stream
-        launcher.executable(plan, x.device.index, stream)(
+        launcher.executable(plan, x.device.index, stream).launch(
             x=x.data_ptr(),
             y=y.data_ptr(),
             mask=0 if mask is None else mask.data_ptr(),
@@ -130,28 +133,61 @@ def _with_unit_strides(request: Request) -> Request:
     return request._replace(x=x, mask=mask)
 
 
-def _geometry(request: Request, y: Tensor, batch_invariant: bool) -> Geometry:
+class _Metadata(NamedTuple):
+    """What torch knows of a call, as it comes: the key of its plan, cheaper to make and to hash than a Geometry."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    x_strides: tuple[int, ...]
+    y_strides: tuple[int, ...]
+    mask_shape: torch.Size | None
+    mask_strides: tuple[int, ...]
+    alignment: tuple[int, int, int]
+    causal_offset: int | None
+    batch_invariant: bool
+
+
+def _metadata(request: Request, y: Tensor, batch_invariant: bool) -> _Metadata:
     x, mask = request.x, request.mask
-    causal = request.causal_offset is not None
-    shape = tuple(x.shape) if x.dim() > 1 else (1, *x.shape)
-    return Geometry(
-        dtype=_DTYPES[x.dtype],
-        mask_kind=("boolcausal" if causal else "bool") if mask is not None else ("causal" if causal else "none"),
-        shape=shape,
-        x_strides=_strides(x, shape),
-        y_strides=_strides(y, shape),
-        mask_strides=(0,) * len(shape) if mask is None else _strides(mask, shape),
-        alignment=Operands(_alignment(x), _alignment(y), _ACCESS_BYTES if mask is None else _alignment(mask)),
-        causal_offset=request.causal_offset,
-        batch_invariant=batch_invariant,
+    return _Metadata(
+        x.dtype,
+        x.shape,
+        x.stride(),
+        y.stride(),
+        None if mask is None else mask.shape,
+        () if mask is None else mask.stride(),
+        (_alignment(x), _alignment(y), _ACCESS_BYTES if mask is None else _alignment(mask)),
+        request.causal_offset,
+        batch_invariant,
     )
 
 
-def _strides(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides in elements along the dimensions of `shape`, to which the tensor broadcasts from the right."""
-    missing = len(shape) - tensor.dim()
-    present = zip(tensor.shape, tensor.stride(), strict=True)
-    return (0,) * missing + tuple(stride if size > 1 else 0 for size, stride in present)
+@lru_cache(maxsize=launcher.PLANS)
+def _plan(metadata: _Metadata) -> LaunchPlan:
+    return launcher.plan_for(_geometry(metadata))
+
+
+def _geometry(of: _Metadata) -> Geometry:
+    """In integers: [K] is [1, K], and what broadcasts has stride 0."""
+    causal = of.causal_offset is not None
+    rank = max(len(of.shape), 2)
+    return Geometry(
+        dtype=_DTYPES[of.dtype],
+        mask_kind=("boolcausal" if causal else "bool") if of.mask_shape is not None else ("causal" if causal else "none"),
+        shape=(1,) * (rank - len(of.shape)) + tuple(of.shape),
+        x_strides=_strides(of.shape, of.x_strides, rank),
+        y_strides=_strides(of.shape, of.y_strides, rank),
+        mask_strides=_strides(of.mask_shape or (), of.mask_strides, rank),
+        alignment=Operands(*of.alignment),
+        causal_offset=of.causal_offset,
+        batch_invariant=of.batch_invariant,
+    )
+
+
+def _strides(shape: tuple[int, ...], strides: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Of a tensor that broadcasts, from the right, to `rank` dimensions; in elements."""
+    present = zip(shape, strides, strict=True)
+    return (0,) * (rank - len(shape)) + tuple(stride if size > 1 else 0 for size, stride in present)
 
 
 def _alignment(tensor: Tensor) -> int:

@@ -5,6 +5,8 @@ Nothing is initialised at import. Importing this module needs cuda-bindings, usi
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from cuda.bindings import driver as cuda
@@ -12,7 +14,8 @@ from cuda.bindings import driver as cuda
 _DEFAULT_SHARED_LIMIT = 48 * 1024
 """Dynamic shared memory that a kernel may use without an attribute, in bytes."""
 
-_forked = False
+forked = False
+"""Whether this process is the child of one that had used the driver: nothing of the driver works in it."""
 
 
 class DriverError(RuntimeError):
@@ -20,18 +23,17 @@ class DriverError(RuntimeError):
 
 
 def _mark_forked() -> None:
-    global _forked
-    _forked = True
+    global forked
+    forked = True
 
 
 @cache
 def _initialise() -> None:
     try:
-        check("cuInit", cuda.cuInit(0))
+        status = cuda.cuInit(0)
     except RuntimeError as error:
-        if isinstance(error, DriverError):
-            raise
         raise DriverError(f"no CUDA driver: {error}") from None
+    check("cuInit", status)
     os.register_at_fork(after_in_child=_mark_forked)
 
 
@@ -47,7 +49,7 @@ def check(call: str, result: tuple):
 
 def refuse_after_fork() -> None:
     """CUDA does not survive a fork: the child's handles are the parent's."""
-    if _forked:
+    if forked:
         raise DriverError(
             "softmax_ops was used on a GPU before this process was forked, and CUDA does not survive a fork: "
             "start workers with the spawn method, or fork before the first GPU call."
@@ -70,20 +72,42 @@ def architecture(device: int) -> str:
     return f"sm_{major}{minor}"
 
 
+@cache
+def _primary_context(device: int) -> cuda.CUcontext:
+    handle = check("cuDeviceGet", cuda.cuDeviceGet(device))
+    return check("cuDevicePrimaryCtxRetain", cuda.cuDevicePrimaryCtxRetain(handle))
+
+
 def ensure_context(device: int) -> None:
-    """Makes the device's primary context current in a thread that has none: the default stream is the current one's."""
-    _initialise()
+    """Makes the device's primary context current in a thread that has none: the default stream belongs to the current one."""
     if int(check("cuCtxGetCurrent", cuda.cuCtxGetCurrent())) == 0:
-        context = check(
-            "cuDevicePrimaryCtxRetain", cuda.cuDevicePrimaryCtxRetain(check("cuDeviceGet", cuda.cuDeviceGet(device)))
-        )
-        check("cuCtxSetCurrent", cuda.cuCtxSetCurrent(context))
+        check("cuCtxSetCurrent", cuda.cuCtxSetCurrent(_primary_context(device)))
+
+
+@contextmanager
+def context_of(device: int) -> Iterator[None]:
+    """A context of the device is current inside: the thread's own where it is the device's, else the primary one."""
+    ensure_context(device)
+    own = check("cuCtxGetCurrent", cuda.cuCtxGetCurrent())
+    if int(check("cuCtxGetDevice", cuda.cuCtxGetDevice())) == device:
+        yield
+        return
+    check("cuCtxSetCurrent", cuda.cuCtxSetCurrent(_primary_context(device)))
+    try:
+        yield
+    finally:
+        check("cuCtxSetCurrent", cuda.cuCtxSetCurrent(own))
 
 
 def is_capturing(stream: int) -> bool:
-    """Whether a CUDA graph is being captured on the stream."""
-    status = check("cuStreamIsCapturing", cuda.cuStreamIsCapturing(cuda.CUstream(stream)))
-    return status != cuda.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+    """Whether a CUDA graph is being captured on the stream, or on one that the default stream (0) would wait for."""
+    _initialise()
+    result = cuda.cuStreamIsCapturing(cuda.CUstream(stream))
+    if result[0] == cuda.CUresult.CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
+        return True
+    if result[0] == cuda.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # a thread without a context has nothing to capture
+        return False
+    return check("cuStreamIsCapturing", result) != cuda.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
 
 
 class Kernel:
@@ -93,27 +117,29 @@ class Kernel:
         _initialise()
         library = check("cuLibraryLoadData", cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0))
         self.name = name
-        self.handle = check("cuLibraryGetKernel", cuda.cuLibraryGetKernel(library, name.encode()))
+        self._kernel = check("cuLibraryGetKernel", cuda.cuLibraryGetKernel(library, name.encode()))
+        self.handle = cuda.CUfunction(int(self._kernel))  # as launches take it: any other type is converted each time
         self._library = library
         self._shared_bytes = shared_bytes
         self._ready: set[int] = set()
 
     def prepare(self, device: int) -> None:
-        """Once per device, in its context: loads the code onto it and permits the shared memory that it needs."""
+        """Once per device: loads the code onto it, and permits the shared memory that the kernel needs."""
         if device in self._ready:
             return
-        ensure_context(device)
-        check("cuKernelGetFunction", cuda.cuKernelGetFunction(self.handle))
+        with context_of(device):
+            check("cuKernelGetFunction", cuda.cuKernelGetFunction(self._kernel))
         if self._shared_bytes > _DEFAULT_SHARED_LIMIT:
             attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             handle = check("cuDeviceGet", cuda.cuDeviceGet(device))
-            check("cuKernelSetAttribute", cuda.cuKernelSetAttribute(attribute, self._shared_bytes, self.handle, handle))
+            result = cuda.cuKernelSetAttribute(attribute, self._shared_bytes, self._kernel, handle)
+            check("cuKernelSetAttribute", result)
         self._ready.add(device)
 
 
 class ArgumentBlock:
-    """Memory for one kernel's parameter struct, and what the driver wants to be told of it. Never shared between
-    threads: the driver reads it while the interpreter lock is released."""
+    """Memory for one kernel's parameter struct, and what the driver wants to be told of it. Never shared between threads:
+    the driver reads it while the interpreter lock is released."""
 
     def __init__(self, template: bytes):
         self._memory = ctypes.create_string_buffer(template, len(template))
@@ -123,7 +149,7 @@ class ArgumentBlock:
 
 
 def launch_config(grid: int, block: int, cluster: int, shared_bytes: int) -> cuda.CUlaunchConfig:
-    """Of a one-dimensional launch; its stream is set at each launch."""
+    """Of a one-dimensional launch; its stream is set before each launch."""
     config = cuda.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1

@@ -8,13 +8,12 @@ import struct
 import threading
 from collections.abc import Callable
 from functools import lru_cache
-from operator import itemgetter
 
 from cuda.bindings import driver as cuda
 
 from . import driver, resolve
 from .artifacts import catalog
-from .plan import DYNAMIC, Launch, LaunchPlan, plan
+from .plan import Launch, LaunchPlan, plan
 from .problem import Geometry
 
 PLANS = 4096
@@ -22,7 +21,8 @@ PLANS = 4096
 
 _lock = threading.Lock()
 _kernels: dict[tuple[str, str], driver.Kernel] = {}
-_executables: dict[tuple[LaunchPlan, int], "Executable"] = {}
+_executables: dict[tuple[int, int], "Executable"] = {}
+"""By the plan's id and the device: hashing a plan takes longer than a launch. An executable keeps its plan, hence the id."""
 
 
 class NotLoaded(RuntimeError):
@@ -35,6 +35,20 @@ def plan_for(geometry: Geometry) -> LaunchPlan:
     return plan(geometry, catalog.load())
 
 
+class _Grid:
+    """One grid of an executable, in the memory of one thread."""
+
+    __slots__ = ("address", "block", "buffer", "config", "mask", "stream", "x", "y")
+
+    def __init__(self, launch: Launch, launch_plan: LaunchPlan):
+        variant = launch_plan.variant
+        self.x, self.y, self.mask = launch.offset
+        self.block = driver.ArgumentBlock(launch.template)
+        self.buffer, self.address = self.block.buffer, self.block.address
+        self.config = driver.launch_config(launch.grid, variant.threads, variant.cluster, variant.shared_bytes)
+        self.stream = 0  # that of a fresh config
+
+
 class Executable:
     """A launch plan bound to a device: everything but addresses, scalars and stream is decided.
 
@@ -45,40 +59,37 @@ class Executable:
         self.plan = launch_plan
         self.device = device
         self._handle = kernel.handle
-        self._packers = _packers(launch_plan)
+        self._pack, self._at = _packer(launch_plan, "x.address", "y.address", "scale")
+        self._masked = bool(launch_plan.geometry.mask_bytes)
+        if self._masked:
+            self._pack_mask, self._mask_at = _packer(launch_plan, "mask.address", "mask.fill")
         self._local = threading.local()
 
-    def __call__(self, *, x: int, y: int, mask: int, scale: float, fill: float, stream: int) -> None:
+    def launch(self, *, x: int, y: int, mask: int, scale: float, fill: float, stream: int) -> None:
         """Launches on a stream of the device; the default stream (0) is that of the thread's current context.
 
         Raises driver.DriverError when the driver refuses the launch.
         """
-        driver.refuse_after_fork()
-        for launch, block, config in self._blocks():
-            offset = launch.offset
-            values = (x + offset.x, y + offset.y, scale, mask + offset.mask, fill)
-            for pack_into, position, pick in self._packers:
-                pack_into(block.buffer, position, *pick(values))
-            config.hStream = stream
-            status = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
+        if driver.forked:
+            driver.refuse_after_fork()
+        try:
+            grids = self._local.grids
+        except AttributeError:
+            grids = self._grids_of_this_thread()
+        for grid in grids:
+            self._pack(grid.buffer, self._at, x + grid.x, y + grid.y, scale)
+            if self._masked:
+                self._pack_mask(grid.buffer, self._mask_at, mask + grid.mask, fill)
+            if stream != grid.stream:  # telling the config costs as much as packing
+                grid.config.hStream = grid.stream = stream
+            status = cuda.cuLaunchKernelEx(grid.config, self._handle, grid.address, 0)
             if status[0]:
                 driver.check(f"cuLaunchKernelEx of {self.plan.variant.name}", status)
 
-    def _blocks(self) -> list[tuple[Launch, driver.ArgumentBlock, cuda.CUlaunchConfig]]:
-        try:
-            return self._local.blocks
-        except AttributeError:
-            driver.ensure_context(self.device)
-            variant = self.plan.variant
-            self._local.blocks = [
-                (
-                    launch,
-                    driver.ArgumentBlock(launch.template),
-                    driver.launch_config(launch.grid, variant.threads, variant.cluster, variant.shared_bytes),
-                )
-                for launch in self.plan.launches
-            ]
-            return self._local.blocks
+    def _grids_of_this_thread(self) -> list[_Grid]:
+        driver.ensure_context(self.device)
+        self._local.grids = [_Grid(launch, self.plan) for launch in self.plan.launches]
+        return self._local.grids
 
 
 def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executable:
@@ -86,7 +97,7 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
 
     Raises resolve.KernelNotFound when no place holds it, NotLoaded when `stream` is being captured into a CUDA graph.
     """
-    found = _executables.get((launch_plan, device))
+    found = _executables.get((id(launch_plan), device))
     if found is not None:
         return found
     driver.refuse_after_fork()
@@ -96,11 +107,11 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
             "call softmax_ops.softmax once with these shapes before the capture."
         )
     kernel = _kernel(launch_plan, driver.architecture(device))
-    kernel.prepare(device)
     with _lock:
+        kernel.prepare(device)
         if len(_executables) >= PLANS:
             _executables.clear()
-        return _executables.setdefault((launch_plan, device), Executable(launch_plan, kernel, device))
+        return _executables.setdefault((id(launch_plan), device), Executable(launch_plan, kernel, device))
 
 
 def _kernel(launch_plan: LaunchPlan, arch: str) -> driver.Kernel:
@@ -117,21 +128,11 @@ def _kernel(launch_plan: LaunchPlan, arch: str) -> driver.Kernel:
     return kernel
 
 
-def _packers(launch_plan: LaunchPlan) -> list[tuple[Callable[..., None], int, Callable]]:
-    """Neighbouring dynamic fields are packed by one call: (pack_into, offset in the struct, which values)."""
-    groups: list[tuple[int, str, list[int]]] = []
-    for name, position, format in launch_plan.fields:
-        value = DYNAMIC.index(name)
-        if groups and groups[-1][0] + struct.calcsize(groups[-1][1] + "0" + format) == position:
-            start, formats, values = groups.pop()
-            groups.append((start, formats + format, [*values, value]))
-        else:
-            groups.append((position, format, [value]))
-    return [(struct.Struct(formats).pack_into, start, _picker(values)) for start, formats, values in groups]
-
-
-def _picker(positions: list[int]) -> Callable:
-    if len(positions) == 1:
-        (position,) = positions
-        return lambda values: (values[position],)
-    return itemgetter(*positions)
+def _packer(launch_plan: LaunchPlan, *names: str) -> tuple[Callable[..., None], int]:
+    """Writes neighbouring dynamic fields of the parameter struct at once: (pack_into, offset in the struct)."""
+    fields = [field for field in launch_plan.fields if field[0] in names]
+    formats = "".join(format for _, _, format in fields)
+    start, end = fields[0][1], fields[-1][1] + struct.calcsize(fields[-1][2])
+    if tuple(name for name, _, _ in fields) != names or struct.calcsize(formats) != end - start:
+        raise catalog.CatalogError(f"{launch_plan.variant.name}: its parameter struct does not hold {', '.join(names)} in a row")
+    return struct.Struct(formats).pack_into, start

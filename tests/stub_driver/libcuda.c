@@ -1,0 +1,226 @@
+// A libcuda.so.1 without a GPU: enough of the driver API to load a kernel and launch it, all of it recorded.
+//
+// It is as strict as the driver where callers go wrong: nothing before cuInit or after a fork, no context that was not
+// made current, no load during a capture, no more dynamic shared memory than was asked for. An image is not code, but the
+// text "parameter-bytes kernel-name". Other entry points of the API succeed and do nothing.
+
+#include <dlfcn.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { kSuccess, kInvalidValue, kNotInitialized = 3, kInvalidDevice = 101, kInvalidImage = 200, kInvalidContext = 201,
+       kNotFound = 500, kCaptureUnsupported = 900, kCaptureImplicit = 906 };
+enum { kMaxDevices = 4, kMaxKernels = 64, kMaxCalls = 1 << 15, kMaxParameters = 512, kDefaultShared = 48 * 1024 };
+
+typedef struct {
+  char name[168];
+  int parameter_bytes;
+  int shared_limit[kMaxDevices];
+} Kernel;
+
+typedef struct {
+  char call[32];
+  int device;            // of the thread's current context; -1: none
+  uint64_t arguments[4];
+  char kernel[168];      // of a load, or of a launch
+  uint32_t grid[3], block[3], cluster[3], shared_bytes, parameter_bytes;
+  unsigned char parameters[kMaxParameters];
+} Call;
+
+// Set and read by the tests.
+int stub_devices                        = 1;
+int stub_capabilities[2 * kMaxDevices]  = {9, 0, 9, 0, 9, 0, 9, 0};  // major, minor
+uint64_t stub_captured_stream           = 0;  // 0: no capture
+char stub_failing_call[32]              = "";
+int stub_failure                        = 0;
+int stub_yields                         = 0;  // of a launch, before it reads its parameters
+int stub_recording                      = 1;
+int stub_call_count                     = 0;
+Call stub_calls[kMaxCalls];
+
+static Kernel kernels[kMaxKernels];
+static int kernel_count      = 0;
+static pid_t initialised_by  = 0;
+static __thread int current  = -1;  // device of the thread's context
+
+static Call* record(char const* name, uint64_t a, uint64_t b, uint64_t c)
+{
+  static Call forgotten;
+  int const i = stub_recording ? __atomic_fetch_add(&stub_call_count, 1, __ATOMIC_SEQ_CST) : kMaxCalls;
+  Call* const call = i < kMaxCalls ? &stub_calls[i] : &forgotten;
+  strncpy(call->call, name, sizeof call->call - 1);
+  call->device = current;
+  call->arguments[0] = a, call->arguments[1] = b, call->arguments[2] = c;
+  return call;
+}
+
+#define FAIL_IF(condition, status) if (condition) return status
+#define CHECK_CALL() \
+  FAIL_IF(initialised_by != getpid(), kNotInitialized); \
+  FAIL_IF(strcmp(stub_failing_call, __func__) == 0, stub_failure)
+
+static int cuInit(unsigned flags)
+{
+  record(__func__, flags, 0, 0);
+  FAIL_IF(initialised_by && initialised_by != getpid(), kNotInitialized);
+  FAIL_IF(strcmp(stub_failing_call, __func__) == 0, stub_failure);
+  initialised_by = getpid();
+  return kSuccess;
+}
+
+static int cuDriverGetVersion(int* version) { return *version = 13000, kSuccess; }
+
+static int cuDeviceGet(int* device, int ordinal)
+{
+  CHECK_CALL();
+  return *device = ordinal, ordinal < stub_devices ? kSuccess : kInvalidDevice;
+}
+
+static int cuDeviceGetCount(int* count) { return *count = stub_devices, kSuccess; }
+
+static int cuDeviceGetAttribute(int* value, int attribute, int device)
+{
+  CHECK_CALL();
+  return *value = stub_capabilities[2 * device + (attribute == 76)], kSuccess;  // 75: major, 76: minor
+}
+
+static int cuDevicePrimaryCtxRetain(void** context, int device)
+{
+  record(__func__, device, 0, 0);
+  CHECK_CALL();
+  return *context = (void*)(uintptr_t)(device + 1), kSuccess;
+}
+
+static int cuCtxGetCurrent(void** context)
+{
+  CHECK_CALL();
+  return *context = (void*)(uintptr_t)(current + 1), kSuccess;
+}
+
+static int cuCtxSetCurrent(void* context)
+{
+  record(__func__, (uintptr_t)context, 0, 0);
+  CHECK_CALL();
+  return current = (int)(uintptr_t)context - 1, kSuccess;
+}
+
+static int cuCtxGetDevice(int* device)
+{
+  CHECK_CALL();
+  return *device = current, current < 0 ? kInvalidContext : kSuccess;
+}
+
+static int cuStreamIsCapturing(void* stream, int* status)
+{
+  CHECK_CALL();
+  FAIL_IF(!stream && current < 0, kInvalidContext);
+  FAIL_IF(!stream && stub_captured_stream, kCaptureImplicit);
+  return *status = stream && (uintptr_t)stream == stub_captured_stream, kSuccess;
+}
+
+static int cuLibraryLoadData(void** library, char const* image)
+{
+  Call* const call = record(__func__, 0, 0, 0);
+  CHECK_CALL();
+  FAIL_IF(stub_captured_stream, kCaptureUnsupported);
+  Kernel* const kernel = &kernels[__atomic_fetch_add(&kernel_count, 1, __ATOMIC_SEQ_CST)];
+  FAIL_IF(sscanf(image, "%d %167s", &kernel->parameter_bytes, kernel->name) != 2, kInvalidImage);
+  for (int device = 0; device < kMaxDevices; ++device) { kernel->shared_limit[device] = kDefaultShared; }
+  strcpy(call->kernel, kernel->name);
+  return *library = kernel, kSuccess;
+}
+
+static int cuLibraryGetKernel(void** kernel, Kernel* library, char const* name)
+{
+  CHECK_CALL();
+  return *kernel = library, strcmp(library->name, name) ? kNotFound : kSuccess;
+}
+
+static int cuKernelGetFunction(void** function, Kernel* kernel)
+{
+  record(__func__, (uintptr_t)kernel, 0, 0);
+  CHECK_CALL();
+  FAIL_IF(current < 0, kInvalidContext);
+  FAIL_IF(stub_captured_stream, kCaptureUnsupported);
+  return *function = kernel, kSuccess;
+}
+
+static int cuKernelSetAttribute(int attribute, int value, Kernel* kernel, int device)
+{
+  record(__func__, attribute, value, device);
+  CHECK_CALL();
+  return kernel->shared_limit[device] = value, kSuccess;
+}
+
+typedef struct {
+  int id;
+  char padding[4];
+  uint32_t value[16];
+} Attribute;
+
+typedef struct {
+  uint32_t grid[3], block[3], shared_bytes;
+  void* stream;
+  Attribute const* attributes;
+  uint32_t attribute_count;
+} Config;
+
+static int cuLaunchKernelEx(Config const* config, Kernel const* kernel, void** parameters, void** extra)
+{
+  for (int i = 0; i < stub_yields; ++i) { sched_yield(); }
+  if (stub_recording) {
+    Call* const call = record(__func__, (uintptr_t)config->stream, (uintptr_t)extra, config->attribute_count);
+    strcpy(call->kernel, kernel->name);
+    memcpy(call->grid, config->grid, sizeof call->grid);
+    memcpy(call->block, config->block, sizeof call->block);
+    for (uint32_t i = 0; i < config->attribute_count; ++i) {
+      if (config->attributes[i].id == 4) { memcpy(call->cluster, config->attributes[i].value, sizeof call->cluster); }
+    }
+    call->shared_bytes    = config->shared_bytes;
+    call->parameter_bytes = kernel->parameter_bytes;
+    memcpy(call->parameters, parameters[0], kernel->parameter_bytes);
+  }
+  CHECK_CALL();
+  FAIL_IF(!config->stream && current < 0, kInvalidContext);
+  FAIL_IF((int)config->shared_bytes > kernel->shared_limit[current < 0 ? 0 : current], kInvalidValue);
+  return kSuccess;
+}
+
+static int cuGetErrorString(int status, char const** words)
+{
+  static struct { int status; char const* words; } const known[] = {
+    {kSuccess, "no error"}, {kInvalidValue, "invalid argument"}, {kNotInitialized, "initialization error"},
+    {100, "no CUDA-capable device is detected"}, {kInvalidDevice, "invalid device ordinal"},
+    {kInvalidImage, "device kernel image is invalid"}, {kInvalidContext, "invalid device context"},
+    {kNotFound, "named symbol not found"}, {701, "too many resources requested for launch"},
+    {kCaptureUnsupported, "operation not permitted when stream is capturing"},
+  };
+  *words = NULL;
+  for (size_t i = 0; i < sizeof known / sizeof *known; ++i) {
+    if (known[i].status == status) { *words = known[i].words; }
+  }
+  return *words ? kSuccess : kInvalidValue;
+}
+
+static int succeed(void) { return kSuccess; }
+
+int cuGetProcAddress_v2(char const* symbol, void** function, int version, uint64_t flags, int* found)
+{
+  (void)version, (void)flags;
+#define ENTRY(name) {#name, (void*)name}
+  static struct { char const* symbol; void* function; } const table[] = {
+    ENTRY(cuInit), ENTRY(cuDriverGetVersion), ENTRY(cuDeviceGet), ENTRY(cuDeviceGetCount), ENTRY(cuDeviceGetAttribute),
+    ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxGetCurrent), ENTRY(cuCtxSetCurrent), ENTRY(cuCtxGetDevice),
+    ENTRY(cuStreamIsCapturing), ENTRY(cuLibraryLoadData), ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction),
+    ENTRY(cuKernelSetAttribute), ENTRY(cuLaunchKernelEx), ENTRY(cuGetErrorString),
+  };
+  *function = (void*)succeed;
+  if (found) { *found = 0; }
+  for (size_t i = 0; i < sizeof table / sizeof *table; ++i) {
+    if (strcmp(table[i].symbol, symbol) == 0) { *function = table[i].function; }
+  }
+  return kSuccess;
+}

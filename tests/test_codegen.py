@@ -1,0 +1,223 @@
+"""The generator: names, plans, the shipped set, rendering, the catalogue, who imports whom."""
+
+import ast
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from codegen import catalogue, plans, render, variants
+from codegen.__main__ import main as command_line
+from codegen.spec import DType, Mask, Plan, Spec
+from softmax_ops.artifacts.catalog import Catalog, CatalogError
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SHIPPED = variants.shipped()
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(command_line, arguments)
+
+
+# ---- names and the shipped set
+
+
+@pytest.mark.parametrize("spec", SHIPPED, ids=lambda spec: spec.name)
+def test_name_and_spec_determine_each_other(spec: Spec) -> None:
+    assert Spec.from_name(spec.name) == spec
+    assert re.fullmatch(r"[a-z0-9_]+", spec.name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "softmax_fwd_f16_none_warp_k1024_v8_t128",
+        "softmax_fwd_f8_none_warp_k1024_v8_t128r4",
+        "softmax_fwd_f16_some_warp_k1024_v8_t128r4",
+        "softmax_fwd_f16_none_heap_k1024_v8_t128r4",
+        "softmax_fwd_f16_none_warp_k01024_v8_t128r4",
+        "softmax_fwd_f16_none_warp_k1024_v8_t128r4 ",
+    ],
+)
+def test_what_is_not_a_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="variant name|unknown mask kind or plan"):
+        Spec.from_name(name)
+
+
+def test_shipped_set_is_sorted_unique_and_under_the_cap() -> None:
+    names = [spec.name for spec in SHIPPED]
+    assert names == sorted(set(names))
+    assert len(names) <= variants.MAX_VARIANTS
+
+
+@pytest.mark.parametrize("spec", SHIPPED, ids=lambda spec: spec.name)
+def test_tile_holds_its_longest_row(spec: Spec) -> None:
+    assert spec.lanes * spec.chunks * spec.access >= spec.max_k
+    assert spec.threads % 32 == 0 and spec.threads <= 1024
+    assert spec.lanes & (spec.lanes - 1) == 0
+    if spec.plan is Plan.TILE:
+        assert spec.rows * spec.max_k <= spec.tile_elements
+    else:
+        assert spec.lanes * spec.rows == spec.threads
+
+
+@pytest.mark.parametrize("dtype", DType, ids=lambda dtype: dtype.value)
+def test_row_plans_of_one_alignment_leave_no_gap_up_to_the_longest(dtype: DType) -> None:
+    anywhere = [plan for plan in plans.row_plans(dtype) if plan.vec == 1]
+    assert anywhere[-1].max_k == plans.MAX_K
+    assert all(shorter.max_k < longer.max_k for shorter, longer in pairwise(anywhere))
+
+
+# ---- rendering
+
+
+def test_rendering_is_pure(tmp_path: Path) -> None:
+    """Another process, directory, hash seed and clock give the same text."""
+    program = "from codegen import render, variants; print(sum(hash_(render.render(s)) for s in variants.shipped()))"
+    program = "from zlib import crc32\nhash_ = lambda text: crc32(text.encode())\n" + program
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONHASHSEED": seed, "TZ": zone},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, zone in (("0", "UTC"), ("1", "Asia/Tokyo"))
+    }
+    assert len(outputs) == 1
+
+
+def test_generated_is_what_the_templates_render() -> None:
+    assert catalogue.differences() == ""
+
+
+def test_check_prints_a_diff_when_generated_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue.write(tmp_path)
+    name = f"{SHIPPED[0].name}.cu"
+    (tmp_path / name).write_text((tmp_path / name).read_text().replace("Threads", "threads", 1))
+    monkeypatch.setattr(catalogue.differences, "__defaults__", (tmp_path,))
+    result = run("check")
+    assert result.exit_code == 1
+    assert f"--- generated/{name}" in result.output and "make generate" in result.output
+
+
+def test_write_touches_only_what_changed_and_removes_what_is_gone(tmp_path: Path) -> None:
+    assert catalogue.write(tmp_path) == (len(SHIPPED) + 1, 0)
+    (tmp_path / "softmax_fwd_gone.cu").write_text("")
+    (tmp_path / f"{SHIPPED[0].name}.cu").write_text("stale")
+    assert catalogue.write(tmp_path) == (1, 1)
+    assert catalogue.write(tmp_path) == (0, 0)
+
+
+@pytest.mark.parametrize("spec", SHIPPED, ids=lambda spec: spec.name)
+def test_an_absent_feature_leaves_no_trace(spec: Spec) -> None:
+    text = render.render(spec)
+    assert ("Causal" in text) == (spec.mask in (Mask.CAUSAL, Mask.BOOLCAUSAL))
+    assert ("TensorMask" in text) == (spec.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE))
+    assert ("tile.cuh" in text) == (spec.plan is Plan.TILE)
+    assert "\n\n\n" not in text and " \n" not in text and "{%" not in text and "{{" not in text
+    assert max(map(len, text.splitlines())) <= 140
+
+
+def test_templates_hold_no_logic() -> None:
+    """Python decides values, Jinja which statements exist: no preprocessor conditionals, short templates."""
+    for path in render.TEMPLATES.glob("*.jinja"):
+        text = path.read_text()
+        assert not re.search(r"^\s*#\s*(if|ifdef|ifndef)\b", text, re.MULTILINE), path.name
+        assert len(text.splitlines()) <= 80, path.name
+
+
+# ---- the catalogue
+
+
+def test_catalogue_survives_json_and_knows_every_variant() -> None:
+    catalog = catalogue.build_catalog(render.source_files(SHIPPED))
+    again = Catalog.from_json(catalog.to_json())
+    assert again == catalog
+    assert list(catalog.variants) == [spec.name for spec in SHIPPED]
+    served = {entry.name for table in catalog.tables.values() for entry in table}
+    assert served == set(catalog.variants), "a shipped variant that nothing dispatches to is dead"
+
+
+def test_catalogue_of_another_schema_is_refused() -> None:
+    with pytest.raises(CatalogError, match="schema 99.*make generate"):
+        Catalog.from_json(json.dumps({"schema": 99}))
+
+
+@pytest.mark.parametrize("spec", SHIPPED, ids=lambda spec: spec.name)
+def test_parameter_struct_has_the_size_that_the_kernel_asserts(spec: Spec) -> None:
+    size = struct.calcsize("".join(format for _, format in spec.arguments))
+    assert f"static_assert(sizeof(Params) == {size}" in render.render(spec)
+
+
+# ---- who imports whom
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of the modules that a file imports, relative imports resolved."""
+    package = path.relative_to(CHECKOUT).with_suffix("").parts
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            prefix = list(package[: -node.level]) if node.level else []
+            module = ".".join(prefix + ([node.module] if node.module else []))
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def importers(folder: str, module: str) -> set[str]:
+    paths = (CHECKOUT / folder).rglob("*.py")
+    found = {path for path in paths if any(f"{name}.".startswith(f"{module}.") for name in imported(path))}
+    return {path.relative_to(CHECKOUT).as_posix() for path in found}
+
+
+def test_layers() -> None:
+    artifacts = (CHECKOUT / "softmax_ops" / "artifacts").glob("*.py")
+    ours = {name for path in artifacts for name in imported(path) if name.startswith(("softmax_ops", "codegen"))}
+    assert all(name.startswith("softmax_ops.artifacts") for name in ours)
+    of_serving = {
+        name
+        for path in (CHECKOUT / "codegen").glob("*.py")
+        for name in imported(path)
+        if name.startswith("softmax_ops.") and not name.startswith("softmax_ops.artifacts")
+    }
+    assert of_serving == set()
+    assert importers("codegen", "torch") == set()
+    assert importers("codegen", "jinja2") == {"codegen/render.py"}
+    assert importers("codegen", "cuda.bindings.nvrtc") == {"codegen/toolchain.py"}
+    assert importers("codegen", "cuda.bindings.nvjitlink") == {"codegen/toolchain.py"}
+    assert importers("softmax_ops", "codegen") == {"softmax_ops/resolve.py"}
+    assert importers("softmax_ops", "torch") == {"softmax_ops/api.py", "softmax_ops/checks.py", "softmax_ops/cpu.py"}
+
+
+# ---- the command line
+
+
+def test_list_prints_every_variant() -> None:
+    rows = json.loads(run("list", "--json").output)
+    assert [row["name"] for row in rows] == [spec.name for spec in SHIPPED]
+    assert set(rows[0]) >= {"name", "direction", "dtype", "mask", "plan", "bucket", "vec"}
+    assert f"{len(SHIPPED)} variants" in run("list").output
+
+
+def test_render_prints_the_source() -> None:
+    assert run("render", SHIPPED[0].name).output == render.render(SHIPPED[0])
+
+
+@pytest.mark.parametrize("command", ["render", "inspect", "compile"])
+def test_an_unknown_variant_is_one_clear_sentence(command: str) -> None:
+    result = run(command, "softmax_fwd_f16_none_warp_k3_v8_t128r4")
+    assert result.exit_code == 1
+    assert "is not a shipped variant" in result.output and "list" in result.output

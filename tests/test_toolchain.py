@@ -1,0 +1,176 @@
+"""The toolchain: fingerprints, refusals, clean logs, and that nothing is compiled twice."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from codegen import build, devices, inspection, render, sources, toolchain, variants
+from softmax_ops.artifacts.cache import Cache
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SPEC = variants.by_name()["softmax_fwd_f16_none_warp_k64_v8_t128r32"]
+OTHER = variants.by_name()["softmax_fwd_f16_bool_warp_k64_v8_t128r32"]
+SOURCE = render.render(SPEC)
+
+
+def fingerprint() -> str:
+    return toolchain.fingerprint(SOURCE, "sm_90", "cubin")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache", max_bytes=1 << 30)
+
+
+# ---- fingerprints
+
+
+@pytest.mark.parametrize(
+    "ingredient", ["source", "architecture", "kind", "compiler", "option", "schema", "header content", "header name"]
+)
+def test_every_ingredient_changes_the_fingerprint(
+    ingredient: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint()
+    if ingredient == "source":
+        assert toolchain.fingerprint(SOURCE + " ", "sm_90", "cubin") != before
+    elif ingredient == "architecture":
+        assert toolchain.fingerprint(SOURCE, "sm_80", "cubin") != before
+    elif ingredient == "kind":
+        assert toolchain.fingerprint(SOURCE, "sm_90", "ptx") != before
+    elif ingredient == "compiler":
+        monkeypatch.setattr(toolchain, "compiler_build", lambda: "another build of the same version")
+        assert fingerprint() != before
+    elif ingredient == "option":
+        monkeypatch.setattr(toolchain, "_COMPILE_OPTIONS", (*toolchain._COMPILE_OPTIONS, "-use_fast_math"))
+        assert fingerprint() != before
+    elif ingredient == "schema":
+        monkeypatch.setattr(toolchain, "SCHEMA", toolchain.SCHEMA + 1)
+        assert fingerprint() != before
+    else:
+        tree = tmp_path / "include"
+        shutil.copytree(render.INCLUDE, tree)
+        header = tree / "softmax" / "reduce.cuh"
+        if ingredient == "header content":
+            header.write_text(header.read_text() + "\n")
+        else:
+            header.rename(header.with_name("reduction.cuh"))
+        others = toolchain.headers()[1:]
+        monkeypatch.setattr(toolchain, "headers", lambda: (sources.Headers("softmax_ops", tree), *others))
+        assert fingerprint() != before
+
+
+def test_place_and_time_do_not_change_the_fingerprint(tmp_path: Path) -> None:
+    """Headers installed elsewhere, touched later, seen by another process: the same fingerprint."""
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(render.INCLUDE, moved / "include")
+    for path in moved.rglob("*.cuh"):
+        path.touch()
+    assert sources.Headers("softmax_ops", moved / "include").digest == sources.project_headers().digest
+    program = (
+        "from codegen import render, toolchain, variants\n"
+        f"print(toolchain.fingerprint(render.render(variants.by_name()[{SPEC.name!r}]), 'sm_90', 'cubin'))"
+    )
+    environment = {"PYTHONPATH": str(CHECKOUT), "PYTHONHASHSEED": "7", "HOME": str(tmp_path)}
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == fingerprint()
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("arch", ["sm_60", "sm_9", "ampere", "compute_90", "sm_90; rm"])
+def test_an_unknown_architecture_is_one_clear_sentence(arch: str) -> None:
+    with pytest.raises(toolchain.ToolchainError, match="not a supported architecture: choose from sm_70, sm_75"):
+        toolchain.check_architectures([arch])
+
+
+def test_an_architecture_beyond_this_toolchain_names_the_one_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "supported_architectures", lambda: ("sm_75", "sm_80"))
+    with pytest.raises(toolchain.ToolchainError, match="cannot target sm_70 .it starts at sm_75.*12.9.*CUDA=12"):
+        toolchain.check_architectures(["sm_70"])
+
+
+def test_missing_headers_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "find_nvidia_header_directory", lambda name: None if name == "cutlass" else "/")
+    toolchain.headers.cache_clear()
+    try:
+        with pytest.raises(toolchain.ToolchainError, match="headers of nvidia-cutlass are missing.*make generate"):
+            toolchain.headers()
+    finally:
+        toolchain.headers.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [("exponentiate<Row", "exponentiat<Row"), ("int const lane = ", "int const unused = 1;\n  int const lane = ")],
+    ids=["error", "warning"],
+)
+def test_anything_in_the_log_fails_the_build_with_options_and_numbered_source(damage: str, complaint: str) -> None:
+    broken = SOURCE.replace(damage, complaint)
+    assert broken != SOURCE
+    with pytest.raises(toolchain.ToolchainError) as caught:
+        toolchain.compile_unit({SPEC.name: broken}, ["sm_90"])
+    message = str(caught.value)
+    assert "options: -arch=compute_90 -std=c++17" in message
+    assert "    1 // Generated by `make generate`" in message
+    assert complaint.split("<")[0].split("\n")[0].strip() in message
+
+
+def test_a_spill_fails_the_build() -> None:
+    crowded = SOURCE.replace("/*CTAs per SM=*/8", "/*CTAs per SM=*/16")
+    assert crowded != SOURCE
+    with pytest.raises(toolchain.ToolchainError, match=f"{SPEC.name} for sm_90 spills registers"):
+        toolchain.compile_unit({SPEC.name: crowded.replace("/*Chunks=*/2", "/*Chunks=*/8")}, ["sm_90"])
+
+
+# ---- building
+
+
+def test_nothing_is_compiled_twice(cache: Cache) -> None:
+    first = build.build([SPEC, OTHER], ["sm_90"], cache, jobs=1, progress=False)
+    again = build.build([SPEC, OTHER], ["sm_90"], cache, jobs=1, progress=False)
+    assert (first.compiled, again.compiled) == (2, 0)
+    assert {cubin.variant: cubin for cubin in again.cubins} == {cubin.variant: cubin for cubin in first.cubins}
+
+
+def test_an_architecture_is_added_without_recompiling_the_others(cache: Cache) -> None:
+    build.build([SPEC], ["sm_90"], cache, jobs=1, progress=False)
+    assert build.build([SPEC], ["sm_80", "sm_90"], cache, jobs=1, progress=False).compiled == 1
+
+
+def test_neighbours_in_a_unit_and_other_processes_do_not_change_the_bytes(cache: Cache, tmp_path: Path) -> None:
+    (alone,) = build.build([SPEC], ["sm_90"], cache, jobs=1, progress=False).cubins
+    together = toolchain.compile_unit({OTHER.name: render.render(OTHER), SPEC.name: SOURCE}, ["sm_90"])
+    assert next(cubin for cubin in together if cubin.variant == SPEC.name) == alone
+    elsewhere = Cache(tmp_path / "elsewhere", max_bytes=1 << 30)
+    in_a_pool = build.build([SPEC, OTHER], ["sm_80", "sm_90"], elsewhere, jobs=2, progress=False).cubins
+    assert alone in in_a_pool
+
+
+def test_units_share_a_front_end_only_inside_a_family() -> None:
+    missing = {"sm_80": [SPEC.name], "sm_86": [SPEC.name], "sm_90": [SPEC.name]}
+    units = list(build._units({SPEC.name: SOURCE}, missing, "cubin"))
+    assert [unit.architectures for unit in units] == [("sm_80", "sm_86"), ("sm_90",)]
+
+
+def test_without_a_gpu_the_default_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_devices", list)
+    assert devices.default_architectures([]) == (("sm_90",), "no GPU found: the default")
+    assert devices.default_architectures(["sm_80"]) == (("sm_80",), "as named")
+
+
+def test_inspection_counts_what_the_disassembler_prints(cache: Cache) -> None:
+    (cubin,) = build.build([SPEC], ["sm_90"], cache, jobs=1, progress=False).cubins
+    facts = inspection.inspect(cubin)
+    assert facts.count(r"LDG\.E\.128") == facts.count(r"STG\.E\.128") == SPEC.chunks
+    assert facts.count(r"MUFU\.EX2") == SPEC.chunks * SPEC.access
+    assert facts.instructions == sum(facts.sass.values()) > 100
+    older = dataclasses.replace(cubin, arch="sm_70")
+    assert inspection.inspect(older).sass == {}
