@@ -173,7 +173,9 @@ def _geometry(of: _Metadata) -> Geometry:
     rank = max(len(of.shape), 2)
     return Geometry(
         dtype=_DTYPES[of.dtype],
-        mask_kind=("boolcausal" if causal else "bool") if of.mask_shape is not None else ("causal" if causal else "none"),
+        mask_kind=("boolcausal" if causal else "bool")
+        if of.mask_shape is not None
+        else ("causal" if causal else "none"),
         shape=(1,) * (rank - len(of.shape)) + tuple(of.shape),
         x_strides=_strides(of.shape, of.x_strides, rank),
         y_strides=_strides(of.shape, of.y_strides, rank),

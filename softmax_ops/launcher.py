@@ -134,5 +134,7 @@ def _packer(launch_plan: LaunchPlan, *names: str) -> tuple[Callable[..., None], 
     formats = "".join(format for _, _, format in fields)
     start, end = fields[0][1], fields[-1][1] + struct.calcsize(fields[-1][2])
     if tuple(name for name, _, _ in fields) != names or struct.calcsize(formats) != end - start:
-        raise catalog.CatalogError(f"{launch_plan.variant.name}: its parameter struct does not hold {', '.join(names)} in a row")
+        raise catalog.CatalogError(
+            f"{launch_plan.variant.name}: its parameter struct does not hold {', '.join(names)} in a row"
+        )
     return struct.Struct(formats).pack_into, start

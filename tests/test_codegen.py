@@ -48,7 +48,7 @@ def test_name_and_spec_determine_each_other(spec: Spec) -> None:
     ],
 )
 def test_what_is_not_a_name_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="variant name|unknown mask kind or plan"):
+    with pytest.raises(ValueError, match=r"variant name|unknown mask kind or plan"):
         Spec.from_name(name)
 
 
@@ -150,7 +150,7 @@ def test_catalogue_survives_json_and_knows_every_variant() -> None:
 
 
 def test_catalogue_of_another_schema_is_refused() -> None:
-    with pytest.raises(CatalogError, match="schema 99.*make generate"):
+    with pytest.raises(CatalogError, match=r"schema 99.*make generate"):
         Catalog.from_json(json.dumps({"schema": 99}))
 
 

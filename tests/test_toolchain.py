@@ -93,7 +93,7 @@ def test_an_unknown_architecture_is_one_clear_sentence(arch: str) -> None:
 
 def test_an_architecture_beyond_this_toolchain_names_the_one_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "supported_architectures", lambda: ("sm_75", "sm_80"))
-    with pytest.raises(toolchain.ToolchainError, match="cannot target sm_70 .it starts at sm_75.*12.9.*CUDA=12"):
+    with pytest.raises(toolchain.ToolchainError, match=r"cannot target sm_70 .it starts at sm_75.*12.9.*CUDA=12"):
         toolchain.check_architectures(["sm_70"])
 
 
@@ -101,7 +101,7 @@ def test_missing_headers_name_their_package(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(toolchain, "find_nvidia_header_directory", lambda name: None if name == "cutlass" else "/")
     toolchain.headers.cache_clear()
     try:
-        with pytest.raises(toolchain.ToolchainError, match="headers of nvidia-cutlass are missing.*make generate"):
+        with pytest.raises(toolchain.ToolchainError, match=r"headers of nvidia-cutlass are missing.*make generate"):
             toolchain.headers()
     finally:
         toolchain.headers.cache_clear()
