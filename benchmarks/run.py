@@ -144,9 +144,8 @@ def main() -> int:
 def _print(row) -> None:
     times = {name: numbers["median"] for name, numbers in row["microseconds"].items()}
     shares = ", ".join(f"{name} {times['copy'] / value:.3f}" for name, value in times.items() if name != "copy")
-    print(
-        f"{row['cell']:60} copy {times['copy']:9.1f} us; share of copy: {shares}; off by {row['largest_difference']:.1e}"
-    )
+    error = row["largest_difference"]
+    print(f"{row['cell']:60} copy {times['copy']:9.1f} us; share of copy: {shares}; off by {error:.1e}")
 
 
 if __name__ == "__main__":

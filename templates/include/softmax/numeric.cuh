@@ -125,6 +125,10 @@ CUTE_DEVICE void narrow(Accumulators const& rZ /* (V) */, Elements&& rY /* (V) *
   }
 }
 
+// a b + c, rounded once.
+CUTE_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+CUTE_DEVICE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
 // max that drops a NaN operand; the sum keeps it.
 CUTE_DEVICE float max_number(float a, float b) { return fmaxf(a, b); }
 CUTE_DEVICE double max_number(double a, double b) { return fmax(a, b); }

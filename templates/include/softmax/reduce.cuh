@@ -40,16 +40,15 @@ struct MaxSum
 template <int Warps, class Numeric, class Accumulator>
 CUTE_DEVICE MaxSum<Accumulator> block_max_sum(MaxSum<Accumulator> warp, MaxSum<Accumulator>* sPartials)
 {
-  static_assert(1 < Warps && Warps <= 32, "one lane per warp combines the partials");
+  static_assert(1 < Warps && Warps <= 32 && (Warps & (Warps - 1)) == 0, "a group of lanes holds one partial each");
   int const lane = threadIdx.x % 32;
   if (lane == 0) { sPartials[threadIdx.x / 32] = warp; }
   __syncthreads();
 
-  MaxSum<Accumulator> partial{negative_infinity<Accumulator>(), 0};
-  if (lane < Warps) { partial = sPartials[lane]; }
-  Accumulator const max = group_max<32>(partial.max);
+  MaxSum<Accumulator> const partial = sPartials[lane % Warps];
+  Accumulator const max             = group_max<Warps>(partial.max);
   typename Numeric::Exp const exp(max);
-  return {max, group_sum<32>(partial.sum * exp(partial.max))};
+  return {max, group_sum<Warps>(partial.sum * exp(partial.max))};
 }
 
 }  // namespace softmax

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cuda/std/limits>
 #include <cute/tensor.hpp>
 
 // How the lanes that share a row divide its columns, and how their parts move between memory and registers.
@@ -89,6 +90,8 @@ CUTE_DEVICE auto make_row_fragment()
 {
   return cute::make_tensor<Value>(cute::Shape<cute::Int<Row::Vec * Row::Chunks + Row::Edges>>{});
 }
+
+constexpr int kEveryColumn = cuda::std::numeric_limits<int>::max();
 
 // body(part) for the parts of a row of k columns. Rows of a whole CTA, whose buckets are wide, leave out the vectors that lie
 // beyond column k in every thread; two elements of f64 are not worth the branch.

@@ -40,8 +40,8 @@ public:
     RowFragments<Row> fragments = {};
     int const end               = visible_end(k);
 
-    // All loads are issued before the first use.
-    for_each_part<Row>(k, [&](auto part) { load_part(part.span(row, end), x, part.of(rX), fragments.of(part)); });
+    // All loads are issued before the first use; those beyond K are predicated off, not branched around.
+    for_each_part<Row>(kEveryColumn, [&](auto part) { load_part(part.span(row, end), x, part.of(rX), fragments.of(part)); });
     for_each_part<Row>(k, [&](auto part) { score_part<Row>(part.span(row, end), part.of(rX), fragments.of(part), part.of(rZ)); });
   }
 
@@ -85,21 +85,25 @@ private:
   CUTE_DEVICE void score_part(
       Span const& span, Vector const& rX /* (V) */, Fragments const& fragments, ScoreVector&& rZ /* (V) */) const
   {
-    constexpr int Vec = decltype(cute::size(rZ))::value;
+    constexpr int Vec  = decltype(cute::size(rZ))::value;
+    constexpr bool Cut = Narrows || Row::Edges;  // the end can lie inside a vector
+    int const inside   = span.end - span.column;
+
+    // Registers that nothing was loaded into hold 0: adding -inf to the product hides a whole vector at no cost.
+    Accumulator const outside = Cut || inside > 0 ? Accumulator(0) : negative_infinity<Accumulator>();
     widen(rX, rZ);
     CUTE_UNROLL
     for (int v = 0; v < Vec; ++v) {
-      rZ(v) = scale_ * rZ(v);
+      rZ(v) = multiply_add(scale_, rZ(v), outside);
       cute::for_each(cute::make_seq<sizeof...(Features)>{}, [&](auto i) {
         rZ(v) = cute::get<i>(features_).apply(rZ(v), cute::get<i>(fragments), v);
       });
     }
     // Only the vectors across the end pay for a comparison of every element.
-    int const inside = span.end - span.column;
-    if (inside < Vec) {
+    if (Cut && inside < Vec) {
       CUTE_UNROLL
       for (int v = 0; v < Vec; ++v) {
-        if (v >= (Row::Edges == 0 && !Narrows ? 0 : inside)) { rZ(v) = negative_infinity<Accumulator>(); }
+        if (v >= inside) { rZ(v) = negative_infinity<Accumulator>(); }
       }
     }
   }

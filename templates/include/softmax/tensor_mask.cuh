@@ -74,7 +74,7 @@ struct TensorMask
   Bits const* row;
   Accumulator hidden_score;
   bool per_column;
-  uint32_t background;  // what the fragments hold where nothing is loaded: the row's element, or 0
+  uint32_t background;  // what the fragments hold where no element is loaded: that of the row, or 0
 
   CUTE_DEVICE TensorMask(Params const& p, Rows const& rows, RowIndex const& index)
     : row(p.mask + index.offset(p.strides, rows.rank)),
@@ -90,7 +90,7 @@ struct TensorMask
   {
     using namespace cute;
     using Register = typename Fragment<Vec>::Register;
-    fill(fragment.registers, Register(background));
+    fill(fragment.registers, Register(span.column < span.end ? background : 0));
     Tensor rM = make_tensor(reinterpret_cast<Bits*>(fragment.registers.data()), Shape<Int<Vec>>{});  // (V)
     if (per_column) { span.load(row, rM); }
   }
