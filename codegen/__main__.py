@@ -151,7 +151,11 @@ def bundle(architectures: tuple[str, ...], output: Path) -> None:
     facts = write_bundle(
         output, report.cubins, catalog=catalog.to_json().encode(), toolchain=toolchain.compiler_build()
     )
-    click.echo(f"{output}: {facts}, {time.monotonic() - start:.1f} s")
+    click.echo(
+        f"{output}: {facts.cubins} cubins ({facts.variants} variants, {', '.join(chosen)}), {facts.file_bytes} bytes; "
+        f"median cubin {facts.median_cubin_bytes}, largest {facts.largest_cubin_bytes} bytes "
+        f"({facts.largest_cubin}); {time.monotonic() - start:.1f} s"
+    )
 
 
 @main.group()

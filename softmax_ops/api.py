@@ -15,6 +15,12 @@ from .plan import LaunchPlan, TooManyDimensions
 from .problem import Geometry, Operands
 
 _DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
+_MASK_KINDS = {  # (there is a mask, causal)
+    (False, False): "none",
+    (False, True): "causal",
+    (True, False): "bool",
+    (True, True): "boolcausal",
+}
 _ACCESS_BYTES = 16
 
 
@@ -79,13 +85,22 @@ def explain(
 ) -> Explanation:
     """What `softmax` would do with the same arguments: kernel, tile, grid, bytes, where its cubin comes from, and why.
 
-    Launches and loads nothing. For CPU tensors it tells what a GPU of architecture `arch` ("sm_90") would run.
+    Loads and launches no kernel; what `softmax` would have to copy first is copied. For CPU tensors it tells what a GPU
+    of architecture `arch` ("sm_90") would run.
     """
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if arch is None:
         arch = _architecture(x) if x.device.type == "cuda" else "sm_90"
     request = _with_unit_strides(request)
-    return explain_geometry(_geometry(_metadata(request, request.x if out is None else out, batch_invariant)), arch)
+    try:
+        return _explain(request, batch_invariant, arch)
+    except TooManyDimensions:
+        return _explain(_contiguous(request), batch_invariant, arch)
+
+
+def _explain(request: Request, batch_invariant: bool, arch: str) -> Explanation:
+    y = torch.empty(request.x.shape, dtype=request.x.dtype, device="meta") if request.out is None else request.out
+    return explain_geometry(_geometry(_metadata(request, y, batch_invariant)), arch)
 
 
 def _architecture(x: Tensor) -> str:
@@ -117,10 +132,13 @@ def _softmax_cuda(request: Request, batch_invariant: bool) -> Tensor:
 
 def _softmax_copied(request: Request, y: Tensor, batch_invariant: bool) -> Tensor:
     """For strides that no kernel can follow: x, the mask and the result as contiguous copies."""
-    mask = None if request.mask is None else request.mask.expand(request.x.shape).contiguous()
-    copied = request._replace(x=request.x.contiguous(), mask=mask, out=None)
-    result = _softmax_cuda(copied, batch_invariant)
+    result = _softmax_cuda(_contiguous(request), batch_invariant)
     return result if request.out is None else y.copy_(result)
+
+
+def _contiguous(request: Request) -> Request:
+    mask = None if request.mask is None else request.mask.expand(request.x.shape).contiguous()
+    return request._replace(x=request.x.contiguous(), mask=mask, out=None)
 
 
 def _with_unit_strides(request: Request) -> Request:
@@ -169,13 +187,10 @@ def _plan(metadata: _Metadata) -> LaunchPlan:
 
 def _geometry(of: _Metadata) -> Geometry:
     """In integers: [K] is [1, K], and what broadcasts has stride 0."""
-    causal = of.causal_offset is not None
     rank = max(len(of.shape), 2)
     return Geometry(
         dtype=_DTYPES[of.dtype],
-        mask_kind=("boolcausal" if causal else "bool")
-        if of.mask_shape is not None
-        else ("causal" if causal else "none"),
+        mask_kind=_MASK_KINDS[of.mask_shape is not None, of.causal_offset is not None],
         shape=(1,) * (rank - len(of.shape)) + tuple(of.shape),
         x_strides=_strides(of.shape, of.x_strides, rank),
         y_strides=_strides(of.shape, of.y_strides, rank),

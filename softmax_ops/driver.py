@@ -79,7 +79,8 @@ def _primary_context(device: int) -> cuda.CUcontext:
 
 
 def ensure_context(device: int) -> None:
-    """Makes the device's primary context current in a thread that has none: the default stream belongs to the current one."""
+    """Makes the device's primary context current in a thread that has none; the default stream is the current one's."""
+    _initialise()
     if int(check("cuCtxGetCurrent", cuda.cuCtxGetCurrent())) == 0:
         check("cuCtxSetCurrent", cuda.cuCtxSetCurrent(_primary_context(device)))
 
@@ -138,8 +139,10 @@ class Kernel:
 
 
 class ArgumentBlock:
-    """Memory for one kernel's parameter struct, and what the driver wants to be told of it. Never shared between threads:
-    the driver reads it while the interpreter lock is released."""
+    """Memory for one kernel's parameter struct, and what the driver wants to be told of it.
+
+    Never shared between threads: the driver reads it while the interpreter lock is released.
+    """
 
     def __init__(self, template: bytes):
         self._memory = ctypes.create_string_buffer(template, len(template))

@@ -1,20 +1,22 @@
 """Runs launch plans on devices. Takes integers only: addresses, scalars, a stream, a device ordinal.
 
 plan = plan_for(geometry)                                       # cached
-executable(plan, device, stream)(x=..., y=..., mask=..., scale=..., fill=..., stream=...)
+executable(plan, device, stream).launch(x=..., y=..., mask=..., scale=..., fill=..., stream=...)
 """
 
 import struct
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
+from operator import sub
 
 from cuda.bindings import driver as cuda
 
 from . import driver, resolve
 from .artifacts import catalog
 from .plan import Launch, LaunchPlan, plan
-from .problem import Geometry
+from .problem import Geometry, Operands
 
 PLANS = 4096
 """Launch plans kept per process, the least recently used forgotten first."""
@@ -22,7 +24,7 @@ PLANS = 4096
 _lock = threading.Lock()
 _kernels: dict[tuple[str, str], driver.Kernel] = {}
 _executables: dict[tuple[int, int], "Executable"] = {}
-"""By the plan's id and the device: hashing a plan takes longer than a launch. An executable keeps its plan, hence the id."""
+"""By the id of the plan (hashing one takes longer than a launch) and the device. An executable keeps its plan alive."""
 
 
 class NotLoaded(RuntimeError):
@@ -38,11 +40,11 @@ def plan_for(geometry: Geometry) -> LaunchPlan:
 class _Grid:
     """One grid of an executable, in the memory of one thread."""
 
-    __slots__ = ("address", "block", "buffer", "config", "mask", "stream", "x", "y")
+    __slots__ = ("address", "block", "buffer", "config", "step", "stream")
 
-    def __init__(self, launch: Launch, launch_plan: LaunchPlan):
+    def __init__(self, launch: Launch, launch_plan: LaunchPlan, step: Operands | None):
         variant = launch_plan.variant
-        self.x, self.y, self.mask = launch.offset
+        self.step = step  # bytes that the operands are beyond those of the grid before; None: this is the first
         self.block = driver.ArgumentBlock(launch.template)
         self.buffer, self.address = self.block.buffer, self.block.address
         self.config = driver.launch_config(launch.grid, variant.threads, variant.cluster, variant.shared_bytes)
@@ -77,9 +79,11 @@ class Executable:
         except AttributeError:
             grids = self._grids_of_this_thread()
         for grid in grids:
-            self._pack(grid.buffer, self._at, x + grid.x, y + grid.y, scale)
+            if grid.step is not None:
+                x, y, mask = x + grid.step.x, y + grid.step.y, mask + grid.step.mask
+            self._pack(grid.buffer, self._at, x, y, scale)
             if self._masked:
-                self._pack_mask(grid.buffer, self._mask_at, mask + grid.mask, fill)
+                self._pack_mask(grid.buffer, self._mask_at, mask, fill)
             if stream != grid.stream:  # telling the config costs as much as packing
                 grid.config.hStream = grid.stream = stream
             status = cuda.cuLaunchKernelEx(grid.config, self._handle, grid.address, 0)
@@ -88,7 +92,11 @@ class Executable:
 
     def _grids_of_this_thread(self) -> list[_Grid]:
         driver.ensure_context(self.device)
-        self._local.grids = [_Grid(launch, self.plan) for launch in self.plan.launches]
+        launches = self.plan.launches
+        steps = [Operands(*map(sub, later.offset, before.offset)) for before, later in pairwise(launches)]
+        self._local.grids = [
+            _Grid(launch, self.plan, step) for launch, step in zip(launches, [None, *steps], strict=True)
+        ]
         return self._local.grids
 
 
@@ -134,7 +142,5 @@ def _packer(launch_plan: LaunchPlan, *names: str) -> tuple[Callable[..., None], 
     formats = "".join(format for _, _, format in fields)
     start, end = fields[0][1], fields[-1][1] + struct.calcsize(fields[-1][2])
     if tuple(name for name, _, _ in fields) != names or struct.calcsize(formats) != end - start:
-        raise catalog.CatalogError(
-            f"{launch_plan.variant.name}: its parameter struct does not hold {', '.join(names)} in a row"
-        )
+        raise catalog.CatalogError(f"{launch_plan.variant.layout}: {', '.join(names)} are no neighbours in this struct")
     return struct.Struct(formats).pack_into, start

@@ -4,7 +4,6 @@
 call (addresses, scale, fill, stream) is passed at the launch.
 """
 
-from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
@@ -14,8 +13,9 @@ DTYPE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}
 MAX_RANK = 4
 """Leading dimensions that a kernel can tell apart, after coalescing."""
 
-MAX_ROWS = 2**31 - 1
-"""Rows of one launch: row numbers are 32-bit inside a kernel, offsets 64-bit."""
+MAX_ROWS = 2**31 - 2**10
+"""Rows of one launch. Row numbers are 32-bit inside a kernel (offsets are 64-bit), also those of the last CTA's rows that do
+not exist any more."""
 
 
 class Operands(NamedTuple):
@@ -26,12 +26,11 @@ class Operands(NamedTuple):
     mask: int
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(NamedTuple):
     """Rows of x, y and mask: shape [..., Q, K] and, per dimension, strides in elements (0 where the mask broadcasts).
 
     The last stride of x and y is 1, that of the mask 0 or 1. `alignment` is the largest power of two, at most 16, that
-    divides an operand's address in bytes.
+    divides an operand's address in bytes. A named tuple, because it is hashed at every launch.
     """
 
     dtype: str

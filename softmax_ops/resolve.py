@@ -12,7 +12,7 @@ from .artifacts import settings
 from .artifacts.bundle import Bundle
 from .artifacts.cache import Cache
 from .artifacts.catalog import Variant
-from .artifacts.cubin import Absent, Cubin
+from .artifacts.cubin import Absent, Cubin, architecture_order
 
 PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
 
@@ -62,10 +62,15 @@ def _from_bundle(path: Path, variant: Variant, arch: str) -> Cubin:
     """For the architecture itself, else for the nearest lower one of its major version, whose cubins run on it."""
     bundle = _bundle(path)
     held = bundle.architectures()
-    usable = [known for known in held if _runs_on(known, arch)]
+    usable = sorted((known for known in held if _runs_on(known, arch)), key=architecture_order)
     if not usable:
         raise Absent(f"it holds {', '.join(held)}, none of which runs on {arch}")
-    return bundle.find(variant.name, max(usable, key=_number), source=variant.source)
+    while True:
+        try:
+            return bundle.find(variant.name, usable.pop(), source=variant.source)
+        except Absent:
+            if not usable:
+                raise
 
 
 def _from_cache(variant: Variant, arch: str) -> Cubin:
@@ -97,9 +102,7 @@ def _bundle(path: Path) -> Bundle:
     return Bundle(path)
 
 
-def _number(arch: str) -> int:
-    return int(arch[3:])
-
-
 def _runs_on(built: str, arch: str) -> bool:
-    return _number(built) // 10 == _number(arch) // 10 and _number(built) <= _number(arch)
+    """A cubin runs on its own architecture and on later minors of its major version; sm_90a's on nothing but sm_90a."""
+    (number, suffix), (wanted, _) = architecture_order(built), architecture_order(arch)
+    return built == arch or (not suffix and number // 10 == wanted // 10 and number <= wanted)

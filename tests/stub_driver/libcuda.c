@@ -5,7 +5,6 @@
 // text "parameter-bytes kernel-name". Other entry points of the API succeed and do nothing.
 
 #include <dlfcn.h>
-#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,7 +24,7 @@ typedef struct {
   char call[32];
   int device;            // of the thread's current context; -1: none
   uint64_t arguments[4];
-  char kernel[168];      // of a load, or of a launch
+  char kernel[168];
   uint32_t grid[3], block[3], cluster[3], shared_bytes, parameter_bytes;
   unsigned char parameters[kMaxParameters];
 } Call;
@@ -36,7 +35,7 @@ int stub_capabilities[2 * kMaxDevices]  = {9, 0, 9, 0, 9, 0, 9, 0};  // major, m
 uint64_t stub_captured_stream           = 0;  // 0: no capture
 char stub_failing_call[32]              = "";
 int stub_failure                        = 0;
-int stub_yields                         = 0;  // of a launch, before it reads its parameters
+int stub_pause_us                       = 0;  // of every recorded call, before anything else
 int stub_recording                      = 1;
 int stub_call_count                     = 0;
 Call stub_calls[kMaxCalls];
@@ -49,8 +48,10 @@ static __thread int current  = -1;  // device of the thread's context
 static Call* record(char const* name, uint64_t a, uint64_t b, uint64_t c)
 {
   static Call forgotten;
+  if (stub_pause_us) { usleep(stub_pause_us); }
   int const i = stub_recording ? __atomic_fetch_add(&stub_call_count, 1, __ATOMIC_SEQ_CST) : kMaxCalls;
   Call* const call = i < kMaxCalls ? &stub_calls[i] : &forgotten;
+  memset(call, 0, sizeof *call);
   strncpy(call->call, name, sizeof call->call - 1);
   call->device = current;
   call->arguments[0] = a, call->arguments[1] = b, call->arguments[2] = c;
@@ -141,7 +142,7 @@ static int cuLibraryGetKernel(void** kernel, Kernel* library, char const* name)
 
 static int cuKernelGetFunction(void** function, Kernel* kernel)
 {
-  record(__func__, (uintptr_t)kernel, 0, 0);
+  strcpy(record(__func__, 0, 0, 0)->kernel, kernel->name);
   CHECK_CALL();
   FAIL_IF(current < 0, kInvalidContext);
   FAIL_IF(stub_captured_stream, kCaptureUnsupported);
@@ -150,7 +151,7 @@ static int cuKernelGetFunction(void** function, Kernel* kernel)
 
 static int cuKernelSetAttribute(int attribute, int value, Kernel* kernel, int device)
 {
-  record(__func__, attribute, value, device);
+  strcpy(record(__func__, attribute, value, device)->kernel, kernel->name);
   CHECK_CALL();
   return kernel->shared_limit[device] = value, kSuccess;
 }
@@ -170,7 +171,6 @@ typedef struct {
 
 static int cuLaunchKernelEx(Config const* config, Kernel const* kernel, void** parameters, void** extra)
 {
-  for (int i = 0; i < stub_yields; ++i) { sched_yield(); }
   if (stub_recording) {
     Call* const call = record(__func__, (uintptr_t)config->stream, (uintptr_t)extra, config->attribute_count);
     strcpy(call->kernel, kernel->name);

@@ -1,0 +1,112 @@
+"""What a launch costs on the CPU: the launcher, fed with integers, against a stub of the CUDA driver. Needs no GPU.
+
+    python -m benchmarks.host
+
+The stub returns at once, so these are the nanoseconds of Python and cuda-bindings; a real driver adds 1.6 to 2.3 us.
+Every cell is measured in every round, so that a change of clock falls on all; the median over rounds is printed.
+"""
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+from cuda.bindings import driver as cuda
+
+from softmax_ops import driver, launcher
+from softmax_ops.artifacts import catalog
+from softmax_ops.problem import Geometry
+from tests import stub_driver
+from tests.geometries import geometry
+
+ROUNDS = 41
+CALLS = 2000
+"""Of a cell in a round: about 2 ms."""
+
+GOAL = 4.0
+"""The whole launcher path, in bare launches."""
+
+_STUBBED = "SOFTMAX_OPS_BENCHMARK_STUB"
+
+
+def main() -> int:
+    if _STUBBED not in os.environ:
+        # The loader reads LD_LIBRARY_PATH when a process starts.
+        environment = {**stub_driver.environment(), _STUBBED: "1"}
+        return subprocess.run([sys.executable, "-m", "benchmarks.host"], env=environment).returncode
+    stub_driver.record(False)
+    print(f"Python {platform.python_version()}, cuda-bindings {version('cuda-bindings')}, {platform.machine()}")
+    print(f"median of {ROUNDS} rounds of {CALLS} calls, less an empty loop\n")
+    print(f"{'':56} {'ns':>6} {'ratio':>6}")
+    for mask_kind in ("none", "boolcausal"):
+        costs = measure(cells(mask_kind))
+        bare = costs["one bare cuLaunchKernelEx"]
+        for name, cost in costs.items():
+            goal = f"  goal: at most {GOAL:.0f}" if name.startswith("plan_for + ") else ""
+            print(f"{mask_kind + ': ' + name:56} {cost:6.0f} {cost / bare:6.2f}{goal}")
+    return 0
+
+
+def measure(cells: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Nanoseconds per call, the cells taking turns."""
+    rounds: dict[str, list[float]] = {name: [] for name in cells}
+    for _ in range(ROUNDS):
+        empty = _time(lambda: None)
+        for name, call in cells.items():
+            rounds[name].append(_time(call) - empty)
+    return {name: statistics.median(costs) for name, costs in rounds.items()}
+
+
+def _time(call: Callable[[], object]) -> float:
+    start = time.perf_counter_ns()
+    for _ in range(CALLS):
+        call()
+    return (time.perf_counter_ns() - start) / CALLS
+
+
+def cells(mask_kind: str) -> dict[str, Callable[[], object]]:
+    """What is measured, for f16 [8, 16, 1024, 1024]."""
+
+    def describe() -> Geometry:
+        return geometry((8, 16, 1024, 1024), "f16", mask_kind, mask_shape=(8, 1, 1, 1024))
+
+    known = describe()
+    plan = launcher.plan_for(known)
+    # Where resolving would put it; the stub takes no real cubin.
+    kernel = driver.Kernel(plan.variant.name, _image(plan.variant), plan.variant.shared_bytes)
+    launcher._kernels[plan.variant.name, driver.architecture(0)] = kernel
+    ready = launcher.executable(plan, 0)
+    block = driver.ArgumentBlock(plan.launches[0].template)
+    config = driver.launch_config(plan.launches[0].grid, plan.variant.threads, 1, 0)
+    bare, handle, address = cuda.cuLaunchKernelEx, kernel.handle, block.address
+    x, y, mask = 1 << 40, 2 << 40, 3 << 40
+    streams = iter(range(1, 1 << 60))
+    equal = [describe() for _ in range(64)]
+    turn = iter(lambda: equal[next(streams) % 64], None)
+
+    def whole(geometry: Geometry) -> None:
+        found = launcher.executable(launcher.plan_for(geometry), 0, 7)
+        found.launch(x=x, y=y, mask=mask, scale=0.125, fill=0.0, stream=7)
+
+    return {
+        "one bare cuLaunchKernelEx": lambda: bare(config, handle, address, 0),
+        "Executable.launch": lambda: ready.launch(x=x, y=y, mask=mask, scale=0.125, fill=0.0, stream=7),
+        "Executable.launch, another stream each time": lambda: ready.launch(
+            x=x, y=y, mask=mask, scale=0.125, fill=0.0, stream=next(streams)
+        ),
+        "plan_for + executable + launch": lambda: whole(known),
+        "the same with an equal Geometry": lambda: whole(next(turn)),
+    }
+
+
+def _image(variant: catalog.Variant) -> bytes:
+    """What the stub takes for a cubin of the variant."""
+    return f"{catalog.argument_bytes(catalog.load().layout(variant))} {variant.name}\0".encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

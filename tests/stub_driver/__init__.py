@@ -1,0 +1,169 @@
+"""A CUDA driver without a GPU: libcuda.c, compiled with the system's C compiler into a libcuda.so.1 that records calls.
+
+@stub_driver.isolated
+def test_something():           # runs in a python of its own, whose driver is the stub
+    ...
+    assert stub_driver.launches()[0].grid == (5, 1, 1)
+"""
+
+import atexit
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+CHECKOUT = Path(__file__).parents[2]
+SOURCE = Path(__file__).with_name("libcuda.c")
+
+_CHILD = "SOFTMAX_OPS_TESTS_STUB"
+_MAX_DEVICES = 4
+
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+class Call(ctypes.Structure):
+    """One recorded call; what its arguments mean is at its function in libcuda.c."""
+
+    _fields_ = (
+        ("call", ctypes.c_char * 32),
+        ("device", ctypes.c_int),
+        ("arguments", ctypes.c_uint64 * 4),
+        ("kernel", ctypes.c_char * 168),
+        ("_grid", ctypes.c_uint32 * 3),
+        ("_block", ctypes.c_uint32 * 3),
+        ("_cluster", ctypes.c_uint32 * 3),
+        ("shared_bytes", ctypes.c_uint32),
+        ("parameter_bytes", ctypes.c_uint32),
+        ("_parameters", ctypes.c_ubyte * 512),
+    )
+
+    @property
+    def name(self) -> str:
+        return self.call.decode()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return tuple(self._grid)
+
+    @property
+    def block(self) -> tuple[int, ...]:
+        return tuple(self._block)
+
+    @property
+    def cluster(self) -> tuple[int, ...]:
+        """(0, 0, 0) when the launch named none."""
+        return tuple(self._cluster)
+
+    @property
+    def stream(self) -> int:
+        return self.arguments[0]
+
+    @property
+    def parameters(self) -> bytes:
+        return bytes(self._parameters[: self.parameter_bytes])
+
+
+@cache
+def library() -> Path:
+    """The folder of the stub's libcuda.so.1, which this process compiles once, and removes when it ends."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise RuntimeError("the tests of the launcher compile a stub of the CUDA driver: they need cc, gcc or clang")
+    folder = tempfile.mkdtemp(prefix="stub_driver_")
+    atexit.register(shutil.rmtree, folder)
+    options = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,-soname,libcuda.so.1"]
+    command = [compiler, *options, "-o", f"{folder}/libcuda.so.1", str(SOURCE)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
+    return Path(folder)
+
+
+def environment(folder: Path | None = None) -> dict[str, str]:
+    """For a process whose driver is the stub, or the libcuda.so.1 of another folder."""
+    return {**os.environ, "LD_LIBRARY_PATH": str(folder or library()), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def isolated(test: Test) -> Test:
+    """A test that runs in a process of its own, whose driver is the stub; its fixtures are made there too."""
+    if _CHILD in os.environ:
+        return test
+
+    @functools.wraps(test)
+    def run(*_: Any, **__: Any) -> None:
+        node = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+        options = ["--noconftest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", "--no-header", "--tb=short"]
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, node],
+            cwd=CHECKOUT,
+            env={**environment(), _CHILD: "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if result.returncode:
+            raise AssertionError(f"in a process of its own:\n{result.stdout}{result.stderr}")
+
+    return run  # type: ignore[return-value]
+
+
+# In the process whose driver is the stub
+
+
+@cache
+def _stub() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _set(name: str, value: int, kind: Any = ctypes.c_int) -> None:
+    kind.in_dll(_stub(), name).value = value
+
+
+def devices(*architectures: str) -> None:
+    """What cards there are, by their architectures, such as "sm_86"."""
+    _set("stub_devices", len(architectures))
+    capabilities = (ctypes.c_int * (2 * _MAX_DEVICES)).in_dll(_stub(), "stub_capabilities")
+    for ordinal, arch in enumerate(architectures):
+        capabilities[2 * ordinal], capabilities[2 * ordinal + 1] = divmod(int(arch[3:]), 10)
+
+
+def capture(stream: int) -> None:
+    """A CUDA graph is being captured on the stream; 0: no longer."""
+    _set("stub_captured_stream", stream, ctypes.c_uint64)
+
+
+def fail(call: str, status: int) -> None:
+    """From now on the call returns this status; "" for none."""
+    (ctypes.c_char * 32).in_dll(_stub(), "stub_failing_call").value = call.encode()
+    _set("stub_failure", status)
+
+
+def hesitate(seconds: float) -> None:
+    """Recorded calls take so long, a launch before it reads its parameters; other threads run meanwhile."""
+    _set("stub_pause_us", round(seconds * 1e6))
+
+
+def record(on: bool) -> None:
+    _set("stub_recording", on)
+
+
+def calls(name: str = "") -> list[Call]:
+    """What was called so far, or only the calls of one function, in order."""
+    count = ctypes.c_int.in_dll(_stub(), "stub_call_count").value
+    recorded = (Call * count).in_dll(_stub(), "stub_calls")
+    return [Call.from_buffer_copy(call) for call in recorded if name in ("", call.name)]
+
+
+def launches() -> list[Call]:
+    return calls("cuLaunchKernelEx")
+
+
+def forget() -> None:
+    """Starts the record anew."""
+    _set("stub_call_count", 0)

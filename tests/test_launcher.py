@@ -1,0 +1,462 @@
+"""The launcher against a stub of the CUDA driver: what is called when, with which bytes, and how failures read.
+
+Each test runs in a python of its own: what a process loads and initialises, it does once.
+"""
+
+import os
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softmax_ops import launcher
+from softmax_ops.artifacts import catalog
+from softmax_ops.artifacts.bundle import write_bundle
+from softmax_ops.artifacts.catalog import Variant, argument_bytes
+from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.driver import DriverError
+from softmax_ops.launcher import NotLoaded
+from softmax_ops.plan import LaunchPlan, plan
+from softmax_ops.problem import Geometry
+from softmax_ops.resolve import KernelNotFound
+from tests import stub_driver
+from tests.geometries import geometry
+from tests.stub_driver import isolated
+
+CALL: dict[str, Any] = {
+    "x": 0x7F00_0000_0000,
+    "y": 0x7F10_0000_0000,
+    "mask": 0x7F20_0000_0000,
+    "scale": 0.5,
+    "fill": -3.0,
+}
+ROWS = geometry((3, 5, 1000))
+STREAM = 0x5700
+
+Serve = Callable[..., None]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Makes images of the variants the one place that has kernels; `held` are the architectures they are built for."""
+
+    def serve(*variants: Variant, held: tuple[str, ...] = ("sm_90",), symbol: str | None = None) -> None:
+        cubins = [cubin(variant, arch, symbol or variant.name) for variant in variants for arch in held]
+        write_bundle(tmp_path / "bundle", cubins, catalog=b"{}", toolchain="none")
+
+    monkeypatch.setenv("SOFTMAX_OPS_BUNDLE", str(tmp_path / "bundle"))
+    monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")
+    return serve
+
+
+def cubin(variant: Variant, arch: str, symbol: str) -> Cubin:
+    """An image for the stub: the size of the parameters, and the name of the kernel."""
+    code = f"{argument_bytes(catalog.load().layout(variant))} {symbol}\0".encode()
+    return Cubin(variant.name, arch, code, 32, 0, source=variant.source, fingerprint="f" * 64)
+
+
+def planned(served: Serve, of: Geometry = ROWS, **arguments: Any) -> LaunchPlan:
+    """The plan of a geometry whose kernel is served."""
+    launch_plan = launcher.plan_for(of)
+    served(launch_plan.variant, **arguments)
+    return launch_plan
+
+
+def changed(served: Serve, **facts: Any) -> LaunchPlan:
+    """A plan whose variant differs from the shipped one in these facts."""
+    launch_plan = plan(ROWS, catalog.load())
+    launch_plan = replace(launch_plan, variant=replace(launch_plan.variant, **facts))
+    served(launch_plan.variant)
+    return launch_plan
+
+
+def launch(launch_plan: LaunchPlan, device: int = 0, stream: int = STREAM, **changes: Any) -> None:
+    launcher.executable(launch_plan, device, stream).launch(**{**CALL, **changes}, stream=stream)
+
+
+def names() -> list[str]:
+    return [call.name for call in stub_driver.calls()]
+
+
+# What is launched
+
+
+@isolated
+def test_every_argument_layout_is_passed_as_planned(serve: Serve) -> None:
+    plans: dict[str, LaunchPlan] = {}
+    for dtype, mask_kind in sorted({key[1:] for key in catalog.load().tables}):
+        for shape in [(3, 5, 7), (3, 5, 100), (3, 5, 1000), (3, 5, 3000)]:
+            found = launcher.plan_for(geometry(shape, dtype, mask_kind, alignment=4))
+            plans[found.variant.layout] = found
+    assert set(plans) == set(catalog.load().layouts)
+    serve(*{found.variant.name: found.variant for found in plans.values()}.values())
+    for found in plans.values():
+        launch(found)
+        last = stub_driver.launches()[-1]
+        (only,) = found.launches
+        assert last.parameters == found.arguments(only, **CALL), found.variant.layout
+        assert last.kernel.decode() == found.variant.name
+        assert last.grid == (only.grid, 1, 1)
+        assert last.block == (found.variant.threads, 1, 1)
+        assert last.shared_bytes == found.variant.shared_bytes
+        assert (last.stream, last.arguments[1]) == (STREAM, 0)  # and nothing in `extra`
+
+
+@isolated
+def test_arguments_do_not_linger_from_call_to_call(serve: Serve) -> None:
+    found = planned(serve, geometry((3, 5, 1000), mask_kind="bool"))
+    for number in (7, 1, 2**40):
+        call: dict[str, Any] = {
+            "x": number,
+            "y": 2 * number,
+            "mask": 3 * number,
+            "scale": -0.25 * number,
+            "fill": 0.5 * number,
+        }
+        launch(found, **call)
+        assert stub_driver.launches()[-1].parameters == found.arguments(found.launches[0], **call)
+
+
+@isolated
+def test_rows_beyond_one_launch(serve: Serve) -> None:
+    """2^33 rows: launches that start where the one before ends, each with its own addresses."""
+    found = planned(serve, geometry((2**20, 2**13, 8), mask_kind="bool"))
+    assert len(found.launches) == 5
+    launch(found)
+    recorded = stub_driver.launches()
+    assert [call.parameters for call in recorded] == [found.arguments(part, **CALL) for part in found.launches]
+    first_rows = [struct.unpack_from("P", call.parameters)[0] - CALL["x"] for call in recorded]
+    assert first_rows == [sum(part.rows for part in found.launches[:i]) * 16 for i in range(5)]
+
+
+@isolated
+def test_the_stream_is_passed_through(serve: Serve) -> None:
+    found = planned(serve)
+    streams = [0x70, 0x80, 0x80, 0, 0x70, 2**63 + 1, 0]
+    for stream in streams:
+        launch(found, stream=stream)
+    assert [call.stream for call in stub_driver.launches()] == streams
+
+
+@isolated
+def test_a_cluster_is_an_attribute(serve: Serve) -> None:
+    launch(changed(serve, cluster=4))
+    (call,) = stub_driver.launches()
+    assert (call.cluster, call.arguments[2]) == ((4, 1, 1), 1)
+    launch(planned(serve, geometry((3, 5, 7))))
+    assert stub_driver.launches()[-1].arguments[2] == 0
+
+
+# Once per process, once per device
+
+
+@isolated
+def test_a_kernel_is_loaded_once(serve: Serve) -> None:
+    """However many plans it serves."""
+    first, second = planned(serve), launcher.plan_for(geometry((9, 1000)))
+    assert first.variant == second.variant
+    for found in (first, second, first, second):
+        launch(found)
+    assert names().count("cuLibraryLoadData") == names().count("cuKernelGetFunction") == 1
+    assert names()[-3:] == ["cuLaunchKernelEx"] * 3
+    stub_driver.forget()
+    launch(first)
+    assert names() == ["cuLaunchKernelEx"]
+
+
+@isolated
+def test_two_devices_of_one_architecture_share_a_kernel(serve: Serve) -> None:
+    stub_driver.devices("sm_90", "sm_90")
+    found = planned(serve)
+    for device in (0, 1, 0, 1):
+        launch(found, device)
+    assert len(stub_driver.calls("cuLibraryLoadData")) == 1
+    assert [call.device for call in stub_driver.calls("cuKernelGetFunction")] == [0, 1]
+
+
+@isolated
+def test_two_architectures_load_a_kernel_each(serve: Serve) -> None:
+    stub_driver.devices("sm_90", "sm_86", "sm_90")
+    found = planned(serve, held=("sm_80", "sm_86", "sm_90"))
+    for device in (0, 1, 2, 1):
+        launch(found, device)
+    assert len(stub_driver.calls("cuLibraryLoadData")) == 2
+    assert [call.device for call in stub_driver.calls("cuKernelGetFunction")] == [0, 1, 2]
+
+
+@isolated
+@pytest.mark.parametrize("shared_bytes", [0, 48 * 1024, 48 * 1024 + 1, 200 * 1024])
+def test_shared_memory_beyond_48_kib_is_asked_for_once_per_device(serve: Serve, shared_bytes: int) -> None:
+    stub_driver.devices("sm_90", "sm_90")
+    found = changed(serve, shared_bytes=shared_bytes)
+    for device in (0, 1, 1, 0):
+        launch(found, device)
+    asked = [call.arguments[:3] for call in stub_driver.calls("cuKernelSetAttribute")]
+    wanted = [[8, shared_bytes, 0], [8, shared_bytes, 1]]  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    assert asked == (wanted if shared_bytes > 48 * 1024 else [])
+    assert {call.shared_bytes for call in stub_driver.launches()} == {shared_bytes}
+
+
+@isolated
+def test_plans_are_forgotten_but_kernels_are_not(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "PLANS", 3)
+    plans = [launcher.plan_for(geometry((rows, 1000))) for rows in range(1, 9)]
+    serve(plans[0].variant)
+    for found in plans + plans:
+        launch(found)
+    assert [call.grid[0] for call in stub_driver.launches()] == [found.launches[0].grid for found in plans + plans]
+    assert len(stub_driver.calls("cuLibraryLoadData")) == 1
+    assert len(launcher._executables) <= 3
+
+
+# Contexts and threads
+
+
+def in_thread(work: Callable[[], None]) -> None:
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+@isolated
+def test_a_thread_without_a_context_gets_the_primary_one(serve: Serve) -> None:
+    """Of the device, retained once per process: the default stream is that of the current context."""
+    stub_driver.devices("sm_90", "sm_90")
+    found = planned(serve)
+    for _ in range(3):
+        in_thread(lambda: launch(found, device=1, stream=0))
+    assert [call.device for call in stub_driver.launches()] == [1, 1, 1]
+    assert [call.arguments[0] for call in stub_driver.calls("cuDevicePrimaryCtxRetain")] == [1]
+
+
+@isolated
+def test_a_thread_keeps_its_context(serve: Serve) -> None:
+    """A kernel for device 1 is made ready in a context of device 1 by a thread that works on device 0."""
+    stub_driver.devices("sm_90", "sm_90")
+    found = planned(serve)
+    launch(found, device=0)
+    stub_driver.forget()
+    launch(found, device=1)
+    launch(found, device=0, stream=0)
+    assert [call.device for call in stub_driver.calls("cuKernelGetFunction")] == [1]
+    assert [call.device for call in stub_driver.launches()] == [0, 0]
+
+
+@isolated
+def test_first_use_by_many_threads_at_once(serve: Serve) -> None:
+    found = planned(serve)
+    start = threading.Barrier(8)
+    stub_driver.hesitate(20e-3)
+
+    def first_use(number: int) -> None:
+        start.wait()
+        launch(found, x=number)
+
+    threads = [threading.Thread(target=first_use, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert names().count("cuLibraryLoadData") == names().count("cuKernelGetFunction") == 1
+    assert sorted(struct.unpack_from("P", call.parameters)[0] for call in stub_driver.launches()) == list(range(8))
+
+
+@isolated
+def test_threads_share_no_parameters(serve: Serve) -> None:
+    """Four threads on one executable; the driver, which runs without the interpreter lock, takes its time to read."""
+    found = planned(serve, geometry((3, 5, 1000), mask_kind="boolcausal"))
+    launch(found)
+    stub_driver.forget()
+    stub_driver.hesitate(20e-6)
+
+    def hammer(first: int) -> None:
+        for number in range(first, first + 500):
+            launch(found, **numbered(number), stream=number)
+
+    threads = [threading.Thread(target=hammer, args=(1000 * i,)) for i in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    recorded = {call.stream: call.parameters for call in stub_driver.launches()}
+    expected = {
+        n: found.arguments(found.launches[0], **numbered(n))
+        for i in range(1, 5)
+        for n in range(1000 * i, 1000 * i + 500)
+    }
+    assert recorded == expected
+
+
+def numbered(n: int) -> dict[str, Any]:
+    return {"x": n << 20, "y": n << 21, "mask": n << 22, "scale": float(n), "fill": -float(n)}
+
+
+# CUDA graphs
+
+
+@isolated
+@pytest.mark.parametrize("stream", [STREAM, 0], ids=["captured stream", "default stream"])
+def test_nothing_is_loaded_during_a_capture(serve: Serve, stream: int) -> None:
+    other, found = planned(serve, geometry((3, 5, 7))), launcher.plan_for(ROWS)
+    launch(other)  # the driver is in use, this thread has a context
+    serve(found.variant)
+    stub_driver.capture(STREAM)
+    stub_driver.forget()
+    with pytest.raises(NotLoaded, match=rf"^{found.variant.name} is not loaded, .*once with these shapes before"):
+        launch(found, stream=stream)
+    assert names() == []
+    stub_driver.capture(0)
+    launch(found)
+    assert names()[-1] == "cuLaunchKernelEx"
+
+
+@isolated
+def test_what_is_loaded_is_launched_during_a_capture(serve: Serve) -> None:
+    found = planned(serve)
+    launch(found)
+    stub_driver.capture(STREAM)
+    stub_driver.forget()
+    launch(found)
+    assert names() == ["cuLaunchKernelEx"]
+
+
+# Failures
+
+
+@isolated
+def test_a_refused_launch_says_what_cuda_says(serve: Serve) -> None:
+    found = planned(serve)
+    launch(found)
+    stub_driver.fail("cuLaunchKernelEx", 701)
+    with pytest.raises(DriverError) as error:
+        launch(found)
+    assert str(error.value) == (
+        f"cuLaunchKernelEx of {found.variant.name}: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: "
+        "too many resources requested for launch"
+    )
+    stub_driver.fail("", 0)
+    launch(found)
+
+
+@isolated
+@pytest.mark.parametrize(
+    ("call", "status", "words"),
+    [
+        ("cuInit", 100, "CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected"),
+        ("cuStreamIsCapturing", 1, "CUDA_ERROR_INVALID_VALUE: invalid argument"),
+        ("cuLibraryLoadData", 200, "CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid"),
+        ("cuKernelGetFunction", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: too many resources requested for launch"),
+        ("cuDevicePrimaryCtxRetain", 2, "CUDA_ERROR_OUT_OF_MEMORY: unknown error"),
+        ("cuKernelSetAttribute", 1, "CUDA_ERROR_INVALID_VALUE: invalid argument"),
+    ],
+)
+def test_a_failed_first_use_is_tried_again(serve: Serve, call: str, status: int, words: str) -> None:
+    found = changed(serve, shared_bytes=100 * 1024)
+    stub_driver.fail(call, status)
+    for _ in range(2):
+        with pytest.raises(DriverError) as error:
+            launch(found)
+        assert str(error.value) == f"{call}: {words}"
+    stub_driver.fail("", 0)
+    launch(found)
+
+
+@isolated
+def test_no_such_device(serve: Serve) -> None:
+    found = planned(serve)
+    with pytest.raises(DriverError, match="cuDeviceGet: CUDA_ERROR_INVALID_DEVICE: invalid device ordinal"):
+        launch(found, device=1)
+
+
+@isolated
+def test_an_image_of_another_kernel(serve: Serve) -> None:
+    found = planned(serve, symbol="something_else")
+    with pytest.raises(DriverError, match="cuLibraryGetKernel: CUDA_ERROR_NOT_FOUND: named symbol not found"):
+        launch(found)
+
+
+@isolated
+def test_no_kernel_for_the_device(serve: Serve) -> None:
+    stub_driver.devices("sm_80")
+    found = planned(serve)
+    with pytest.raises(KernelNotFound, match=rf"^no kernel {found.variant.name} for sm_80:"):
+        launch(found)
+    assert "cuLibraryLoadData" not in names()
+
+
+def test_no_driver(tmp_path: Path) -> None:
+    """In one sentence, whichever call comes first. A libcuda.so.1 that is an empty file is as good as none."""
+    (tmp_path / "libcuda.so.1").touch()
+    code = """if True:
+        from softmax_ops import driver
+        for first in (driver.is_capturing, driver.architecture):
+            try:
+                first(0)
+            except driver.DriverError as error:
+                print(error)
+    """
+    environment = stub_driver.environment(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=stub_driver.CHECKOUT, capture_output=True, text=True
+    )
+    first, second = result.stdout.splitlines()  # what follows the colon depends on cuda-bindings
+    assert first == second and first.startswith("no CUDA driver: "), result
+
+
+# Fork
+
+
+def in_child(work: Callable[[], None]) -> str:
+    """Runs work in a forked child; the error it raised, or "done"."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            work()
+            os.write(writer, b"done")
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    os.wait()
+    return said
+
+
+@isolated
+def test_fork_after_use_is_refused(serve: Serve) -> None:
+    """By loaded and by new kernels, in the child only, whose driver is not called at all."""
+    first, second = planned(serve), launcher.plan_for(geometry((3, 5, 7)))
+    launch(first)
+    for found in (first, second):
+        said = in_child(partial(launch, found))
+        assert said.startswith("DriverError: softmax_ops was used on a GPU before this process was forked"), said
+        assert "spawn" in said
+    launch(first)
+
+
+@isolated
+def test_fork_before_use_works(serve: Serve) -> None:
+    found = planned(serve)
+    assert in_child(lambda: launch(found)) == "done"
+    launch(found)
+    assert len(stub_driver.launches()) == 1

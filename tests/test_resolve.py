@@ -1,0 +1,164 @@
+"""Where a cubin comes from: the order of the places, what each says when it has none, which architectures share."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from softmax_ops import resolve
+from softmax_ops.artifacts import catalog
+from softmax_ops.artifacts.bundle import write_bundle
+from softmax_ops.artifacts.cache import Cache
+from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.resolve import KernelNotFound
+
+VARIANT = catalog.load().variants["softmax_fwd_f16_none_warp_k1024_v8_t128r4"]
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own for every place, all of them empty."""
+    monkeypatch.setenv("SOFTMAX_OPS_BUNDLE", str(tmp_path / "named"))
+    monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")
+    monkeypatch.setattr(resolve, "PACKAGED_BUNDLE", tmp_path / "packaged")
+    return tmp_path
+
+
+def cubin(place: str, arch: str = "sm_90", source: str = VARIANT.source) -> Cubin:
+    """Its code tells where it lay."""
+    return Cubin(VARIANT.name, arch, place.encode(), 32, 0, source=source, fingerprint="f" * 64)
+
+
+def bundle(path: Path, *cubins: Cubin) -> None:
+    write_bundle(path, cubins, catalog=b"{}", toolchain="none")
+
+
+def keep(folder: Path, *cubins: Cubin) -> None:
+    cache = Cache(folder, max_bytes=1 << 20)
+    assert all([cache.store(cubin) for cubin in cubins])
+
+
+def compiler(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
+    """Puts a codegen in place that ships the variant and builds it like this."""
+
+    class ToolchainError(RuntimeError):
+        pass
+
+    modules = {
+        "build": SimpleNamespace(build=build, user_cache=lambda: None),
+        "toolchain": SimpleNamespace(ToolchainError=ToolchainError),
+        "variants": SimpleNamespace(by_name=lambda: {VARIANT.name: VARIANT}),
+    }
+    package = ModuleType("codegen")
+    vars(package).update(modules)
+    monkeypatch.setitem(sys.modules, "codegen", package)
+    monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "auto")
+
+
+def found(arch: str = "sm_90") -> str:
+    return resolve.resolve(VARIANT, arch).cubin.code.decode()
+
+
+def test_places_are_asked_in_order(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(monkeypatch, lambda *_, **__: SimpleNamespace(cubins=(cubin("compiled"),)))
+    assert found() == "compiled"
+    keep(places / "cache", cubin("cached"))
+    assert found() == "cached"
+    bundle(places / "packaged", cubin("packaged"))
+    assert found() == "packaged"
+    bundle(places / "named", cubin("named"))
+    assert found() == "named"
+    monkeypatch.delenv("SOFTMAX_OPS_BUNDLE")
+    assert found() == "packaged"
+
+
+def test_what_was_passed_over_is_told(places: Path) -> None:
+    keep(places / "cache", cubin("cached"))
+    resolution = resolve.resolve(VARIANT, "sm_90")
+    assert resolution.place == "cache"
+    assert [place.split(":")[0] for place in resolution.passed_over] == [
+        f"bundle {places}/named (SOFTMAX_OPS_BUNDLE)",
+        "bundle of the package",
+    ]
+
+
+def test_a_kernel_in_no_place_lists_each_with_its_reason(places: Path) -> None:
+    bundle(places / "named", cubin("named", "sm_80"), cubin("named", "sm_100"))
+    bundle(places / "packaged", cubin("packaged", source="0" * 64))
+    with pytest.raises(KernelNotFound) as error:
+        found()
+    headline, named, packaged, cached, compiled, advice = str(error.value).splitlines()
+    assert headline == f"no kernel {VARIANT.name} for sm_90:"
+    assert named == f"  bundle {places}/named (SOFTMAX_OPS_BUNDLE): it holds sm_80, sm_100, none of which runs on sm_90"
+    assert packaged.startswith("  bundle of the package: ") and "source" in packaged
+    assert cached == f"  cache: the cache directory {places}/cache does not exist"
+    assert compiled == "  compiler: SOFTMAX_OPS_COMPILE=never"
+    assert f"python -m codegen compile --arch sm_90 {VARIANT.name}" in advice
+    assert error.value.passed_over == tuple(line.strip() for line in (named, packaged, cached, compiled))
+
+
+def test_reasons_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason() -> str:
+        with pytest.raises(KernelNotFound) as error:
+            found()
+        return error.value.passed_over[-1]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise sys.modules["codegen"].toolchain.ToolchainError("NVRTC 13.0 has no sm_90")
+
+    compiler(monkeypatch, refuse)
+    assert reason() == "compiler: NVRTC 13.0 has no sm_90"
+    sys.modules["codegen"].variants.by_name = dict
+    assert "does not ship the variant: their versions differ" in reason()
+    monkeypatch.setitem(sys.modules, "codegen", None)
+    assert reason().endswith("is not installed here")
+
+
+def test_an_explanation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(monkeypatch, lambda *_, **__: pytest.fail("compiled"))
+    with pytest.raises(KernelNotFound, match="compiler: not asked to compile"):
+        resolve.resolve(VARIANT, "sm_90", may_compile=False)
+
+
+@pytest.mark.parametrize(
+    ("held", "arch", "served"),
+    [
+        (("sm_80", "sm_86"), "sm_89", "sm_86"),  # the nearest lower minor
+        (("sm_80", "sm_86", "sm_89"), "sm_86", "sm_86"),  # itself
+        (("sm_80", "sm_90"), "sm_89", "sm_80"),
+        (("sm_100", "sm_120"), "sm_121", "sm_120"),  # the major of sm_121 is 12
+        (("sm_100",), "sm_103", "sm_100"),
+        (("sm_70",), "sm_75", "sm_70"),
+        (("sm_86",), "sm_80", None),  # a higher minor
+        (("sm_80", "sm_89"), "sm_90", None),  # another major
+        (("sm_100",), "sm_120", None),
+        (("sm_90",), "sm_100", None),
+    ],
+)
+def test_architectures_of_a_bundle(places: Path, held: tuple[str, ...], arch: str, served: str | None) -> None:
+    bundle(places / "named", *(cubin(built, built) for built in held))
+    if served is not None:
+        assert found(arch) == served
+        return
+    with pytest.raises(KernelNotFound, match=f"none of which runs on {arch}"):
+        found(arch)
+
+
+def test_the_cache_serves_its_own_architecture_only(places: Path) -> None:
+    keep(places / "cache", cubin("cached", "sm_80"))
+    with pytest.raises(KernelNotFound, match=r"the cache .* holds no matching"):
+        found("sm_86")
+
+
+def test_another_source_is_passed_over(places: Path) -> None:
+    """A cubin of this name that other sources gave: an older bundle or cache beside a newer package."""
+    bundle(places / "named", cubin("old", source="0" * 64))
+    keep(places / "cache", cubin("older", source="1" * 64))
+    bundle(places / "packaged", cubin("packaged"))
+    assert found() == "packaged"
+    with pytest.raises(KernelNotFound, match="built from another source"):
+        resolve.resolve(replace(VARIANT, source="2" * 64), "sm_90")

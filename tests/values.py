@@ -1,0 +1,116 @@
+"""Rows and masks that tell a right softmax from a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from codegen.spec import DType, Mask
+from tests import reference
+
+Rows = NDArray[np.float64]
+Seen = NDArray[np.bool_]
+
+
+class Pattern(NamedTuple):
+    """Rows of one kind: `make(rng, (rows, K), limit)` gives them as scores, where limit is the largest of the format.
+
+    `exact`: the exponents are 0 or so low that exp is 0, whatever the rounding of the scores.
+    """
+
+    why: str
+    make: Callable[[np.random.Generator, tuple[int, int], float], Rows]
+    exact: bool = False
+
+
+def _some(rng: np.random.Generator, shape: tuple[int, int], limit: float) -> Rows:
+    return 3 * rng.standard_normal(shape)
+
+
+def _extremes(rng: np.random.Generator, shape: tuple[int, int], limit: float) -> Rows:
+    rows = np.full(shape, -limit)
+    rows[np.arange(shape[0]), rng.integers(shape[1], size=shape[0])] = limit
+    return rows
+
+
+def _partly_nothing(rng: np.random.Generator, shape: tuple[int, int], limit: float) -> Rows:
+    return np.where(rng.random(shape) < 0.5, -np.inf, _some(rng, shape, limit))
+
+
+PATTERNS = (
+    Pattern("ordinary scores", _some),
+    Pattern("steep: most outputs are tiny", lambda rng, shape, _: 30 * rng.standard_normal(shape)),
+    Pattern("exp overflows unless the maximum is subtracted", lambda rng, shape, _: 900 + _some(rng, shape, 0)),
+    Pattern("all equal", lambda rng, shape, _: np.full(shape, 1.25), exact=True),
+    Pattern("all -2000: below an assumed maximum of 0", lambda rng, shape, _: np.full(shape, -2000.0), exact=True),
+    Pattern("all the lowest finite number", lambda rng, shape, limit: np.full(shape, -limit), exact=True),
+    Pattern("one largest among lowest finite numbers", _extremes, exact=True),
+    Pattern("a ramp whose end is subnormal", lambda rng, shape, _: np.broadcast_to(np.linspace(0, -95, shape[1]), shape)),
+    Pattern("partly -inf", _partly_nothing),
+    Pattern("all -inf: nothing to see", lambda rng, shape, _: np.full(shape, -np.inf)),
+    Pattern("one visible +inf", _some),
+    Pattern("one visible NaN", _some),
+    Pattern("NaN wherever hidden", _some),
+)
+_SPOILT = {"one visible +inf": np.inf, "one visible NaN": np.nan}
+
+
+def patterns(rows: int, first: int) -> NDArray[np.intp]:
+    """Which pattern each row has: all in turn, from the `first` on."""
+    return (first + np.arange(rows)) % len(PATTERNS)
+
+
+def scores(rng: np.random.Generator, which: NDArray[np.intp], seen: Seen, scale: float, dtype: DType) -> torch.Tensor:
+    """x for rows of the patterns `which` [rows], whose visible columns are `seen` [rows, K]: scale * x are the scores."""
+    step = scale or 1.0
+    limit = _largest(dtype, scale)
+    x = np.empty(seen.shape)
+    for number, pattern in enumerate(PATTERNS):
+        rows = np.flatnonzero(which == number)
+        made = pattern.make(rng, (rows.size, seen.shape[1]), limit)
+        x[rows] = made if np.abs(made).max(initial=0) == limit else made / step
+        if pattern.why in _SPOILT:
+            _spoil(rng, x, rows, seen, _SPOILT[pattern.why])
+        if pattern.why == "NaN wherever hidden":
+            x[rows] = np.where(seen[rows], x[rows], np.nan)
+    return torch.from_numpy(x).to(reference.DTYPES[dtype.value])
+
+
+def _largest(dtype: DType, scale: float) -> float:
+    """The largest finite x whose score is finite in the type that the kernel accumulates in."""
+    largest = float(torch.finfo(reference.DTYPES[dtype.value]).max)
+    if dtype is DType.F16:
+        return largest
+    return largest / max(1.0, np.ceil(abs(scale)))
+
+
+def _spoil(rng: np.random.Generator, x: Rows, rows: NDArray[np.intp], seen: Seen, value: float) -> None:
+    """Puts the value into one visible column of each row that has any."""
+    for row in rows:
+        visible = np.flatnonzero(seen[row])
+        if visible.size:
+            x[row, rng.choice(visible)] = value
+
+
+SHOWING = {
+    Mask.BOOL: (0, 2, 255),
+    Mask.BOOLCAUSAL: (0, 2, 255),
+    Mask.LIKE: (0.0, 0.5, -0.0, 1.0625, -1.0, np.inf),
+}
+"""Mask values that hide nothing: everything but exactly 1."""
+
+
+def mask(rng: np.random.Generator, kind: Mask, shape: tuple[int, ...], dtype: DType) -> torch.Tensor:
+    """Three of ten elements hide; the first and last column of every other row do; of four rows or more the last hides
+    all and the first nothing."""
+    hides = rng.random(shape) < 0.3
+    rows = hides.reshape(-1, shape[-1])
+    rows[1::2, [0, -1]] = True
+    if len(rows) >= 4:
+        rows[0], rows[-1] = False, True
+    values: NDArray[Any] = np.where(hides, 1, rng.choice(SHOWING[kind], shape))
+    return torch.from_numpy(values).to(reference.DTYPES[dtype.value] if kind is Mask.LIKE else torch.uint8)
