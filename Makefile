@@ -8,6 +8,7 @@ BIN     := $(VENV)/bin
 TOOLS   := $(VENV)/.toolchain
 TESTING := $(VENV)/.testing
 ARCH    ?=
+TESTFLAGS ?= -n auto
 FLAGS   := $(foreach arch,$(ARCH),--arch $(arch))
 
 .DEFAULT_GOAL := help

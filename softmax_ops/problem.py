@@ -14,8 +14,8 @@ MAX_RANK = 4
 """Leading dimensions that a kernel can tell apart, after coalescing."""
 
 MAX_ROWS = 2**31 - 2**10
-"""Rows of one launch. Row numbers are 32-bit inside a kernel (offsets are 64-bit), also those of the last CTA's rows that do
-not exist any more."""
+"""Rows of one launch. Row numbers are 32-bit inside a kernel (offsets are 64-bit), also those that the last CTA counts
+beyond the last row."""
 
 
 class Operands(NamedTuple):

@@ -55,7 +55,9 @@ class Case:
         dtype = self.spec.dtype
         mask = None if self.mask_shape is None else values.mask(rng, self.spec.mask, self.mask_shape, dtype)
         seen = reference.visible(self.shape, None if mask is None else reference.to_numpy(mask), self.causal_offset)
-        for dimension in self.x.expanded:  # what one of the rows that are the same memory hides may be visible to others
+        for (
+            dimension
+        ) in self.x.expanded:  # what one of the rows that are the same memory hides may be visible to others
             seen = np.broadcast_to(seen.all(axis=dimension, keepdims=True), self.shape)
         which = values.patterns(prod(self.shape[:-1]), self.first_pattern)
         x = values.scores(rng, which, seen.reshape(-1, self.shape[-1]), self.scale, dtype).reshape(self.shape)
@@ -103,7 +105,9 @@ class Call:
             causal_offset=case.causal_offset,
         )
         chosen = plan(geometry, catalog.load())
-        assert chosen.variant.name == case.spec.name, f"{case.why}: dispatch chose {chosen.variant.name}, {chosen.reason}"
+        assert chosen.variant.name == case.spec.name, (
+            f"{case.why}: dispatch chose {chosen.variant.name}, {chosen.reason}"
+        )
         return chosen
 
     @cached_property
@@ -158,7 +162,23 @@ class Call:
 
 def cases(spec: Spec) -> list[Case]:
     """Launches that together hold everything this variant can meet."""
-    return [_longest(spec), _in_place(spec), _strided(spec), _out_of_phase(spec), _expanded(spec), *_filled(spec), *_bool(spec)]
+    return [
+        _longest(spec),
+        _in_place(spec),
+        _strided(spec),
+        _out_of_phase(spec),
+        _expanded(spec),
+        *_filled(spec),
+        *_bool(spec),
+    ]
+
+
+def full_cta(spec: Spec, k: int) -> Case:
+    """One CTA with all the rows it takes, every column visible to a causal mask: what a row costs when there are many."""
+    rows = spec.tile_elements // k if spec.plan is Plan.TILE else spec.rows
+    start = Layout(phase=0 if spec.vec > 1 else 1)
+    features = _features(spec, (rows, k), "qk", k)
+    return Case("a full CTA", spec, (rows, k), scale=0.125, x=start, y=start, mask_layout=start, **features)
 
 
 def interval(spec: Spec) -> tuple[int, int]:
@@ -251,7 +271,7 @@ def _out_of_phase(spec: Spec) -> Case:
         "x and y at different phases if that is allowed; a mask that hides or shows whole rows; offset beyond K; large scale",
         spec,
         shape,
-        scale=1e6,
+        scale=3e6,
         x=Layout(phase=0 if spec.vec > 1 else 1),
         first_pattern=2,
         **_features(spec, shape, "bhq", k + 7),
@@ -297,4 +317,6 @@ def _bool(spec: Spec) -> Iterator[Case]:
     k = middle(spec)
     shape = (*_leading(spec, k), k)
     features = _features(spec, shape, "qk", 0) | {"causal_offset": None}
-    yield Case("without an offset: a tensor mask and nothing else", spec, shape, scale=0.75, first_pattern=7, **features)
+    yield Case(
+        "without an offset: a tensor mask and nothing else", spec, shape, scale=0.75, first_pattern=7, **features
+    )

@@ -63,9 +63,21 @@ def judge_traffic(call: Call, traffic: dict[str, Traffic]) -> None:
         return
     mask, size = traffic["mask"], call.mask.element_size()
     if mask.bytes_read != promised.mask_elements * size:
-        raise Wrong("traffic", f"{call.case.why}: {mask.bytes_read} bytes of the mask, not {promised.mask_elements * size}")
+        raise Wrong(
+            "traffic", f"{call.case.why}: {mask.bytes_read} bytes of the mask, not {promised.mask_elements * size}"
+        )
     if call.case.spec.vec > 1:
-        _same(call, "reads of the mask", mask.reads, Counter({mask.bytes_read // (width := call.case.spec.vec * size) and width: promised.mask_elements // call.case.spec.vec}))
+        _same(
+            call,
+            "reads of the mask",
+            mask.reads,
+            Counter(
+                {
+                    mask.bytes_read // (width := call.case.spec.vec * size) and width: promised.mask_elements
+                    // call.case.spec.vec
+                }
+            ),
+        )
 
 
 def _same(call: Call, what: str, found: Counter[int], wanted: Counter[int]) -> None:

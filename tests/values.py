@@ -49,7 +49,9 @@ PATTERNS = (
     Pattern("all -2000: below an assumed maximum of 0", lambda rng, shape, _: np.full(shape, -2000.0), exact=True),
     Pattern("all the lowest finite number", lambda rng, shape, limit: np.full(shape, -limit), exact=True),
     Pattern("one largest among lowest finite numbers", _extremes, exact=True),
-    Pattern("a ramp whose end is subnormal", lambda rng, shape, _: np.broadcast_to(np.linspace(0, -95, shape[1]), shape)),
+    Pattern(
+        "a ramp whose end is subnormal", lambda rng, shape, _: np.broadcast_to(np.linspace(0, -95, shape[1]), shape)
+    ),
     Pattern("partly -inf", _partly_nothing),
     Pattern("all -inf: nothing to see", lambda rng, shape, _: np.full(shape, -np.inf)),
     Pattern("one visible +inf", _some),
@@ -81,11 +83,11 @@ def scores(rng: np.random.Generator, which: NDArray[np.intp], seen: Seen, scale:
 
 
 def _largest(dtype: DType, scale: float) -> float:
-    """The largest finite x whose score is finite in the type that the kernel accumulates in."""
+    """The largest x, or at most half of it, whose score is finite in the type that the kernel accumulates in."""
     largest = float(torch.finfo(reference.DTYPES[dtype.value]).max)
-    if dtype is DType.F16:
+    if dtype is DType.F16 or abs(scale) <= 1:
         return largest
-    return largest / max(1.0, np.ceil(abs(scale)))
+    return largest / 2.0 ** np.ceil(np.log2(abs(scale)))
 
 
 def _spoil(rng: np.random.Generator, x: Rows, rows: NDArray[np.intp], seen: Seen, value: float) -> None:

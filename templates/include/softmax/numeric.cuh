@@ -22,17 +22,19 @@ CUTE_DEVICE constexpr Accumulator negative_infinity()
 //
 //   exp(z - m) = 2^(z c - m c),  c = log2(e)
 //
-// ex2 flushes subnormal results, which bf16 still tells apart: everything is computed 2^24 times as large, and as the sum is
-// too, the factor cancels in the quotient. Above |m| = 2^126 the product m c could overflow. There two different 16-bit
-// scores are at least 2^115 apart, exp(z - m) is exactly 0 or 1, and c = 1/2 gives the same: a row of bf16 finfo.min stays
-// uniform.
+// ex2 flushes subnormal results, which bf16 still tells apart: everything is computed 2^8 times as large, and as the sum is
+// too, the factor cancels in the quotient. More than 2^8 would make the factor of a warp whose scores are all low subnormal.
+//
+// Above |m| = 2^24 the rounding of m c would become a factor of its own, in the end an infinite one. There two different
+// 16-bit scores are at least 2^13 apart, exp(z - m) is 0 or 1, and c = 1/2 gives the same without rounding: a row of bf16
+// finfo.min stays uniform.
 template <class Element>
 struct Numeric
 {
   static_assert(sizeof(Element) == 2, "the general case is for half_t and bfloat16_t");
   using Accumulator = float;
 
-  // 2^24 exp(z - m)
+  // 2^8 exp(z - m)
   struct Exp
   {
     float c;
@@ -40,8 +42,8 @@ struct Numeric
 
     CUTE_DEVICE explicit Exp(float m)
     {
-      c     = fabsf(m) > 0x1p126f ? 0.5f : 0x1.715476p+0f;
-      shift = m == negative_infinity<float>() ? 0.0f : fmaf(-m, c, 24.0f);
+      c     = fabsf(m) > 0x1p24f ? 0.5f : 0x1.715476p+0f;
+      shift = m == negative_infinity<float>() ? 0.0f : fmaf(-m, c, 8.0f);
     }
 
     CUTE_DEVICE float operator()(float z) const { return ptx::ex2(fmaf(z, c, shift)); }

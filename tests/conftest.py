@@ -1,0 +1,18 @@
+"""What a run executes: the option that widens it, the lines that say it."""
+
+import pytest
+
+from tests import engines, targets
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-architectures", action="store_true", help="execute every kernel for every architecture")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """As a header, but one that -q does not drop."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and "not kernels" not in session.config.option.markexpr:
+        everything = session.config.getoption("--all-architectures")
+        for line in targets.summary(everything, engines.gpu_architecture()):
+            reporter.write_line(line)

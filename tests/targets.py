@@ -1,0 +1,84 @@
+"""Which kernels a test run executes, for which architectures, and their images: compiled once, shared by all workers."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from codegen import build, sources, toolchain, variants
+from codegen.spec import Spec
+from softmax_ops.artifacts.cubin import Cubin
+
+WHOLE = toolchain.DEFAULT_ARCHITECTURE
+"""The architecture of which every variant is executed."""
+
+SAMPLED = tuple(arch for arch in ("sm_70", "sm_75", "sm_80", "sm_120") if arch in toolchain.supported_architectures())
+"""Front ends and code generators that differ from it, as far as the toolchain has them."""
+
+SAMPLE = 12
+"""Variants of a sampled architecture."""
+
+
+class Target(NamedTuple):
+    """One kernel of one architecture."""
+
+    arch: str
+    spec: Spec
+
+    def __str__(self) -> str:
+        return f"{self.arch}-{self.spec.name}"
+
+
+def targets(everything: bool) -> list[Target]:
+    """Every variant for one architecture, and for the others a sample that changes with the sources (or everything)."""
+    sampled = [Target(arch, spec) for arch in SAMPLED for spec in (variants.shipped() if everything else sample(arch))]
+    return [*(Target(WHOLE, spec) for spec in variants.shipped()), *sampled]
+
+
+def sample(arch: str) -> list[Spec]:
+    """The variants whose names hash lowest together with the architecture and the headers."""
+
+    def order(spec: Spec) -> bytes:
+        return hashlib.sha256(f"{sources.project_headers().digest} {arch} {spec.name}".encode()).digest()
+
+    return sorted(sorted(variants.shipped(), key=order)[:SAMPLE], key=lambda spec: spec.name)
+
+
+def summary(everything: bool, gpu: str | None) -> list[str]:
+    """What is executed, in two lines."""
+    how = "whole" if everything else f"{SAMPLE} variants each, chosen by {sources.project_headers().digest[:12]}"
+    return [
+        f"interpreter: {WHOLE} whole; {', '.join(SAMPLED)} {how}",
+        f"driver engine: {f'{gpu} whole' if gpu else 'not run (no GPU)'}",
+    ]
+
+
+def wanted(session: pytest.Session, parameter: str) -> set[Target]:
+    """The targets that this run's tests take as `parameter`: a test run alone compiles what it needs."""
+    parameters = (item.callspec.params for item in session.items if hasattr(item, "callspec"))
+    return {each[parameter] for each in parameters if parameter in each}
+
+
+def images(chosen: Iterable[Target], kind: str, locks: Path) -> dict[str, dict[str, Cubin]]:
+    """Cubins or linked PTX by architecture and variant. One worker compiles what is missing, the others wait for it."""
+    names: dict[str, set[Spec]] = defaultdict(set)
+    for arch, spec in chosen:
+        names[arch].add(spec)
+    together: dict[frozenset[Spec], list[str]] = defaultdict(list)
+    for arch, specs in names.items():
+        together[frozenset(specs)].append(arch)
+    found: dict[str, dict[str, Cubin]] = defaultdict(dict)
+    with open(locks / f"{kind}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for specs, architectures in together.items():
+            ordered = sorted(specs, key=lambda spec: spec.name)
+            report = build.build(ordered, architectures, build.user_cache(), kind=kind, progress=False)
+            for cubin in report.cubins:
+                found[cubin.arch][cubin.variant] = cubin
+    return found

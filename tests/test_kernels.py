@@ -1,0 +1,92 @@
+"""Every shipped kernel, executed: on the PTX interpreter, and on the GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from codegen import variants
+from codegen.spec import Mask
+from tests import targets
+from tests.cases import Call, cases
+from tests.engines import DriverEngine, InterpreterEngine, gpu_architecture
+from tests.far import judge_far_rows
+from tests.outcomes import judge
+from tests.targets import Target
+
+pytestmark = pytest.mark.kernels
+
+GPU = gpu_architecture()
+SHIPPED = [Target(targets.WHOLE, spec) for spec in variants.shipped()]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`test_kernel` executes more than the others, or everything."""
+    if metafunc.function is test_kernel:
+        chosen = targets.targets(metafunc.config.getoption("--all-architectures"))
+        metafunc.parametrize("target", chosen, ids=str)
+
+
+@pytest.fixture(scope="session")
+def interpreters(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, InterpreterEngine]:
+    """By architecture."""
+    chosen = targets.wanted(request.session, "target")
+    images = targets.images(chosen, "ptx", tmp_path_factory.getbasetemp().parent)
+    return {arch: InterpreterEngine(found) for arch, found in images.items()}
+
+
+@pytest.fixture
+def interpreter(target: Target, interpreters: dict[str, InterpreterEngine]) -> InterpreterEngine:
+    return interpreters[target.arch]
+
+
+def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
+    """Right numbers, every access in bounds, aligned, ordered, and as wide as promised, in all its cases."""
+    for case in cases(target.spec):
+        call = case.call()
+        judge(call, interpreter.run(call.plan, call.operands))
+
+
+@pytest.mark.parametrize("target", SHIPPED, ids=str)
+def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: InterpreterEngine) -> None:
+    """In a batch of any size. Of rows that start anywhere and are cut at vectors: at the same phase, which is what their
+    first case has, for the cuts decide the order of the sum."""
+    longest, in_place, *_ = cases(target.spec)
+    for case in (longest,) if target.spec.ragged else (longest, in_place):
+        call = case.call()
+        together = output(interpreter, call)
+        for batch in (1, case.shape[0] - 1):
+            assert torch.equal(output(interpreter, call.only(batch)), together[batch : batch + 1]), case.why
+
+
+def output(engine: InterpreterEngine, call: Call) -> torch.Tensor:
+    """As integers, so that NaN equals itself."""
+    return call.output(engine.run(call.plan, call.operands).output).view(torch.uint8)
+
+
+@pytest.mark.parametrize("target", [each for each in SHIPPED if each.spec.mask is Mask.BOOLCAUSAL], ids=str)
+def test_offsets_are_64_bit(target: Target, interpreter: InterpreterEngine) -> None:
+    judge_far_rows(target.spec, interpreter)
+
+
+if GPU is not None:
+
+    @pytest.fixture(scope="session")
+    def driver(tmp_path_factory: pytest.TempPathFactory) -> DriverEngine:
+        chosen = [Target(str(GPU), spec) for spec in variants.shipped()]
+        return DriverEngine(targets.images(chosen, "cubin", tmp_path_factory.getbasetemp().parent)[str(GPU)])
+
+    @pytest.mark.parametrize("target", SHIPPED, ids=str)
+    def test_gpu_agrees(target: Target, interpreter: InterpreterEngine, driver: DriverEngine) -> None:
+        """The same cases through the driver: right by the reference, and NaN, 0 and subnormal where the interpreter is.
+
+        Elsewhere both are within the tolerance of the same numbers; ex2 and rcp are approximations of the hardware's.
+        """
+        for case in cases(target.spec):
+            call = case.call()
+            outcome = driver.run(call.plan, call.operands)
+            judge(call, outcome)
+            there, here = call.output(outcome.output), output(interpreter, call).view(call.x.dtype)
+            assert torch.equal(there.isnan(), here.isnan()) and torch.equal(there == 0, here == 0), case.why
