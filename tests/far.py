@@ -13,7 +13,8 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.plan import LaunchPlan, plan
 from softmax_ops.problem import Geometry, Operands
 from tests import ptx, reference, values
-from tests.cases import CAUSAL, MASKED, interval
+from tests.calls import CAUSAL, MASKED
+from tests.cases import interval
 from tests.engines import InterpreterEngine
 from tests.outcomes import Wrong
 

@@ -18,8 +18,10 @@ GUARD = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a tensor [..., K] lies. It starts `phase` elements behind an aligned address and leaves `gap` elements
-    behind each row; its leading dimensions follow each other in `order`, outermost first; `expanded` ones have stride 0.
+    """Where a tensor [..., K] lies.
+
+    It starts `phase` elements behind an aligned address and leaves `gap` elements behind each row. Its leading
+    dimensions follow each other in `order`, outermost first; `expanded` ones have stride 0.
     """
 
     phase: int = 0

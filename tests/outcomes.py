@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from codegen.spec import Plan
 from tests import layouts, reference
-from tests.cases import CAUSAL, Call
+from tests.calls import CAUSAL, Call
 from tests.engines import POISON, Operand, Outcome
 from tests.ptx import Traffic
 
@@ -59,25 +59,18 @@ def judge_traffic(call: Call, traffic: dict[str, Traffic]) -> None:
     y = traffic.get("y", x)
     _same(call, "reads of x", x.reads, promised.x)
     _same(call, "writes of y", y.writes, promised.y)
-    if call.mask is None or call.mask_strides[-1] == 0:
-        return
-    mask, size = traffic["mask"], call.mask.element_size()
-    if mask.bytes_read != promised.mask_elements * size:
-        raise Wrong(
-            "traffic", f"{call.case.why}: {mask.bytes_read} bytes of the mask, not {promised.mask_elements * size}"
-        )
-    if call.case.spec.vec > 1:
-        _same(
-            call,
-            "reads of the mask",
-            mask.reads,
-            Counter(
-                {
-                    mask.bytes_read // (width := call.case.spec.vec * size) and width: promised.mask_elements
-                    // call.case.spec.vec
-                }
-            ),
-        )
+    if call.mask is not None and call.mask_strides[-1]:
+        _judge_mask(call, traffic["mask"], promised.mask_elements)
+
+
+def _judge_mask(call: Call, found: Traffic, elements: int) -> None:
+    """Every element once; as one access per vector of x where all rows are aligned."""
+    assert call.mask is not None
+    size, vec = call.mask.element_size(), call.case.spec.vec
+    if vec > 1:
+        _same(call, "reads of the mask", found.reads, Counter({vec * size: elements // vec}))
+    elif found.bytes_read != elements * size:
+        raise Wrong("traffic", f"{call.case.why}: {found.bytes_read} bytes of the mask, not {elements * size}")
 
 
 def _same(call: Call, what: str, found: Counter[int], wanted: Counter[int]) -> None:

@@ -1,4 +1,4 @@
-"""Which kernels a test run executes, for which architectures, and their images: compiled once, shared by all workers."""
+"""Which kernels a run executes, for which architectures, and their images: compiled once, shared by all workers."""
 
 from __future__ import annotations
 
@@ -59,10 +59,22 @@ def summary(everything: bool, gpu: str | None) -> list[str]:
     ]
 
 
-def wanted(session: pytest.Session, parameter: str) -> set[Target]:
-    """The targets that this run's tests take as `parameter`: a test run alone compiles what it needs."""
-    parameters = (item.callspec.params for item in session.items if hasattr(item, "callspec"))
-    return {each[parameter] for each in parameters if parameter in each}
+def built_for(gpu: str) -> str:
+    """The architecture whose cubins a GPU runs: its own, or the nearest lower one of its major version."""
+    return max(
+        (arch for arch in toolchain.supported_architectures() if arch[:-1] == gpu[:-1] and arch <= gpu), default=gpu
+    )
+
+
+def wanted(session: pytest.Session, module: str, function: str = "") -> set[Target]:
+    """The targets of this run's tests of a module, or of one function: a test run alone compiles what it needs."""
+    found = set()
+    for item in session.items:
+        if isinstance(item, pytest.Function) and item.module.__name__ == module and hasattr(item, "callspec"):
+            target = item.callspec.params.get("target")
+            if isinstance(target, Target) and item.originalname.startswith(function):
+                found.add(target)
+    return found
 
 
 def images(chosen: Iterable[Target], kind: str, locks: Path) -> dict[str, dict[str, Cubin]]:
@@ -71,8 +83,8 @@ def images(chosen: Iterable[Target], kind: str, locks: Path) -> dict[str, dict[s
     for arch, spec in chosen:
         names[arch].add(spec)
     together: dict[frozenset[Spec], list[str]] = defaultdict(list)
-    for arch, specs in names.items():
-        together[frozenset(specs)].append(arch)
+    for arch, chosen_specs in names.items():
+        together[frozenset(chosen_specs)].append(arch)
     found: dict[str, dict[str, Cubin]] = defaultdict(dict)
     with open(locks / f"{kind}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

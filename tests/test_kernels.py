@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from codegen import variants
-from codegen.spec import Mask
+from codegen.spec import Mask, Spec
 from tests import targets
-from tests.cases import Call, cases
+from tests.calls import Call
+from tests.cases import cases
 from tests.engines import DriverEngine, InterpreterEngine, gpu_architecture
 from tests.far import judge_far_rows
 from tests.outcomes import judge
@@ -32,7 +33,7 @@ def interpreters(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, InterpreterEngine]:
     """By architecture."""
-    chosen = targets.wanted(request.session, "target")
+    chosen = targets.wanted(request.session, __name__)
     images = targets.images(chosen, "ptx", tmp_path_factory.getbasetemp().parent)
     return {arch: InterpreterEngine(found) for arch, found in images.items()}
 
@@ -40,6 +41,15 @@ def interpreters(
 @pytest.fixture
 def interpreter(target: Target, interpreters: dict[str, InterpreterEngine]) -> InterpreterEngine:
     return interpreters[target.arch]
+
+
+@pytest.mark.parametrize("spec", variants.shipped(), ids=lambda spec: spec.name)
+def test_cases_run_several_ctas_and_the_first_leaves_one_short_of_rows(spec: Spec) -> None:
+    """And every case is one that dispatch gives to the variant."""
+    calls = [case.call() for case in cases(spec)]
+    launches = [launch for call in calls for launch in call.plan.launches]
+    assert all(launch.grid > 1 for launch in launches)
+    assert calls[0].rows_per_cta == 1 or launches[0].rows % calls[0].rows_per_cta
 
 
 def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
@@ -51,8 +61,8 @@ def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
 
 @pytest.mark.parametrize("target", SHIPPED, ids=str)
 def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: InterpreterEngine) -> None:
-    """In a batch of any size. Of rows that start anywhere and are cut at vectors: at the same phase, which is what their
-    first case has, for the cuts decide the order of the sum."""
+    """In a batch of any size. Rows that start anywhere: at the same phase, for where they are cut into vectors decides
+    the order of the sum; in their first case all rows have one phase."""
     longest, in_place, *_ = cases(target.spec)
     for case in (longest,) if target.spec.ragged else (longest, in_place):
         call = case.call()
@@ -75,8 +85,9 @@ if GPU is not None:
 
     @pytest.fixture(scope="session")
     def driver(tmp_path_factory: pytest.TempPathFactory) -> DriverEngine:
-        chosen = [Target(str(GPU), spec) for spec in variants.shipped()]
-        return DriverEngine(targets.images(chosen, "cubin", tmp_path_factory.getbasetemp().parent)[str(GPU)])
+        arch = targets.built_for(str(GPU))
+        chosen = [Target(arch, spec) for spec in variants.shipped()]
+        return DriverEngine(targets.images(chosen, "cubin", tmp_path_factory.getbasetemp().parent)[arch])
 
     @pytest.mark.parametrize("target", SHIPPED, ids=str)
     def test_gpu_agrees(target: Target, interpreter: InterpreterEngine, driver: DriverEngine) -> None:

@@ -67,7 +67,7 @@ def patterns(rows: int, first: int) -> NDArray[np.intp]:
 
 
 def scores(rng: np.random.Generator, which: NDArray[np.intp], seen: Seen, scale: float, dtype: DType) -> torch.Tensor:
-    """x for rows of the patterns `which` [rows], whose visible columns are `seen` [rows, K]: scale * x are the scores."""
+    """x for rows of the patterns `which` [rows], whose visible columns are `seen` [rows, K]; scale * x are scores."""
     step = scale or 1.0
     limit = _largest(dtype, scale)
     x = np.empty(seen.shape)

@@ -1,0 +1,111 @@
+"""Plausible mistakes in the templates, each of which the checks of an executed kernel must catch: `mutations.txt`.
+
+A mutation replaces one piece of text in a copy of the templates. The kernel is compiled from that copy and runs its
+variant's cases. One that nothing catches, or another check than those named, that does not compile or whose text no
+longer occurs exactly once, is a failure.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from codegen import render, toolchain, variants
+from codegen.spec import Spec
+from tests import targets
+from tests.cases import cases
+from tests.engines import InterpreterEngine
+from tests.far import judge_far_rows
+from tests.outcomes import Wrong, judge
+from tests.ptx import Fault
+
+pytestmark = pytest.mark.kernels
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old` becomes `new` in a file under templates/; on `variant` a Wrong or Fault of a kind in `caught` says so."""
+
+    name: str
+    file: str
+    variant: str
+    caught: tuple[str, ...]
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+def _parsed(entry: str) -> Mutation:
+    """From the lines `# name`, `@ file, variant: kind, kind`, `-old`, `+new`."""
+    name, place, *lines = entry.strip().splitlines()
+    where = re.fullmatch(r"@ (\S+), (\w+): (.+)", place)
+    assert where is not None and name.startswith("# "), entry
+    old, new = ("\n".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
+    return Mutation(name[2:], where[1], where[2], tuple(where[3].split(", ")), old, new)
+
+
+MUTATIONS = [_parsed(entry) for entry in Path(__file__).with_name("mutations.txt").read_text().split("\n\n")[1:]]
+
+
+def mutated(mutation: Mutation, directory: Path) -> Path:
+    """A copy of the templates with the mutation in it."""
+    templates = directory / "templates"
+    shutil.copytree(render.TEMPLATES, templates)
+    path = templates / mutation.file
+    text = path.read_text()
+    assert text.count(mutation.old) == 1, f"{mutation.file} has this {text.count(mutation.old)} times:\n{mutation.old}"
+    path.write_text(text.replace(mutation.old, mutation.new))
+    return templates
+
+
+def flattened(source: str, include: Path) -> str:
+    """The source with the project's headers pasted in: the compiler's search path leads to those of the checkout."""
+    pasted: set[str] = set()
+
+    def paste(match: re.Match) -> str:
+        if match[1] in pasted:
+            return ""
+        pasted.add(match[1])
+        return expanded((include / match[1]).read_text().replace("#pragma once", ""))
+
+    def expanded(text: str) -> str:
+        return re.sub(r"#include <(softmax/\w+\.cuh)>", paste, text)
+
+    return expanded(source)
+
+
+def engine(spec: Spec, templates: Path) -> InterpreterEngine:
+    source = flattened(render.render(spec, templates), templates / "include")
+    (image,) = toolchain.compile_unit({spec.name: source}, [targets.WHOLE], "ptx")
+    return InterpreterEngine({spec.name: image})
+
+
+def what_catches(spec: Spec, interpreter: InterpreterEngine) -> str:
+    """The kind of the first failed check; "nothing" when the variant passes them all."""
+    try:
+        for case in cases(spec):
+            call = case.call()
+            judge(call, interpreter.run(call.plan, call.operands))
+        judge_far_rows(spec, interpreter)
+    except (Wrong, Fault) as failure:
+        return failure.kind
+    return "nothing"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
+    spec = variants.by_name()[mutation.variant]
+    caught = what_catches(spec, engine(spec, mutated(mutation, tmp_path)))
+    assert caught in mutation.caught, f"{mutation.name} on {mutation.variant}: caught by {caught}"
+
+
+@pytest.mark.parametrize("variant", sorted({mutation.variant for mutation in MUTATIONS}))
+def test_without_a_mutation_nothing_is_caught(variant: str) -> None:
+    spec = variants.by_name()[variant]
+    assert what_catches(spec, engine(spec, render.TEMPLATES)) == "nothing"
