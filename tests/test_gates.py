@@ -105,22 +105,22 @@ GOAL_MASKED = 16.0
 
 EXCEPTIONS = {
     # A factor per warp, the exchange of partials, and a branch around each chunk that lies beyond a shorter row.
-    (Mask.NONE, Plan.BLOCK, True): 13.2,
+    (Mask.NONE, Plan.BLOCK, True): 13.3,
     (Mask.BOOL, Plan.BLOCK, True): 16.5,
     (Mask.BOOLCAUSAL, Plan.BLOCK, True): 18.1,
     (Mask.LIKE, Plan.BLOCK, True): 17.9,
     # Rows that start anywhere: the edge column, the phase, and per vector the choice of a wide load or single ones.
     (Mask.NONE, Plan.WARP, False): 14.5,
-    (Mask.BOOL, Plan.WARP, False): 19.3,
+    (Mask.BOOL, Plan.WARP, False): 19.4,
     (Mask.BOOLCAUSAL, Plan.WARP, False): 20.0,
-    (Mask.LIKE, Plan.WARP, False): 21.0,
-    (Mask.NONE, Plan.BLOCK, False): 16.6,
-    (Mask.CAUSAL, Plan.BLOCK, False): 17.1,
+    (Mask.LIKE, Plan.WARP, False): 21.1,
+    (Mask.NONE, Plan.BLOCK, False): 16.7,
+    (Mask.CAUSAL, Plan.BLOCK, False): 17.2,
     (Mask.BOOL, Plan.BLOCK, False): 21.7,
-    (Mask.BOOLCAUSAL, Plan.BLOCK, False): 22.0,
+    (Mask.BOOLCAUSAL, Plan.BLOCK, False): 22.1,
     (Mask.LIKE, Plan.BLOCK, False): 23.4,
 }
-"""What misses the goal, as measured with the CUDA 13.0 toolchain for sm_90: (mask, plan, rows are aligned)."""
+"""What misses the goal, as measured (CUDA 13.0, sm_90; rounded up): by mask, plan, and whether the rows are aligned."""
 
 COUNTED = [each for each in SHIPPED if each.spec.dtype.bytes == 2 and each.spec.plan is not Plan.TILE]
 COUNTED = [each for each in COUNTED if each.spec.max_k >= 256]
@@ -140,7 +140,7 @@ def test_instructions_per_element(target: Target, compiled: Compiled, interprete
     found = lane_instructions(spec, compiled, interpreter, interval(spec)[1])
     print(f"{spec.name}: {found:.1f} lane-instructions per element")
     goal = GOAL.get(spec.mask, GOAL_MASKED)
-    assert found <= 1.03 * EXCEPTIONS.get((spec.mask, spec.plan, spec.vec > 1), goal)
+    assert found <= EXCEPTIONS.get((spec.mask, spec.plan, spec.vec > 1), goal)
 
 
 def lane_instructions(spec: Spec, compiled: Compiled, interpreter: InterpreterEngine, k: int) -> float:
