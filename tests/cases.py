@@ -149,7 +149,7 @@ def _expanded(spec: Spec) -> Case:
 
 
 def _filled(spec: Spec) -> Iterator[Case]:
-    """The first seed's module scores what is hidden with a finite value."""
+    """A masked fill that is finite: what is hidden scores it and takes part."""
     if spec.mask not in (Mask.BOOL, Mask.LIKE):
         return
     k = middle(spec)
