@@ -27,6 +27,9 @@ ROUNDS = 41
 CALLS = 2000
 """Of a cell in a round: about 2 ms."""
 
+CALLS_MEASURED = (("fwd", "none"), ("fwd", "boolcausal"), ("bwd", "causal"))
+"""Of f16 [8, 16, 1024, 1024], with two, three and three operands."""
+
 GOAL = 4.0
 """The whole launcher path, in bare launches."""
 
@@ -41,13 +44,13 @@ def main() -> int:
     stub_driver.record(False)
     print(f"Python {platform.python_version()}, cuda-bindings {version('cuda-bindings')}, {platform.machine()}")
     print(f"median of {ROUNDS} rounds of {CALLS} calls, less an empty loop\n")
-    print(f"{'':56} {'ns':>6} {'ratio':>6}")
-    for mask_kind in ("none", "boolcausal"):
-        costs = measure(cells(mask_kind))
+    print(f"{'':62} {'ns':>6} {'ratio':>6}")
+    for direction, mask_kind in CALLS_MEASURED:
+        costs = measure(cells(direction, mask_kind))
         bare = costs["one bare cuLaunchKernelEx"]
         for name, cost in costs.items():
             goal = f"  goal: at most {GOAL:.0f}" if name.startswith("plan_for + ") else ""
-            print(f"{mask_kind + ': ' + name:56} {cost:6.0f} {cost / bare:6.2f}{goal}")
+            print(f"{f'{direction} {mask_kind}: {name}':62} {cost:6.0f} {cost / bare:6.2f}{goal}")
     return 0
 
 
@@ -68,35 +71,35 @@ def _time(call: Callable[[], object]) -> float:
     return (time.perf_counter_ns() - start) / CALLS
 
 
-def cells(mask_kind: str) -> dict[str, Callable[[], object]]:
-    """What is measured, for f16 [8, 16, 1024, 1024]."""
+def cells(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
+    """What is measured."""
 
     def describe() -> Geometry:
-        return geometry((8, 16, 1024, 1024), "f16", mask_kind, mask_shape=(8, 1, 1, 1024))
+        return geometry((8, 16, 1024, 1024), "f16", mask_kind, direction=direction, mask_shape=(8, 1, 1, 1024))
 
-    known = describe()
-    plan = launcher.plan_for(known)
+    known, arch = describe(), driver.architecture(0)
+    plan = launcher.plan_for(known, arch)
     # Where resolving would put it; the stub takes no real cubin.
     kernel = driver.Kernel(plan.variant.name, _image(plan.variant), plan.variant.shared_bytes)
-    launcher._kernels[plan.variant.name, driver.architecture(0)] = kernel
+    launcher._kernels[plan.variant.name, arch] = kernel
     ready = launcher.executable(plan, 0)
     block = driver.ArgumentBlock(plan.launches[0].template)
     config = driver.launch_config(plan.launches[0].grid, plan.variant.threads, 1, 0)
     bare, handle, address = cuda.cuLaunchKernelEx, kernel.handle, block.address
-    x, y, mask = 1 << 40, 2 << 40, 3 << 40
+    addresses = tuple((place + 1) << 40 for place in range(len(known.operands)))
     streams = iter(range(1, 1 << 60))
     equal = [describe() for _ in range(64)]
     turn = iter(lambda: equal[next(streams) % 64], None)
 
     def whole(geometry: Geometry) -> None:
-        found = launcher.executable(launcher.plan_for(geometry), 0, 7)
-        found.launch(x=x, y=y, mask=mask, scale=0.125, fill=0.0, stream=7)
+        found = launcher.executable(launcher.plan_for(geometry, arch), 0, 7)
+        found.launch(addresses, scale=0.125, fill=0.0, stream=7)
 
     return {
         "one bare cuLaunchKernelEx": lambda: bare(config, handle, address, 0),
-        "Executable.launch": lambda: ready.launch(x=x, y=y, mask=mask, scale=0.125, fill=0.0, stream=7),
+        "Executable.launch": lambda: ready.launch(addresses, scale=0.125, fill=0.0, stream=7),
         "Executable.launch, another stream each time": lambda: ready.launch(
-            x=x, y=y, mask=mask, scale=0.125, fill=0.0, stream=next(streams)
+            addresses, scale=0.125, fill=0.0, stream=next(streams)
         ),
         "plan_for + executable + launch": lambda: whole(known),
         "the same with an equal Geometry": lambda: whole(next(turn)),

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -12,18 +13,21 @@ from rich.table import Table
 from softmax_ops.artifacts.bundle import write_bundle
 
 from . import build as builder
-from . import catalogue, inspection, toolchain, variants
+from . import catalogue, chart, inspection, toolchain, variants
 from .devices import default_architectures
 from .render import render as render_spec
-from .spec import Spec
+from .spec import ANY_K, Spec
 
 console = Console()
 
 
-def _spec(name: str) -> Spec:
+def _spec(name: str, architectures: Iterable[str] = variants.ARCHITECTURES) -> Spec:
     spec = variants.by_name().get(name)
     if spec is None:
         raise click.ClickException(f"{name!r} is not a shipped variant: `python -m codegen list` prints them all.")
+    if not set(variants.architectures(spec)) & set(architectures):
+        shipped = ", ".join(variants.architectures(spec))
+        raise click.ClickException(f"{name} ships for {shipped}, not for {', '.join(architectures)}.")
     return spec
 
 
@@ -60,15 +64,16 @@ def list_variants(as_json: bool) -> None:
 def _row(spec: Spec) -> dict[str, object]:
     return {
         "name": spec.name,
-        "direction": spec.direction.value,
+        "direction": spec.direction.label,
         "dtype": spec.dtype.value,
         "mask": spec.mask.label,
         "plan": spec.plan.label,
-        "bucket": f"K <= {spec.max_k}",
+        "bucket": "any K" if spec.max_k == ANY_K else f"K <= {spec.max_k}",
         "vec": spec.vec,
         "lanes": spec.lanes,
         "threads": spec.threads,
         "rows": spec.rows,
+        "cluster": spec.cluster,
     }
 
 
@@ -96,6 +101,15 @@ def write() -> None:
     click.echo(f"generated/: {len(variants.shipped())} variants, {written} files written, {removed} removed")
 
 
+@main.command()
+@click.option("--write", is_flag=True, help="Bring docs/plans.md and docs/plans.svg up to date; needs matplotlib.")
+def plans(write: bool) -> None:
+    """Print which plan serves which row length on which architecture."""
+    if write:
+        chart.write()
+    click.echo(chart.table(), nl=False)
+
+
 @main.command("compile")
 @architectures_option
 @click.option("--kind", type=click.Choice(["cubin", "ptx"]), default="cubin", show_default=True)
@@ -105,7 +119,7 @@ def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None
     """Compile variants (default: all) into the cache. Nothing is compiled twice."""
     start = time.monotonic()
     chosen, why = default_architectures(architectures)
-    specs = [_spec(name) for name in names] or list(variants.shipped())
+    specs = [_spec(name, chosen) for name in names] or list(variants.shipped())
     report = builder.build(specs, chosen, builder.user_cache(), kind=kind, jobs=jobs)
     sizes = sorted(len(cubin.code) for cubin in report.cubins)
     click.echo(
@@ -123,7 +137,7 @@ def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None
 @json_option
 def inspect(name: str, arch: str, sass: bool, as_json: bool) -> None:
     """Registers, spills, shared memory, size and instruction counts of one variant."""
-    (cubin,) = builder.build([_spec(name)], [arch], builder.user_cache(), progress=False).cubins
+    (cubin,) = builder.build([_spec(name, [arch])], [arch], builder.user_cache(), progress=False).cubins
     if sass:
         click.echo(inspection.disassemble(cubin))
         return

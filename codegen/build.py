@@ -20,7 +20,7 @@ from softmax_ops.artifacts import settings
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import Absent, Cubin
 
-from . import toolchain
+from . import toolchain, variants
 from .render import render
 from .spec import Spec
 
@@ -63,14 +63,16 @@ def build(
     jobs: int | None = None,
     progress: bool = True,
 ) -> Report:
-    """Every (variant, architecture) as a cubin or linked PTX: from the cache, or compiled and stored there.
+    """Every (variant, architecture) that ships, as a cubin or linked PTX: from the cache, or compiled and stored there.
 
     Raises toolchain.ToolchainError for an architecture out of reach or a source that does not compile cleanly; what was
     compiled before that stays in the cache.
     """
     architectures = toolchain.check_architectures(architectures)
+    specs = list(specs)
     sources = {spec.name: render(spec) for spec in specs}
-    found, missing = _look_up(sources, architectures, cache, kind)
+    wanted = {arch: [spec.name for spec in specs if arch in variants.architectures(spec)] for arch in architectures}
+    found, missing = _look_up(sources, wanted, cache, kind)
     stored = []
     with _shown(sum(len(names) for names in missing.values()), kind, progress) as advance:
         for cubin in _compile(_units(sources, missing, kind), jobs or os.cpu_count() or 1):
@@ -81,15 +83,16 @@ def build(
 
 
 def _look_up(
-    sources: dict[str, str], architectures: tuple[str, ...], cache: Cache, kind: str
+    sources: dict[str, str], wanted: dict[str, list[str]], cache: Cache, kind: str
 ) -> tuple[list[Cubin], dict[str, list[str]]]:
     """Cubins that the cache holds, and the names it lacks by architecture."""
     found: list[Cubin] = []
     missing: dict[str, list[str]] = defaultdict(list)
-    for arch in architectures:
-        for name, source in sources.items():
+    for arch, names in wanted.items():
+        for name in names:
+            fingerprint = toolchain.fingerprint(sources[name], arch, kind)
             try:
-                found.append(cache.find(name, arch, fingerprint=toolchain.fingerprint(source, arch, kind), kind=kind))
+                found.append(cache.find(name, arch, fingerprint=fingerprint, kind=kind))
             except Absent:
                 missing[arch].append(name)
     return found, missing

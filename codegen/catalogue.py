@@ -6,10 +6,11 @@ from pathlib import Path
 
 from softmax_ops.artifacts.catalog import Catalog, Entry, Variant
 
+from .plans import RowPlan
 from .render import TEMPLATES, source_files
 from .sources import source_digest
 from .spec import Direction, DType, Mask, Spec
-from .variants import ARCHITECTURES, dispatch, shipped
+from .variants import architectures, dispatch, shipped
 
 GENERATED = TEMPLATES.parent / "generated"
 CATALOG = "catalog.json"
@@ -22,7 +23,7 @@ def build_catalog(sources: dict[str, str]) -> Catalog:
         variants={spec.name: _variant(spec, sources[f"{spec.name}.cu"]) for spec in specs},
         layouts=dict(sorted({_layout_key(spec): spec.arguments for spec in specs}.items())),
         tables={
-            (direction.value, dtype.value, mask.label): _entries(table)
+            (direction.label, dtype.value, mask.label): tuple(_entry(plan, spec) for plan, spec in table)
             for direction in Direction
             for dtype in DType
             for mask in Mask
@@ -34,7 +35,7 @@ def build_catalog(sources: dict[str, str]) -> Catalog:
 def _variant(spec: Spec, source: str) -> Variant:
     return Variant(
         name=spec.name,
-        direction=spec.direction.value,
+        direction=spec.direction.label,
         dtype=spec.dtype.value,
         mask=spec.mask.label,
         plan=spec.plan.label,
@@ -44,29 +45,26 @@ def _variant(spec: Spec, source: str) -> Variant:
         threads=spec.threads,
         rows=spec.rows,
         tile_elements=spec.tile_elements,
-        cluster=1,
+        piece=spec.piece,
+        passes=spec.passes,
+        partial_bytes=spec.partial_bytes,
+        cluster=spec.cluster,
         shared_bytes=spec.shared_bytes,
         layout=_layout_key(spec),
-        architectures=ARCHITECTURES,
+        architectures=architectures(spec),
         source=source_digest(source),
     )
 
 
 def _layout_key(spec: Spec) -> str:
-    parts = ["operands", *(feature.name for feature in spec.mask.features)]
+    parts = [spec.direction.struct.lower(), *(feature.name for feature in spec.mask.features)]
     if spec.plan.section.fields:
         parts.append(spec.plan.label)
     return f"{spec.dtype.accumulator}: {' + '.join(parts)}"
 
 
-def _entries(table: list[Spec]) -> tuple[Entry, ...]:
-    """Each variant serves the rows that are longer than those of its predecessor of the same alignment."""
-    entries = []
-    longest: dict[int, int] = {}
-    for spec in table:
-        entries.append(Entry(spec.name, (longest.get(spec.vec, 0) + 1, spec.max_k), spec.vec))
-        longest[spec.vec] = spec.max_k
-    return tuple(entries)
+def _entry(plan: RowPlan, spec: Spec) -> Entry:
+    return Entry(spec.name, plan.k, plan.vec, plan.max_rows, plan.architectures)
 
 
 def generated_files() -> dict[str, str]:

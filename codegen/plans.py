@@ -4,45 +4,62 @@ Nothing here has been measured on a GPU yet: the tiles follow from arithmetic, s
 of an H200: about 29 lane-instructions per 16-bit element and 48 KiB of reads in flight per SM hide under the traffic.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .spec import DType, Plan
+from .spec import ANY_K, MAX_CLUSTER, Direction, DType, Plan
 
-MAX_K = 16384
-"""Longest row that the plans below hold: 32 elements in each of 512 threads."""
+MAX_SPLIT_ROWS = 128
+"""Rows up to which several CTAs share one where no cluster can: about as many as an SM each (80 .. 188) would have."""
+
+CLUSTERS = (("sm_90", "sm_100", "sm_103"), MAX_CLUSTER), (("sm_120",), 8)
+"""Architectures with thread block clusters, and the CTAs that one may have."""
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Rows of at most `max_k` columns: who holds them, at which alignment (elements), in which CTA."""
+    """Who holds a row of up to `max_k` columns, at which alignment (elements), in which CTA. It serves rows of lengths
+    `k`, at most `max_rows` of them (0: any number), on some architectures (none named: on all)."""
 
     plan: Plan
     max_k: int
     vec: int
     threads: int
     rows: int
+    cluster: int = 1
+    k: tuple[int, int] = (0, 0)
+    max_rows: int = 0
+    architectures: tuple[str, ...] = ()
 
 
-def row_plans(dtype: DType) -> list[RowPlan]:
+def row_plans(direction: Direction, dtype: DType) -> list[RowPlan]:
     """All row plans of an element type, in the order in which dispatch tries them: the first that is long enough and
-    whose alignment the rows have. The aligned plan of a bucket comes before the one for rows that start anywhere."""
-    plans = _tiles(dtype) + _warps(dtype) + _blocks(dtype)
-    return sorted(plans, key=lambda plan: (plan.max_k, -plan.vec))
+    whose conditions the rows meet. The aligned plan of a bucket comes before the one for rows that start anywhere."""
+    held = _tiles(direction, dtype) + _warps(dtype) + _blocks(direction, dtype)
+    held.sort(key=lambda plan: (plan.max_k, -plan.vec))
+    longest = held[-1]
+    return _without_overlap(held) + _clusters(dtype, longest) + _pieces(longest.max_k + 1)
 
 
-def _tiles(dtype: DType) -> list[RowPlan]:
-    """Short rows as one flat range. 256 threads with two vectors each: 8 KiB per CTA, and 64 KiB in flight with eight
+def _without_overlap(plans: list[RowPlan]) -> list[RowPlan]:
+    """Each serves the rows that are longer than those of its predecessor of the same alignment."""
+    longest: dict[int, int] = {}
+    result = []
+    for plan in plans:
+        result.append(replace(plan, k=(longest.get(plan.vec, 0) + 1, plan.max_k)))
+        longest[plan.vec] = plan.max_k
+    return result
+
+
+def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
+    """Short rows as one flat range. 256 threads with four vectors each: 16 KiB per CTA, and 64 KiB in flight with four
     CTAs on an SM.
 
-    Aligned rows leave the tile at 32 columns: from there a group of lanes reads a row into registers. Rows that start
-    anywhere stay in it up to 1 KiB: below, head and tail would be a large part of a row's accesses.
+    From 32 columns on a group of lanes reads a row into registers. In shorter rows that start anywhere head and tail
+    would be most of it.
     """
     threads = 256
-    capacity = 2 * threads * dtype.vector
-    longest = 1024 // dtype.bytes
-    anywhere = [k for k in (8, 32, 64, 128, 256, 512) if k <= longest]
-    buckets = [(k, 1) for k in anywhere] + [(k, dtype.vector) for k in (8, 32)]
-    return [RowPlan(Plan.TILE, k, vec, threads, capacity // k) for k, vec in buckets]
+    capacity = (4 if direction is Direction.FORWARD else 2) * threads * dtype.vector
+    return [RowPlan(Plan.TILE, k, vec, threads, capacity // k) for k in (8, 32) for vec in (dtype.vector, 1)]
 
 
 def _warps(dtype: DType) -> list[RowPlan]:
@@ -50,17 +67,51 @@ def _warps(dtype: DType) -> list[RowPlan]:
     of a full warp spread over 32 elements of 16 bits (0.6 instructions per element)."""
     threads, vectors = 128, 4
     longest = 32 * vectors * dtype.vector
-    lengths = [k for k in (64, 128, 256, 512, 1024) if k <= longest]
-    aligned = [(k, max(k // (vectors * dtype.vector), 4)) for k in lengths]
-    plans = [RowPlan(Plan.WARP, k, dtype.vector, threads, threads // lanes) for k, lanes in aligned]
-    return [*plans, RowPlan(Plan.WARP, longest, 1, threads, threads // 32)]
+    lengths = [(k, max(k // (vectors * dtype.vector), 4)) for k in (64, 128, 256, 512, 1024) if k <= longest]
+    return [RowPlan(Plan.WARP, k, vec, threads, threads // lanes) for k, lanes in lengths for vec in (dtype.vector, 1)]
 
 
-def _blocks(dtype: DType) -> list[RowPlan]:
-    """Rows of up to 16384 columns in one CTA. Buckets grow by 4: the vectors of a thread are a loop that ends at K.
+def _blocks(direction: Direction, dtype: DType) -> list[RowPlan]:
+    """Rows of up to 16384 columns (f64: 8192) in one CTA. Buckets grow by 4: the vectors of a thread are a loop that
+    ends at K.
 
-    128 threads with 32 elements of 16 or 32 bits each (16 of f64), about 50 registers a thread, keep 8 CTAs on an SM.
+    Forward: 128 threads with 32 elements of 16 or 32 bits each, about 50 registers a thread, keep 8 CTAs on an SM.
+    Backward: two tensors, kept as they were read, in the same 32 registers. 1024 threads with 8 elements of f64, in
+    either direction, end at 8192.
     """
-    per_thread = 16 if dtype is DType.F64 else 32
-    lengths = [4096, MAX_K]
+    per_thread = {
+        Direction.FORWARD: {DType.F16: 32, DType.BF16: 32, DType.F32: 32, DType.F64: 8},
+        Direction.BACKWARD: {DType.F16: 32, DType.BF16: 32, DType.F32: 16, DType.F64: 8},
+    }[direction][dtype]
+    lengths = [4096, min(16384, 1024 * per_thread)]
     return [RowPlan(Plan.BLOCK, k, vec, k // per_thread, 1) for k in lengths for vec in (dtype.vector, 1)]
+
+
+def _clusters(dtype: DType, block: RowPlan) -> list[RowPlan]:
+    """Longer rows in the registers of 2 to 16 CTAs of the largest block; the launch takes as few as hold the row."""
+    longest = block.max_k * MAX_CLUSTER
+    return [
+        RowPlan(
+            *(Plan.CLUSTER, longest, vec, block.threads),
+            rows=1,
+            cluster=MAX_CLUSTER,
+            k=(block.max_k + 1, block.max_k * ctas),
+            architectures=architectures,
+        )
+        for vec in (dtype.vector, 1)
+        for architectures, ctas in CLUSTERS
+    ]
+
+
+def _pieces(min_k: int) -> list[RowPlan]:
+    """Rows that no registers hold are read twice, the second time from L2 as far as it keeps them. One kernel serves
+    every alignment: whether a row is aligned is a question per row, not per vector of a loop.
+
+    Few rows are split among CTAs of 256 threads with two vectors each (4096 columns of 16 bits, 64 CTAs at K = 256k);
+    many rows stream through CTAs of 512 threads, of which two keep 32 KiB in flight on an SM.
+    """
+    lengths = (min_k, ANY_K)
+    return [
+        RowPlan(Plan.SPLIT, ANY_K, 1, 256, rows=1, k=lengths, max_rows=MAX_SPLIT_ROWS),
+        RowPlan(Plan.STREAM, ANY_K, 1, 512, rows=1, k=lengths),
+    ]

@@ -1,6 +1,6 @@
 """What a kernel variant is. A name and a `Spec` determine each other, and a `Spec` determines the source.
 
-softmax_<fwd|bwd>_<f16|bf16|f32|f64>_<mask>_<plan>_k<largest K>_v<vec>_t<threads>r<rows per CTA>
+softmax_<fwd|bwd>_<f16|bf16|f32|f64>_<mask>_<plan>_k<largest K|any>_v<vec>_t<threads>r<rows per CTA>[c<cluster>]
 """
 
 import re
@@ -14,8 +14,11 @@ ACCESS_BYTES = 16
 """Width of a vector access in bytes: the widest load and store of sm_70 .. sm_90."""
 
 
-class Direction(Enum):
-    FORWARD = "fwd"
+ANY_K = 2**31 - 2**20
+"""Longest row of plans that take any: column numbers are 32-bit, those of the vectors behind the last one too."""
+
+MAX_CLUSTER = 16
+"""CTAs per cluster, at most."""
 
 
 class DType(Enum):
@@ -42,6 +45,18 @@ class DType(Enum):
     def vector(self) -> int:
         """Elements of one 16-byte access."""
         return ACCESS_BYTES // self.bytes
+
+
+class Direction(Enum):
+    """Each with the C++ struct of its operands, and the tensors in it: the inputs, then the output."""
+
+    FORWARD = "fwd", "Forward", ("x", "y")
+    BACKWARD = "bwd", "Backward", ("dy", "y", "dx")
+
+    def __init__(self, label: str, struct: str, tensors: tuple[str, ...]):
+        self.label = label
+        self.struct = struct
+        self.tensors = tensors
 
 
 @dataclass(frozen=True)
@@ -92,36 +107,38 @@ class Mask(Enum):
         self.label = label
         self.features = features
 
+    @property
+    def causal(self) -> bool:
+        return VISIBLE_TO_QUERY in self.features
+
 
 class Plan(Enum):
-    """Who holds a row."""
+    """Who holds a row. Plans that hold none go over it in pieces, of so many vectors in each thread."""
 
     TILE = "tile", Section((("tile.rows_per_cta", "i"), ("tile.flat", "i")))
     WARP = "warp", Section(())
     BLOCK = "block", Section(())
+    CLUSTER = "cluster", Section((("cluster.columns", "i"),))
+    STREAM = "stream", Section(()), 2
+    SPLIT = "split", Section((("workspace.address", "P"), ("split.segments", "i"), ("split.pass", "i"))), 2
 
-    def __init__(self, label: str, section: Section):
+    def __init__(self, label: str, section: Section, piece_vectors: int = 0):
         self.label = label
         self.section = section
+        self.piece_vectors = piece_vectors
 
 
-OPERANDS = Section(
-    (
-        ("x.address", "P"),
-        ("y.address", "P"),
-        ("scale", "A"),
-        ("rows.count", "i"),
-        ("rows.k", "i"),
-        ("rows.rank", "i"),
-        ("rows.divisors", "9I"),
-        ("x.strides", "4q"),
-        ("y.strides", "4q"),
-    )
-)
+def operands(direction: Direction) -> Section:
+    """What every kernel of a direction is launched with, as its C++ struct has it."""
+    rows = (("rows.count", "i"), ("rows.k", "i"), ("rows.rank", "i"), ("rows.divisors", "9I"))
+    addresses = ((f"{tensor}.address", "P") for tensor in direction.tensors)
+    strides = ((f"{tensor}.strides", "4q") for tensor in direction.tensors)
+    return Section((*addresses, ("scale", "A"), *rows, *strides))
+
 
 _NAME = re.compile(
-    r"softmax_(?P<direction>fwd)_(?P<dtype>f16|bf16|f32|f64)_(?P<mask>[a-z]+)_(?P<plan>[a-z]+)"
-    r"_k(?P<max_k>[1-9]\d*)_v(?P<vec>[1-9]\d*)_t(?P<threads>[1-9]\d*)r(?P<rows>[1-9]\d*)"
+    r"softmax_(?P<direction>fwd|bwd)_(?P<dtype>f16|bf16|f32|f64)_(?P<mask>[a-z]+)_(?P<plan>[a-z]+)"
+    r"_k(?P<max_k>[1-9]\d*|any)_v(?P<vec>[1-9]\d*)_t(?P<threads>[1-9]\d*)r(?P<rows>[1-9]\d*)(c(?P<cluster>[1-9]\d*))?"
 )
 
 
@@ -138,12 +155,15 @@ class Spec:
     vec: int
     threads: int
     rows: int
+    cluster: int = 1
 
     @cached_property
     def name(self) -> str:
+        longest = "any" if self.max_k == ANY_K else self.max_k
+        cluster = f"c{self.cluster}" if self.cluster > 1 else ""
         return (
-            f"softmax_{self.direction.value}_{self.dtype.value}_{self.mask.label}_{self.plan.label}"
-            f"_k{self.max_k}_v{self.vec}_t{self.threads}r{self.rows}"
+            f"softmax_{self.direction.label}_{self.dtype.value}_{self.mask.label}_{self.plan.label}"
+            f"_k{longest}_v{self.vec}_t{self.threads}r{self.rows}{cluster}"
         )
 
     @classmethod
@@ -152,21 +172,30 @@ class Spec:
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"{name!r} is not a variant name: softmax_fwd_<dtype>_<mask>_<plan>_k<K>_v<vec>_t<threads>r<rows>"
+                f"{name!r} is not a variant name: "
+                "softmax_<fwd|bwd>_<dtype>_<mask>_<plan>_k<K>_v<vec>_t<threads>r<rows>[c<cluster>]"
             )
         try:
-            return cls(
-                Direction(match["direction"]),
+            spec = cls(
+                next(direction for direction in Direction if direction.label == match["direction"]),
                 DType(match["dtype"]),
                 next(mask for mask in Mask if mask.label == match["mask"]),
                 next(plan for plan in Plan if plan.label == match["plan"]),
-                *(int(match[field]) for field in ("max_k", "vec", "threads", "rows")),
+                ANY_K if match["max_k"] == "any" else int(match["max_k"]),
+                vec=int(match["vec"]),
+                threads=int(match["threads"]),
+                rows=int(match["rows"]),
+                cluster=int(match["cluster"] or 1),
             )
         except StopIteration:
             raise ValueError(f"{name!r} names an unknown mask kind or plan") from None
+        if spec.name != name:
+            raise ValueError(f"{name!r} is not a variant name: it is written {spec.name}")
+        return spec
 
-    TILE_COLUMNS: ClassVar = {DType.F16: 16, DType.BF16: 16, DType.F32: 16, DType.F64: 8}
-    """Columns that a lane of a tile holds. exp of a double is 40 instructions: fewer copies keep the kernel small."""
+    TILE_COLUMNS: ClassVar = {DType.F16: 16, DType.BF16: 16, DType.F32: 8, DType.F64: 8}
+    """Columns that a lane of a tile holds. exp of a float is 8 instructions, of a double 40: fewer copies keep a kernel
+    small."""
 
     @property
     def lanes(self) -> int:
@@ -178,7 +207,7 @@ class Spec:
     @property
     def access(self) -> int:
         """Elements of one register vector. A tile reads rows from shared memory, at the alignment they have there."""
-        if self.plan is Plan.TILE or self.dtype is DType.F64:
+        if self.plan is Plan.TILE or (self.dtype is DType.F64 and self.plan in (Plan.WARP, Plan.BLOCK)):
             return self.vec
         return self.dtype.vector
 
@@ -186,14 +215,22 @@ class Spec:
     def ragged(self) -> bool:
         """Rows that start anywhere move in vectors all the same, cut where the output's boundaries lie.
 
-        Not in a tile, which moves them all as one range, and not in f64, where an element is half a vector.
+        Not in a tile, which moves them all as one range, and not in the shorter rows of f64, where an element is half a
+        vector.
         """
         return self.access > self.vec
 
     @property
+    def edges(self) -> int:
+        """Single columns per lane, where the row is ragged: fewer than a vector of them lie at either end."""
+        return -(-2 * (self.access - 1) // self.lanes)
+
+    @property
     def chunks(self) -> int:
-        """Vectors per lane."""
-        return -(-self.max_k // (self.access * self.lanes))
+        """Vectors per lane, that it holds at once. In pieces of f64 one: what exp takes of code, each copy takes."""
+        if self.plan.piece_vectors:
+            return 1 if self.dtype is DType.F64 else self.plan.piece_vectors
+        return -(-self.max_k // (self.access * self.lanes * self.cluster))
 
     @property
     def warps(self) -> int:
@@ -203,27 +240,56 @@ class Spec:
     def ctas_per_sm(self) -> int:
         """That must fit: 1024 threads, which leaves 64 registers to each and is what the smallest SM (sm_75) holds.
 
-        Half of that where a mask as wide as f32 scores doubles the state of a row.
+        Half of that in tiles of f64, and where f32 scores share them with a mask; three quarters in warps that hold two
+        tensors, or so short a row that its edges are a good part of it.
         """
-        return (512 if self.mask is Mask.LIKE and self.dtype is DType.F32 else 1024) // self.threads
+        masked = self.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
+        if (self.plan is Plan.TILE and self.dtype is DType.F64) or (self.dtype is DType.F32 and masked):
+            return 512 // self.threads
+        if self.plan is Plan.WARP and (self.direction is Direction.BACKWARD or self.edges > 2):
+            return 768 // self.threads
+        return 1024 // self.threads
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory: a tile's rows, and a vector more for the phase at which the output begins."""
-        return self.tile_elements * self.dtype.bytes + ACCESS_BYTES if self.plan is Plan.TILE else 0
+        """Dynamic shared memory: the rows of a tile's inputs, each with a vector more for the phase at which the output
+        begins."""
+        inputs = len(self.direction.tensors) - 1
+        return inputs * (self.tile_elements * self.dtype.bytes + ACCESS_BYTES) if self.plan is Plan.TILE else 0
+
+    @property
+    def tile_vectors(self) -> int:
+        """That every thread moves of each input: four in all."""
+        return 4 // (len(self.direction.tensors) - 1)
 
     @property
     def tile_elements(self) -> int:
-        """Elements of a tile: every thread moves two vectors."""
-        return 2 * self.threads * self.dtype.vector if self.plan is Plan.TILE else 0
+        """Of one input of a tile."""
+        return self.tile_vectors * self.threads * self.dtype.vector if self.plan is Plan.TILE else 0
+
+    @property
+    def piece(self) -> int:
+        """Columns that a CTA handles at once where the row is longer; 0: it holds its part of the row."""
+        return self.threads * self.access * self.chunks if self.plan.piece_vectors else 0
+
+    @property
+    def passes(self) -> int:
+        """Launches over the same rows: what the first leaves in the workspace, the second combines."""
+        return 2 if self.plan is Plan.SPLIT else 1
+
+    @property
+    def partial_bytes(self) -> int:
+        """What is known of a row from a part of it: maximum and sum in the forward, the sum of y dy in the backward."""
+        accumulator = 8 if self.dtype is DType.F64 else 4
+        return accumulator * (2 if self.direction is Direction.FORWARD else 1)
 
     @property
     def arguments(self) -> tuple[tuple[str, str], ...]:
         """Fields of the kernel's parameter struct in order, each with its `struct` format in native alignment."""
         accumulator = "d" if self.dtype is DType.F64 else "f"
-        sections = [OPERANDS, *(feature.section for feature in self.mask.features), self.plan.section]
+        features = (feature.section for feature in self.mask.features)
         fields: list[tuple[str, str]] = []
-        for section in sections:
+        for section in (operands(self.direction), *features, self.plan.section):
             if section.fields:
                 fields += [(name, format.replace("A", accumulator)) for name, format in section.fields]
                 fields.append(("", "0q"))

@@ -2,53 +2,67 @@
 
 from functools import cache
 
-from .plans import row_plans
-from .spec import Direction, DType, Mask, Spec
+from .plans import CLUSTERS, RowPlan, row_plans
+from .spec import Direction, DType, Mask, Plan, Spec
 
 MAX_VARIANTS = 600
 """Cap on the number of names: every axis pays for itself."""
 
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
-"""What every variant ships for."""
+"""What is shipped for. Every variant is, but clusters, which sm_90 brought."""
 
 _ALL = (Mask.NONE, Mask.CAUSAL, Mask.BOOL, Mask.BOOLCAUSAL)
 
-MASKS: dict[DType, tuple[Mask, ...]] = {
-    DType.F16: (*_ALL, Mask.LIKE),
-    DType.BF16: (*_ALL, Mask.LIKE),
-    DType.F32: (*_ALL, Mask.LIKE),
-    DType.F64: (Mask.NONE, Mask.CAUSAL, Mask.BOOLCAUSAL),
+MASKS: dict[tuple[Direction, DType], tuple[Mask, ...]] = {
+    (Direction.FORWARD, DType.F16): (*_ALL, Mask.LIKE),
+    (Direction.FORWARD, DType.BF16): (*_ALL, Mask.LIKE),
+    (Direction.FORWARD, DType.F32): (*_ALL, Mask.LIKE),
+    (Direction.FORWARD, DType.F64): _ALL,
+    **{(Direction.BACKWARD, dtype): (Mask.NONE, Mask.CAUSAL) for dtype in DType},
 }
-"""Mask kinds compiled for each element type."""
+"""Mask kinds that every row length takes."""
 
-SERVED_BY: dict[tuple[DType, Mask], Mask] = {(DType.F64, Mask.BOOL): Mask.BOOLCAUSAL}
-"""Mask kinds that another one computes: bool is boolcausal with an offset that hides nothing."""
+_LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
+
+
+def computed_by(direction: Direction, dtype: DType, mask: Mask, plan: Plan) -> Mask:
+    """The mask kind of the kernel that serves a mask kind: itself, or one that can do more where that costs little.
+
+    Without an offset a causal kernel hides nothing. The backward needs no exp, so the comparison of a column with the
+    end of its row, one per vector, is paid for; in f64 and in long rows a tensor mask's traffic covers it.
+    """
+    if direction is Direction.BACKWARD:
+        return Mask.CAUSAL
+    if mask is Mask.BOOL and (dtype is DType.F64 or plan in _LONG):
+        return Mask.BOOLCAUSAL
+    return mask
+
+
+def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[tuple[RowPlan, Spec]] | None:
+    """The variants that serve a mask kind, in the order in which dispatch tries them; None where it is not shipped."""
+    if mask not in MASKS[direction, dtype]:
+        return None
+    return [(plan, _spec(direction, dtype, mask, plan)) for plan in row_plans(direction, dtype)]
+
+
+def _spec(direction: Direction, dtype: DType, mask: Mask, plan: RowPlan) -> Spec:
+    mask = computed_by(direction, dtype, mask, plan.plan)
+    return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
 
 
 @cache
 def shipped() -> tuple[Spec, ...]:
     """Every shipped variant, sorted by name."""
-    specs = (
-        Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows)
-        for direction in Direction
-        for dtype in DType
-        for mask in MASKS[dtype]
-        for plan in row_plans(dtype)
-    )
-    return tuple(sorted(specs, key=lambda spec: spec.name))
+    tables = (dispatch(*key, mask) for key, masks in MASKS.items() for mask in masks)
+    return tuple(sorted({spec for table in tables for _, spec in table or ()}, key=lambda spec: spec.name))
+
+
+def architectures(spec: Spec) -> tuple[str, ...]:
+    """What a variant ships for."""
+    clustered = {arch for some, _ in CLUSTERS for arch in some}
+    return tuple(arch for arch in ARCHITECTURES if spec.cluster == 1 or arch in clustered)
 
 
 @cache
 def by_name() -> dict[str, Spec]:
     return {spec.name: spec for spec in shipped()}
-
-
-def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[Spec] | None:
-    """The variants that serve a mask kind, in the order in which dispatch tries them; None where it is not shipped."""
-    mask = SERVED_BY.get((dtype, mask), mask)
-    if mask not in MASKS[dtype]:
-        return None
-    return [
-        Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows)
-        for plan in row_plans(dtype)
-    ]

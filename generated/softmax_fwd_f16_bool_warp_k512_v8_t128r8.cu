@@ -43,14 +43,15 @@ softmax_fwd_f16_bool_warp_k512_v8_t128r8(Params const __grid_constant__ p)
 
   TensorMask<uint8_t, float> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, mask);
+  int const end     = scores.end(k);
 
   Row const row(lane, y, k);
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4)
-  scores.load(row, x, k, rZ);
+  scores.load(row, x, end, rZ);
 
-  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, k));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, k, max));
-  store_scaled(row, y, k, rZ, normaliser<Numeric<Element>>(sum));
+  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, end, max));
+  store_scaled(row, y, end, k, rZ, normaliser<Numeric<Element>>(sum));
 }
 
 }  // namespace softmax::softmax_fwd_f16_bool_warp_k512_v8_t128r8

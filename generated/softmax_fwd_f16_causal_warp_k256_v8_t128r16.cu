@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/8)
 softmax_fwd_f16_causal_warp_k256_v8_t128r16(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;
-  int const r    = blockIdx.x * (Threads / Lanes) + threadIdx.x / Lanes;
+  int const r    = from_either_end(blockIdx.x, gridDim.x) * (Threads / Lanes) + threadIdx.x / Lanes;
 
   // Lanes without a row take part in the shuffles, with no columns.
   Rows const& rows   = p.operands.rows;
@@ -43,14 +43,15 @@ softmax_fwd_f16_causal_warp_k256_v8_t128r16(Params const __grid_constant__ p)
 
   Causal const causal(p.causal, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, causal);
+  int const end     = scores.end(k);
 
   Row const row(lane, y, k);
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4)
-  scores.load(row, x, k, rZ);
+  scores.load(row, x, end, rZ);
 
-  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, k));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, k, max));
-  store_scaled(row, y, k, rZ, normaliser<Numeric<Element>>(sum));
+  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, end, max));
+  store_scaled(row, y, end, k, rZ, normaliser<Numeric<Element>>(sum));
 }
 
 }  // namespace softmax::softmax_fwd_f16_causal_warp_k256_v8_t128r16

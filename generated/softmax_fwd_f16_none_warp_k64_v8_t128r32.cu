@@ -24,7 +24,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/8)
+extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/6)
 softmax_fwd_f16_none_warp_k64_v8_t128r32(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;
@@ -40,14 +40,15 @@ softmax_fwd_f16_none_warp_k64_v8_t128r32(Params const __grid_constant__ p)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   auto const scores = make_scores<Element>(p.operands.scale);
+  int const end     = scores.end(k);
 
   Row const row(lane, y, k);
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2)
-  scores.load(row, x, k, rZ);
+  scores.load(row, x, end, rZ);
 
-  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, k));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, k, max));
-  store_scaled(row, y, k, rZ, normaliser<Numeric<Element>>(sum));
+  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, end, max));
+  store_scaled(row, y, end, k, rZ, normaliser<Numeric<Element>>(sum));
 }
 
 }  // namespace softmax::softmax_fwd_f16_none_warp_k64_v8_t128r32

@@ -26,7 +26,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 184, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/8)
+extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/4)
 softmax_fwd_f32_bool_warp_k256_v4_t128r8(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;
@@ -43,14 +43,15 @@ softmax_fwd_f32_bool_warp_k256_v4_t128r8(Params const __grid_constant__ p)
 
   TensorMask<uint8_t, float> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, mask);
+  int const end     = scores.end(k);
 
   Row const row(lane, y, k);
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*4)
-  scores.load(row, x, k, rZ);
+  scores.load(row, x, end, rZ);
 
-  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, k));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, k, max));
-  store_scaled(row, y, k, rZ, normaliser<Numeric<Element>>(sum));
+  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, end, max));
+  store_scaled(row, y, end, k, rZ, normaliser<Numeric<Element>>(sum));
 }
 
 }  // namespace softmax::softmax_fwd_f32_bool_warp_k256_v4_t128r8

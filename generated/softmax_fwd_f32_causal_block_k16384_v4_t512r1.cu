@@ -18,6 +18,7 @@ constexpr int Threads = 512;
 constexpr int Lanes   = 512;  // that share a row
 
 using Row = AlignedRow</*Vec=*/4, Lanes, /*Chunks=*/8>;
+using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
 {
@@ -29,30 +30,30 @@ static_assert(sizeof(Params) == 176, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
 softmax_fwd_f32_causal_block_k16384_v4_t512r1(Params const __grid_constant__ p)
 {
-  __shared__ MaxSum<Accumulator> sPartials[Lanes / 32];
+  __shared__ Partial sPartials[Lanes / 32];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
-  RowIndex const index(rows, blockIdx.x);
+  RowIndex const index(rows, from_either_end(blockIdx.x, gridDim.x));
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Causal const causal(p.causal, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, causal);
+  int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*8)
-  scores.load(row, x, k, rZ);
+  scores.load(row, x, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
-  MaxSum<Accumulator> warp;
-  warp.max = group_max<32>(max_of<Row, Accumulator>(rZ, k));
-  warp.sum = group_sum<32>(exponentiate<Row, Numeric<Element>>(rZ, k, warp.max));
+  Partial warp;
+  warp.max = group_max<32>(max_of<Row, Accumulator>(rZ, end));
+  warp.sum = group_sum<32>(exponentiate<Row, Numeric<Element>>(rZ, end, warp.max));
 
-  MaxSum<Accumulator> const cta = block_max_sum<Lanes / 32, Numeric<Element>>(warp, sPartials);
-  typename Numeric<Element>::Exp const exp(cta.max);
-  store_scaled(row, y, k, rZ, exp(warp.max) * normaliser<Numeric<Element>>(cta.sum));
+  Partial const whole = over_warps<Lanes / 32>(warp, sPartials);
+  store_scaled(row, y, end, k, rZ, normaliser(warp.max, whole));
 }
 
 }  // namespace softmax::softmax_fwd_f32_causal_block_k16384_v4_t512r1

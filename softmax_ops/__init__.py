@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import explain, softmax, softmax_
+    from .api import explain, softmax, softmax_, softmax_backward
     from .driver import DriverError
     from .launcher import NotLoaded
     from .plan import NoVariant
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "softmax": "api",
     "softmax_": "api",
+    "softmax_backward": "api",
     "explain": "api",
     "DriverError": "driver",
     "NotLoaded": "launcher",
@@ -28,7 +29,17 @@ _HOMES = {
     "KernelNotFound": "resolve",
 }
 
-__all__ = ["DriverError", "KernelNotFound", "NoVariant", "NotLoaded", "__version__", "explain", "softmax", "softmax_"]
+__all__ = [
+    "DriverError",
+    "KernelNotFound",
+    "NoVariant",
+    "NotLoaded",
+    "__version__",
+    "explain",
+    "softmax",
+    "softmax_",
+    "softmax_backward",
+]
 
 
 def __getattr__(name: str) -> Any:

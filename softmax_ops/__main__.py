@@ -11,7 +11,7 @@ from .artifacts.catalog import CatalogError
 from .artifacts.cubin import Absent
 from .explanation import explain_geometry
 from .plan import NoVariant
-from .problem import DTYPE_BYTES, Geometry, Operands
+from .problem import DTYPE_BYTES, OPERANDS, Geometry, Operand
 
 _MASKS = ("none", "causal", "bool", "boolcausal", "like")
 
@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--dtype", required=True, choices=sorted(DTYPE_BYTES))
     explain.add_argument("--mask", default="none", choices=_MASKS)
     explain.add_argument("--mask-shape", type=_shape, help="such as 4,1,1,1024; default: the last two dimensions")
+    explain.add_argument("--backward", action="store_true", help="of dy and y of that shape")
     explain.add_argument("--causal-offset", type=int, help="default: K - Q")
     explain.add_argument("--arch", default="sm_90", help="default: %(default)s")
     explain.add_argument("--json", action="store_true")
@@ -80,23 +81,22 @@ def _explain(options: argparse.Namespace) -> int:
     causal = options.mask in ("causal", "boolcausal")
     if options.causal_offset is not None and not causal:
         raise ValueError("--causal-offset goes with --mask causal or boolcausal")
-    strides = _contiguous(shape)
-    masked = options.mask in ("bool", "boolcausal", "like")
-    explanation = explain_geometry(
-        Geometry(
-            dtype=options.dtype,
-            mask_kind=options.mask,
-            shape=shape,
-            x_strides=strides,
-            y_strides=strides,
-            mask_strides=_mask_strides(shape, options.mask_shape or shape[-2:]) if masked else (0,) * len(shape),
-            alignment=Operands(16, 16, 16),
-            causal_offset=(shape[-1] - shape[-2] if options.causal_offset is None else options.causal_offset)
-            if causal
-            else None,
-        ),
-        options.arch,
+    direction = "bwd" if options.backward else "fwd"
+    size = DTYPE_BYTES[options.dtype]
+    operands = [Operand(name, _contiguous(shape), 16, size) for name in OPERANDS[direction]]
+    if options.mask in ("bool", "boolcausal", "like"):
+        strides = _mask_strides(shape, options.mask_shape or shape[-2:])
+        operands.append(Operand("mask", strides, 16, size if options.mask == "like" else 1))
+    offset = options.causal_offset
+    geometry = Geometry(
+        direction=direction,
+        dtype=options.dtype,
+        mask_kind=options.mask,
+        shape=shape,
+        operands=tuple(operands),
+        causal_offset=(shape[-1] - shape[-2] if offset is None else offset) if causal else None,
     )
+    explanation = explain_geometry(geometry, options.arch)
     print(json.dumps(explanation.as_dict(), indent=1) if options.json else explanation)
     return 0
 

@@ -1,27 +1,16 @@
-"""The torch interface: a checked call goes to the kernels when x is on a GPU, to torch operations on the CPU."""
+"""The torch interface: a checked call goes to kernels if its tensors are on a GPU, to torch operations on the CPU."""
 
 from __future__ import annotations
-
-from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import cpu, launcher
-from .checks import Request, check_softmax
-from .explanation import Explanation, explain_geometry
-from .plan import LaunchPlan, TooManyDimensions
-from .problem import Geometry, Operands
+from . import dispatch, ops  # noqa: F401 (ops registers torch.ops.softmax_ops)
+from .autograd import Softmax, SoftmaxBackward
+from .checks import check_softmax, check_softmax_backward
+from .explanation import Explanation
 
-_DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
-_MASK_KINDS = {  # (there is a mask, causal)
-    (False, False): "none",
-    (False, True): "causal",
-    (True, False): "bool",
-    (True, True): "boolcausal",
-}
-_ACCESS_BYTES = 16
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def softmax(
@@ -52,24 +41,59 @@ def softmax(
     makes its row NaN.
 
     Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together;
-    NotImplementedError when a gradient would have to flow through; KernelNotFound when no kernel for this GPU can be
-    had; NoVariant when none ships for rows of this length; DriverError when CUDA refuses.
+    KernelNotFound when no kernel for this GPU can be had; NoVariant when none ships for rows of this length; NotLoaded
+    when a kernel would have to be loaded after `freeze()` or while a CUDA graph is captured; DriverError when CUDA
+    refuses.
     """
+    if _needs_operator(x, mask):
+        y = torch.ops.softmax_ops.softmax(x, _number(scale), mask, causal, causal_offset, batch_invariant)
+        return y if out is None else out.copy_(y)
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
-    if x.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(
-            "softmax_ops.softmax: x requires a gradient, and the backward is not part of this version: "
-            "call it under torch.no_grad(), or pass x.detach()."
-        )
-    if x.device.type == "cpu":
-        with torch.no_grad():
-            return cpu.softmax(request)
-    return _softmax_cuda(request, batch_invariant)
+    if _is_differentiated(x):
+        return Softmax.apply(x, request.scale, mask, causal, causal_offset, batch_invariant)
+    with torch.no_grad():
+        return dispatch.forward(request, batch_invariant)
 
 
 def softmax_(x: Tensor, **arguments) -> Tensor:
     """`softmax` in place: writes to x, and returns it. Takes softmax's keyword arguments but `out`."""
     return softmax(x, out=x, **arguments)
+
+
+def softmax_backward(
+    dy: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    causal: bool = False,
+    causal_offset: int | None = None,
+    batch_invariant: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Gradient of `softmax` with respect to its scores, from the gradient of its result and the result itself.
+
+        dx = scale * y * (dy - sum_j y_j dy_j)
+
+    dy, y            [..., Q, K] or [K], of one shape, dtype and device, as `softmax` takes them. dy may be expanded.
+    scale            that of the forward; a mask needs no argument, for y is 0 where it hid.
+    causal           dy and y are read as far as they are visible, and dx is 0 elsewhere.
+    causal_offset    that of the forward.
+    batch_invariant  choose the kernel without looking at the number of rows: a row's bits never depend on its batch.
+    out              tensor of y's shape, dtype and device to write to, dy or y itself included.
+
+    Returns a tensor of y's shape and dtype, contiguous unless `out` is given. The products and their sum are computed
+    in float32 (float64 for float64).
+
+    Raises what `softmax` raises.
+    """
+    if _needs_operator(dy, y):
+        dx = torch.ops.softmax_ops.softmax_backward(dy, y, _number(scale), causal, causal_offset, batch_invariant)
+        return dx if out is None else out.copy_(dx)
+    request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
+    if _is_differentiated(dy, y):
+        return SoftmaxBackward.apply(dy, y, request.scale, causal, causal_offset, batch_invariant)
+    with torch.no_grad():
+        return dispatch.backward(request, batch_invariant)
 
 
 def explain(
@@ -81,133 +105,37 @@ def explain(
     causal_offset: int | None = None,
     batch_invariant: bool = False,
     out: Tensor | None = None,
+    backward: bool = False,
     arch: str | None = None,
 ) -> Explanation:
     """What `softmax` would do with the same arguments: kernel, tile, grid, bytes, where its cubin comes from, and why.
 
-    Loads and launches no kernel; what `softmax` would have to copy first is copied. For CPU tensors it tells what a GPU
-    of architecture `arch` ("sm_90") would run.
+    With backward=True: what `softmax_backward` would do with dy and y like x (a mask plays no part in it). Loads and
+    launches no kernel; what would have to be copied first is copied. For CPU tensors it tells what a GPU of
+    architecture `arch` ("sm_90") would run.
     """
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
-    if arch is None:
-        arch = _architecture(x) if x.device.type == "cuda" else "sm_90"
-    request = _with_unit_strides(request)
-    try:
-        return _explain(request, batch_invariant, arch)
-    except TooManyDimensions:
-        return _explain(_contiguous(request), batch_invariant, arch)
+    scalars = dispatch.Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)
+    if backward:
+        return dispatch.explain("bwd", (x, x), None, out, scalars, arch)
+    return dispatch.explain("fwd", (x,), mask, out, scalars, arch)
 
 
-def _explain(request: Request, batch_invariant: bool, arch: str) -> Explanation:
-    y = torch.empty(request.x.shape, dtype=request.x.dtype, device="meta") if request.out is None else request.out
-    return explain_geometry(_geometry(_metadata(request, y, batch_invariant)), arch)
-
-
-def _architecture(x: Tensor) -> str:
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(x.device))
-
-
-def _softmax_cuda(request: Request, batch_invariant: bool) -> Tensor:
-    request = _with_unit_strides(request)
-    x, mask = request.x, request.mask
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if request.out is None else request.out
-    if x.numel() == 0:
-        return y
-    try:
-        plan = _plan(_metadata(request, y, batch_invariant))
-    except TooManyDimensions:
-        return _softmax_copied(request, y, batch_invariant)
-    with torch.cuda.device(x.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        launcher.executable(plan, x.device.index, stream).launch(
-            x=x.data_ptr(),
-            y=y.data_ptr(),
-            mask=0 if mask is None else mask.data_ptr(),
-            scale=request.scale,
-            fill=request.fill,
-            stream=stream,
-        )
-    return y
-
-
-def _softmax_copied(request: Request, y: Tensor, batch_invariant: bool) -> Tensor:
-    """For strides that no kernel can follow: x, the mask and the result as contiguous copies."""
-    result = _softmax_cuda(_contiguous(request), batch_invariant)
-    return result if request.out is None else y.copy_(result)
-
-
-def _contiguous(request: Request) -> Request:
-    mask = None if request.mask is None else request.mask.expand(request.x.shape).contiguous()
-    return request._replace(x=request.x.contiguous(), mask=mask, out=None)
-
-
-def _with_unit_strides(request: Request) -> Request:
-    """x and mask with the last stride that kernels want; a mask may also be broadcast along the row."""
-    x, mask = request.x, request.mask
-    if x.stride(-1) != 1 and x.shape[-1] > 1:
-        x = x.contiguous()
-    if mask is not None and mask.dim() and mask.shape[-1] > 1 and mask.stride(-1) not in (0, 1):
-        mask = mask.contiguous()
-    return request._replace(x=x, mask=mask)
-
-
-class _Metadata(NamedTuple):
-    """What torch knows of a call, as it comes: the key of its plan, cheaper to make and to hash than a Geometry."""
-
-    dtype: torch.dtype
-    shape: torch.Size
-    x_strides: tuple[int, ...]
-    y_strides: tuple[int, ...]
-    mask_shape: torch.Size | None
-    mask_strides: tuple[int, ...]
-    alignment: tuple[int, int, int]
-    causal_offset: int | None
-    batch_invariant: bool
-
-
-def _metadata(request: Request, y: Tensor, batch_invariant: bool) -> _Metadata:
-    x, mask = request.x, request.mask
-    return _Metadata(
-        x.dtype,
-        x.shape,
-        x.stride(),
-        y.stride(),
-        None if mask is None else mask.shape,
-        () if mask is None else mask.stride(),
-        (_alignment(x), _alignment(y), _ACCESS_BYTES if mask is None else _alignment(mask)),
-        request.causal_offset,
-        batch_invariant,
+def _needs_operator(*tensors: Tensor | None) -> bool:
+    """Whether somebody looks on who knows operators only: a compiler, a dispatch mode, a tensor subclass."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(isinstance(tensor, Tensor) and type(tensor) not in _PLAIN for tensor in tensors)
     )
 
 
-@lru_cache(maxsize=launcher.PLANS)
-def _plan(metadata: _Metadata) -> LaunchPlan:
-    return launcher.plan_for(_geometry(metadata))
+def _is_differentiated(*inputs: Tensor) -> bool:
+    """By autograd, or batched or differentiated by a transform of torch.func."""
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    return recorded or torch._C._are_functorch_transforms_active()
 
 
-def _geometry(of: _Metadata) -> Geometry:
-    """In integers: [K] is [1, K], and what broadcasts has stride 0."""
-    rank = max(len(of.shape), 2)
-    return Geometry(
-        dtype=_DTYPES[of.dtype],
-        mask_kind=_MASK_KINDS[of.mask_shape is not None, of.causal_offset is not None],
-        shape=(1,) * (rank - len(of.shape)) + tuple(of.shape),
-        x_strides=_strides(of.shape, of.x_strides, rank),
-        y_strides=_strides(of.shape, of.y_strides, rank),
-        mask_strides=_strides(of.mask_shape or (), of.mask_strides, rank),
-        alignment=Operands(*of.alignment),
-        causal_offset=of.causal_offset,
-        batch_invariant=of.batch_invariant,
-    )
-
-
-def _strides(shape: tuple[int, ...], strides: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Of a tensor that broadcasts, from the right, to `rank` dimensions; in elements."""
-    present = zip(shape, strides, strict=True)
-    return (0,) * (rank - len(shape)) + tuple(stride if size > 1 else 0 for size, stride in present)
-
-
-def _alignment(tensor: Tensor) -> int:
-    """The largest power of two, at most 16, that divides the address, in bytes."""
-    address = tensor.data_ptr() | _ACCESS_BYTES
-    return address & -address
+def _number(scale: float | Tensor) -> float:
+    """For the operators, whose scale is a number."""
+    return float(scale) if isinstance(scale, Tensor) else scale

@@ -14,6 +14,9 @@ from cuda.bindings import driver as cuda
 _DEFAULT_SHARED_LIMIT = 48 * 1024
 """Dynamic shared memory that a kernel may use without an attribute, in bytes."""
 
+_PORTABLE_CLUSTER = 8
+"""CTAs that a cluster may have without an attribute."""
+
 forked = False
 """Whether this process is the child of one that had used the driver: nothing of the driver works in it."""
 
@@ -123,6 +126,7 @@ class Kernel:
         self._library = library
         self._shared_bytes = shared_bytes
         self._ready: set[int] = set()
+        self._large_clusters: set[int] = set()
 
     def prepare(self, device: int) -> None:
         """Once per device: loads the code onto it, and permits the shared memory that the kernel needs."""
@@ -131,11 +135,19 @@ class Kernel:
         with context_of(device):
             check("cuKernelGetFunction", cuda.cuKernelGetFunction(self._kernel))
         if self._shared_bytes > _DEFAULT_SHARED_LIMIT:
-            attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            handle = check("cuDeviceGet", cuda.cuDeviceGet(device))
-            result = cuda.cuKernelSetAttribute(attribute, self._shared_bytes, self._kernel, handle)
-            check("cuKernelSetAttribute", result)
+            self._permit("MAX_DYNAMIC_SHARED_SIZE_BYTES", self._shared_bytes, device)
         self._ready.add(device)
+
+    def permit_cluster(self, ctas: int, device: int) -> None:
+        """Once per device, for clusters of more CTAs than every GPU with clusters has."""
+        if ctas > _PORTABLE_CLUSTER and device not in self._large_clusters:
+            self._permit("NON_PORTABLE_CLUSTER_SIZE_ALLOWED", 1, device)
+            self._large_clusters.add(device)
+
+    def _permit(self, attribute: str, value: int, device: int) -> None:
+        which = cuda.CUfunction_attribute[f"CU_FUNC_ATTRIBUTE_{attribute}"]
+        handle = check("cuDeviceGet", cuda.cuDeviceGet(device))
+        check("cuKernelSetAttribute", cuda.cuKernelSetAttribute(which, value, self._kernel, handle))
 
 
 class ArgumentBlock:

@@ -1,10 +1,11 @@
 """What would run for a geometry, and why: the launch plan in words and numbers. Needs neither torch nor a GPU."""
 
 from dataclasses import asdict, dataclass
+from math import prod
 
 from . import resolve
 from .artifacts import catalog
-from .plan import plan
+from .plan import LaunchPlan, plan
 from .problem import Geometry
 
 
@@ -21,8 +22,9 @@ class Explanation:
     block: int  # threads
     cluster: int  # CTAs
     shared_bytes: int  # dynamic, per CTA
-    bytes_read: int  # of x and the mask, each element once
+    bytes_read: int  # of the inputs as often as they are read, of the mask each element once
     bytes_written: int
+    workspace_bytes: int
     reason: str
     cubin: str
     passed_over: tuple[str, ...]
@@ -39,7 +41,8 @@ class Explanation:
             f"  tile     {self.plan}: {self.lanes} lanes per row, {self.rows_per_cta} rows per CTA",
             f"  launch   grid {', '.join(map(str, self.grid))}; block {self.block}; cluster {self.cluster}; "
             f"{self.shared_bytes} bytes of dynamic shared memory",
-            f"  traffic  {self.bytes_read} bytes read, {self.bytes_written} written",
+            f"  traffic  {self.bytes_read} bytes read, {self.bytes_written} written"
+            + (f"; {self.workspace_bytes} of workspace" if self.workspace_bytes else ""),
             f"  cubin    {self.cubin}",
             *(f"           passed over: {place}" for place in self.passed_over),
         ]
@@ -52,8 +55,8 @@ def explain_geometry(geometry: Geometry, arch: str) -> Explanation:
     Raises plan.NoVariant when nothing that ships serves it, plan.TooManyDimensions when its operands are copied first.
     """
     if geometry.rows * geometry.k == 0:
-        return Explanation(None, arch, "", 0, 0, (), 0, 0, 0, 0, 0, "x is empty", "", ())
-    launch_plan = plan(geometry, catalog.load())
+        return Explanation(None, arch, "", 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", ())
+    launch_plan = plan(geometry, catalog.load(), arch)
     variant = launch_plan.variant
     cubin, passed_over = _cubin(variant, arch)
     return Explanation(
@@ -64,10 +67,11 @@ def explain_geometry(geometry: Geometry, arch: str) -> Explanation:
         rows_per_cta=-(-launch_plan.launches[0].rows // launch_plan.launches[0].grid),
         grid=tuple(launch.grid for launch in launch_plan.launches),
         block=variant.threads,
-        cluster=variant.cluster,
+        cluster=launch_plan.launches[0].cluster,
         shared_bytes=variant.shared_bytes,
-        bytes_read=_visible(geometry) * geometry.element_bytes + _mask_elements(geometry) * geometry.mask_bytes,
+        bytes_read=_bytes_read(launch_plan),
         bytes_written=geometry.rows * geometry.k * geometry.element_bytes,
+        workspace_bytes=launch_plan.workspace_bytes,
         reason=launch_plan.reason,
         cubin=cubin,
         passed_over=passed_over,
@@ -86,8 +90,16 @@ def _cubin(variant: catalog.Variant, arch: str) -> tuple[str, tuple[str, ...]]:
     )
 
 
+def _bytes_read(launch_plan: LaunchPlan) -> int:
+    """Of the inputs, from L2 where it is the second time, and of the mask."""
+    geometry, variant = launch_plan.geometry, launch_plan.variant
+    times = 2 if variant.piece else 1
+    inputs = _visible(geometry) * sum(operand.element_bytes for operand in geometry.inputs) * times
+    return inputs + _mask_bytes(geometry)
+
+
 def _visible(geometry: Geometry) -> int:
-    """Elements of x that some query sees: what a causal kernel reads, but for the rounding to whole vectors."""
+    """Elements of an input that some query sees: what a causal kernel reads, but for the rounding to whole vectors."""
     if geometry.causal_offset is None:
         return geometry.rows * geometry.k
     queries = geometry.shape[-2]
@@ -95,9 +107,9 @@ def _visible(geometry: Geometry) -> int:
     return geometry.rows // queries * seen
 
 
-def _mask_elements(geometry: Geometry) -> int:
-    """Elements of the mask as it lies in memory, broadcast dimensions counted once."""
-    count = 1
-    for size, stride in zip(geometry.shape, geometry.mask_strides, strict=True):
-        count *= size if stride else 1
-    return count if geometry.mask_bytes else 0
+def _mask_bytes(geometry: Geometry) -> int:
+    """Of the mask as it lies in memory, broadcast dimensions counted once."""
+    if geometry.mask is None:
+        return 0
+    present = (size for size, stride in zip(geometry.shape, geometry.mask.strides, strict=True) if stride)
+    return prod(present) * geometry.mask.element_bytes

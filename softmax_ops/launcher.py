@@ -1,7 +1,7 @@
 """Runs launch plans on devices. Takes integers only: addresses, scalars, a stream, a device ordinal.
 
-plan = plan_for(geometry)                                       # cached
-executable(plan, device, stream).launch(x=..., y=..., mask=..., scale=..., fill=..., stream=...)
+plan = plan_for(geometry, driver.architecture(device))          # cached
+executable(plan, device, stream).launch(addresses, scale=..., fill=..., workspace=..., stream=...)
 """
 
 import struct
@@ -9,14 +9,14 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
-from operator import sub
+from operator import add, sub
 
 from cuda.bindings import driver as cuda
 
 from . import driver, resolve
 from .artifacts import catalog
-from .plan import Launch, LaunchPlan, plan
-from .problem import Geometry, Operands
+from .plan import WORKSPACE, Launch, LaunchPlan, plan
+from .problem import OPERANDS, Geometry
 
 PLANS = 4096
 """Launch plans kept per process, the least recently used forgotten first."""
@@ -32,9 +32,9 @@ class NotLoaded(RuntimeError):
 
 
 @lru_cache(maxsize=PLANS)
-def plan_for(geometry: Geometry) -> LaunchPlan:
-    """The launch plan of a geometry, by the catalogue of this package."""
-    return plan(geometry, catalog.load())
+def plan_for(geometry: Geometry, arch: str) -> LaunchPlan:
+    """The launch plan of a geometry on an architecture ("sm_90"), by the catalogue of this package."""
+    return plan(geometry, catalog.load(), arch)
 
 
 class _Grid:
@@ -42,12 +42,12 @@ class _Grid:
 
     __slots__ = ("address", "block", "buffer", "config", "step", "stream")
 
-    def __init__(self, launch: Launch, launch_plan: LaunchPlan, step: Operands | None):
+    def __init__(self, launch: Launch, launch_plan: LaunchPlan, step: tuple[int, ...]):
         variant = launch_plan.variant
-        self.step = step  # bytes that the operands are beyond those of the grid before; None: this is the first
+        self.step = step  # bytes that the operands are beyond those of the grid before; empty: none
         self.block = driver.ArgumentBlock(launch.template)
         self.buffer, self.address = self.block.buffer, self.block.address
-        self.config = driver.launch_config(launch.grid, variant.threads, variant.cluster, variant.shared_bytes)
+        self.config = driver.launch_config(launch.grid, variant.threads, launch.cluster, variant.shared_bytes)
         self.stream = 0  # that of a fresh config
 
 
@@ -61,14 +61,24 @@ class Executable:
         self.plan = launch_plan
         self.device = device
         self._handle = kernel.handle
-        self._pack, self._at = _packer(launch_plan, "x.address", "y.address", "scale")
-        self._masked = bool(launch_plan.geometry.mask_bytes)
+        tensors = OPERANDS[launch_plan.geometry.direction]
+        self._tensors = len(tensors)
+        self._pack, self._at = _packer(launch_plan, *(f"{name}.address" for name in tensors), "scale")
+        self._masked = launch_plan.geometry.mask is not None
         if self._masked:
             self._pack_mask, self._mask_at = _packer(launch_plan, "mask.address", "mask.fill")
+        self._shares_rows = launch_plan.workspace_bytes > 0
+        if self._shares_rows:
+            self._pack_workspace, self._workspace_at = _packer(launch_plan, WORKSPACE)
         self._local = threading.local()
 
-    def launch(self, *, x: int, y: int, mask: int, scale: float, fill: float, stream: int) -> None:
+    def launch(
+        self, addresses: tuple[int, ...], *, scale: float, fill: float = 0.0, workspace: int = 0, stream: int
+    ) -> None:
         """Launches on a stream of the device; the default stream (0) is that of the thread's current context.
+
+        addresses   of the operands, in the order of the plan's geometry.
+        workspace   address of plan.workspace_bytes of scratch memory that nothing else uses until the kernels are done.
 
         Raises driver.DriverError when the driver refuses the launch.
         """
@@ -79,11 +89,13 @@ class Executable:
         except AttributeError:
             grids = self._grids_of_this_thread()
         for grid in grids:
-            if grid.step is not None:
-                x, y, mask = x + grid.step.x, y + grid.step.y, mask + grid.step.mask
-            self._pack(grid.buffer, self._at, x, y, scale)
+            if grid.step:
+                addresses = tuple(map(add, addresses, grid.step))
+            self._pack(grid.buffer, self._at, *addresses[: self._tensors], scale)
             if self._masked:
-                self._pack_mask(grid.buffer, self._mask_at, mask, fill)
+                self._pack_mask(grid.buffer, self._mask_at, addresses[-1], fill)
+            if self._shares_rows:
+                self._pack_workspace(grid.buffer, self._workspace_at, workspace)
             if stream != grid.stream:  # telling the config costs as much as packing
                 grid.config.hStream = grid.stream = stream
             status = cuda.cuLaunchKernelEx(grid.config, self._handle, grid.address, 0)
@@ -93,9 +105,10 @@ class Executable:
     def _grids_of_this_thread(self) -> list[_Grid]:
         driver.ensure_context(self.device)
         launches = self.plan.launches
-        steps = [Operands(*map(sub, later.offset, before.offset)) for before, later in pairwise(launches)]
+        steps = [tuple(map(sub, later.offset, before.offset)) for before, later in pairwise(launches)]
         self._local.grids = [
-            _Grid(launch, self.plan, step) for launch, step in zip(launches, [None, *steps], strict=True)
+            _Grid(launch, self.plan, step if any(step) else ())
+            for launch, step in zip(launches, [(), *steps], strict=True)
         ]
         return self._local.grids
 
@@ -117,6 +130,7 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
     kernel = _kernel(launch_plan, driver.architecture(device))
     with _lock:
         kernel.prepare(device)
+        kernel.permit_cluster(max(launch.cluster for launch in launch_plan.launches), device)
         if len(_executables) >= PLANS:
             _executables.clear()
         return _executables.setdefault((id(launch_plan), device), Executable(launch_plan, kernel, device))

@@ -1,15 +1,18 @@
 """Geometry -> launch plan: which variant, which grid, and the bytes of its parameter struct. No torch, no driver."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import gcd
 
 from .artifacts.catalog import Catalog, Entry, Layout, Variant, argument_bytes
-from .problem import MAX_RANK, Dimension, Geometry, Operands, Part, leading_dimensions, parts
+from .problem import MAX_RANK, MAX_ROWS, Dimension, Geometry, Part, leading_dimensions, parts
 
-DYNAMIC = ("x.address", "y.address", "scale", "mask.address", "mask.fill")
-"""Fields that a launch fills in; every other one is fixed by the plan."""
+SCALARS = ("scale", "mask.fill")
+"""Fields that a launch fills in, like every `<operand>.address`; all others are fixed by the plan."""
+
+WORKSPACE = "workspace.address"
+"""Where a row that several CTAs share keeps their partials: LaunchPlan.workspace_bytes of scratch memory."""
 
 
 class TooManyDimensions(ValueError):
@@ -22,44 +25,38 @@ class NoVariant(LookupError):
 
 @dataclass(frozen=True)
 class Launch:
-    """One grid of a plan. `offset` moves the operands' addresses, in bytes; `template` is the parameter struct with the
-    dynamic fields left 0."""
+    """One grid of a plan. `template` is the parameter struct with the dynamic fields left 0."""
 
     grid: int
+    cluster: int  # CTAs per cluster
     rows: int
-    offset: Operands
+    offset: tuple[int, ...]  # that moves each operand's address, in bytes
     template: bytes
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """How a geometry is computed: one variant, launched once (more often only beyond 2^31 rows)."""
+    """How a geometry is computed: one variant, launched once (twice by `split`; more often only beyond 2^31 rows)."""
 
     geometry: Geometry
     variant: Variant
     launches: tuple[Launch, ...]
     fields: tuple[tuple[str, int, str], ...]  # dynamic fields: name, offset in the struct, `struct` format
+    workspace_bytes: int
     reason: str  # why this variant
 
-    def arguments(
-        self, launch: Launch, *, x: int, y: int, mask: int = 0, scale: float = 1.0, fill: float = 0.0
-    ) -> bytes:
-        """The parameter struct of one launch, for operands at these addresses."""
-        values = {
-            "x.address": x + launch.offset.x,
-            "y.address": y + launch.offset.y,
-            "mask.address": mask + launch.offset.mask,
-            "scale": scale,
-            "mask.fill": fill,
-        }
+    def arguments(self, launch: Launch, values: Mapping[str, float]) -> bytes:
+        """The parameter struct of one launch, for addresses and scalars by field name."""
+        offsets = {f"{operand.name}.address": 0 for operand in self.geometry.operands}
+        offsets.update(zip(offsets, launch.offset, strict=True))
         buffer = bytearray(launch.template)
         for name, offset, format in self.fields:
-            struct.pack_into(format, buffer, offset, values[name])
+            struct.pack_into(format, buffer, offset, values[name] + offsets.get(name, 0))
         return bytes(buffer)
 
 
-def plan(geometry: Geometry, catalog: Catalog) -> LaunchPlan:
-    """The launch plan of a geometry with at least one row and one column.
+def plan(geometry: Geometry, catalog: Catalog, arch: str) -> LaunchPlan:
+    """The launch plan of a geometry with at least one row and one column, on GPUs of an architecture ("sm_90").
 
     Raises TooManyDimensions when the operands must be copied first, NoVariant when nothing that ships serves it.
     """
@@ -68,83 +65,115 @@ def plan(geometry: Geometry, catalog: Catalog) -> LaunchPlan:
         raise TooManyDimensions(
             f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}"
         )
-    variant, reason = _select(geometry, catalog)
-    if variant.plan != "tile":
+    variant, reason = _select(geometry, catalog, arch)
+    if geometry.mask is not None and variant.plan != "tile":
         # Rows that share a mask row run one after the other, so that it is fetched once.
-        dimensions.sort(key=lambda dimension: dimension.strides.mask == 0)
+        dimensions.sort(key=lambda dimension: dimension.strides[-1] == 0)
     layout = catalog.layout(variant)
+    limit = MAX_ROWS // _cluster(geometry, variant)  # a grid has fewer than 2^31 CTAs
+    launches = [
+        launch for part in parts(tuple(dimensions), limit) for launch in _launches(geometry, variant, layout, part)
+    ]
+    segments = -(-geometry.k // variant.piece) if variant.passes > 1 else 0
     return LaunchPlan(
         geometry=geometry,
         variant=variant,
-        launches=tuple(_launch(geometry, variant, layout, part) for part in parts(tuple(dimensions))),
+        launches=tuple(launches),
         fields=_dynamic_fields(layout),
+        workspace_bytes=geometry.rows * segments * variant.partial_bytes,
         reason=reason,
     )
 
 
-def _select(geometry: Geometry, catalog: Catalog) -> tuple[Variant, str]:
-    """The first entry of the dispatch table that is long enough and whose alignment the rows have."""
+def _select(geometry: Geometry, catalog: Catalog, arch: str) -> tuple[Variant, str]:
+    """The first entry of the dispatch table that the rows fit."""
     try:
         entries = catalog.candidates(geometry.direction, geometry.dtype, geometry.mask_kind, geometry.k)
     except LookupError as error:
         raise NoVariant(str(error)) from None
     obstacles: list[str] = []
     for entry in entries:
-        obstacle = _misalignment(geometry, entry)
+        obstacle = _obstacle(geometry, entry, arch)
         if obstacle is None:
-            reason = f"first in its table for K = {geometry.k}" if not obstacles else "; ".join(obstacles)
+            reason = "; ".join(dict.fromkeys(obstacles)) or f"first in its table for K = {geometry.k}"
             return catalog.variants[entry.name], reason
         obstacles.append(f"not {entry.name}: {obstacle}")
-    raise NoVariant("; ".join(obstacles))
+    raise NoVariant("; ".join(dict.fromkeys(obstacles)))
 
 
-def _misalignment(geometry: Geometry, entry: Entry) -> str | None:
-    """Why the rows do not have the entry's alignment; None when they do."""
-    vec = entry.vec
+def _obstacle(geometry: Geometry, entry: Entry, arch: str) -> str | None:
+    """Why an entry does not serve; None when it does."""
+    if entry.architectures and not any(_runs(arch, other) for other in entry.architectures):
+        return f"not for {arch}"
+    if entry.max_rows and geometry.batch_invariant:
+        return "chosen by the number of rows"
+    if entry.max_rows and geometry.rows > entry.max_rows:
+        return f"{geometry.rows} rows are more than {entry.max_rows}"
+    return _misalignment(geometry, entry.vec)
+
+
+def _runs(arch: str, other: str) -> bool:
+    """Whether an architecture runs the cubins of another: the same major version, and no lower minor one."""
+    return arch[:-1] == other[:-1] and arch >= other
+
+
+def _misalignment(geometry: Geometry, vec: int) -> str | None:
+    """Why the rows do not start on boundaries of `vec` elements; None when they do."""
     if vec == 1:
         return None
     if geometry.k % vec:
         return f"K = {geometry.k} is not a multiple of {vec}"
-    operands = [
-        ("x", geometry.alignment.x, geometry.x_strides, geometry.element_bytes),
-        ("out", geometry.alignment.y, geometry.y_strides, geometry.element_bytes),
-    ]
-    if geometry.mask_bytes and geometry.mask_strides[-1]:
-        operands.append(("mask", geometry.alignment.mask, geometry.mask_strides, geometry.mask_bytes))
-    for name, alignment, strides, size in operands:
-        if alignment % (vec * size):
-            return f"{name} starts on a boundary of {alignment} bytes, not {vec * size}"
-        if any(stride % vec for length, stride in zip(geometry.shape[:-1], strides, strict=False) if length > 1):
+    for operand in geometry.operands:
+        if operand.strides[-1] == 0:
+            continue
+        name = "out" if operand is geometry.output else operand.name
+        if operand.alignment % (vec * operand.element_bytes):
+            return f"{name} starts on a boundary of {operand.alignment} bytes, not {vec * operand.element_bytes}"
+        leading = zip(geometry.shape[:-1], operand.strides, strict=False)
+        if any(stride % vec for length, stride in leading if length > 1):
             return f"a stride of {name} is not a multiple of {vec}"
     return None
 
 
-def _launch(geometry: Geometry, variant: Variant, layout: Layout, part: Part) -> Launch:
+def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) -> list[Launch]:
     rows_per_cta = _rows_per_cta(geometry, variant)
+    cluster = _cluster(geometry, variant)
+    segments = -(-geometry.k // variant.piece) if variant.passes > 1 else 1
     inner_first = part.dimensions[::-1]
     offset = geometry.causal_offset if geometry.causal_offset is not None else geometry.k
     values: dict[str, tuple[float, ...]] = {
+        **_zeros(layout),
         "rows.count": (part.rows,),
         "rows.k": (geometry.k,),
         "rows.rank": (len(inner_first),),
         "rows.divisors": _divisors(inner_first),
-        "x.strides": _padded(dimension.strides.x for dimension in inner_first),
-        "y.strides": _padded(dimension.strides.y for dimension in inner_first),
         "causal.offset": (offset + part.query,),
         "causal.query": _padded(dimension.query for dimension in inner_first),
-        "mask.strides": _padded(dimension.strides.mask for dimension in inner_first),
-        "mask.column_stride": (geometry.mask_strides[-1],),
         "tile.rows_per_cta": (rows_per_cta,),
-        "tile.flat": (int(_is_flat(geometry.k, inner_first)),),
-        **{name: (0,) for name in DYNAMIC},
+        "tile.flat": (int(_is_flat(geometry, inner_first)),),
+        "cluster.columns": (_part_of_cta(geometry, cluster),),
+        "split.segments": (segments,),
     }
-    size = geometry.element_bytes
-    return Launch(
-        grid=-(-part.rows // rows_per_cta),
-        rows=part.rows,
-        offset=Operands(part.offset.x * size, part.offset.y * size, part.offset.mask * geometry.mask_bytes),
-        template=_pack(layout, values),
-    )
+    for position, operand in enumerate(geometry.operands):
+        values[f"{operand.name}.strides"] = _padded(dimension.strides[position] for dimension in inner_first)
+        values[f"{operand.name}.column_stride"] = (operand.strides[-1],)
+    operands = zip(part.offset, geometry.operands, strict=True)
+    addresses = tuple(offset * operand.element_bytes for offset, operand in operands)
+    return [
+        Launch(
+            grid=-(-part.rows // rows_per_cta) * cluster * segments,
+            cluster=cluster,
+            rows=part.rows,
+            offset=addresses,
+            template=_pack(layout, values | {"split.pass": (turn,)}),
+        )
+        for turn in range(variant.passes)
+    ]
+
+
+def _zeros(layout: Layout) -> dict[str, tuple[float, ...]]:
+    """Fields of an operand that the geometry does not have (no mask: nothing is hidden), and the dynamic ones."""
+    return {name: (0,) * len(struct.unpack(format, bytes(struct.calcsize(format)))) for name, format in layout if name}
 
 
 def _rows_per_cta(geometry: Geometry, variant: Variant) -> int:
@@ -157,11 +186,26 @@ def _rows_per_cta(geometry: Geometry, variant: Variant) -> int:
     return max(rows // period * period, 1) if rows >= period else rows
 
 
-def _is_flat(k: int, inner_first: tuple[Dimension, ...]) -> bool:
-    """Whether the rows of x, and those of y, follow each other without a gap."""
-    expected = k
+def _cluster(geometry: Geometry, variant: Variant) -> int:
+    """CTAs that share a row: the least power of two that holds it. It depends on K alone, and so do the row's bits."""
+    if variant.cluster == 1:
+        return 1
+    ctas = -(-geometry.k // (variant.max_k // variant.cluster))
+    return max(1 << (ctas - 1).bit_length(), 2)
+
+
+def _part_of_cta(geometry: Geometry, cluster: int) -> int:
+    """Columns of a row for each CTA of its cluster, whole vectors."""
+    vector = 16 // geometry.element_bytes
+    return -(-geometry.k // (cluster * vector)) * vector
+
+
+def _is_flat(geometry: Geometry, inner_first: tuple[Dimension, ...]) -> bool:
+    """Whether the rows of each tensor follow each other without a gap."""
+    expected = geometry.k
+    tensors = len(geometry.inputs) + 1
     for dimension in inner_first:
-        if dimension.size > 1 and (dimension.strides.x != expected or dimension.strides.y != expected):
+        if dimension.size > 1 and any(stride != expected for stride in dimension.strides[:tensors]):
             return False
         expected *= dimension.size
     return True
@@ -185,7 +229,7 @@ def divisor(size: int) -> tuple[int, int, int]:
     return size, -(-(1 << (31 + shift)) // size), shift
 
 
-def _padded(numbers) -> tuple[int, ...]:
+def _padded(numbers: Iterable[int]) -> tuple[int, ...]:
     numbers = tuple(numbers)
     return numbers + (0,) * (MAX_RANK - len(numbers))
 
@@ -198,6 +242,6 @@ def _pack(layout: Layout, values: Mapping[str, tuple[float, ...]]) -> bytes:
 def _dynamic_fields(layout: Layout) -> tuple[tuple[str, int, str], ...]:
     fields = []
     for position, (name, format) in enumerate(layout):
-        if name in DYNAMIC:
+        if name in SCALARS or name.endswith(".address"):
             fields.append((name, argument_bytes(layout[: position + 1]) - struct.calcsize(format), format))
     return tuple(fields)

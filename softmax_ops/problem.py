@@ -7,8 +7,10 @@ call (addresses, scale, fill, stream) is passed at the launch.
 from math import prod
 from typing import NamedTuple
 
-MASK_BYTES = {"bool": 1, "boolcausal": 1}
 DTYPE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}
+
+OPERANDS = {"fwd": ("x", "y"), "bwd": ("dy", "y", "dx")}
+"""Tensors of every call of a direction, the output last; a mask comes behind them."""
 
 MAX_RANK = 4
 """Leading dimensions that a kernel can tell apart, after coalescing."""
@@ -18,31 +20,25 @@ MAX_ROWS = 2**31 - 2**10
 beyond the last row."""
 
 
-class Operands(NamedTuple):
-    """One number per operand of the forward: strides or offsets in elements, alignments or addresses in bytes."""
+class Operand(NamedTuple):
+    """How a tensor's rows lie in memory, without its address."""
 
-    x: int
-    y: int
-    mask: int
+    name: str  # x, y, dy, dx, mask
+    strides: tuple[int, ...]  # elements, for [..., Q, K]; 0 where it broadcasts. The last is 1, that of a mask 0 or 1
+    alignment: int  # the largest power of two, at most 16, that divides its address in bytes
+    element_bytes: int
 
 
 class Geometry(NamedTuple):
-    """Rows of x, y and mask: shape [..., Q, K] and, per dimension, strides in elements (0 where the mask broadcasts).
+    """The rows of a call, [..., Q, K]. A named tuple, because it is hashed at every launch."""
 
-    The last stride of x and y is 1, that of the mask 0 or 1. `alignment` is the largest power of two, at most 16, that
-    divides an operand's address in bytes. A named tuple, because it is hashed at every launch.
-    """
-
+    direction: str  # fwd, bwd
     dtype: str
     mask_kind: str  # none, causal, bool, boolcausal, like
     shape: tuple[int, ...]
-    x_strides: tuple[int, ...]
-    y_strides: tuple[int, ...]
-    mask_strides: tuple[int, ...]  # of zeros where there is no mask
-    alignment: Operands
+    operands: tuple[Operand, ...]  # in the order of OPERANDS, then the mask if there is one
     causal_offset: int | None = None
     batch_invariant: bool = False
-    direction: str = "fwd"
 
     @property
     def k(self) -> int:
@@ -57,38 +53,47 @@ class Geometry(NamedTuple):
         return DTYPE_BYTES[self.dtype]
 
     @property
-    def mask_bytes(self) -> int:
-        """Bytes of a mask element; 0 without a mask."""
-        return self.element_bytes if self.mask_kind == "like" else MASK_BYTES.get(self.mask_kind, 0)
+    def output(self) -> Operand:
+        return self.operands[len(OPERANDS[self.direction]) - 1]
+
+    @property
+    def inputs(self) -> tuple[Operand, ...]:
+        """The tensors read, without the mask."""
+        return self.operands[: len(OPERANDS[self.direction]) - 1]
+
+    @property
+    def mask(self) -> Operand | None:
+        last = self.operands[-1]
+        return last if last.name == "mask" else None
 
 
 class Dimension(NamedTuple):
-    """A leading dimension: its size, how far the operands move along it (elements), and whether it counts queries."""
+    """A leading dimension: its size, how far each operand moves along it (elements), and whether it counts queries."""
 
     size: int
-    strides: Operands
+    strides: tuple[int, ...]
     query: int  # 1 for the query dimension of a causal problem, else 0
 
 
 def leading_dimensions(geometry: Geometry) -> list[Dimension]:
     """The leading dimensions, outermost first, merged wherever one stride describes two for every operand.
 
-    >>> g = Geometry("f16", "none", (2, 3, 4, 8), (96, 32, 8, 1), (96, 32, 8, 1), (0, 0, 0, 0), Operands(16, 16, 16))
-    >>> leading_dimensions(g)
-    [Dimension(size=24, strides=Operands(x=8, y=8, mask=0), query=0)]
+    >>> x, y = (Operand(name, (96, 32, 8, 1), 16, 2) for name in "xy")
+    >>> leading_dimensions(Geometry("fwd", "f16", "none", (2, 3, 4, 8), (x, y)))
+    [Dimension(size=24, strides=(8, 8), query=0)]
     """
     dimensions: list[Dimension] = []
     last = len(geometry.shape) - 2
     for position, size in enumerate(geometry.shape[:-1]):
         if size == 1:
             continue
-        strides = Operands(geometry.x_strides[position], geometry.y_strides[position], geometry.mask_strides[position])
+        strides = tuple(operand.strides[position] for operand in geometry.operands)
         inner = Dimension(size, strides, int(geometry.causal_offset is not None and position == last))
         if dimensions and _continues(dimensions[-1], inner):
             outer = dimensions.pop()
             inner = inner._replace(size=outer.size * size)
         dimensions.append(inner)
-    return dimensions or [Dimension(1, Operands(0, 0, 0), 0)]
+    return dimensions or [Dimension(1, (0,) * len(geometry.operands), 0)]
 
 
 def _continues(outer: Dimension, inner: Dimension) -> bool:
@@ -98,10 +103,10 @@ def _continues(outer: Dimension, inner: Dimension) -> bool:
 
 
 class Part(NamedTuple):
-    """Rows of one launch, and where they begin: offsets of the operands in elements, and of the query number."""
+    """Rows of one launch, and where they begin: an offset per operand in elements, and of the query number."""
 
     dimensions: tuple[Dimension, ...]
-    offset: Operands
+    offset: tuple[int, ...]
     query: int
 
     @property
@@ -112,18 +117,19 @@ class Part(NamedTuple):
 def parts(dimensions: tuple[Dimension, ...], limit: int = MAX_ROWS) -> list[Part]:
     """The rows in as few launches as have at most `limit` rows each, cut along the outermost dimension."""
     rows = prod(dimension.size for dimension in dimensions)
-    if rows <= limit:
-        return [Part(dimensions, Operands(0, 0, 0), 0)]
     outer, inner = dimensions[0], dimensions[1:]
+    start_of_all = (0,) * len(outer.strides)
+    if rows <= limit:
+        return [Part(dimensions, start_of_all, 0)]
     step = limit // (rows // outer.size)
     if step == 0:
         return [_moved(part, outer, i) for i in range(outer.size) for part in parts(inner, limit)]
     return [
-        _moved(Part((outer._replace(size=min(step, outer.size - start)), *inner), Operands(0, 0, 0), 0), outer, start)
+        _moved(Part((outer._replace(size=min(step, outer.size - start)), *inner), start_of_all, 0), outer, start)
         for start in range(0, outer.size, step)
     ]
 
 
 def _moved(part: Part, along: Dimension, steps: int) -> Part:
-    offset = Operands(*(old + steps * stride for old, stride in zip(part.offset, along.strides, strict=True)))
+    offset = tuple(old + steps * stride for old, stride in zip(part.offset, along.strides, strict=True))
     return part._replace(offset=offset, query=part.query + steps * along.query)

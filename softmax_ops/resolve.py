@@ -91,6 +91,8 @@ def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
     spec = variants.by_name().get(variant.name)
     if spec is None:
         raise Absent("codegen beside this package does not ship the variant: their versions differ")
+    if arch not in variants.architectures(spec):
+        raise Absent(f"the variant does not ship for {arch}")
     try:
         return build.build([spec], [arch], build.user_cache(), jobs=1, progress=False).cubins[0]
     except toolchain.ToolchainError as error:

@@ -6,35 +6,37 @@ import struct
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 
-from codegen.spec import Mask, Plan, Spec
-from softmax_ops import problem
+from codegen.spec import Direction, Mask, Plan, Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.plan import LaunchPlan, plan
-from tests import layouts, reference, values
+from softmax_ops.problem import Geometry, Operand
+from tests import engines, layouts, reference, values
 from tests.engines import Bytes, Operands
 from tests.layouts import Layout
 
 CAUSAL = (Mask.CAUSAL, Mask.BOOLCAUSAL)
 MASKED = (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
-
-
 CONTIGUOUS = Layout()
 
 
 @dataclass(frozen=True)
 class Case:
-    """One launch of a variant on x [B, ..., Q, K]. Without y it runs in place."""
+    """One launch of a variant on tensors [B, ..., Q, K]: where its inputs and its output lie.
+
+    The output is a layout of its own, or the name of the input whose place it takes. Inputs not named are contiguous.
+    """
 
     why: str
     spec: Spec
     shape: tuple[int, ...]
     scale: float
-    x: Layout = CONTIGUOUS
-    y: Layout | None = CONTIGUOUS
+    inputs: tuple[Layout, ...] = ()
+    output: Layout | str = CONTIGUOUS
     mask_shape: tuple[int, ...] | None = None
     mask_layout: Layout = CONTIGUOUS
     causal_offset: int | None = None
@@ -43,66 +45,95 @@ class Case:
 
     @property
     def mask_kind(self) -> Mask:
-        """As the caller states it: boolcausal without an offset is bool, which f64 has no kernel of its own for."""
-        if self.spec.mask is Mask.BOOLCAUSAL and self.causal_offset is None:
-            return Mask.BOOL
+        """As the caller states it: a causal kernel without an offset serves what has no kernel of its own."""
+        if self.causal_offset is None:
+            return {Mask.BOOLCAUSAL: Mask.BOOL, Mask.CAUSAL: Mask.NONE}.get(self.spec.mask, self.spec.mask)
         return self.spec.mask
+
+    @property
+    def arch(self) -> str:
+        """Whose dispatch comes to the variant: rows are streamed or split where there are no clusters."""
+        return "sm_80" if self.spec.piece else "sm_90"
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Of every tensor but the mask."""
+        *names, output = self.spec.direction.tensors
+        found = {name: self.inputs[i] if i < len(self.inputs) else CONTIGUOUS for i, name in enumerate(names)}
+        return {**found, output: found[self.output] if isinstance(self.output, str) else self.output}
 
     def call(self) -> Call:
         rng = np.random.default_rng([*self.spec.name.encode(), *self.why.encode()])
-        dtype = self.spec.dtype
+        dtype, k = self.spec.dtype, self.shape[-1]
         mask = None if self.mask_shape is None else values.mask(rng, self.spec.mask, self.mask_shape, dtype)
         seen = reference.visible(self.shape, None if mask is None else reference.to_numpy(mask), self.causal_offset)
-        for (
-            dimension
-        ) in self.x.expanded:  # what one of the rows that are the same memory hides may be visible to others
+        expanded = self.layouts[self.spec.direction.tensors[0]].expanded
+        for dimension in expanded:  # what one of the rows that are the same memory hides may be visible to others
             seen = np.broadcast_to(seen.all(axis=dimension, keepdims=True), self.shape)
-        which = values.patterns(prod(self.shape[:-1]), self.first_pattern)
-        x = values.scores(rng, which, seen.reshape(-1, self.shape[-1]), self.scale, dtype).reshape(self.shape)
-        for dimension in self.x.expanded:
-            x = x.narrow(dimension, 0, 1).expand(self.shape)
-        return Call(self, x, mask)
+        rows = np.arange(self.first_pattern, self.first_pattern + prod(self.shape[:-1]))
+        tensors = [
+            tensor.reshape(self.shape)
+            for tensor in values.inputs(rng, self.spec.direction, rows, seen.reshape(-1, k), self.scale, dtype)
+        ]
+        for dimension in expanded:
+            tensors = [tensor.narrow(dimension, 0, 1).expand(self.shape) for tensor in tensors]
+        return Call(self, dict(zip(self.spec.direction.tensors, tensors, strict=False)), mask)
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A case with its tensors: x [..., K], and a mask that broadcasts to it."""
+    """A case with its tensors: the inputs [..., K] by name, and a mask that broadcasts to them."""
 
     case: Case
-    x: torch.Tensor
+    inputs: dict[str, torch.Tensor]
     mask: torch.Tensor | None
+
+    @property
+    def element_bytes(self) -> int:
+        return self.case.spec.dtype.bytes
+
+    @property
+    def elements(self) -> int:
+        return prod(self.case.shape)
 
     @cached_property
     def operands(self) -> Operands:
         """In memory, guard bytes around them."""
-        case, size = self.case, self.x.element_size()
+        case, size = self.case, self.element_bytes
+        output = case.output if isinstance(case.output, str) else layouts.empty(case.shape, size, case.output)
         return Operands(
-            x=layouts.place(self.x, case.x),
-            y=None if case.y is None else layouts.empty(case.shape, size, case.y),
+            inputs={name: layouts.place(tensor, case.layouts[name]) for name, tensor in self.inputs.items()},
+            output=output,
             mask=None if self.mask is None else layouts.place(self.mask, case.mask_layout),
             scale=case.scale,
             fill=case.fill,
         )
 
+    def operand(self, name: str) -> engines.Operand:
+        """Of a tensor by its name, the output too."""
+        return self.operands.inputs[name] if name in self.inputs else self.operands.result
+
     @cached_property
     def plan(self) -> LaunchPlan:
         """Of dispatch, which must have chosen the case's variant."""
-        case, operands = self.case, self.operands
-        geometry = problem.Geometry(
+        case = self.case
+        operands = [
+            Operand(name, layout.strides(case.shape), layouts.alignment(self.operand(name)), self.element_bytes)
+            for name, layout in case.layouts.items()
+        ]
+        if self.mask is not None and self.operands.mask is not None:
+            alignment = layouts.alignment(self.operands.mask)
+            operands.append(Operand("mask", self.mask_strides, alignment, self.mask.element_size()))
+        geometry = Geometry(
+            direction=case.spec.direction.label,
             dtype=case.spec.dtype.value,
             mask_kind=case.mask_kind.label,
             shape=case.shape,
-            x_strides=case.x.strides(case.shape),
-            y_strides=(case.y or case.x).strides(case.shape),
-            mask_strides=self.mask_strides,
-            alignment=problem.Operands(
-                layouts.alignment(operands.x),
-                layouts.alignment(operands.y or operands.x),
-                layouts.alignment(operands.mask) if operands.mask else 16,
-            ),
+            operands=tuple(operands),
             causal_offset=case.causal_offset,
+            batch_invariant=case.spec.plan is Plan.STREAM,
         )
-        chosen = plan(geometry, catalog.load())
+        chosen = plan(geometry, catalog.load(), case.arch)
         assert chosen.variant.name == case.spec.name, (
             f"{case.why}: dispatch chose {chosen.variant.name}, {chosen.reason}"
         )
@@ -129,30 +160,41 @@ class Call:
 
     @cached_property
     def expected(self) -> reference.Array:
-        return reference.softmax(*self._formula)
+        forward = self.case.spec.direction is Direction.FORWARD
+        return reference.softmax(*self._formula) if forward else reference.softmax_backward(*self._formula)
 
     @cached_property
-    def rounding(self) -> reference.Array:
-        """What rounding the scores may cost; nothing in rows whose exponents are exact."""
-        exact = np.array([pattern.exact for pattern in values.PATTERNS])
-        rows = values.patterns(prod(self.case.shape[:-1]), self.case.first_pattern).reshape(*self.case.shape[:-1], 1)
-        if self.case.x.expanded:
-            rows = np.zeros_like(rows)
-        return np.where(exact[rows], 0.0, reference.score_rounding(*self._formula))
+    def tolerance(self) -> dict[str, Any]:
+        """Arguments of reference.assert_close: subnormal outputs of 16 bits count, rounding of the scores is allowed
+        for but in rows whose exponents are exact, errors of a difference are relative to what is subtracted."""
+        case = self.case
+        found: dict[str, Any] = {"floor": 0.0 if case.spec.dtype.bytes == 2 else None}
+        if case.spec.direction is Direction.BACKWARD:
+            return found | {"magnitude": reference.backward_magnitude(*self._formula)}
+        rows = case.first_pattern + np.arange(prod(case.shape[:-1]))
+        exact = values.exact(rows).reshape(*case.shape[:-1], 1)
+        if case.layouts["x"].expanded:
+            exact = np.zeros_like(exact)
+        return found | {"rounding": np.where(exact, 0.0, reference.score_rounding(*self._formula))}
 
     @cached_property
     def _formula(self) -> tuple:
         case = self.case
+        inputs = [reference.to_numpy(tensor) for tensor in self.inputs.values()]
+        if case.spec.direction is Direction.BACKWARD:
+            return *inputs, case.scale, case.causal_offset
         mask = None if self.mask is None else reference.to_numpy(self.mask)
-        return reference.to_numpy(self.x), case.scale, mask, case.causal_offset, case.fill
+        return *inputs, case.scale, mask, case.causal_offset, case.fill
 
     def output(self, storage: Bytes) -> torch.Tensor:
-        """y [..., K], from the bytes that an engine gives back."""
-        operands, case = self.operands, self.case
-        return layouts.read(storage, operands.y or operands.x, self.x, case.y or case.x)
+        """The result [..., K], from the bytes that an engine gives back."""
+        like = next(iter(self.inputs.values()))
+        return layouts.read(
+            storage, self.operands.result, like, self.case.layouts[self.case.spec.direction.tensors[-1]]
+        )
 
     def only(self, batch: int) -> Call:
         """The rows of one index of the outermost dimension, alone."""
         case = replace(self.case, why=f"{self.case.why}; alone", shape=(1, *self.case.shape[1:]))
         mask = self.mask if self.mask is None or self.mask.shape[0] == 1 else self.mask[batch : batch + 1]
-        return Call(case, self.x[batch : batch + 1], mask)
+        return Call(case, {name: tensor[batch : batch + 1] for name, tensor in self.inputs.items()}, mask)

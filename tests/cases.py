@@ -8,49 +8,71 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import ceil, prod
 
-from codegen.spec import DType, Mask, Plan, Spec
+from codegen.spec import Direction, Mask, Plan, Spec
 from softmax_ops.artifacts import catalog
 from tests.calls import CAUSAL, MASKED, Case
 from tests.layouts import Layout
+
+LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
+"""Plans of rows so long that a few of them say everything."""
 
 
 def cases(spec: Spec) -> list[Case]:
     """Launches that together hold everything this variant can meet."""
     return [
         _longest(spec),
-        _in_place(spec),
+        *_in_place(spec),
         _strided(spec),
         _out_of_phase(spec),
         _expanded(spec),
         *_filled(spec),
-        *_bool(spec),
+        *_without_offset(spec),
     ]
 
 
 def full_cta(spec: Spec, k: int) -> Case:
     """One CTA with all the rows it takes, every column visible to a causal mask: what rows cost when there are many."""
-    rows = spec.tile_elements // k if spec.plan is Plan.TILE else spec.rows
     start = Layout(phase=0 if spec.vec > 1 else 1)
-    features = _features(spec, (rows, k), "qk", k)
-    return Case("a full CTA", spec, (rows, k), scale=0.125, x=start, y=start, mask_layout=start, **features)
+
+    def of(rows: int) -> Case:
+        features = _features(spec, (rows, k), "qk", k)
+        return Case(
+            "a full CTA", spec, (rows, k), 0.125, (start,) * _inputs(spec), start, mask_layout=start, **features
+        )
+
+    return of(of(1).call().rows_per_cta)
 
 
 def interval(spec: Spec) -> tuple[int, int]:
-    """Shortest and longest row that dispatch gives to the variant."""
-    key = (spec.direction.value, spec.dtype.value, spec.mask.label)
-    (entry,) = (entry for entry in catalog.load().tables[key] if entry.name == spec.name)
-    return -(-entry.k[0] // spec.vec) * spec.vec, entry.k[1]
+    """Shortest and longest row that the variant is tested with: that dispatch gives to it on sm_90, or three pieces
+    more than the shortest where it takes any length."""
+    tables = catalog.load().tables.items()
+    entries = [entry for key, table in tables if key[:2] == _key(spec) for entry in table if entry.name == spec.name]
+    shortest, longest = max(entry.k for entry in entries)
+    if spec.piece:
+        longest = shortest + 3 * spec.piece
+    return -(-shortest // spec.vec) * spec.vec, longest
+
+
+def _key(spec: Spec) -> tuple[str, str]:
+    return spec.direction.label, spec.dtype.value
+
+
+def _inputs(spec: Spec) -> int:
+    return len(spec.direction.tensors) - 1
 
 
 def middle(spec: Spec) -> int:
     """Between shortest and longest: for rows that start anywhere no multiple of a vector, where there is one."""
     shortest, longest = interval(spec)
-    k = (shortest + longest) // 2
+    k = 3 * shortest if spec.plan is Plan.CLUSTER else (shortest + longest) // 2
     return k // spec.vec * spec.vec if spec.vec > 1 else k | 1
 
 
 def _leading(spec: Spec, k: int, q: int = 3, dims: int = 3) -> tuple[int, ...]:
     """(B, ..., q): more rows than a CTA takes and no multiple of that. An odd q divides no power of two."""
+    if spec.plan in LONG:
+        return (2, *(1,) * (dims - 2), 2)
     per_cta = spec.tile_elements // k if spec.plan is Plan.TILE else spec.rows
     heads = (2 if spec.plan is Plan.BLOCK else 3,) * (dims - 2)
     inner = prod(heads) * q
@@ -73,47 +95,57 @@ def _features(spec: Spec, shape: tuple[int, ...], mask: str, offset: int) -> dic
 
 def _longest(spec: Spec) -> Case:
     k = interval(spec)[1]
-    shape = (*_leading(spec, k), k)
+    shape = (*_leading(spec, k), k) if spec.plan is not Plan.CLUSTER else (2, k)
     start = Layout(phase=0 if spec.vec > 1 else 1)
     return Case(
         "the longest row, off the alignment where allowed; rows no multiple of a CTA; bottom-right; mask of x's shape",
         spec,
         shape,
-        scale=0.125,
-        x=start,
-        y=start,
+        0.125,
+        (start,) * _inputs(spec),
+        start,
         mask_layout=start,
         **_features(spec, shape, "bhqk", k - shape[-2]),
     )
 
 
-def _in_place(spec: Spec) -> Case:
+def _in_place(spec: Spec) -> Iterator[Case]:
+    """Over every input in turn."""
     shortest, longest = interval(spec)
     k = max(longest - spec.vec, shortest)
+    start = Layout()
+    if spec.plan is Plan.CLUSTER:
+        k, start = 2 * (shortest - 1) // spec.vec * spec.vec, Layout(phase=0 if spec.vec > 1 else 1)
     shape = (*_leading(spec, k), k)
-    return Case(
-        "in place; one vector or column less than the longest row; key padding mask; top-left",
-        spec,
-        shape,
-        scale=1.0,
-        y=None,
-        mask_layout=Layout(phase=spec.vec),
-        first_pattern=5,
-        **_features(spec, shape, "bk", 0),
-    )
+    for number, name in enumerate(spec.direction.tensors[:-1]):
+        yield Case(
+            f"in place of {name}; one vector or column less than the longest row; key padding mask; top-left",
+            spec,
+            shape,
+            1.0,
+            (start,) * _inputs(spec),
+            output=name,
+            mask_layout=Layout(phase=spec.vec),
+            first_pattern=5 + 4 * number,
+            **_features(spec, shape, "bk", 0 if spec.plan not in LONG else k // 2),
+        )
 
 
 def _strided(spec: Spec) -> Case:
     k = interval(spec)[0]
     shape = (*_leading(spec, k, q=2 if spec.plan is Plan.BLOCK else 5, dims=4), k)
     wide, anywhere = spec.dtype.vector, spec.vec == 1
+    inputs = (
+        Layout(phase=1 if anywhere else 0, gap=3 if anywhere else wide, order=(2, 0, 3, 1)),
+        Layout(gap=1 if anywhere else 2 * wide, order=(1, 0, 2, 3)),
+    )
     return Case(
         "the shortest row; rows apart, dimensions permuted; negative scale; one mask for all heads; first query blind",
         spec,
         shape,
-        scale=-1.5,
-        x=Layout(phase=1 if anywhere else 0, gap=3 if anywhere else wide, order=(2, 0, 3, 1)),
-        y=Layout(phase=2 if anywhere else wide, gap=1 if anywhere else 3 * wide),
+        -1.5,
+        inputs[: _inputs(spec)],
+        Layout(phase=2 if anywhere else wide, gap=1 if anywhere else 3 * wide),
         mask_layout=Layout(phase=spec.vec, gap=spec.vec),
         first_pattern=10,
         **_features(spec, shape, "abqk", -1),
@@ -124,11 +156,12 @@ def _out_of_phase(spec: Spec) -> Case:
     k = middle(spec)
     shape = (*_leading(spec, k), k)
     return Case(
-        "x and y at different phases where allowed; a mask that hides whole rows or none; offset beyond K; large scale",
+        "inputs and output at different phases where allowed; a mask that hides whole rows or none; offset beyond K; "
+        "large scale",
         spec,
         shape,
-        scale=3e6,
-        x=Layout(phase=spec.vec),
+        3e6 if spec.direction is Direction.FORWARD else 3.0,
+        (Layout(phase=spec.vec), Layout(phase=2 * spec.vec))[: _inputs(spec)],
         first_pattern=2,
         **_features(spec, shape, "bhq", k + 7),
     )
@@ -139,11 +172,12 @@ def _expanded(spec: Spec) -> Case:
     k = min(shortest + spec.dtype.vector, max(longest - spec.vec, shortest))
     shape = (*_leading(spec, k, q=k + 2 if k < 60 else 3), k)
     return Case(
-        "x of stride 0 along the batch; scale 0; mask the same for all queries; short rows: fewer columns than queries",
+        "inputs of stride 0 along the batch; scale 0; mask the same for all queries; short rows: fewer columns than "
+        "queries",
         spec,
         shape,
-        scale=0.0,
-        x=Layout(expanded=(0,)),
+        0.0,
+        (Layout(expanded=(0,)),) * _inputs(spec),
         **_features(spec, shape, "hk", k - shape[-2] if k < 60 else k // 2),
     )
 
@@ -158,21 +192,21 @@ def _filled(spec: Spec) -> Iterator[Case]:
         "hidden columns score -10000: a row hidden as a whole is uniform",
         spec,
         shape,
-        scale=0.5,
+        0.5,
+        output=Layout(gap=spec.vec),
         fill=-10000.0,
-        y=Layout(gap=spec.vec),
         first_pattern=4,
         **_features(spec, shape, "bqk", 0),
     )
 
 
-def _bool(spec: Spec) -> Iterator[Case]:
-    """What f64 has no kernel of its own for."""
-    if spec.mask is not Mask.BOOLCAUSAL or spec.dtype is not DType.F64:
+def _without_offset(spec: Spec) -> Iterator[Case]:
+    """A causal kernel that serves a mask kind which has none of its own."""
+    tables = catalog.load().tables.items()
+    served = {key[2] for key, table in tables if any(entry.name == spec.name for entry in table)}
+    if served == {spec.mask.label}:
         return
     k = middle(spec)
     shape = (*_leading(spec, k), k)
     features = _features(spec, shape, "qk", 0) | {"causal_offset": None}
-    yield Case(
-        "without an offset: a tensor mask and nothing else", spec, shape, scale=0.75, first_pattern=7, **features
-    )
+    yield Case("without an offset: nothing is causal", spec, shape, 0.75, first_pattern=7, **features)

@@ -38,26 +38,33 @@ class Operand:
 
 @dataclass(frozen=True)
 class Operands:
-    """What one call computes on. Without y the output takes the place of x."""
+    """What one call computes on. The output is an operand, or the name of the input whose place it takes."""
 
-    x: Operand
-    y: Operand | None
+    inputs: Mapping[str, Operand]
+    output: Operand | str
     mask: Operand | None
     scale: float
     fill: float
+
+    @property
+    def result(self) -> Operand:
+        """Where the output goes."""
+        return self.inputs[self.output] if isinstance(self.output, str) else self.output
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The storage of the output after the call. `unwritten` marks the valid bytes that nobody wrote (None: unknown).
 
-    `reports` are the interpreter's, one per launch; the traffic in them is that of the buffers x, y and mask, in place
-    of x alone.
+    `reports` are the interpreter's, one per launch; the traffic in them is that of the buffers, which have the names of
+    the operands; in place, input and output are one buffer with the name of the input. `writers` has the thread that
+    wrote each byte of the output, in the order of the grid.
     """
 
     output: Bytes
     unwritten: NDArray[np.bool_] | None = None
     reports: tuple[ptx.Report, ...] = ()
+    writers: NDArray[np.int64] | None = None
 
 
 class InterpreterEngine:
@@ -72,24 +79,42 @@ class InterpreterEngine:
 
     def run(self, plan: LaunchPlan, operands: Operands) -> Outcome:
         memory = ptx.GlobalMemory()
-        x = _add(memory, "x", operands.x, "readwrite" if operands.y is None else "read")
-        y = x if operands.y is None else _add(memory, "y", operands.y, "write")
-        mask = 0 if operands.mask is None else _add(memory, "mask", operands.mask, "read")
+        addresses, output = _place(memory, plan, operands)
+        values: dict[str, float] = {f"{name}.address": address for name, address in addresses.items()}
+        if plan.workspace_bytes:
+            values["workspace.address"] = memory.add("workspace", plan.workspace_bytes, "write")
+        values |= {"scale": operands.scale, "mask.fill": operands.fill}
         reports = [
             ptx.run(
                 self.program(plan.variant.name),
                 grid=launch.grid,
                 block=plan.variant.threads,
-                cluster=plan.variant.cluster,
+                cluster=launch.cluster,
                 shared_bytes=plan.variant.shared_bytes,
-                params=plan.arguments(launch, x=x, y=y, mask=mask, scale=operands.scale, fill=operands.fill),
+                params=plan.arguments(launch, values),
                 memory=memory,
             )
             for launch in plan.launches
         ]
-        output = "x" if operands.y is None else "y"
-        unwritten = _never_written(memory, output) if operands.y is None else memory.unwritten(output)
-        return Outcome(memory.read(output), unwritten, tuple(reports))
+        unwritten = memory.unwritten(output) if output == "output" else _never_written(memory, output)
+        return Outcome(memory.read(output), unwritten, tuple(reports), memory.writers(output))
+
+
+def _place(memory: ptx.GlobalMemory, plan: LaunchPlan, operands: Operands) -> tuple[dict[str, int], str]:
+    """The operands' addresses by their names in the plan, and the name of the buffer that the output is in."""
+    replaced = operands.output if isinstance(operands.output, str) else None
+    addresses = {
+        name: _add(memory, name, operand, "readwrite" if name == replaced else "read")
+        for name, operand in operands.inputs.items()
+    }
+    result = plan.geometry.output.name
+    if isinstance(operands.output, str):
+        addresses[result] = addresses[operands.output]
+    else:
+        addresses[result] = _add(memory, "output", operands.output, "write")
+    if operands.mask is not None:
+        addresses["mask"] = _add(memory, "mask", operands.mask, "read")
+    return addresses, replaced or "output"
 
 
 def _add(memory: ptx.GlobalMemory, name: str, operand: Operand, access: Any) -> int:
@@ -123,24 +148,34 @@ class DriverEngine:
     def run(self, plan: LaunchPlan, operands: Operands) -> Outcome:
         from softmax_ops.launcher import Executable
 
-        executable = Executable(plan, self._kernel(plan.variant.name, plan.variant.shared_bytes), self.DEVICE)
-        x = _DeviceBuffer(operands.x)
-        y = x if operands.y is None else _DeviceBuffer(operands.y)
-        mask = None if operands.mask is None else _DeviceBuffer(operands.mask)
+        kernel = self._kernel(plan.variant.name, plan.variant.shared_bytes)
+        kernel.permit_cluster(max(launch.cluster for launch in plan.launches), self.DEVICE)
+        buffers = {name: _DeviceBuffer(operand) for name, operand in operands.inputs.items()}
+        output = plan.geometry.output.name
+        replaces = isinstance(operands.output, str)
+        result = buffers[operands.output] if isinstance(operands.output, str) else _DeviceBuffer(operands.output)
+        own = [*buffers.values()] if replaces else [*buffers.values(), result]
+        addresses = {**{name: buffer.first for name, buffer in buffers.items()}, output: result.first}
+        if operands.mask is not None:
+            own.append(_DeviceBuffer(operands.mask))
+            addresses["mask"] = own[-1].first
+        own.append(_DeviceBuffer(_scratch(plan.workspace_bytes)))
         try:
-            executable.launch(
-                x=x.first,
-                y=y.first,
-                mask=0 if mask is None else mask.first,
+            Executable(plan, kernel, self.DEVICE).launch(
+                tuple(addresses[operand.name] for operand in plan.geometry.operands),
                 scale=operands.scale,
                 fill=operands.fill,
+                workspace=own[-1].first,
                 stream=0,
             )
-            return Outcome(y.read())
+            return Outcome(result.read())
         finally:
-            for buffer in {x, y, mask}:
-                if buffer is not None:
-                    buffer.free()
+            for buffer in own:
+                buffer.free()
+
+
+def _scratch(size: int) -> Operand:
+    return Operand(np.full(size, POISON, np.uint8), 0, 0, np.ones(size, np.bool_))
 
 
 class _DeviceBuffer:

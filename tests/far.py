@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from codegen.spec import Spec
+from codegen.spec import Direction, Plan, Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.plan import LaunchPlan, plan
-from softmax_ops.problem import Geometry, Operands
+from softmax_ops.problem import Geometry, Operand
 from tests import ptx, reference, values
-from tests.calls import CAUSAL, MASKED
-from tests.cases import interval
+from tests.calls import CAUSAL, MASKED, Case
+from tests.cases import LONG, interval
 from tests.engines import InterpreterEngine
 from tests.outcomes import Wrong
 
@@ -25,54 +25,78 @@ ROWS = 2
 
 
 def judge_far_rows(spec: Spec, interpreter: InterpreterEngine) -> None:
-    """Two rows of x, y and mask, each in a buffer of its own. Raises Wrong or Fault unless they come out right."""
-    k = interval(spec)[1]
+    """Two rows of every tensor, each in a buffer of its own. Raises Wrong or Fault unless they come out right."""
+    k = interval(spec)[0 if spec.plan in LONG else 1]
     rng = np.random.default_rng(k)
-    x = torch.from_numpy(rng.standard_normal((ROWS, k))).to(reference.DTYPES[spec.dtype.value])
+    seen = np.ones((ROWS, k), np.bool_)
+    tensors = values.inputs(rng, spec.direction, np.zeros(ROWS, np.intp), seen, 1.0, spec.dtype)
     mask = values.mask(rng, spec.mask, (ROWS, k), spec.dtype) if spec.mask in MASKED else None
-    memory = ptx.GlobalMemory()
-    phase = 0 if spec.vec > 1 else 1
-    addresses = Operands(
-        _add_rows(memory, "x", x, 1 << 40, phase),
-        _add_rows(memory, "y", x, 2 << 40, phase),
-        _add_rows(memory, "mask", mask, 3 << 40, phase) if mask is not None else 0,
-    )
+    named = dict(zip(spec.direction.tensors, [*tensors, tensors[0]], strict=True))
+    if mask is not None:
+        named["mask"] = mask
+    output = spec.direction.tensors[-1]
+    memory, phase = ptx.GlobalMemory(), 0 if spec.vec > 1 else 1
+    addresses = {
+        name: _add_rows(memory, name, tensor, (number + 1) << 40, phase, "write" if name == output else "read")
+        for number, (name, tensor) in enumerate(named.items())
+    }
     offset = k - ROWS if spec.mask in CAUSAL else None
-    chosen = _plan(spec, k, addresses, offset)
-    (launch,) = chosen.launches
-    params = chosen.arguments(launch, **addresses._asdict(), fill=-np.inf)
-    shared, program = spec.shared_bytes, interpreter.program(spec.name)
-    ptx.run(program, grid=launch.grid, block=spec.threads, shared_bytes=shared, params=params, memory=memory)
-    y = torch.stack([torch.from_numpy(memory.read(f"y {row}")).view(x.dtype) for row in range(ROWS)])
-    formula: tuple = reference.to_numpy(x), 1.0, None if mask is None else reference.to_numpy(mask), offset
-    rounding = reference.score_rounding(*formula)
+    chosen = _plan(spec, k, addresses, {name: tensor.element_size() for name, tensor in named.items()}, offset)
+    fields: dict[str, float] = {f"{name}.address": address for name, address in addresses.items()}
+    if chosen.workspace_bytes:
+        fields["workspace.address"] = memory.add("workspace", chosen.workspace_bytes, "write")
+    for launch in chosen.launches:
+        ptx.run(
+            interpreter.program(spec.name),
+            grid=launch.grid,
+            block=spec.threads,
+            cluster=launch.cluster,
+            shared_bytes=spec.shared_bytes,
+            params=chosen.arguments(launch, fields | {"scale": 1.0, "mask.fill": -np.inf}),
+            memory=memory,
+        )
+    rows = [torch.from_numpy(memory.read(f"{output} {row}")).view(tensors[0].dtype) for row in range(ROWS)]
+    _judge(spec, torch.stack(rows), tensors, mask, offset)
+
+
+def _judge(
+    spec: Spec, found: torch.Tensor, tensors: list[torch.Tensor], mask: torch.Tensor | None, offset: int | None
+) -> None:
+    inputs = [reference.to_numpy(tensor) for tensor in tensors]
+    tolerance: dict[str, Any]
+    if spec.direction is Direction.FORWARD:
+        formula: tuple = *inputs, 1.0, None if mask is None else reference.to_numpy(mask), offset
+        expected, tolerance = reference.softmax(*formula), {"rounding": reference.score_rounding(*formula)}
+    else:
+        formula = *inputs, 1.0, offset
+        expected = reference.softmax_backward(*formula)
+        tolerance = {"magnitude": reference.backward_magnitude(*formula)}
     try:
-        reference.assert_close(y, reference.softmax(*formula), spec.dtype.value, rounding=rounding)
+        reference.assert_close(found, expected, spec.dtype.value, **tolerance)
     except AssertionError as error:
         raise Wrong("numbers", f"rows 2^33 elements apart: {error}") from None
 
 
-def _add_rows(memory: ptx.GlobalMemory, name: str, tensor: torch.Tensor, address: int, phase: int) -> int:
-    access: Any = "write" if name == "y" else "read"
+def _add_rows(memory: ptx.GlobalMemory, name: str, tensor: torch.Tensor, address: int, phase: int, access: Any) -> int:
     first = address + phase * tensor.element_size()
     for row in range(ROWS):
         at = first + row * STEP * tensor.element_size()
-        memory.add(f"{name} {row}", tensor[row].view(torch.uint8).numpy(), access, at=at)
+        memory.add(f"{name} {row}", tensor[row].contiguous().view(torch.uint8).numpy(), access, at=at)
     return first
 
 
-def _plan(spec: Spec, k: int, addresses: Operands, offset: int | None) -> LaunchPlan:
-    strides = (STEP, 1)
+def _plan(spec: Spec, k: int, addresses: dict[str, int], sizes: dict[str, int], offset: int | None) -> LaunchPlan:
+    operands = (Operand(name, (STEP, 1), gcd(address, 16), sizes[name]) for name, address in addresses.items())
+    shape = (ROWS, k)
     geometry = Geometry(
-        dtype=spec.dtype.value,
-        mask_kind=spec.mask.label,
-        shape=(ROWS, k),
-        x_strides=strides,
-        y_strides=strides,
-        mask_strides=strides if spec.mask in MASKED else (0, 0),
-        alignment=Operands(*(gcd(address, 16) for address in addresses)),
+        spec.direction.label,
+        spec.dtype.value,
+        spec.mask.label,
+        shape,
+        tuple(operands),
         causal_offset=offset,
+        batch_invariant=spec.plan is Plan.STREAM,
     )
-    chosen = plan(geometry, catalog.load())
+    chosen = plan(geometry, catalog.load(), Case("", spec, shape, 1.0).arch)
     assert chosen.variant.name == spec.name, chosen.reason
     return chosen

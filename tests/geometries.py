@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from softmax_ops.problem import Geometry, Operands
+from softmax_ops.problem import DTYPE_BYTES, OPERANDS, Geometry, Operand
 
 MASKED = ("bool", "boolcausal", "like")
 CAUSAL = ("causal", "boolcausal")
@@ -32,17 +32,24 @@ def geometry(
     dtype: str = "f16",
     mask_kind: str = "none",
     *,
+    direction: str = "fwd",
     mask_shape: tuple[int, ...] | None = None,
-    alignment: int | Operands = 16,
+    alignment: int = 16,
+    strides: dict[str, tuple[int, ...]] | None = None,
+    alignments: dict[str, int] | None = None,
     **changes: Any,
 ) -> Geometry:
-    """Contiguous x and y at addresses of this alignment, a mask of x's shape or `mask_shape`, bottom-right causal."""
-    masked = mask_kind in MASKED
-    facts: dict[str, Any] = {
-        "x_strides": contiguous(shape),
-        "y_strides": contiguous(shape),
-        "mask_strides": broadcast(mask_shape or shape, len(shape)) if masked else (0,) * len(shape),
-        "alignment": alignment if isinstance(alignment, Operands) else Operands(alignment, alignment, alignment),
-        "causal_offset": shape[-1] - shape[-2] if mask_kind in CAUSAL else None,
-    }
-    return Geometry(dtype, mask_kind, shape, **(facts | changes))
+    """Contiguous tensors at addresses of this alignment, a mask of their shape or `mask_shape`, bottom-right causal.
+
+    `strides` and `alignments` differ for the operands named.
+    """
+    size = DTYPE_BYTES[dtype]
+    facts = [(name, contiguous(shape), size) for name in OPERANDS[direction]]
+    if mask_kind in MASKED:
+        facts.append(("mask", broadcast(mask_shape or shape, len(shape)), size if mask_kind == "like" else 1))
+    operands = tuple(
+        Operand(name, (strides or {}).get(name, moves), (alignments or {}).get(name, alignment), bytes)
+        for name, moves, bytes in facts
+    )
+    offset = shape[-1] - shape[-2] if mask_kind in CAUSAL else None
+    return Geometry(direction, dtype, mask_kind, shape, operands, **{"causal_offset": offset} | changes)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.spec import Plan
-from tests import layouts, reference
+from tests import reference
 from tests.calls import CAUSAL, Call
-from tests.engines import POISON, Operand, Outcome
+from tests.engines import POISON, Outcome
 from tests.ptx import Traffic
 
 Integers = NDArray[np.int64]
@@ -29,48 +29,59 @@ def judge(call: Call, outcome: Outcome) -> None:
     """Raises Wrong unless the outcome is what the call asks for."""
     judge_memory(call, outcome)
     judge_numbers(call, outcome)
-    for report in outcome.reports:
-        judge_traffic(call, report.traffic)
+    judge_traffic(call, [report.traffic for report in outcome.reports])
 
 
 def judge_memory(call: Call, outcome: Outcome) -> None:
     """Every byte of the output was written, and none around it."""
-    operand = call.operands.y or call.operands.x
     if outcome.unwritten is not None and outcome.unwritten.any():
         raise Wrong("unwritten", f"{call.case.why}: {int(outcome.unwritten.sum())} bytes of the output")
-    if (outcome.output[~operand.valid] != POISON).any():
+    if (outcome.output[~call.operands.result.valid] != POISON).any():
         raise Wrong("guard bytes", f"{call.case.why}: written outside the output's rows")
 
 
 def judge_numbers(call: Call, outcome: Outcome) -> None:
-    """Against the reference, with the one tolerance table; subnormal outputs of 16 bits count."""
-    floor = 0.0 if call.case.spec.dtype.bytes == 2 else None
-    y = call.output(outcome.output)
+    """Against the reference, with the one tolerance table."""
+    found = call.output(outcome.output)
     try:
-        reference.assert_close(y, call.expected, call.case.spec.dtype.value, rounding=call.rounding, floor=floor)
+        reference.assert_close(found, call.expected, call.case.spec.dtype.value, **call.tolerance)
     except AssertionError as error:
         raise Wrong("numbers", f"{call.case.why}: {error}") from None
 
 
-def judge_traffic(call: Call, traffic: dict[str, Traffic]) -> None:
-    """x is read once and as far as it is visible, y written once, each in accesses of the promised widths."""
-    promised = promise(call)
-    x = traffic["x"]
-    y = traffic.get("y", x)
-    _same(call, "reads of x", x.reads, promised.x)
-    _same(call, "writes of y", y.writes, promised.y)
+def judge_traffic(call: Call, launches: list[dict[str, Traffic]]) -> None:
+    """Inputs are read as far as they are visible, once (twice where no CTA holds its part of the row), the output is
+    written once, each in accesses of the promised widths. The counts are those of all launches together."""
+    if not launches:
+        return
+    promised, times = promise(call), 2 if call.case.spec.piece else 1
+
+    def reads(buffer: str) -> Counter[int]:
+        return sum((traffic[buffer].reads for traffic in launches), Counter())
+
+    output = call.operands.output if isinstance(call.operands.output, str) else "output"
+    for name in call.inputs:
+        _same(call, f"reads of {name}", reads(name), _times(promised.reads[name], times))
+    writes = sum((traffic[output].writes for traffic in launches), Counter[int]())
+    _same(call, "writes of the output", writes, promised.writes)
     if call.mask is not None and call.mask_strides[-1]:
-        _judge_mask(call, traffic["mask"], promised.mask_elements)
+        _judge_mask(call, reads("mask"), promised.mask_elements * times)
 
 
-def _judge_mask(call: Call, found: Traffic, elements: int) -> None:
+def _times(counts: Counter[int], times: int) -> Counter[int]:
+    return Counter({width: count * times for width, count in counts.items()})
+
+
+def _judge_mask(call: Call, found: Counter[int], elements: int) -> None:
     """Every element once; as one access per vector of x where all rows are aligned."""
     assert call.mask is not None
     size, vec = call.mask.element_size(), call.case.spec.vec
     if vec > 1:
-        _same(call, "reads of the mask", found.reads, Counter({vec * size: elements // vec}))
-    elif found.bytes_read != elements * size:
-        raise Wrong("traffic", f"{call.case.why}: {found.bytes_read} bytes of the mask, not {elements * size}")
+        _same(call, "reads of the mask", found, Counter({vec * size: elements // vec}))
+        return
+    read = sum(width * count for width, count in found.items())
+    if read != elements * size:
+        raise Wrong("traffic", f"{call.case.why}: {read} bytes of the mask, not {elements * size}")
 
 
 def _same(call: Call, what: str, found: Counter[int], wanted: Counter[int]) -> None:
@@ -80,10 +91,10 @@ def _same(call: Call, what: str, found: Counter[int], wanted: Counter[int]) -> N
 
 @dataclass(frozen=True)
 class Promise:
-    """Accesses by width in bytes, and mask elements read."""
+    """Accesses of each tensor by width in bytes, and mask elements read, of one pass over the rows."""
 
-    x: Counter[int]
-    y: Counter[int]
+    reads: dict[str, Counter[int]]
+    writes: Counter[int]
     mask_elements: int
 
 
@@ -102,47 +113,56 @@ def visible_columns(call: Call) -> Integers:
     return np.tile(np.clip(np.arange(q) + call.case.causal_offset + 1, 0, k), int(np.prod(leading)))
 
 
-def starts(call: Call, operand: Operand, layout: layouts.Layout) -> Integers:
-    """[rows] addresses of the rows in elements: what matters is their phase."""
-    shape = call.case.shape
+def starts(call: Call, name: str) -> Integers:
+    """[rows] addresses of a tensor's rows in elements: what matters is their phase."""
+    shape, operand = call.case.shape, call.operand(name)
     numbers = np.indices(shape[:-1]).reshape(len(shape) - 1, -1)
-    first = (operand.phase + operand.first) // call.x.element_size()
-    return np.asarray(first + (numbers * np.array(layout.strides(shape)[:-1])[:, None]).sum(axis=0))
+    first = (operand.phase + operand.first) // call.element_bytes
+    return np.asarray(first + (numbers * np.array(call.case.layouts[name].strides(shape)[:-1])[:, None]).sum(axis=0))
 
 
 def _rows(call: Call) -> Promise:
     """A row in registers: vectors between the output's boundaries, single elements before and behind."""
-    spec, case, operands = call.case.spec, call.case, call.operands
-    k, size, visible = case.shape[-1], call.x.element_size(), visible_columns(call)
-    x = starts(call, operands.x, case.x)
-    y = x if operands.y is None or case.y is None else starts(call, operands.y, case.y)
-    vec = spec.access
-    cut = Cut.of(y, np.full_like(y, k), vec)
+    vec, size, visible = call.case.spec.access, call.element_bytes, visible_columns(call)
+    output = starts(call, call.case.spec.direction.tensors[-1])
+    cut = Cut.of(output, np.full_like(output, call.case.shape[-1]), vec)
     vectors = -(-np.clip(np.minimum(visible, cut.body) - cut.head, 0, None) // vec)
     edges = np.minimum(visible, cut.head) + np.clip(visible - cut.body, 0, None)
-    in_phase = (x + cut.head) % vec == 0
-    wide, apart = int(vectors[in_phase].sum()), int(vectors[~in_phase].sum())
-    reads = Counter({vec * size: wide}) + Counter({size: apart * vec + int(edges.sum())})
-    return Promise(reads, cut.writes(vec, size), int((vectors * vec + edges).sum()))
+    reads = {}
+    for name in call.inputs:
+        in_phase = (starts(call, name) + cut.head) % vec == 0
+        wide, apart = int(vectors[in_phase].sum()), int(vectors[~in_phase].sum())
+        reads[name] = Counter({vec * size: wide}) + Counter({size: apart * vec + int(edges.sum())})
+    return Promise(reads, cut.accesses(vec, size), int((vectors * vec + edges).sum()))
 
 
 def _tile(call: Call) -> Promise:
-    """Many rows as one range, or element by element where they do not follow each other. x is read whole: a tile's
-    hidden columns lie in the sectors of visible ones. The mask is read as far as the row is visible."""
-    spec, case, operands = call.case.spec, call.case, call.operands
-    visible, size = visible_columns(call), call.x.element_size()
+    """Many rows as one range, or element by element where they do not follow each other. Of the range the vectors and
+    single elements that hold something visible are read; of the mask each row as far as it is visible."""
+    spec, size, visible = call.case.spec, call.element_bytes, visible_columns(call)
+    k, per_cta, vec = call.case.shape[-1], call.rows_per_cta, spec.dtype.vector
     mask = int((-(-visible // spec.vec) * spec.vec).sum())
-    x = starts(call, operands.x, case.x)
-    y = x if operands.y is None or case.y is None else starts(call, operands.y, case.y)
-    k, per_cta, vec = case.shape[-1], call.rows_per_cta, spec.dtype.vector
-    if (np.diff(x) != k).any() or (np.diff(y) != k).any():
-        return Promise(Counter({size: x.size * k}), Counter({size: x.size * k}), mask)
-    counts = np.diff(np.append(np.arange(0, x.size, per_cta), x.size))
-    x, y = x[::per_cta], y[::per_cta]
-    cut = Cut.of(y, counts * k, vec)
-    in_phase = (x + cut.head) % vec == 0
-    whole = Counter({size: int((counts * k)[~in_phase].sum())})
-    return Promise(cut.writes(vec, size, in_phase) + whole, cut.writes(vec, size), mask)
+    found = {name: starts(call, name) for name in spec.direction.tensors}
+    output, rows = found.pop(spec.direction.tensors[-1]), visible.size
+    if any((np.diff(each) != k).any() for each in (output, *found.values())):
+        apart = Counter({size: mask})
+        return Promise(dict.fromkeys(found, apart), Counter({size: rows * k}), mask)
+    counts = np.diff(np.append(np.arange(0, rows, per_cta), rows))
+    cut = Cut.of(output[::per_cta], counts * k, vec)
+    seen = (np.arange(k) < visible[:, None]).reshape(-1)  # every element of all ranges, one after the other
+    reads = {}
+    for name, first in found.items():
+        in_phase = (first[::per_cta] + cut.head) % vec == 0
+        reads[name] = Counter[int]()
+        for begin, head, body, n, wide in zip(
+            np.arange(0, rows, per_cta) * k, cut.head, cut.body, cut.length, in_phase, strict=True
+        ):
+            inside = seen[begin : begin + n]
+            vectors = int(inside[head:body].reshape(-1, vec).any(axis=1).sum())
+            edges = int(inside[:head].sum() + inside[body:].sum())
+            reads[name][vec * size if wide else size] += vectors * (1 if wide else vec)
+            reads[name][size] += edges
+    return Promise(reads, cut.accesses(vec, size), mask)
 
 
 @dataclass(frozen=True)
@@ -158,9 +178,8 @@ class Cut:
         head = np.minimum(-start % vec, length)
         return cls(head, head + (length - head) // vec * vec, length)
 
-    def writes(self, vec: int, size: int, which: NDArray[np.bool_] | None = None) -> Counter[int]:
-        """Accesses by width in bytes, of all ranges or `which` of them."""
-        chosen = np.ones(self.head.shape, np.bool_) if which is None else which
-        inside = int((self.body - self.head)[chosen].sum())
-        outside = int(self.length[chosen].sum()) - inside
+    def accesses(self, vec: int, size: int) -> Counter[int]:
+        """That move all ranges, by width in bytes."""
+        inside = int((self.body - self.head).sum())
+        outside = int(self.length.sum()) - inside
         return Counter({vec * size: inside // vec}) + Counter({size: outside})

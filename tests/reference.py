@@ -123,7 +123,8 @@ def backward_magnitude(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_o
     dy, y = np.abs(_floating(dy)), np.abs(_floating(y))
     seen = visible(y.shape, None, causal_offset)
     dy, y = np.where(seen, dy, 0.0), np.where(seen, y, 0.0)
-    magnitude: Array = abs(scale) * y * (dy + (y * dy).sum(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        magnitude: Array = abs(scale) * y * (dy + (y * dy).sum(axis=-1, keepdims=True))
     return magnitude
 
 

@@ -37,8 +37,13 @@ class Target(NamedTuple):
 
 def targets(everything: bool) -> list[Target]:
     """Every variant for one architecture, and for the others a sample that changes with the sources (or everything)."""
-    sampled = [Target(arch, spec) for arch in SAMPLED for spec in (variants.shipped() if everything else sample(arch))]
-    return [*(Target(WHOLE, spec) for spec in variants.shipped()), *sampled]
+    sampled = [Target(arch, spec) for arch in SAMPLED for spec in (shipped(arch) if everything else sample(arch))]
+    return [*(Target(WHOLE, spec) for spec in shipped(WHOLE)), *sampled]
+
+
+def shipped(arch: str) -> list[Spec]:
+    """The variants that ship for an architecture."""
+    return [spec for spec in variants.shipped() if arch in variants.architectures(spec)]
 
 
 def sample(arch: str) -> list[Spec]:
@@ -47,7 +52,7 @@ def sample(arch: str) -> list[Spec]:
     def order(spec: Spec) -> bytes:
         return hashlib.sha256(f"{sources.project_headers().digest} {arch} {spec.name}".encode()).digest()
 
-    return sorted(sorted(variants.shipped(), key=order)[:SAMPLE], key=lambda spec: spec.name)
+    return sorted(sorted(shipped(arch), key=order)[:SAMPLE], key=lambda spec: spec.name)
 
 
 def summary(everything: bool, gpu: str | None) -> list[str]:

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from softmax_ops import checks
-from softmax_ops.checks import Request, check_softmax, describe
+from softmax_ops.checks import Request, check_softmax, memory
+from softmax_ops.checks.tensors import describe
 
 B, H, Q, K = 2, 3, 4, 6
 INF, NAN = math.inf, math.nan
@@ -394,7 +394,7 @@ def addresses(shape: list[int], strides: list[int]) -> list[int]:
 def test_self_overlap_is_never_missed(shape: list[int], data: st.DataObject) -> None:
     strides = data.draw(st.lists(st.integers(0, 20), min_size=len(shape), max_size=len(shape)))
     flat = addresses(shape, strides)
-    if not checks._may_overlap_itself(shape, strides):
+    if not memory.may_overlap_itself(shape, strides):
         assert len(set(flat)) == len(flat)
 
 
@@ -408,10 +408,10 @@ def test_sharing_is_exact_for_equal_strides(shape: list[int], data: st.DataObjec
         strides[dim] = reach + data.draw(st.integers(0, 3))
         reach = strides[dim] * shape[dim]
     distance = data.draw(st.integers(0, reach + 1))
-    assert not checks._may_overlap_itself(shape, strides)
+    assert not memory.may_overlap_itself(shape, strides)
     buffer = torch.zeros(2 * reach + 2, dtype=data.draw(st.sampled_from([torch.int8, torch.float32])))
     x, out = (buffer.as_strided(shape, strides, at) for at in (0, distance))
     flat = addresses(shape, strides)
     shares = not set(flat).isdisjoint(a + distance for a in flat)
-    assert checks._may_share(out, x) == shares
-    assert checks._may_share(x, out) == shares
+    assert memory.may_share(out, x) == shares
+    assert memory.may_share(x, out) == shares

@@ -15,11 +15,12 @@ from click.testing import CliRunner
 
 from codegen import catalogue, plans, render, variants
 from codegen.__main__ import main as command_line
-from codegen.spec import DType, Mask, Plan, Spec
+from codegen.spec import ANY_K, Direction, DType, Mask, Plan, Spec
 from softmax_ops.artifacts.catalog import Catalog, CatalogError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHIPPED = variants.shipped()
+LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
 
 
 def run(*arguments: str):
@@ -35,6 +36,18 @@ def test_name_and_spec_determine_each_other(spec: Spec) -> None:
     assert re.fullmatch(r"[a-z0-9_]+", spec.name)
 
 
+def test_names_decode() -> None:
+    """By the grammar in the docs, also the parts that few names have."""
+    cluster = Spec(Direction.BACKWARD, DType.F16, Mask.CAUSAL, Plan.CLUSTER, 262144, 8, 512, 1, cluster=16)
+    assert cluster.name == "softmax_bwd_f16_causal_cluster_k262144_v8_t512r1c16"
+    stream = Spec(Direction.FORWARD, DType.F64, Mask.BOOLCAUSAL, Plan.STREAM, ANY_K, 1, 256, 1)
+    assert stream.name == "softmax_fwd_f64_boolcausal_stream_kany_v1_t256r1"
+    assert {Spec.from_name(spec.name) for spec in (cluster, stream)} == {cluster, stream}
+    assert {spec.direction.label for spec in SHIPPED} == {spec.name.split("_")[1] for spec in SHIPPED} == {"fwd", "bwd"}
+    assert all(("_kany_" in spec.name) == (spec.plan in (Plan.STREAM, Plan.SPLIT)) for spec in SHIPPED)
+    assert all((spec.name[-3:] == "c16") == (spec.plan is Plan.CLUSTER) for spec in SHIPPED)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -44,6 +57,13 @@ def test_name_and_spec_determine_each_other(spec: Spec) -> None:
         "softmax_fwd_f16_some_warp_k1024_v8_t128r4",
         "softmax_fwd_f16_none_heap_k1024_v8_t128r4",
         "softmax_fwd_f16_none_warp_k01024_v8_t128r4",
+        "softmax_bck_f16_none_warp_k1024_v8_t128r4",
+        "softmax_fwd_f16_none_stream_kall_v1_t256r1",
+        "softmax_fwd_f16_none_stream_k_v1_t256r1",
+        "softmax_fwd_f16_none_cluster_k262144_v8_t512r1c",
+        "softmax_fwd_f16_none_cluster_k262144_v8_t512r1c016",
+        "softmax_fwd_f16_none_warp_k1024_v8_t128r4c1",
+        f"softmax_fwd_f16_none_stream_k{ANY_K}_v1_t256r1",
         "softmax_fwd_f16_none_warp_k1024_v8_t128r4 ",
     ],
 )
@@ -60,7 +80,10 @@ def test_shipped_set_is_sorted_unique_and_under_the_cap() -> None:
 
 @pytest.mark.parametrize("spec", SHIPPED, ids=lambda spec: spec.name)
 def test_tile_holds_its_longest_row(spec: Spec) -> None:
-    assert spec.lanes * spec.chunks * spec.access >= spec.max_k
+    if spec.plan in (Plan.STREAM, Plan.SPLIT):
+        assert spec.max_k == ANY_K and spec.piece == spec.lanes * spec.chunks * spec.access
+    else:
+        assert spec.cluster * spec.lanes * spec.chunks * spec.access >= spec.max_k and spec.piece == 0
     assert spec.threads % 32 == 0 and spec.threads <= 1024
     assert spec.lanes & (spec.lanes - 1) == 0
     if spec.plan is Plan.TILE:
@@ -69,11 +92,39 @@ def test_tile_holds_its_longest_row(spec: Spec) -> None:
         assert spec.lanes * spec.rows == spec.threads
 
 
-@pytest.mark.parametrize("dtype", DType, ids=lambda dtype: dtype.value)
-def test_row_plans_of_one_alignment_leave_no_gap_up_to_the_longest(dtype: DType) -> None:
-    anywhere = [plan for plan in plans.row_plans(dtype) if plan.vec == 1]
-    assert anywhere[-1].max_k == plans.MAX_K
-    assert all(shorter.max_k < longer.max_k for shorter, longer in pairwise(anywhere))
+every_table = pytest.mark.parametrize(
+    ("direction", "dtype"),
+    list(variants.MASKS),
+    ids=[f"{direction.label}-{dtype.value}" for direction, dtype in variants.MASKS],
+)
+
+
+@every_table
+def test_row_plans_of_one_alignment_leave_no_gap_up_to_the_longest(direction: Direction, dtype: DType) -> None:
+    """Those that any number of rows takes on any architecture."""
+    for vec in (1, dtype.vector):
+        row_plans = [plan for plan in plans.row_plans(direction, dtype) if plan.vec == vec and not plan.architectures]
+        lengths = [plan.k for plan in row_plans if not plan.max_rows]
+        assert lengths[0][0] == 1
+        assert all(longer[0] == shorter[1] + 1 for shorter, longer in pairwise(lengths))
+        assert lengths[-1][1] == (ANY_K if vec == 1 else 8192 if dtype is DType.F64 else 16384)
+    assert all(1 <= plan.k[0] <= plan.k[1] <= plan.max_k for plan in plans.row_plans(direction, dtype))
+
+
+@every_table
+def test_rows_that_several_ctas_share_begin_behind_the_longest_block(direction: Direction, dtype: DType) -> None:
+    row_plans = plans.row_plans(direction, dtype)
+    longest = max(plan.max_k for plan in row_plans if plan.plan is Plan.BLOCK)
+    assert {plan.k[0] for plan in row_plans if plan.plan in LONG} == {longest + 1}
+    clusters = {plan.architectures: plan.k[1] // longest for plan in row_plans if plan.plan is Plan.CLUSTER}
+    assert clusters == {("sm_90", "sm_100", "sm_103"): 16, ("sm_120",): 8}
+    assert {plan.max_rows for plan in row_plans if plan.plan is Plan.SPLIT} == {128}
+
+
+def test_clusters_ship_for_architectures_that_have_them() -> None:
+    for spec in SHIPPED:
+        clustered = ("sm_90", "sm_100", "sm_103", "sm_120")
+        assert variants.architectures(spec) == (clustered if spec.plan is Plan.CLUSTER else variants.ARCHITECTURES)
 
 
 # ---- rendering
@@ -122,11 +173,24 @@ def test_write_touches_only_what_changed_and_removes_what_is_gone(tmp_path: Path
 @pytest.mark.parametrize("spec", SHIPPED, ids=lambda spec: spec.name)
 def test_an_absent_feature_leaves_no_trace(spec: Spec) -> None:
     text = render.render(spec)
+    forward = spec.direction is Direction.FORWARD
     assert ("Causal" in text) == (spec.mask in (Mask.CAUSAL, Mask.BOOLCAUSAL))
     assert ("TensorMask" in text) == (spec.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE))
     assert ("tile.cuh" in text) == (spec.plan is Plan.TILE)
+    assert ("forward.cuh" in text, "backward.cuh" in text) == (forward, not forward)
+    assert ("rDy" in text or "sDy" in text) == (not forward) and ("exponentiate" not in text) == (not forward)
+    assert ("cluster.cuh" in text) == ("cluster_" in text) == (spec.plan is Plan.CLUSTER)
+    assert ("pieces.cuh" in text) == (spec.plan in LONG)
+    assert ("SplitParams" in text) == ("workspace" in text) == (spec.plan is Plan.SPLIT)
     assert "\n\n\n" not in text and " \n" not in text and "{%" not in text and "{{" not in text
     assert max(map(len, text.splitlines())) <= 140
+
+
+def test_every_template_is_rendered() -> None:
+    """One for each direction and plan."""
+    used = {render.template_of(spec) for spec in SHIPPED}
+    assert {path.name for path in render.TEMPLATES.glob("softmax_*.jinja")} == used
+    assert used == {f"softmax_{direction.label}_{plan.label}.cu.jinja" for direction in Direction for plan in Plan}
 
 
 def test_templates_hold_no_logic() -> None:
@@ -147,6 +211,29 @@ def test_catalogue_survives_json_and_knows_every_variant() -> None:
     assert list(catalog.variants) == [spec.name for spec in SHIPPED]
     served = {entry.name for table in catalog.tables.values() for entry in table}
     assert served == set(catalog.variants), "a shipped variant that nothing dispatches to is dead"
+
+
+def test_catalogue_entries_are_of_variants_that_serve_them() -> None:
+    """The rows of an entry are no longer than its variant takes, on architectures that it ships for."""
+    catalog = catalogue.build_catalog(render.source_files(SHIPPED))
+    assert catalog.architectures == variants.ARCHITECTURES
+    for (direction, dtype, _), table in catalog.tables.items():
+        for entry in table:
+            variant = catalog.variants[entry.name]
+            assert (variant.direction, variant.dtype, variant.vec) == (direction, dtype, entry.vec)
+            assert entry.k[1] <= variant.max_k
+            assert {*(entry.architectures or variants.ARCHITECTURES)} <= {*variant.architectures}
+            assert (entry.max_rows == 128) == (variant.plan == "split") == (variant.passes == 2)
+            assert (variant.piece > 0) == (variant.plan in ("split", "stream"))
+            assert (variant.cluster == 16) == (variant.plan == "cluster")
+
+
+def test_what_a_partial_of_a_row_takes() -> None:
+    """Maximum and sum in the forward, one sum in the backward; f64 for f64."""
+    partials = {(spec.direction.label, spec.dtype): spec.partial_bytes for spec in SHIPPED if spec.plan is Plan.SPLIT}
+    for dtype in DType:
+        size = 8 if dtype is DType.F64 else 4
+        assert (partials["fwd", dtype], partials["bwd", dtype]) == (2 * size, size)
 
 
 def test_catalogue_of_another_schema_is_refused() -> None:
@@ -199,7 +286,11 @@ def test_layers() -> None:
     assert importers("codegen", "cuda.bindings.nvrtc") == {"codegen/toolchain.py"}
     assert importers("codegen", "cuda.bindings.nvjitlink") == {"codegen/toolchain.py"}
     assert importers("softmax_ops", "codegen") == {"softmax_ops/resolve.py"}
-    assert importers("softmax_ops", "torch") == {"softmax_ops/api.py", "softmax_ops/checks.py", "softmax_ops/cpu.py"}
+    checks = ("backward", "forward", "memory", "out", "scalars", "tensors")
+    of_torch = {f"softmax_ops/{name}.py" for name in ("api", "autograd", "cpu", "dispatch", "ops")}
+    of_checks = {f"softmax_ops/checks/{name}.py" for name in checks}
+    assert importers("softmax_ops", "torch") == of_torch | of_checks
+    assert importers("softmax_ops", "softmax_ops.checks") <= of_torch | of_checks | {"softmax_ops/checks/__init__.py"}
 
 
 # ---- the command line
@@ -209,6 +300,9 @@ def test_list_prints_every_variant() -> None:
     rows = json.loads(run("list", "--json").output)
     assert [row["name"] for row in rows] == [spec.name for spec in SHIPPED]
     assert set(rows[0]) >= {"name", "direction", "dtype", "mask", "plan", "bucket", "vec"}
+    assert [(row["direction"], row["plan"]) for row in rows] == [
+        (spec.direction.label, spec.plan.label) for spec in SHIPPED
+    ]
     assert f"{len(SHIPPED)} variants" in run("list").output
 
 

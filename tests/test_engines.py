@@ -1,28 +1,54 @@
 """The driver engine where there is no GPU: it launches what the interpreter executes."""
 
+import pytest
+
 from codegen import variants
+from codegen.spec import Direction, DType, Mask, Plan
 from softmax_ops.artifacts.cubin import Cubin
 from tests import stub_driver
 from tests.cases import cases
 from tests.engines import DriverEngine, gpu_architecture
 
-SPEC = variants.by_name()["softmax_fwd_f16_bool_tile_k32_v1_t256r128"]
+WHICH = (
+    (Direction.FORWARD, Mask.BOOL, Plan.TILE),
+    (Direction.FORWARD, Mask.BOOLCAUSAL, Plan.CLUSTER),
+    (Direction.BACKWARD, Mask.CAUSAL, Plan.WARP),
+    (Direction.BACKWARD, Mask.CAUSAL, Plan.SPLIT),
+)
+"""Masked or not, with two tensors or three, in clusters, and in two launches with a workspace."""
 
 
 @stub_driver.isolated
-def test_driver_engine_launches_the_plan() -> None:
-    """On the stub: the plan's grid and parameter struct, at the addresses of the operands' first elements."""
+@pytest.mark.parametrize(("direction", "mask", "plan"), WHICH, ids=lambda part: part.name.lower())
+def test_driver_engine_launches_the_plan(direction: Direction, mask: Mask, plan: Plan) -> None:
+    """On the stub: the plan's grids and parameter structs, at the addresses of the operands' first elements."""
     assert gpu_architecture() == "sm_90"
-    image = f"{SPEC.argument_bytes} {SPEC.name}\0".encode()
-    engine = DriverEngine({SPEC.name: Cubin(SPEC.name, "sm_90", image, 40, 0, source="a" * 64, fingerprint="b" * 64)})
-    for case in cases(SPEC):
+    spec = next(
+        spec
+        for spec in variants.shipped()
+        if (spec.direction, spec.dtype, spec.mask, spec.plan, spec.vec) == (direction, DType.F16, mask, plan, 1)
+    )
+    image = f"{spec.argument_bytes} {spec.name}\0".encode()
+    engine = DriverEngine({spec.name: Cubin(spec.name, "sm_90", image, 40, 0, source="a" * 64, fingerprint="b" * 64)})
+    for case in cases(spec):
         call = case.call()
         stub_driver.forget()
         outcome = engine.run(call.plan, call.operands)
-        (launch,), (made,) = call.plan.launches, stub_driver.launches()
-        assert (made.grid[0], made.block[0], made.shared_bytes) == (launch.grid, SPEC.threads, SPEC.shared_bytes)
-        operands = (call.operands.x, call.operands.y, call.operands.mask)
-        x, y, mask = (0 if each is None else each.first for each in operands)  # the stub allocates at 0
-        arguments = call.plan.arguments(launch, x=x, y=y or x, mask=mask, scale=case.scale, fill=case.fill)
-        assert made.parameters == arguments
-        assert outcome.output.size == (call.operands.y or call.operands.x).storage.size and outcome.unwritten is None
+        # The stub allocates at 0.
+        tensors = {name: call.operand(name) for name in direction.tensors}
+        if call.operands.mask is not None:
+            tensors["mask"] = call.operands.mask
+        values: dict[str, float] = {"workspace.address": 0, "scale": case.scale, "mask.fill": case.fill}
+        values |= {f"{name}.address": operand.phase + operand.first for name, operand in tensors.items()}
+        made = stub_driver.launches()
+        assert [launch.parameters for launch in made] == [
+            call.plan.arguments(launch, values) for launch in call.plan.launches
+        ]
+        for launch, wanted in zip(made, call.plan.launches, strict=True):
+            assert (launch.grid[0], launch.block[0], launch.shared_bytes) == (
+                wanted.grid,
+                spec.threads,
+                spec.shared_bytes,
+            )
+            assert launch.cluster[0] == (wanted.cluster if wanted.cluster > 1 else 0)
+        assert outcome.output.size == call.operands.result.storage.size and outcome.unwritten is None

@@ -1,20 +1,27 @@
-"""What importing does not do: touch a GPU, write anywhere, need torch."""
+"""What importing does not do: touch a GPU, write anywhere, need torch. The command line needs none either."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import softmax_ops
+from softmax_ops.__main__ import main as command_line
 
 CHECKOUT = Path(softmax_ops.__file__).parents[1]
 
-TORCH_FREE = sorted(
+MODULES = {
     ".".join(path.relative_to(CHECKOUT).with_suffix("").parts).removesuffix(".__init__")
     for path in Path(softmax_ops.__file__).parent.rglob("*.py")
-    if path.stem not in ("api", "checks", "cpu", "driver", "launcher")
-)
+}
+
+OF_TORCH = {"api", "autograd", "checks", "cpu", "dispatch", "ops"}
+OF_CUDA = {"driver", "launcher"}
+TORCH_FREE = sorted(name for name in MODULES if not (OF_TORCH | OF_CUDA) & set(name.split(".")))
 
 WATCH = """if True:
     import os, sys
@@ -85,11 +92,61 @@ def test_the_torch_interface_says_that_torch_is_missing() -> None:
     assert python(BLOCK.format(blocked={"torch"}) + code) == "No module named 'torch'\n"
 
 
-def test_the_command_line_works_without_torch_and_cuda() -> None:
+def test_what_needs_torch_is_nothing_else() -> None:
+    """The rest of the package: the torch interface, and what calls the driver."""
+    needing = {name.split(".")[1] for name in MODULES - {*TORCH_FREE}}
+    assert needing == {"api", "autograd", "checks", "cpu", "dispatch", "driver", "launcher", "ops"}
+    assert {"softmax_ops.plan", "softmax_ops.problem", "softmax_ops.explanation"} <= {*TORCH_FREE}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kernel"),
+    [
+        ("--shape 2,3,5,1000 --dtype f16 --mask causal", r"softmax_fwd_f16_causal_warp_k1024_v8_\w+ on sm_90\n"),
+        ("--shape 2,3,5,1000 --dtype f16 --backward", r"softmax_bwd_f16_causal_warp_k1024_v8_\w+ on sm_90\n"),
+        ("--shape 50257 --dtype bf16", r"softmax_fwd_bf16_none_cluster_k262144_v1_\w+c16 on sm_90\n"),
+        ("--shape 8,50257 --dtype bf16 --arch sm_80", r"softmax_fwd_bf16_none_split_kany_v1_\w+ on sm_80\n"),
+    ],
+)
+def test_the_command_line_works_without_torch_and_cuda(arguments: str, kernel: str) -> None:
     code = "    from softmax_ops.__main__ import main\n    sys.exit(main(sys.argv[1:]))"
-    arguments = ("explain", "--shape", "2,3,5,1000", "--dtype", "f16", "--mask", "causal")
-    said = python(BLOCK.format(blocked={"torch", "numpy", "cuda"}) + code, *arguments)
-    assert said.startswith("softmax_fwd_f16_causal_warp_k1024_v8_t128r4 on sm_90\n")
+    said = python(BLOCK.format(blocked={"torch", "numpy", "cuda"}) + code, "explain", *arguments.split())
+    assert re.match(kernel, said), said
+
+
+def explained(arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert command_line(["explain", "--dtype", "f16", "--json", *arguments.split()]) == 0
+    explanation: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return explanation
+
+
+def test_the_command_line_tells_traffic_and_workspace(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of both directions: the backward reads two tensors, and no mask."""
+    size = 2 * 8 * 50257
+    for arch, plan, times in [("sm_90", "cluster", 1), ("sm_80", "split", 2)]:
+        said = explained(f"--shape 8,50257 --arch {arch}", capsys)
+        assert (said["plan"], said["bytes_read"], said["bytes_written"]) == (plan, times * size, size)
+        backward = explained(f"--shape 8,50257 --arch {arch} --backward", capsys)
+        assert (backward["plan"], backward["bytes_read"], backward["bytes_written"]) == (plan, 2 * times * size, size)
+        assert (said["workspace_bytes"] > 0) == (backward["workspace_bytes"] > 0) == (plan == "split")
+    assert (
+        explained("--shape 8,16,4,1000 --mask bool --mask-shape 8,1,1,1000", capsys)["bytes_read"] == 2 * 512000 + 8000
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--shape 3,7 --mask bool --backward", "no bwd f16 kernel ships for mask kind 'bool'; these do: causal, none"),
+        ("--shape 2,2147483647", "rows of 2147483647 columns; the longest is 2146435072"),
+        ("--shape 3,7 --causal-offset 1", "--causal-offset goes with --mask causal or boolcausal"),
+        ("--shape 3,7 --mask bool --mask-shape 2,7", "a mask of shape (2, 7) does not broadcast to (3, 7)"),
+    ],
+)
+def test_the_command_line_fails_in_a_sentence(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line(["explain", "--dtype", "f16", *arguments.split()]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and message in said.err and said.err.count("\n") == 1
 
 
 def test_public_names() -> None:

@@ -8,7 +8,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,12 +32,17 @@ from tests.geometries import geometry
 from tests.stub_driver import isolated
 
 CALL: dict[str, Any] = {
-    "x": 0x7F00_0000_0000,
-    "y": 0x7F10_0000_0000,
-    "mask": 0x7F20_0000_0000,
+    "x.address": 0x7F00_0000_0000,
+    "y.address": 0x7F10_0000_0000,
+    "dy.address": 0x7F20_0000_0000,
+    "dx.address": 0x7F30_0000_0000,
+    "mask.address": 0x7F40_0000_0000,
+    "workspace.address": 0x7F50_0000_0000,
     "scale": 0.5,
-    "fill": -3.0,
+    "mask.fill": -3.0,
 }
+"""By the names of the fields."""
+
 ROWS = geometry((3, 5, 1000))
 STREAM = 0x5700
 
@@ -63,23 +69,38 @@ def cubin(variant: Variant, arch: str, symbol: str) -> Cubin:
     return Cubin(variant.name, arch, code, 32, 0, source=variant.source, fingerprint="f" * 64)
 
 
+def plan_for(of: Geometry, arch: str = "sm_90") -> LaunchPlan:
+    return launcher.plan_for(of, arch)
+
+
 def planned(served: Serve, of: Geometry = ROWS, **arguments: Any) -> LaunchPlan:
     """The plan of a geometry whose kernel is served."""
-    launch_plan = launcher.plan_for(of)
+    launch_plan = plan_for(of)
     served(launch_plan.variant, **arguments)
     return launch_plan
 
 
 def changed(served: Serve, **facts: Any) -> LaunchPlan:
     """A plan whose variant differs from the shipped one in these facts."""
-    launch_plan = plan(ROWS, catalog.load())
+    launch_plan = plan(ROWS, catalog.load(), "sm_90")
     launch_plan = replace(launch_plan, variant=replace(launch_plan.variant, **facts))
     served(launch_plan.variant)
     return launch_plan
 
 
-def launch(launch_plan: LaunchPlan, device: int = 0, stream: int = STREAM, **changes: Any) -> None:
-    launcher.executable(launch_plan, device, stream).launch(**{**CALL, **changes}, stream=stream)
+def launch(launch_plan: LaunchPlan, device: int = 0, stream: int = STREAM, values: Mapping[str, Any] = CALL) -> None:
+    launcher.executable(launch_plan, device, stream).launch(
+        tuple(values[f"{operand.name}.address"] for operand in launch_plan.geometry.operands),
+        scale=values["scale"],
+        fill=values["mask.fill"],
+        workspace=values["workspace.address"],
+        stream=stream,
+    )
+
+
+def expected(launch_plan: LaunchPlan, values: Mapping[str, Any] = CALL) -> list[bytes]:
+    """The parameters of every launch."""
+    return [launch_plan.arguments(part, values) for part in launch_plan.launches]
 
 
 def names() -> list[str]:
@@ -91,50 +112,87 @@ def names() -> list[str]:
 
 @isolated
 def test_every_argument_layout_is_passed_as_planned(serve: Serve) -> None:
+    """In both directions, by every plan: those with several CTAs per row, and several launches, too."""
     plans: dict[str, LaunchPlan] = {}
-    for dtype, mask_kind in sorted({key[1:] for key in catalog.load().tables}):
-        for shape in [(3, 5, 7), (3, 5, 100), (3, 5, 1000), (3, 5, 3000)]:
-            found = launcher.plan_for(geometry(shape, dtype, mask_kind, alignment=4))
+    for direction, dtype, mask_kind in sorted(catalog.load().tables):
+        for k in (7, 100, 1000, 3000, 20000, 300000):
+            found = plan_for(geometry((3, 5, k), dtype, mask_kind, direction=direction, alignment=4))
             plans[found.variant.layout] = found
     assert set(plans) == set(catalog.load().layouts)
     serve(*{found.variant.name: found.variant for found in plans.values()}.values())
     for found in plans.values():
+        stub_driver.forget()
         launch(found)
-        last = stub_driver.launches()[-1]
-        (only,) = found.launches
-        assert last.parameters == found.arguments(only, **CALL), found.variant.layout
-        assert last.kernel.decode() == found.variant.name
-        assert last.grid == (only.grid, 1, 1)
-        assert last.block == (found.variant.threads, 1, 1)
-        assert last.shared_bytes == found.variant.shared_bytes
-        assert (last.stream, last.arguments[1]) == (STREAM, 0)  # and nothing in `extra`
+        recorded = stub_driver.launches()
+        assert [call.parameters for call in recorded] == expected(found), found.variant.layout
+        for call, part in zip(recorded, found.launches, strict=True):
+            assert call.kernel.decode() == found.variant.name
+            assert call.grid == (part.grid, 1, 1)
+            assert call.block == (found.variant.threads, 1, 1)
+            assert call.cluster == ((0, 0, 0) if part.cluster == 1 else (part.cluster, 1, 1))
+            assert call.shared_bytes == found.variant.shared_bytes
+            assert (call.stream, call.arguments[1]) == (STREAM, 0)  # and nothing in `extra`
+
+
+CALLED = {
+    "masked": geometry((3, 5, 1000), mask_kind="boolcausal"),
+    "backward": geometry((3, 5, 1000), direction="bwd"),
+    "split": geometry((3, 300000), mask_kind="boolcausal"),
+    "backward split": geometry((3, 300000), "f64", direction="bwd"),
+}
+every_call = pytest.mark.parametrize("of", CALLED.values(), ids=list(CALLED))
 
 
 @isolated
-def test_arguments_do_not_linger_from_call_to_call(serve: Serve) -> None:
-    found = planned(serve, geometry((3, 5, 1000), mask_kind="bool"))
+@every_call
+def test_arguments_do_not_linger_from_call_to_call(serve: Serve, of: Geometry) -> None:
+    found = planned(serve, of)
     for number in (7, 1, 2**40):
-        call: dict[str, Any] = {
-            "x": number,
-            "y": 2 * number,
-            "mask": 3 * number,
-            "scale": -0.25 * number,
-            "fill": 0.5 * number,
-        }
-        launch(found, **call)
-        assert stub_driver.launches()[-1].parameters == found.arguments(found.launches[0], **call)
+        stub_driver.forget()
+        launch(found, values=numbered(number))
+        assert [call.parameters for call in stub_driver.launches()] == expected(found, numbered(number))
 
 
 @isolated
-def test_rows_beyond_one_launch(serve: Serve) -> None:
-    """2^33 rows: launches that start where the one before ends, each with its own addresses."""
-    found = planned(serve, geometry((2**20, 2**13, 8), mask_kind="bool"))
+@pytest.mark.parametrize(("direction", "mask_kind", "first"), [("fwd", "bool", "x"), ("bwd", "none", "dy")])
+def test_rows_beyond_one_launch(serve: Serve, direction: str, mask_kind: str, first: str) -> None:
+    """2^33 rows: launches that start where the one before ends, each with its own addresses, in every call anew."""
+    found = planned(serve, geometry((2**20, 2**13, 8), mask_kind=mask_kind, direction=direction))
     assert len(found.launches) == 5
+    for _ in range(2):
+        stub_driver.forget()
+        launch(found)
+        recorded = stub_driver.launches()
+        assert [call.parameters for call in recorded] == expected(found)
+        first_rows = [struct.unpack_from("P", call.parameters)[0] - CALL[f"{first}.address"] for call in recorded]
+        assert first_rows == [sum(part.rows for part in found.launches[:i]) * 16 for i in range(5)]
+
+
+@isolated
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_a_split_row_is_launched_twice(serve: Serve, direction: str) -> None:
+    """With the same workspace and on the same stream; the two passes differ in one field."""
+    found = planned(serve, geometry((3, 300000), direction=direction))
+    assert found.workspace_bytes > 0
     launch(found)
-    recorded = stub_driver.launches()
-    assert [call.parameters for call in recorded] == [found.arguments(part, **CALL) for part in found.launches]
-    first_rows = [struct.unpack_from("P", call.parameters)[0] - CALL["x"] for call in recorded]
-    assert first_rows == [sum(part.rows for part in found.launches[:i]) * 16 for i in range(5)]
+    first, second = stub_driver.launches()
+    assert (first.grid, first.block, first.stream) == (second.grid, second.block, second.stream)
+    assert first.grid == (3 * -(-300000 // found.variant.piece), 1, 1)
+    address = struct.pack("P", CALL["workspace.address"])
+    assert address in first.parameters and address in second.parameters
+    differing = [i for i, pair in enumerate(zip(first.parameters, second.parameters, strict=True)) if len({*pair}) > 1]
+    assert len(differing) == 1 and (first.parameters[differing[0]], second.parameters[differing[0]]) == (0, 1)
+
+
+def test_plans_are_of_an_architecture() -> None:
+    """Equal geometries share a plan on one architecture."""
+    on = {arch: plan_for(geometry((3, 20000)), arch) for arch in ("sm_80", "sm_90", "sm_120")}
+    assert {arch: found.variant.plan for arch, found in on.items()} == {
+        "sm_80": "split",
+        "sm_90": "cluster",
+        "sm_120": "cluster",
+    }
+    assert plan_for(geometry((3, 20000)), "sm_90") is on["sm_90"]
 
 
 @isolated
@@ -147,11 +205,14 @@ def test_the_stream_is_passed_through(serve: Serve) -> None:
 
 
 @isolated
-def test_a_cluster_is_an_attribute(serve: Serve) -> None:
-    launch(changed(serve, cluster=4))
-    (call,) = stub_driver.launches()
-    assert (call.cluster, call.arguments[2]) == ((4, 1, 1), 1)
-    launch(planned(serve, geometry((3, 5, 7))))
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_a_cluster_is_an_attribute(serve: Serve, direction: str) -> None:
+    """Of as many CTAs as the plan of the row length has, whatever the kernel's largest is."""
+    for k, ctas in [(20000, 2), (50000, 4), (131072, 8), (131073, 16)]:
+        launch(planned(serve, geometry((3, k), direction=direction)))
+        call = stub_driver.launches()[-1]
+        assert (call.cluster, call.arguments[2], call.grid) == ((ctas, 1, 1), 1, (3 * ctas, 1, 1))
+    launch(planned(serve, geometry((3, 5, 7), direction=direction)))
     assert stub_driver.launches()[-1].arguments[2] == 0
 
 
@@ -161,7 +222,7 @@ def test_a_cluster_is_an_attribute(serve: Serve) -> None:
 @isolated
 def test_a_kernel_is_loaded_once(serve: Serve) -> None:
     """However many plans it serves."""
-    first, second = planned(serve), launcher.plan_for(geometry((9, 1000)))
+    first, second = planned(serve), plan_for(geometry((9, 1000)))
     assert first.variant == second.variant
     for found in (first, second, first, second):
         launch(found)
@@ -185,9 +246,10 @@ def test_two_devices_of_one_architecture_share_a_kernel(serve: Serve) -> None:
 @isolated
 def test_two_architectures_load_a_kernel_each(serve: Serve) -> None:
     stub_driver.devices("sm_90", "sm_86", "sm_90")
-    found = planned(serve, held=("sm_80", "sm_86", "sm_90"))
+    planned(serve, held=("sm_80", "sm_86", "sm_90"))
+    plans = [plan_for(ROWS, arch) for arch in ("sm_90", "sm_86", "sm_90")]
     for device in (0, 1, 2, 1):
-        launch(found, device)
+        launch(plans[device], device)
     assert len(stub_driver.calls("cuLibraryLoadData")) == 2
     assert [call.device for call in stub_driver.calls("cuKernelGetFunction")] == [0, 1, 2]
 
@@ -206,9 +268,25 @@ def test_shared_memory_beyond_48_kib_is_asked_for_once_per_device(serve: Serve, 
 
 
 @isolated
+@pytest.mark.parametrize("k", [131072, 131080])
+def test_clusters_beyond_8_are_asked_for_once_per_device(serve: Serve, k: int) -> None:
+    """By the first plan that has them; smaller ones of the same kernel ask for nothing."""
+    stub_driver.devices("sm_90", "sm_90")
+    small, large, other = planned(serve, geometry((3, 20000))), plan_for(geometry((3, k))), plan_for(geometry((5, k)))
+    assert small.variant == large.variant == other.variant
+    for found in (small, large, other, large):
+        for device in (0, 1, 1, 0):
+            launch(found, device)
+    asked = [call.arguments[:3] for call in stub_driver.calls("cuKernelSetAttribute")]
+    wanted = [[14, 1, 0], [14, 1, 1]]  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+    assert asked == (wanted if k > 131072 else [])
+    assert len(stub_driver.launches()) == 16
+
+
+@isolated
 def test_plans_are_forgotten_but_kernels_are_not(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "PLANS", 3)
-    plans = [launcher.plan_for(geometry((rows, 1000))) for rows in range(1, 9)]
+    plans = [plan_for(geometry((rows, 1000))) for rows in range(1, 9)]
     serve(plans[0].variant)
     for found in plans + plans:
         launch(found)
@@ -268,7 +346,7 @@ def test_first_use_by_many_threads_at_once(serve: Serve) -> None:
 
     def first_use(number: int) -> None:
         start.wait()
-        launch(found, x=number)
+        launch(found, values=CALL | {"x.address": number})
 
     threads = [threading.Thread(target=first_use, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -280,33 +358,37 @@ def test_first_use_by_many_threads_at_once(serve: Serve) -> None:
 
 
 @isolated
-def test_threads_share_no_parameters(serve: Serve) -> None:
+@every_call
+def test_threads_share_no_parameters(serve: Serve, of: Geometry) -> None:
     """Four threads on one executable; the driver, which runs without the interpreter lock, takes its time to read."""
-    found = planned(serve, geometry((3, 5, 1000), mask_kind="boolcausal"))
+    found = planned(serve, of)
     launch(found)
     stub_driver.forget()
     stub_driver.hesitate(20e-6)
 
     def hammer(first: int) -> None:
         for number in range(first, first + 500):
-            launch(found, **numbered(number), stream=number)
+            launch(found, values=numbered(number), stream=number)
 
     threads = [threading.Thread(target=hammer, args=(1000 * i,)) for i in range(1, 5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    recorded = {call.stream: call.parameters for call in stub_driver.launches()}
-    expected = {
-        n: found.arguments(found.launches[0], **numbered(n))
-        for i in range(1, 5)
-        for n in range(1000 * i, 1000 * i + 500)
-    }
-    assert recorded == expected
+    recorded = defaultdict(list)
+    for call in stub_driver.launches():
+        recorded[call.stream].append(call.parameters)
+    numbers = [n for i in range(1, 5) for n in range(1000 * i, 1000 * i + 500)]
+    assert recorded == {n: expected(found, numbered(n)) for n in numbers}
 
 
 def numbered(n: int) -> dict[str, Any]:
-    return {"x": n << 20, "y": n << 21, "mask": n << 22, "scale": float(n), "fill": -float(n)}
+    """A call whose every value tells the number."""
+    addresses = (name for name in CALL if name.endswith(".address"))
+    return {name: n + (place << 41) for place, name in enumerate(addresses)} | {
+        "scale": float(n),
+        "mask.fill": -float(n),
+    }
 
 
 # CUDA graphs
@@ -315,7 +397,7 @@ def numbered(n: int) -> dict[str, Any]:
 @isolated
 @pytest.mark.parametrize("stream", [STREAM, 0], ids=["captured stream", "default stream"])
 def test_nothing_is_loaded_during_a_capture(serve: Serve, stream: int) -> None:
-    other, found = planned(serve, geometry((3, 5, 7))), launcher.plan_for(ROWS)
+    other, found = planned(serve, geometry((3, 5, 7))), plan_for(ROWS)
     launch(other)  # the driver is in use, this thread has a context
     serve(found.variant)
     stub_driver.capture(STREAM)
@@ -380,6 +462,28 @@ def test_a_failed_first_use_is_tried_again(serve: Serve, call: str, status: int,
 
 
 @isolated
+def test_a_cluster_that_was_not_permitted_is_asked_for_again(serve: Serve) -> None:
+    found = planned(serve, geometry((3, 262144)))
+    for fails in (True, True, False):
+        stub_driver.fail("cuKernelSetAttribute" if fails else "", 1)
+        if fails:
+            with pytest.raises(DriverError, match="cuKernelSetAttribute: CUDA_ERROR_INVALID_VALUE: invalid argument"):
+                launch(found)
+        else:
+            launch(found)
+    assert stub_driver.launches()[-1].cluster == (16, 1, 1)
+
+
+@isolated
+def test_a_cluster_where_there_are_none(serve: Serve) -> None:
+    """A plan made for another architecture than the device has."""
+    stub_driver.devices("sm_80")
+    found = planned(serve, geometry((3, 20000)), held=("sm_80",))
+    with pytest.raises(DriverError, match="CUDA_ERROR_INVALID_CLUSTER_SIZE: cluster misconfiguration"):
+        launch(found)
+
+
+@isolated
 def test_no_such_device(serve: Serve) -> None:
     found = planned(serve)
     with pytest.raises(DriverError, match="cuDeviceGet: CUDA_ERROR_INVALID_DEVICE: invalid device ordinal"):
@@ -396,7 +500,8 @@ def test_an_image_of_another_kernel(serve: Serve) -> None:
 @isolated
 def test_no_kernel_for_the_device(serve: Serve) -> None:
     stub_driver.devices("sm_80")
-    found = planned(serve)
+    planned(serve)
+    found = plan_for(ROWS, "sm_80")
     with pytest.raises(KernelNotFound, match=rf"^no kernel {found.variant.name} for sm_80:"):
         launch(found)
     assert "cuLibraryLoadData" not in names()
@@ -445,7 +550,7 @@ def in_child(work: Callable[[], None]) -> str:
 @isolated
 def test_fork_after_use_is_refused(serve: Serve) -> None:
     """By loaded and by new kernels, in the child only, whose driver is not called at all."""
-    first, second = planned(serve), launcher.plan_for(geometry((3, 5, 7)))
+    first, second = planned(serve), plan_for(geometry((3, 5, 7)))
     launch(first)
     for found in (first, second):
         said = in_child(partial(launch, found))

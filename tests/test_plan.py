@@ -1,7 +1,10 @@
 """Launch plans: what a kernel computes from its parameters, emulated as rows.cuh does it, against strided indexing."""
 
 import itertools
+import re
 import struct
+from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -10,21 +13,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codegen.variants import ARCHITECTURES
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Layout
-from softmax_ops.plan import LaunchPlan, NoVariant, TooManyDimensions, divisor, plan
-from softmax_ops.problem import MAX_RANK, MAX_ROWS, Dimension, Geometry, Operands, Part, leading_dimensions, parts
-from tests.geometries import CAUSAL, contiguous, geometry
+from softmax_ops.plan import LaunchPlan, NoVariant, TooManyDimensions, _select, divisor, plan
+from softmax_ops.problem import (
+    DTYPE_BYTES,
+    MAX_RANK,
+    MAX_ROWS,
+    OPERANDS,
+    Dimension,
+    Geometry,
+    Part,
+    leading_dimensions,
+    parts,
+)
+from tests.geometries import CAUSAL, MASKED, contiguous, geometry
 
 CATALOG = catalog.load()
-KINDS = sorted(key[1:] for key in CATALOG.tables)  # (dtype, mask kind)
-MAX_K = 16384
+KINDS = sorted(CATALOG.tables)  # (direction, dtype, mask kind)
+ANY_K = 2**31 - 2**20
 
 examples = settings(deadline=None, database=None, derandomize=True, max_examples=200)
+every_direction = pytest.mark.parametrize("direction", OPERANDS)
+every_kind = pytest.mark.parametrize(("direction", "dtype", "mask_kind"), KINDS, ids=["-".join(kind) for kind in KINDS])
 
 
-def planned(of: Geometry) -> LaunchPlan:
-    return plan(of, CATALOG)
+def planned(of: Geometry, arch: str = "sm_90") -> LaunchPlan:
+    return plan(of, CATALOG, arch)
 
 
 # What a kernel sees
@@ -63,41 +79,55 @@ def offset(p: dict[str, tuple[Any, ...]], index: list[np.ndarray], strides: str)
     return total
 
 
+def parameters(launch_plan: LaunchPlan, launch: int = 0) -> dict[str, tuple[Any, ...]]:
+    """What a launch passes for operands at address 0."""
+    layout, addresses = CATALOG.layout(launch_plan.variant), dict.fromkeys(DYNAMIC, 0)
+    return fields(layout, launch_plan.arguments(launch_plan.launches[launch], addresses))
+
+
+DYNAMIC = [f"{name}.address" for name in ("x", "y", "dy", "dx", "mask", "workspace")] + ["scale", "mask.fill"]
+
+
 def rows_of(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
-    """Of every row: addresses of x, y and mask for operands at address 0, and columns before the causal edge."""
-    layout = CATALOG.layout(launch_plan.variant)
-    seen: list[tuple[int, ...]] = []
-    for launch in launch_plan.launches:
-        p = fields(layout, launch_plan.arguments(launch, x=0, y=0, mask=0))
+    """Of every row: addresses of the operands, each at address 0, and columns before the causal edge.
+
+    Launches over the same rows must agree on them.
+    """
+    turns: list[list[tuple[int, ...]]] = [[] for _ in range(launch_plan.variant.passes)]
+    for number, launch in enumerate(launch_plan.launches):
+        p = parameters(launch_plan, number)
         assert p["rows.count"] == (launch.rows,) and p["rows.k"] == (of.k,)
         index = row_index(p, np.arange(launch.rows))
-        x = p["x.address"][0] + offset(p, index, "x.strides") * of.element_bytes
-        y = p["y.address"][0] + offset(p, index, "y.strides") * of.element_bytes
-        mask = p["mask.address"][0] + offset(p, index, "mask.strides") * of.mask_bytes if of.mask_bytes else 0 * x
-        edge = offset(p, index, "causal.query") + p["causal.offset"][0] if "causal.query" in p else 0 * x
-        seen += list(zip(x.tolist(), y.tolist(), mask.tolist(), edge.tolist(), strict=True))
-    return seen
+        places = [
+            p[f"{operand.name}.address"][0] + offset(p, index, f"{operand.name}.strides") * operand.element_bytes
+            for operand in of.operands
+        ]
+        edge = offset(p, index, "causal.query") + p["causal.offset"][0] if "causal.query" in p else 0 * index[0]
+        turns[number % len(turns)] += zip(*(column.tolist() for column in (*places, edge)), strict=True)
+    assert all(turn == turns[0] for turn in turns)
+    return turns[0]
 
 
-def expected_rows(of: Geometry) -> list[tuple[int, ...]]:
+def expected_rows(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
     """The same by indexing every leading dimension; where nothing is causal the edge is where it hides nothing."""
     rows: list[tuple[int, ...]] = []
+    has_edge = "causal.query" in dict(CATALOG.layout(launch_plan.variant))
     for index in itertools.product(*map(range, of.shape[:-1])):
-        x, y, mask = (
-            sum(i * stride for i, stride in zip(index, strides, strict=False))
-            for strides in (of.x_strides, of.y_strides, of.mask_strides)
-        )
-        has_edge = "causal.query" in dict(CATALOG.layout(planned(of).variant))
+        places = [
+            operand.element_bytes * sum(i * stride for i, stride in zip(index, operand.strides, strict=False))
+            for operand in of.operands
+        ]
         edge = (of.k if of.causal_offset is None else index[-1] + of.causal_offset) if has_edge else 0
-        rows.append((x * of.element_bytes, y * of.element_bytes, mask * of.mask_bytes, edge))
+        rows.append((*places, edge))
     return rows
 
 
 @st.composite
 def geometries(draw: st.DrawFn) -> Geometry:
-    """Up to five leading dimensions; x, y and mask each in its own order in memory, padded, x and mask broadcast."""
-    dtype, mask_kind = draw(st.sampled_from(KINDS))
-    shape = (*draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)), draw(st.sampled_from([1, 7, 8, 48, 1000])))
+    """Up to five leading dimensions; each operand in its own order in memory, padded, all but the output broadcast."""
+    direction, dtype, mask_kind = draw(st.sampled_from(KINDS))
+    k = draw(st.sampled_from([1, 7, 8, 48, 1000, 5000, 20000, 50257, 300000]))
+    shape = (*draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)), k)
 
     def strides(may_broadcast: bool) -> tuple[int, ...]:
         order = draw(st.permutations(range(len(shape) - 1)))
@@ -109,35 +139,35 @@ def geometries(draw: st.DrawFn) -> Geometry:
                 step = step * shape[d] + draw(st.sampled_from([0, 0, 0, 8]))
         return tuple(found)
 
-    masked = bool(geometry(shape, dtype, mask_kind).mask_bytes)
+    *inputs, output = OPERANDS[direction]
+    moves = {name: strides(may_broadcast=True) for name in inputs} | {output: strides(may_broadcast=False)}
+    if mask_kind in MASKED:
+        moves["mask"] = (*strides(may_broadcast=True)[:-1], draw(st.integers(0, 1)))
     changes: dict[str, Any] = {"causal_offset": draw(st.integers(-5, 60))} if mask_kind in CAUSAL else {}
-    mask_strides = (*strides(may_broadcast=True)[:-1], draw(st.integers(0, 1))) if masked else (0,) * len(shape)
     return geometry(
         shape,
         dtype,
         mask_kind,
-        x_strides=strides(may_broadcast=True),
-        y_strides=strides(may_broadcast=False),
-        mask_strides=mask_strides,
+        direction=direction,
+        strides=moves,
         alignment=draw(st.sampled_from([1, 8, 16])),
+        batch_invariant=draw(st.booleans()),
         **changes,
     )
 
 
-@given(geometries())
+@given(geometries(), st.sampled_from(ARCHITECTURES))
 @examples
-def test_rows_are_where_the_strides_say(of: Geometry) -> None:
+def test_rows_are_where_the_strides_say(of: Geometry, arch: str) -> None:
     """Every row once, with the mask row and the causal edge that belong to it, whatever was merged and reordered."""
     try:
-        launch_plan = planned(of)
+        launch_plan = planned(of, arch)
     except TooManyDimensions:
         assert len(leading_dimensions(of)) > MAX_RANK
         return
-    assert sorted(rows_of(of, launch_plan)) == sorted(expected_rows(of))
-    column_stride = fields(CATALOG.layout(launch_plan.variant), launch_plan.launches[0].template).get(
-        "mask.column_stride"
-    )
-    assert column_stride in (None, (of.mask_strides[-1],))
+    assert sorted(rows_of(of, launch_plan)) == sorted(expected_rows(of, launch_plan))
+    column_stride = parameters(launch_plan).get("mask.column_stride")
+    assert column_stride == (None if of.mask is None else (of.mask.strides[-1],))
 
 
 @given(geometries(), st.integers(1, 30))
@@ -148,7 +178,7 @@ def test_parts_are_the_rows_in_order(of: Geometry, limit: int) -> None:
     def walk(dimensions: tuple[Dimension, ...]) -> list[tuple[int, ...]]:
         steps = [(*dimension.strides, dimension.query) for dimension in dimensions]
         return [
-            tuple(sum(i * step[n] for i, step in zip(index, steps, strict=True)) for n in range(4))
+            tuple(sum(i * step[n] for i, step in zip(index, steps, strict=True)) for n in range(len(of.operands) + 1))
             for index in itertools.product(*(range(dimension.size) for dimension in dimensions))
         ]
 
@@ -164,15 +194,13 @@ def test_parts_are_the_rows_in_order(of: Geometry, limit: int) -> None:
 
 def test_parts_beyond_32_bit_row_numbers() -> None:
     """Few, and cut where a whole number of the outermost steps fits."""
-    heads, queries = Dimension(2**20, Operands(2**20, 2**20, 0), 0), Dimension(2**13, Operands(64, 64, 64), 1)
+    heads, queries = Dimension(2**20, (2**20, 2**20, 0), 0), Dimension(2**13, (64, 64, 64), 1)
     cut = parts((heads, queries))
     assert [part.rows for part in cut] == [2**31 - 2**13] * 4 + [2**15]
-    assert [part.offset for part in cut] == [
-        Operands(i * (2**18 - 1) * 2**20, i * (2**18 - 1) * 2**20, 0) for i in range(5)
-    ]
-    assert parts((queries._replace(size=MAX_ROWS),)) == [Part((queries._replace(size=MAX_ROWS),), Operands(0, 0, 0), 0)]
+    assert [part.offset for part in cut] == [(i * (2**18 - 1) * 2**20, i * (2**18 - 1) * 2**20, 0) for i in range(5)]
+    assert parts((queries._replace(size=MAX_ROWS),)) == [Part((queries._replace(size=MAX_ROWS),), (0, 0, 0), 0)]
     one_more = parts((queries._replace(size=MAX_ROWS + 1),))
-    assert [(part.rows, part.offset.x, part.query) for part in one_more] == [
+    assert [(part.rows, part.offset[0], part.query) for part in one_more] == [
         (MAX_ROWS, 0, 0),
         (1, 64 * MAX_ROWS, MAX_ROWS),
     ]
@@ -180,13 +208,14 @@ def test_parts_beyond_32_bit_row_numbers() -> None:
 
 def test_a_causal_problem_beyond_32_bit_row_numbers() -> None:
     """The query number that a later launch begins with is in its offset."""
-    of = geometry((2**31 + 5, 64), mask_kind="boolcausal", causal_offset=-3)
-    first, second = planned(of).launches
-    layout = CATALOG.layout(planned(of).variant)
+    found = planned(geometry((2**31 + 5, 64), mask_kind="boolcausal", causal_offset=-3))
+    first, second = found.launches
     assert (first.rows, second.rows) == (MAX_ROWS, 2**31 + 5 - MAX_ROWS)
-    assert fields(layout, first.template)["causal.offset"] == (-3,)
-    assert fields(layout, second.template)["causal.offset"] == (-3 + MAX_ROWS,)
-    assert second.offset == Operands(MAX_ROWS * 64 * 2, MAX_ROWS * 64 * 2, MAX_ROWS * 64)  # bytes
+    assert parameters(found)["causal.offset"] == (-3,)
+    assert parameters(found, 1)["causal.offset"] == (-3 + MAX_ROWS,)
+    assert second.offset == (MAX_ROWS * 64 * 2, MAX_ROWS * 64 * 2, MAX_ROWS * 64)  # bytes
+    addresses = [parameters(found, 1)[f"{name}.address"] for name in ("x", "y", "mask")]
+    assert addresses == [(offset,) for offset in second.offset]
 
 
 def test_the_largest_launch() -> None:
@@ -194,9 +223,8 @@ def test_the_largest_launch() -> None:
     sizes = (MAX_ROWS // (3 * 7 * 11), 3, 7, 11)
     shape = (*sizes, 64)
     strides = (*(stride + 8 * (3 - d) for d, stride in enumerate(contiguous(shape)[:-1])), 1)
-    of = geometry(shape, x_strides=strides, y_strides=strides)
-    (launch,) = planned(of).launches
-    p = fields(CATALOG.layout(planned(of).variant), launch.template)
+    found = planned(geometry(shape, strides={"x": strides, "y": strides}))
+    (launch,), p = found.launches, parameters(found)
     assert p["rows.rank"] == (4,)
     rows = np.array([0, 10, 11, 76, 77, 230, 231, 2**30, launch.rows - 1], dtype=np.int64)
     index = np.unravel_index(rows, sizes)
@@ -204,14 +232,15 @@ def test_the_largest_launch() -> None:
     assert offset(p, row_index(p, rows), "x.strides").tolist() == np.asarray(expected).tolist()
 
 
-@pytest.mark.parametrize("k", [33, 100, 1000, 4096, 16384])
+@pytest.mark.parametrize("k", [33, 100, 1000, 4096, 16384, 2**17, 2**18, 2**18 + 1])
 @pytest.mark.parametrize("alignment", [16, 1])
-def test_row_numbers_stay_32_bit(k: int, alignment: int) -> None:
-    """Also those that the last CTA counts beyond the last row."""
+def test_row_and_cta_numbers_stay_32_bit(k: int, alignment: int) -> None:
+    """Also the rows that the last CTA counts beyond the last one, and all CTAs of clusters."""
     found = planned(geometry((MAX_ROWS, k), alignment=alignment))
-    (launch,) = found.launches
-    assert launch.grid < 2**31
-    assert found.variant.plan == "tile" or launch.grid * found.variant.rows <= 2**31
+    assert sum(launch.rows for launch in found.launches) == MAX_ROWS
+    for launch in found.launches:
+        assert launch.grid < 2**31
+        assert found.variant.plan == "tile" or launch.grid // launch.cluster * found.variant.rows <= 2**31
 
 
 # Divisors
@@ -251,14 +280,18 @@ def dimensions(shape: tuple[int, ...], **changes: Any) -> list[tuple[int, int]]:
 
 def test_contiguous_dimensions_merge() -> None:
     assert dimensions((2, 3, 5, 8)) == [(30, 0)]
+    assert dimensions((2, 3, 5, 8), direction="bwd") == [(30, 0)]
     assert dimensions((1, 1, 8)) == [(1, 0)]
-    assert dimensions((4, 1, 5, 8), x_strides=(40, 999, 8, 1)) == [(20, 0)]  # the stride of a size of 1 is never taken
+    assert dimensions((4, 1, 5, 8), strides={"x": (40, 999, 8, 1)}) == [(20, 0)]  # a size of 1 takes no steps
 
 
 def test_what_differs_keeps_dimensions_apart() -> None:
-    assert dimensions((2, 3, 5, 8), x_strides=(240, 80, 16, 1)) == [(30, 0)]  # padded rows, one after the other
-    assert dimensions((2, 3, 5, 8), x_strides=(128, 40, 8, 1)) == [(2, 0), (15, 0)]  # a gap in x alone
-    assert dimensions((2, 3, 5, 8), y_strides=(128, 40, 8, 1)) == [(2, 0), (15, 0)]
+    assert dimensions((2, 3, 5, 8), strides={"x": (240, 80, 16, 1)}) == [(30, 0)]  # padded rows, one after the other
+    gap = (128, 40, 8, 1)  # in one tensor alone
+    assert dimensions((2, 3, 5, 8), strides={"x": gap}) == [(2, 0), (15, 0)]
+    assert dimensions((2, 3, 5, 8), strides={"y": gap}) == [(2, 0), (15, 0)]
+    for name in OPERANDS["bwd"]:
+        assert dimensions((2, 3, 5, 8), direction="bwd", strides={name: gap}) == [(2, 0), (15, 0)]
     assert dimensions((2, 3, 5, 8), mask_kind="bool", mask_shape=(2, 1, 1, 8)) == [(2, 0), (15, 0)]
     assert dimensions((2, 3, 5, 8), mask_kind="bool", mask_shape=(5, 8)) == [(6, 0), (5, 0)]
     assert dimensions((2, 3, 5, 8), mask_kind="causal") == [(6, 0), (5, 1)]  # queries are counted
@@ -266,26 +299,33 @@ def test_what_differs_keeps_dimensions_apart() -> None:
 
 
 def test_broadcast_dimensions_merge() -> None:
-    assert dimensions((2, 3, 5, 8), x_strides=(0, 0, 0, 1)) == [(30, 0)]
-    assert dimensions((2, 3, 5, 8), x_strides=(0, 0, 8, 1)) == [(6, 0), (5, 0)]
+    assert dimensions((2, 3, 5, 8), strides={"x": (0, 0, 0, 1)}) == [(30, 0)]
+    assert dimensions((2, 3, 5, 8), strides={"x": (0, 0, 8, 1)}) == [(6, 0), (5, 0)]
+    assert dimensions((2, 3, 5, 8), direction="bwd", strides={"dy": (0, 0, 0, 1)}) == [(30, 0)]
 
 
 def test_too_many_dimensions() -> None:
-    strides = (10**5, 10**4, 10**3, 10**2, 10, 1)
+    strides: dict[str, tuple[int, ...]] = {"x": (10**5, 10**4, 10**3, 10**2, 10, 1)}
     with pytest.raises(TooManyDimensions, match="5 leading dimensions remain after coalescing; kernels take 4"):
-        planned(geometry((2, 2, 2, 2, 2, 8), x_strides=strides))
-    assert len(planned(geometry((1, 2, 2, 2, 2, 8), x_strides=strides)).launches) == 1
+        planned(geometry((2, 2, 2, 2, 2, 8), strides=strides))
+    assert len(planned(geometry((1, 2, 2, 2, 2, 8), strides=strides)).launches) == 1
 
 
-def test_heads_that_share_a_mask_row_run_one_after_the_other() -> None:
+@pytest.mark.parametrize("k", [1000, 4096, 20000, 300000])
+def test_heads_that_share_a_mask_row_run_one_after_the_other(k: int) -> None:
     """[B, H, Q, K] with a mask [B, 1, Q, K]: heads become the fastest dimension, for all plans but tiles."""
     heads = 3
-    of = geometry((2, heads, 5, 1000), mask_kind="bool", mask_shape=(2, 1, 5, 1000))
+    of = geometry((2, heads, 5, k), mask_kind="bool", mask_shape=(2, 1, 5, k))
     masks = [mask for _, _, mask, _ in rows_of(of, planned(of))]
-    assert masks == [row * 1000 for row in range(10) for _ in range(heads)]
-    tile = geometry((2, heads, 5, 7), mask_kind="bool", mask_shape=(2, 1, 5, 7))
-    assert planned(tile).variant.plan == "tile"
-    assert rows_of(tile, planned(tile)) == expected_rows(tile)  # a tile's rows are one range of memory
+    assert masks == [row * k for row in range(10) for _ in range(heads)]
+
+
+def test_rows_of_a_tile_stay_in_order() -> None:
+    """They are one range of memory, whatever the mask."""
+    tile = geometry((2, 3, 5, 7), mask_kind="bool", mask_shape=(2, 1, 5, 7))
+    found = planned(tile)
+    assert found.variant.plan == "tile"
+    assert rows_of(tile, found) == expected_rows(tile, found)
 
 
 def test_more_than_65535_batches_and_heads() -> None:
@@ -294,81 +334,150 @@ def test_more_than_65535_batches_and_heads() -> None:
     assert launch.grid == -(-300 * 300 * 7 // 4)
     (launch,) = planned(geometry((70000, 1, 4096))).launches
     assert launch.grid == 70000
+    (launch,) = planned(geometry((70000, 1, 50000))).launches
+    assert launch.grid == 4 * 70000
 
 
 def test_offsets_beyond_32_bits() -> None:
-    of = geometry((3, 2**20, 4096), mask_kind="bool")
-    layout = CATALOG.layout(planned(of).variant)
-    (launch,) = planned(of).launches
-    p = fields(layout, launch.template)
+    found = planned(geometry((3, 2**20, 4096), mask_kind="bool"))
+    (launch,), p = found.launches, parameters(found)
     last = row_index(p, np.array([launch.rows - 1]))
     assert offset(p, last, "x.strides").tolist() == [(3 * 2**20 - 1) * 4096]
-    wide = of._replace(x_strides=(2**40, 4096, 1), y_strides=(2**41, 4096, 1))
-    (launch,) = planned(wide).launches
-    p = fields(layout, launch.template)
+    wide: dict[str, tuple[int, ...]] = {"x": (2**40, 4096, 1), "y": (2**41, 4096, 1)}
+    p = parameters(planned(geometry((3, 2**20, 4096), mask_kind="bool", strides=wide)))
     assert (p["x.strides"][1], p["y.strides"][1]) == (2**40, 2**41)
 
 
 # Which variant
 
 
-every_kind = pytest.mark.parametrize(("dtype", "mask_kind"), KINDS, ids=["-".join(kind) for kind in KINDS])
+CLUSTER_CTAS = {"sm_90": 16, "sm_100": 16, "sm_103": 16, "sm_120": 8}
+"""In which rows are held by several CTAs; GPUs before sm_90 have no clusters."""
+
+
+LONGEST_BLOCK = {"f16": 16384, "bf16": 16384, "f32": 16384, "f64": 8192}
+"""Columns that one CTA holds, of a cluster too."""
+
+
+def documented_plan(dtype: str, k: int, rows: int, arch: str) -> str:
+    """Who holds a row: the whole policy in a few lines, apart from codegen.plans where it is made. Direction, mask and
+    alignment have no part in it."""
+    row_bytes = k * DTYPE_BYTES[dtype]
+    if k <= 32:
+        return "tile"
+    if row_bytes <= 2048:
+        return "warp"
+    if k <= LONGEST_BLOCK[dtype]:
+        return "block"
+    if k <= LONGEST_BLOCK[dtype] * CLUSTER_CTAS.get(arch, 0):
+        return "cluster"
+    return "split" if rows <= 128 else "stream"
+
+
+def row_lengths(table: tuple[catalog.Entry, ...]) -> Iterator[tuple[int, str, int]]:
+    """(K, architecture, rows): at the ends of every bucket all of them; for every K up to 2100, and many up to 300000,
+    one of each in turn."""
+    ends = {end + d for entry in table for end in entry.k for d in (-1, 0, 1)}
+    yield from itertools.product(sorted(k for k in ends if 0 < k <= ANY_K), ARCHITECTURES, (1, 128, 129))
+    turn = itertools.cycle(itertools.product(ARCHITECTURES, (1, 128, 129)))
+    yield from ((k, *next(turn)) for k in (*range(1, 2101), *range(2101, 300000, 97), *range(2104, 300000, 1016)))
 
 
 @every_kind
-def test_every_row_length_is_served(dtype: str, mask_kind: str) -> None:
-    """By a variant that takes rows which start anywhere, if by no other."""
-    for k in range(1, MAX_K + 1):
-        last = CATALOG.candidates("fwd", dtype, mask_kind, k)[-1]
-        assert last.vec == 1 and CATALOG.variants[last.name].max_k >= k, k
+def test_every_row_length_is_served_as_documented(direction: str, dtype: str, mask_kind: str) -> None:
+    """On every architecture, by a variant that ships for it; no row length falls between two plans."""
+    any_length = geometry((1, 1), dtype, mask_kind, direction=direction)
+    for k, arch, rows in row_lengths(CATALOG.tables[direction, dtype, mask_kind]):
+        for alignment in (16, 1):
+            operands = tuple(o._replace(strides=(k, 1), alignment=alignment) for o in any_length.operands)
+            found, reason = _select(any_length._replace(shape=(rows, k), operands=operands), CATALOG, arch)
+            aligned = alignment == 16 and k * DTYPE_BYTES[dtype] % 16 == 0
+            at = (k, rows, alignment, arch)
+            assert found.plan == documented_plan(dtype, k, rows, arch), at
+            assert arch in found.architectures and k <= found.max_k and reason, at
+            assert (found.direction, found.dtype) == (direction, dtype), at
+            assert (found.vec > 1) == (aligned and found.plan not in ("split", "stream")), at
 
 
 @every_kind
 @pytest.mark.parametrize("alignment", [16, 1])
-def test_the_first_variant_that_fits_is_taken(dtype: str, mask_kind: str, alignment: int) -> None:
+def test_the_first_variant_that_fits_is_taken(direction: str, dtype: str, mask_kind: str, alignment: int) -> None:
     """At the ends of every bucket, at all short lengths, and at many between."""
-    table = CATALOG.tables["fwd", dtype, mask_kind]
+    table = CATALOG.tables[direction, dtype, mask_kind]
     ends = {end + d for entry in table for end in entry.k for d in (-1, 0, 1)}
-    for k in sorted((ends | {*range(1, 70), *range(72, MAX_K, 1036)}) & {*range(1, MAX_K + 1)}):
-        found = planned(geometry((3, k), dtype, mask_kind, alignment=alignment))
-        fits = (e for e in table if e.k[0] <= k <= e.k[1] and (e.vec == 1 or (alignment == 16 and k % e.vec == 0)))
+    for k in sorted((ends | {*range(1, 70), *range(72, 300000, 10036)}) & {*range(1, 300000)}):
+        found = planned(geometry((3, k), dtype, mask_kind, direction=direction, alignment=alignment))
+        fits = (
+            e
+            for e in table
+            if e.k[0] <= k <= e.k[1]
+            and (e.vec == 1 or (alignment == 16 and k % e.vec == 0))
+            and (not e.architectures or "sm_90" in e.architectures)
+        )
         assert found.variant.name == next(fits).name, k
         assert found.variant.dtype == dtype and found.reason
 
 
-def test_f64_takes_its_boolean_mask_through_the_causal_kernel() -> None:
-    """bool is boolcausal with an edge beyond the last column."""
-    of = geometry((3, 5, 100), "f64", "bool")
-    assert planned(of).variant.mask == "boolcausal"
-    assert {edge for *_, edge in rows_of(of, planned(of))} == {100}
+@pytest.mark.parametrize(
+    ("of", "arch", "kernel"),
+    [
+        (geometry((3, 5, 100), "f64", "bool"), "sm_90", "boolcausal warp"),
+        (geometry((3, 5, 20000), "f16", "bool"), "sm_90", "boolcausal cluster"),
+        (geometry((3, 5, 20000), "f16", "bool"), "sm_80", "boolcausal split"),
+        (geometry((30, 5, 20000), "f16", "bool"), "sm_80", "boolcausal stream"),
+        (geometry((3, 5, 7), direction="bwd"), "sm_90", "causal tile"),
+        (geometry((3, 5, 1000), direction="bwd"), "sm_90", "causal warp"),
+        (geometry((3, 5, 20000), direction="bwd"), "sm_90", "causal cluster"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.mask_kind,
+)
+def test_a_kernel_that_could_hide_more_does_not(of: Geometry, arch: str, kernel: str) -> None:
+    """Of a causal kernel without an offset: its edge is beyond the last column."""
+    found = planned(of, arch)
+    assert f"{found.variant.mask} {found.variant.plan}" == kernel
+    assert {edge for *_, edge in rows_of(of, found)} == {of.k}
 
 
-ALIGNED = geometry((3, 5, 1000), mask_kind="bool")
+def bool_masked(**changes: Any) -> Geometry:
+    return geometry((3, 5, 1000), mask_kind="bool", **changes)
+
+
+def backward(**changes: Any) -> Geometry:
+    return geometry((3, 5, 1000), direction="bwd", **changes)
+
+
 MISALIGNED = {
     "K = 1001 is not a multiple of 8": geometry((3, 5, 1001), mask_kind="bool"),
-    "x starts on a boundary of 8 bytes, not 16": ALIGNED._replace(alignment=Operands(8, 16, 16)),
-    "out starts on a boundary of 2 bytes, not 16": ALIGNED._replace(alignment=Operands(16, 2, 16)),
-    "mask starts on a boundary of 4 bytes, not 8": ALIGNED._replace(alignment=Operands(16, 16, 4)),
-    "a stride of x is not a multiple of 8": ALIGNED._replace(x_strides=(5010, 1002, 1)),
-    "a stride of out is not a multiple of 8": ALIGNED._replace(y_strides=(5004, 1000, 1)),
-    "a stride of mask is not a multiple of 8": ALIGNED._replace(mask_strides=(0, 1004, 1)),
+    "x starts on a boundary of 8 bytes, not 16": bool_masked(alignments={"x": 8}),
+    "out starts on a boundary of 2 bytes, not 16": bool_masked(alignments={"y": 2}),
+    "mask starts on a boundary of 4 bytes, not 8": bool_masked(alignments={"mask": 4}),
+    "a stride of x is not a multiple of 8": bool_masked(strides={"x": (5010, 1002, 1)}),
+    "a stride of out is not a multiple of 8": bool_masked(strides={"y": (5004, 1000, 1)}),
+    "a stride of mask is not a multiple of 8": bool_masked(strides={"mask": (0, 1004, 1)}),
+    "dy starts on a boundary of 2 bytes, not 16": backward(alignments={"dy": 2}),
+    "y starts on a boundary of 8 bytes, not 16": backward(alignments={"y": 8}),
+    "out starts on a boundary of 8 bytes, not 16": backward(alignments={"dx": 8}),
+    "a stride of dy is not a multiple of 8": backward(strides={"dy": (0, 1001, 1)}),
+    "a stride of y is not a multiple of 8": backward(strides={"y": (5010, 1002, 1)}),
 }
 
 
 @pytest.mark.parametrize(("obstacle", "of"), MISALIGNED.items(), ids=list(MISALIGNED))
 def test_rows_that_are_not_aligned_go_elsewhere(obstacle: str, of: Geometry) -> None:
-    assert planned(ALIGNED).variant.vec == 8
+    aligned = planned(backward() if of.direction == "bwd" else bool_masked()).variant
+    assert aligned.vec == 8
     assert planned(of).variant.vec == 1
-    assert planned(of).reason == f"not {planned(ALIGNED).variant.name}: {obstacle}"
+    assert planned(of).reason == f"not {aligned.name}: {obstacle}"
 
 
 @pytest.mark.parametrize(
     "of",
     [
-        ALIGNED._replace(alignment=Operands(16, 16, 8)),  # eight mask bytes are one access of 8
-        ALIGNED._replace(mask_strides=(5, 1, 0), alignment=Operands(16, 16, 1)),  # one mask byte for a row
-        ALIGNED._replace(mask_strides=(0, 0, 1)),
-        geometry((1, 1, 1000), x_strides=(7, 7, 1)),  # nothing moves along a size of 1
+        bool_masked(alignments={"mask": 8}),  # eight mask bytes are one access of 8
+        bool_masked(strides={"mask": (5, 1, 0)}, alignments={"mask": 1}),  # one mask byte for a row
+        bool_masked(strides={"mask": (0, 0, 1)}),
+        geometry((1, 1, 1000), strides={"x": (7, 7, 1)}),  # nothing moves along a size of 1
+        backward(strides={"dy": (0, 0, 1)}),  # one row for all
     ],
 )
 def test_rows_that_are_aligned_after_all(of: Geometry) -> None:
@@ -377,30 +486,194 @@ def test_rows_that_are_aligned_after_all(of: Geometry) -> None:
 
 def test_no_variant() -> None:
     """What is missing, and what there is instead."""
-    with pytest.raises(
-        NoVariant, match=r"^no fwd f16 none kernel ships for rows of 50257 columns; the longest is 16384$"
-    ):
-        planned(geometry((3, 50257)))
+    longest = r"^no fwd f16 none kernel ships for rows of 2146435073 columns; the longest is 2146435072$"
+    with pytest.raises(NoVariant, match=longest):
+        planned(geometry((3, ANY_K + 1)))
+    assert planned(geometry((3, ANY_K))).variant.plan == "split"
     with pytest.raises(
         NoVariant,
         match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: bool, boolcausal, causal, none$",
     ):
         planned(geometry((3, 7), "f64", "like"))
+    with pytest.raises(NoVariant, match=r"^no bwd f16 kernel ships for mask kind 'bool'; these do: causal, none$"):
+        planned(geometry((3, 7), "f16", "bool", direction="bwd"))
+
+
+# Architectures
+
+
+@every_direction
+@pytest.mark.parametrize("arch", ["sm_70", "sm_75", "sm_80", "sm_86", "sm_89"])
+def test_there_are_no_clusters_before_sm_90(direction: str, arch: str) -> None:
+    for rows, instead in [(128, "split"), (129, "stream")]:
+        found = planned(geometry((rows, 16385), direction=direction), arch)
+        assert (found.variant.plan, {launch.cluster for launch in found.launches}) == (instead, {1})
+        assert f"c16: not for {arch}" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("arch", "runs_like"),
+    [("sm_91", "sm_90"), ("sm_101", "sm_100"), ("sm_104", "sm_103"), ("sm_121", "sm_120"), ("sm_87", "sm_86")],
+)
+def test_a_newer_gpu_of_the_same_major_runs_as_its_sibling(arch: str, runs_like: str) -> None:
+    """sm_121 with clusters of 8, as sm_120 does."""
+    for k in (1000, 16384, 16385, 131072, 131073, 262144, 262145):
+        found, sibling = (planned(geometry((3, k)), each) for each in (arch, runs_like))
+        assert (found.variant, found.launches) == (sibling.variant, sibling.launches), k
+
+
+def test_an_older_gpu_of_the_same_major_does_not() -> None:
+    """Its cubins may use what the older one lacks."""
+    key, k = ("fwd", "f16", "none"), 20000
+    newer = [replace(entry, architectures=("sm_103",)) for entry in CATALOG.tables[key] if "cluster" in entry.name]
+    only = replace(CATALOG, tables={key: (*newer, *CATALOG.tables[key][-2:])})
+    plans = {arch: plan(geometry((3, k)), only, arch).variant.plan for arch in ("sm_90", "sm_100", "sm_103", "sm_104")}
+    assert plans == {"sm_90": "split", "sm_100": "split", "sm_103": "cluster", "sm_104": "cluster"}
+
+
+@pytest.mark.parametrize("arch", ["sm_99", "sm_110", "sm_130"])
+def test_another_major_does_not(arch: str) -> None:
+    """sm_110 is between two that have clusters, and no cubin of theirs is for it."""
+    assert planned(geometry((3, 20000)), arch).variant.plan == ("cluster" if arch == "sm_99" else "split")
+
+
+# Rows that several CTAs share
+
+
+def pieces(k: int, head: int, count: int, columns: int) -> list[tuple[int, int]]:
+    """(begin, size) of every piece, by piece_of_row of pieces.cuh; `head` columns lie before the row's first vector."""
+    begins = [0, *(min(head + i * columns, k) for i in range(1, count))]
+    ends = [min(head + (i + 1) * columns, k) for i in range(count)]
+    return [(begin, end - begin) for begin, end in zip(begins, ends, strict=True)]
+
+
+def assert_pieces_cover(k: int, count: int, columns: int, vector: int) -> None:
+    """Wherever the row begins: without gap or overlap, each cut at a vector, none with more whole vectors than fit."""
+    for head in range(vector):
+        cut = pieces(k, head, count, columns)
+        assert [begin for begin, _ in cut[1:]] == list(itertools.accumulate(size for _, size in cut[:-1]))
+        assert sum(size for _, size in cut) == k
+        assert all(begin == k or (begin - head) % vector == 0 for begin, _ in cut[1:])
+        assert cut[0][1] - head <= columns and all(0 <= size <= columns for _, size in cut[1:])
+
+
+@pytest.mark.parametrize(("arch", "most"), CLUSTER_CTAS.items(), ids=list(CLUSTER_CTAS))
+@pytest.mark.parametrize(
+    ("direction", "dtype"), [("fwd", "f16"), ("fwd", "f32"), ("fwd", "f64"), ("bwd", "bf16"), ("bwd", "f64")]
+)
+def test_a_cluster_is_as_small_as_holds_the_row(direction: str, dtype: str, arch: str, most: int) -> None:
+    """A power of two of CTAs, each with whole vectors of the row and no more than its registers hold."""
+    vector = 16 // DTYPE_BYTES[dtype]
+    sizes = set()
+    for ctas, more in itertools.product([2**i for i in range(1, most.bit_length())], (-1, 0, 1, 1000)):
+        capacity = LONGEST_BLOCK[dtype]
+        k = capacity * ctas + more
+        found = planned(geometry((3, k), dtype, direction=direction), arch)
+        if k > capacity * most:
+            assert (found.variant.plan, found.launches[0].cluster) == ("split", 1)
+            continue
+        (launch,), (columns,) = found.launches, parameters(found)["cluster.columns"]
+        wanted = next(2**i for i in range(1, 5) if 2**i * capacity >= k)
+        assert (launch.cluster, launch.grid) == (wanted, 3 * wanted)
+        assert launch.cluster <= found.variant.cluster == 16
+        assert found.variant.max_k // found.variant.cluster == capacity
+        assert columns <= capacity and columns % vector == 0
+        assert_pieces_cover(k, launch.cluster, columns, vector)
+        sizes.add(launch.cluster)
+    assert sizes == {2**i for i in range(1, most.bit_length())}
+
+
+@every_direction
+@pytest.mark.parametrize("k", [16385, 20000, 32769, 50257, 100000, 131072])
+def test_how_a_row_is_shared_depends_on_its_length_alone(direction: str, k: int) -> None:
+    """So that its bits do not depend on what else is in the batch, nor on the GPU's kind."""
+    shared = {
+        (launch.cluster, *parameters(found)["cluster.columns"], found.variant.lanes)
+        for arch in CLUSTER_CTAS
+        for shape in [(k,), (1, k), (7, k), (2, 64, k), (10**6, k)]
+        for alignment in (16, 1)
+        for invariant in (False, True)
+        for found in [
+            planned(
+                geometry(
+                    (1,) * (2 - len(shape)) + shape, direction=direction, alignment=alignment, batch_invariant=invariant
+                ),
+                arch,
+            )
+        ]
+        for launch in found.launches
+    }
+    assert len(shared) == 1
+
+
+PARTIAL_BYTES = {("fwd", "f16"): 8, ("fwd", "f64"): 16, ("bwd", "f32"): 4, ("bwd", "f64"): 8}
+"""Maximum and sum, or the sum of products alone, in the accumulation type."""
+
+
+@pytest.mark.parametrize(("kind", "partial"), PARTIAL_BYTES.items(), ids=["-".join(kind) for kind in PARTIAL_BYTES])
+@pytest.mark.parametrize("rows", [1, 3, 128])
+@pytest.mark.parametrize("k", [262145, 262144 + 4096, 10**6, ANY_K])
+def test_few_rows_are_split(kind: tuple[str, str], partial: int, rows: int, k: int) -> None:
+    """Two launches that differ in nothing but the pass: one CTA for every piece of every row, a partial of each."""
+    direction, dtype = kind
+    size = DTYPE_BYTES[dtype]
+    found = planned(geometry((rows, k), dtype, direction=direction))
+    assert found.variant.plan == "split" and found.variant.piece % (16 // size) == 0
+    segments = -(-k // found.variant.piece)
+    assert found.workspace_bytes == rows * segments * partial
+    first, second = found.launches
+    assert (first.grid, first.cluster, first.rows) == (rows * segments, 1, rows)
+    assert [parameters(found, turn)["split.pass"] for turn in range(2)] == [(0,), (1,)]
+    assert {parameters(found, turn)["split.segments"] for turn in range(2)} == {(segments,)}
+    assert parameters(found) == parameters(found, 1) | {"split.pass": (0,)}
+    assert (second.grid, second.cluster, second.rows, second.offset) == (first.grid, 1, rows, first.offset)
+    if k < ANY_K:
+        assert_pieces_cover(k, segments, found.variant.piece, 16 // size)
+
+
+@every_direction
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
+def test_many_rows_stream(direction: str, arch: str) -> None:
+    """One CTA for a row, and no workspace: beyond 128 rows, or where the number of rows must not matter."""
+    for rows, invariant in [(129, False), (2, True), (1, True), (128, True)]:
+        of = geometry((rows, 300000), direction=direction, batch_invariant=invariant)
+        found = planned(of, arch)
+        (launch,) = found.launches
+        assert (found.variant.plan, found.workspace_bytes) == ("stream", 0)
+        assert (launch.grid, launch.cluster) == (rows, 1)
+        why = "chosen by the number of rows" if invariant else "129 rows are more than 128"
+        assert re.search(rf"_split_kany_v1_t\d+r1: {why}", found.reason)
+    assert planned(geometry((128, 300000), direction=direction), arch).variant.plan == "split"
+
+
+@given(geometries(), st.sampled_from(ARCHITECTURES))
+@examples
+def test_batch_invariant_plans_do_not_look_at_the_rows(of: Geometry, arch: str) -> None:
+    """One row of the call alone runs the same variant in clusters of the same size."""
+    if len(leading_dimensions(of)) > MAX_RANK:
+        return
+    alone = of._replace(shape=(1,) * (len(of.shape) - 1) + of.shape[-1:], batch_invariant=True)
+    whole = planned(of._replace(batch_invariant=True), arch)
+    assert whole.workspace_bytes == 0
+    if whole.variant.vec > 1 or planned(alone, arch).variant.vec == 1:  # a single row takes no steps
+        single = planned(alone, arch)
+        assert (single.variant, single.launches[0].cluster) == (whole.variant, whole.launches[0].cluster)
 
 
 # Tiles
 
 
+@every_direction
 @pytest.mark.parametrize("dtype", ["f16", "f32", "f64"])
-def test_rows_of_a_tile(dtype: str) -> None:
+def test_rows_of_a_tile(direction: str, dtype: str) -> None:
     """As many as fit, in whole periods where one fits: then every CTA begins at the 16-byte phase of the first."""
     for k in range(1, 513):
-        of = geometry((1000, k), dtype, alignment=Operands(2, 2, 2))
+        of = geometry((1000, k), dtype, direction=direction, alignment=2)
         found = planned(of)
         (launch,) = found.launches
         if found.variant.plan != "tile":
             continue
-        (rows,) = fields(CATALOG.layout(found.variant), launch.template)["tile.rows_per_cta"]
+        (rows,) = parameters(found)["tile.rows_per_cta"]
         assert launch.grid == -(-1000 // rows)
         assert 0 < rows * k <= found.variant.tile_elements
         period = next(n for n in range(1, 17) if n * k * of.element_bytes % 16 == 0)
@@ -409,30 +682,31 @@ def test_rows_of_a_tile(dtype: str) -> None:
 
 
 def test_flat_tiles() -> None:
-    """Only where rows of x, and rows of y, follow each other without a gap."""
+    """Only where rows of each tensor follow each other without a gap."""
 
     def flat(**changes: Any) -> bool:
-        found = planned(geometry((2, 3, 5, 7), **changes))
-        return bool(fields(CATALOG.layout(found.variant), found.launches[0].template)["tile.flat"][0])
+        return bool(parameters(planned(geometry((2, 3, 5, 7), **changes)))["tile.flat"][0])
 
     assert flat()
     assert flat(mask_kind="boolcausal", mask_shape=(2, 1, 1, 7))
-    assert not flat(x_strides=(120, 40, 8, 1))
-    assert not flat(y_strides=(120, 40, 8, 1))
-    assert not flat(x_strides=(35, 70, 7, 1), y_strides=(35, 70, 7, 1))  # permuted
-    assert not flat(x_strides=(0, 35, 7, 1))
+    for direction, tensors in OPERANDS.items():
+        assert flat(direction=direction)
+        for name in tensors:
+            assert not flat(direction=direction, strides={name: (120, 40, 8, 1)})
+        assert not flat(direction=direction, strides=dict.fromkeys(tensors, (35, 70, 7, 1)))  # permuted
+        assert not flat(direction=direction, strides={tensors[0]: (0, 35, 7, 1)})
+        assert not flat(direction=direction, strides={tensors[0]: (0, 0, 0, 1)})
 
 
 @given(geometries())
 @examples
 def test_flat_tiles_hold_rows_in_order(of: Geometry) -> None:
-    """Then row r of the launch begins K elements after row r - 1, in x and in y."""
+    """Then row r of the launch begins K elements after row r - 1, in every tensor."""
     if len(leading_dimensions(of)) > MAX_RANK:
         return
     found = planned(of)
-    if (
-        found.variant.plan == "tile"
-        and fields(CATALOG.layout(found.variant), found.launches[0].template)["tile.flat"][0]
-    ):
-        size = of.k * of.element_bytes
-        assert [row[:2] for row in rows_of(of, found)] == [(r * size, r * size) for r in range(prod(of.shape[:-1]))]
+    if found.variant.plan == "tile" and parameters(found)["tile.flat"][0]:
+        size, tensors = of.k * of.element_bytes, len(OPERANDS[of.direction])
+        assert [row[:tensors] for row in rows_of(of, found)] == [
+            (r * size,) * tensors for r in range(prod(of.shape[:-1]))
+        ]

@@ -15,15 +15,19 @@ from hypothesis import strategies as st
 
 import softmax_ops
 from codegen import build, variants
-from softmax_ops import api
+from softmax_ops import dispatch
+from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
-from softmax_ops.checks import Request, check_softmax
+from softmax_ops.checks import BackwardRequest, Request, check_softmax, check_softmax_backward
+from softmax_ops.problem import OPERANDS
 from tests import engines, reference
 from tests.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
 
 ARCHITECTURE = "sm_90"
 KINDS = {"f16": "boolcausal", "bf16": "bool", "f32": "causal", "f64": "none"}
 """What is executed of each dtype: every mask kind once."""
+
+BACKWARD_KINDS = {"f16": "causal", "bf16": "none", "f32": "none", "f64": "causal"}
 
 LONGEST = 600
 """Longest executed row, in columns."""
@@ -35,6 +39,13 @@ class Call(NamedTuple):
     x: torch.Tensor
     arguments: dict[str, Any]
     out: torch.Tensor | None  # strided, or x itself
+
+
+class BackwardCall(NamedTuple):
+    dy: torch.Tensor  # strided or expanded
+    y: torch.Tensor
+    arguments: dict[str, Any]
+    out: torch.Tensor | None  # strided, or dy or y itself
 
 
 def strided(draw: st.DrawFn, shape: list[int], dtype: torch.dtype, *, padding: int) -> torch.Tensor:
@@ -61,12 +72,17 @@ def random_mask(draw: st.DrawFn, shape: list[int], generator: torch.Generator) -
 
 
 @st.composite
+def shapes(draw: st.DrawFn, longest: int) -> list[int]:
+    k = draw(st.one_of(st.integers(1, longest), st.integers(1, longest // 8).map(lambda n: 8 * n)))
+    return [*draw(st.lists(st.integers(1, 4), min_size=0, max_size=4)), k]
+
+
+@st.composite
 def calls(draw: st.DrawFn, kinds: Mapping[str, str] | None = None, longest: int = 64) -> Call:
     """Any dtype with any mask, or those of `kinds`. What is hidden is NaN, and so is out."""
     dtype = draw(st.sampled_from(sorted(kinds or DTYPES)))
     kind = kinds[dtype] if kinds else draw(st.sampled_from(["none", "causal", "bool", "boolcausal"]))
-    k = draw(st.one_of(st.integers(1, longest), st.integers(1, longest // 8).map(lambda n: 8 * n)))
-    shape = [*draw(st.lists(st.integers(1, 4), min_size=0, max_size=4)), k]
+    shape = draw(shapes(longest))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
     x = strided(draw, shape, DTYPES[dtype], padding=draw(st.sampled_from([1, 8])))
@@ -76,11 +92,53 @@ def calls(draw: st.DrawFn, kinds: Mapping[str, str] | None = None, longest: int 
         arguments["mask"] = random_mask(draw, shape, generator)
         x.masked_fill_(arguments["mask"] == 1, math.nan)
     if kind in ("causal", "boolcausal"):
-        arguments |= {"causal": True, "causal_offset": draw(st.none() | st.integers(-5, k))}
+        arguments |= {"causal": True, "causal_offset": draw(st.none() | st.integers(-5, shape[-1]))}
     where = draw(st.sampled_from(["new", "strided", "in place"]))
     if where == "strided":
         return Call(x, arguments, strided(draw, shape, DTYPES[dtype], padding=8).fill_(math.nan))
     return Call(x, arguments, x if where == "in place" else None)
+
+
+@st.composite
+def backward_calls(
+    draw: st.DrawFn, kinds: Mapping[str, str] | None = None, longest: int = 64, *, constant: bool = False
+) -> BackwardCall:
+    """Any dtype, causal or not, or as in `kinds`; y is a softmax, 0 where a mask hid. What causality hides is NaN, and
+    so is out. If `constant`, dy is one number, and nothing was masked."""
+    dtype = draw(st.sampled_from(sorted(kinds or DTYPES)))
+    kind = kinds[dtype] if kinds else draw(st.sampled_from(["none", "causal"]))
+    shape = draw(shapes(longest))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    arguments: dict[str, Any] = {"scale": draw(st.sampled_from([1.0, 0.125, -0.5, 1 / 3]))}
+    causal: dict[str, Any] = {}
+    if kind == "causal":
+        causal = {"causal": True, "causal_offset": draw(st.none() | st.integers(-5, shape[-1]))}
+    scores = torch.randn(shape, generator=generator, dtype=torch.float64) * draw(st.sampled_from([0.1, 4.0]))
+    mask = None if constant else random_mask(draw, shape, generator)
+
+    y = strided(draw, shape, DTYPES[dtype], padding=draw(st.sampled_from([1, 8])))
+    y.copy_(softmax_ops.softmax(scores, mask=mask, **causal))
+    if constant or draw(st.booleans()):
+        kept = [] if constant else [n if draw(st.booleans()) else 1 for n in shape[draw(st.integers(0, len(shape))) :]]
+        dy = (torch.randn(kept, generator=generator) * 3).to(DTYPES[dtype]).expand(shape)
+        own = [y]
+    else:
+        dy = strided(draw, shape, DTYPES[dtype], padding=draw(st.sampled_from([1, 8])))
+        dy.copy_(torch.randn(shape, generator=generator) * 3)
+        own = [dy, y]
+    if causal:
+        offset = check_softmax_backward(dy, y, scale=1.0, **causal, out=None).causal_offset
+        hidden = torch.from_numpy(~reference.visible(tuple(shape), None, offset))
+        for tensor in own:
+            tensor.masked_fill_(hidden, math.nan)
+    where = draw(st.sampled_from(["new", "strided", *(["dy", "y"] if len(own) == 2 else ["y"])]))
+    out = {
+        "new": lambda: None,
+        "strided": lambda: strided(draw, shape, DTYPES[dtype], padding=8).fill_(math.nan),
+        "dy": lambda: dy,
+        "y": lambda: y,
+    }[where]()
+    return BackwardCall(dy, y, arguments | causal, out)
 
 
 def verify(y: torch.Tensor, x: torch.Tensor, request: Request) -> None:
@@ -92,9 +150,43 @@ def verify(y: torch.Tensor, x: torch.Tensor, request: Request) -> None:
     assert (to_numpy(y)[~reference.visible(expected.shape, mask, request.causal_offset)] == 0).all()
 
 
+def verify_backward(dx: torch.Tensor, dy: torch.Tensor, y: torch.Tensor, request: BackwardRequest) -> None:
+    """dx against the reference for dy and y."""
+    inputs = (to_numpy(dy), to_numpy(y), request.scale, request.causal_offset)
+    magnitude = reference.backward_magnitude(*inputs)
+    assert_close(dx, reference.softmax_backward(*inputs), DTYPE_NAMES[y.dtype], magnitude=magnitude)
+    assert (to_numpy(dx)[~reference.visible(tuple(y.shape), None, request.causal_offset)] == 0).all()
+
+
 def checked(call: Call) -> Request:
     defaults: dict[str, Any] = {"mask": None, "causal": False, "causal_offset": None, "out": call.out}
     return check_softmax(call.x, **(defaults | call.arguments))
+
+
+def checked_backward(call: BackwardCall) -> BackwardRequest:
+    defaults: dict[str, Any] = {"causal": False, "causal_offset": None, "out": call.out}
+    return check_softmax_backward(call.dy, call.y, **(defaults | call.arguments))
+
+
+class Prepared(NamedTuple):
+    """A call as the torch interface hands it to planning: the operands' tensors, the output last, and the mask."""
+
+    direction: str
+    tensors: tuple[torch.Tensor, ...]
+    mask: torch.Tensor | None
+    metadata: dispatch._Metadata
+
+
+def prepared(call: Call | BackwardCall) -> Prepared:
+    """A new output is NaN."""
+    request = checked(call) if isinstance(call, Call) else checked_backward(call)
+    inputs = (call.x,) if isinstance(call, Call) else (call.dy, call.y)
+    mask = request.mask if isinstance(request, Request) else None
+    output = torch.full(inputs[0].shape, math.nan, dtype=inputs[0].dtype) if call.out is None else call.out
+    direction = "fwd" if isinstance(call, Call) else "bwd"
+    scalars = dispatch.Scalars(request.scale, -math.inf, request.causal_offset, False)
+    tensors, mask = dispatch._with_unit_strides((*inputs, output), mask)
+    return Prepared(direction, tensors, mask, dispatch._metadata(direction, tensors, mask, scalars, ARCHITECTURE))
 
 
 # The public functions on the CPU
@@ -119,48 +211,156 @@ def test_softmax_in_place(call: Call) -> None:
     assert torch.equal(call.x, expected)
 
 
-@given(calls())
+@given(calls(), st.booleans())
 @settings(examples, max_examples=100)
-def test_explain(call: Call) -> None:
+def test_explain(call: Call, backward: bool) -> None:
     """Every row in exactly one CTA; the element type and mask of the call; traffic of every element once."""
     x, request = call.x, checked(call)
-    said = softmax_ops.explain(x, out=call.out, **call.arguments)
+    said = softmax_ops.explain(x, out=call.out, backward=backward, **call.arguments)
     rows = x.numel() // x.shape[-1]
-    assert said.variant is not None and said.variant.startswith(f"softmax_fwd_{DTYPE_NAMES[x.dtype]}_")
-    assert ("bool" in said.variant) == (request.mask is not None)
+    direction, inputs, mask = ("bwd", 2, None) if backward else ("fwd", 1, request.mask)
+    assert said.variant is not None and said.variant.startswith(f"softmax_{direction}_{DTYPE_NAMES[x.dtype]}_")
+    assert ("bool" in said.variant) == (mask is not None)
     assert sum(said.grid) * said.rows_per_cta >= rows > (sum(said.grid) - 1) * said.rows_per_cta
     assert said.bytes_written == x.numel() * x.element_size()
     visible = int(reference.visible(tuple(x.shape), None, request.causal_offset).sum())
-    mask_bytes = 0 if request.mask is None else request.mask.numel()
-    assert said.bytes_read == visible * x.element_size() + mask_bytes
+    assert said.bytes_read == inputs * visible * x.element_size() + (0 if mask is None else mask.numel())
     assert said.as_dict()["arch"] == "sm_90" and said.variant in str(said)
 
 
-@given(calls())
-@settings(examples, max_examples=200)
-def test_geometry_moves_like_the_tensors(call: Call) -> None:
+@given(calls() | backward_calls())
+@settings(examples, max_examples=300)
+def test_geometry_moves_like_the_tensors(call: Call | BackwardCall) -> None:
     """Strides of what broadcasts are 0; those of a dimension of size 1 are never used."""
-    request = api._with_unit_strides(checked(call))
-    y = torch.empty(request.x.shape, dtype=request.x.dtype) if call.out is None else call.out
-    geometry = api._geometry(api._metadata(request, y, False))
-    x = request.x if request.x.dim() > 1 else request.x.unsqueeze(0)
-    moving = [(x, geometry.x_strides), (y, geometry.y_strides), (request.mask, geometry.mask_strides)]
-    for tensor, strides in moving:
-        expected = (0,) * x.dim() if tensor is None else tensor.expand(x.shape).stride()
-        assert [s for s, size in zip(strides, x.shape, strict=True) if size > 1] == [
-            s for s, size in zip(expected, x.shape, strict=True) if size > 1
+    direction, tensors, mask, metadata = prepared(call)
+    geometry = dispatch._geometry(metadata)
+    assert [operand.name for operand in geometry.operands] == [
+        *OPERANDS[direction],
+        *([] if mask is None else ["mask"]),
+    ]
+    for tensor, operand in zip([*tensors, *([] if mask is None else [mask])], geometry.operands, strict=True):
+        expected = tensor.expand(geometry.shape).stride()
+        assert [s for s, size in zip(operand.strides, geometry.shape, strict=True) if size > 1] == [
+            s for s, size in zip(expected, geometry.shape, strict=True) if size > 1
         ]
+        assert operand.element_bytes == tensor.element_size()
+        assert tensor.data_ptr() % operand.alignment == 0
+        assert operand.alignment == 16 or tensor.data_ptr() % (2 * operand.alignment) != 0
+
+
+@given(backward_calls())
+@settings(examples, max_examples=200)
+def test_what_is_expanded_is_copied_once(call: BackwardCall) -> None:
+    """A gradient whose last stride is 0 becomes one row for all that are the same; no other dimension is filled in."""
+    dy = dispatch._with_unit_stride(call.dy)
+    if call.dy.shape[-1] == 1 or call.dy.stride(-1) == 1:
+        assert dy is call.dy
+        return
+    assert torch.equal(dy, call.dy) and dy.stride(-1) == 1
+    moving = [size for size, stride in zip(dy.shape[:-1], call.dy.stride(), strict=False) if stride]
+    assert dy.untyped_storage().nbytes() == math.prod(moving) * dy.shape[-1] * dy.element_size()
+
+
+def test_the_gradient_of_a_sum_is_copied_as_one_row() -> None:
+    y = torch.rand(4, 16, 128, 1000)
+    dy = torch.ones(()).expand(y.shape)
+    copy = dispatch._with_unit_stride(dy)
+    assert copy.stride() == (0, 0, 0, 1) and copy.untyped_storage().nbytes() == 4 * 1000
+    per_query = dispatch._with_unit_stride(torch.rand(4, 16, 128, 1).expand(y.shape))  # of y.sum(-1)
+    assert per_query.is_contiguous()
+    transposed = y.transpose(-1, -2)
+    assert dispatch._with_unit_stride(transposed).is_contiguous()
+
+
+# The backward
+
+
+@given(backward_calls())
+@settings(examples, max_examples=200)
+def test_softmax_backward(call: BackwardCall) -> None:
+    dy, y, request = call.dy.clone(), call.y.clone(), checked_backward(call)
+    dx = softmax_ops.softmax_backward(call.dy, call.y, out=call.out, **call.arguments)
+    verify_backward(dx, dy, y, request)
+    assert dx is call.out if call.out is not None else dx.is_contiguous()
+    for tensor, before in ((call.dy, dy), (call.y, y)):
+        if call.out is not tensor:
+            assert torch.equal(tensor.nan_to_num(9.0), before.nan_to_num(9.0))
+
+
+@given(backward_calls(constant=True))
+@settings(examples, max_examples=100)
+def test_the_gradient_of_a_constant_is_nothing(call: BackwardCall) -> None:
+    """But for what the rounded y lacks to a sum of 1."""
+    dy, y, request = to_numpy(call.dy).copy(), to_numpy(call.y).copy(), checked_backward(call)
+    seen = reference.visible(y.shape, None, request.causal_offset)
+    y = np.where(seen, y, 0.0)
+    dx = to_numpy(softmax_ops.softmax_backward(call.dy, call.y, out=call.out, **call.arguments))
+    dtype = DTYPE_NAMES[call.y.dtype]
+    lacking = reference.row_sum_tolerance(y, dtype) + 16 * reference.FORMATS[dtype].unit_roundoff
+    allowed = abs(request.scale) * y * np.abs(dy).max() * lacking
+    assert (np.abs(dx) <= 1.01 * allowed + reference.FORMATS[dtype].smallest).all()
+
+
+@given(backward_calls())
+@settings(examples, max_examples=100)
+def test_the_backward_is_linear_in_dy(call: BackwardCall) -> None:
+    """Twice the gradient gives twice the result, exactly; a sum of gradients gives the sum, but for its rounding."""
+    dtype, y = DTYPE_NAMES[call.y.dtype], call.y
+    generator = torch.Generator().manual_seed(y.numel())
+    one, other = (torch.randint(-8, 9, y.shape, generator=generator).to(y.dtype) for _ in range(2))
+
+    def backward(dy: torch.Tensor) -> torch.Tensor:
+        return softmax_ops.softmax_backward(dy, y, **call.arguments)
+
+    normal = backward(one).abs() > 2 * torch.finfo(y.dtype).tiny  # below, halving rounds
+    assert torch.equal(backward(2 * one)[normal], 2 * backward(one)[normal])
+    request = checked_backward(call)
+    magnitude = sum(
+        reference.backward_magnitude(to_numpy(dy), to_numpy(y), request.scale, request.causal_offset)
+        for dy in (one, other)
+    )
+    parts = to_numpy(backward(one)) + to_numpy(backward(other))
+    error = reference.ulp_error(to_numpy(backward(one + other)), parts, dtype, magnitude)
+    assert (error <= 3 * reference.TOLERANCE_ULP[dtype]).all()
+
+
+@given(calls())
+@settings(examples, max_examples=100)
+def test_forward_and_backward_agree_with_autograd(call: Call) -> None:
+    """In float64, on rows that see something; torch's softmax gives NaN to the others."""
+    x = call.x.double().contiguous()
+    request = check_softmax(x, **({"mask": None, "causal": False, "causal_offset": None} | call.arguments), out=None)
+    seen = torch.from_numpy(
+        reference.visible(
+            tuple(x.shape), None if request.mask is None else to_numpy(request.mask), request.causal_offset
+        )
+    )
+    scores = x.masked_fill(~seen, 0.0).requires_grad_()
+    expected = (request.scale * scores).masked_fill(~seen, -math.inf).softmax(-1)
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(x.numel()), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(expected, scores, dy)
+    y = softmax_ops.softmax(x, **call.arguments)
+    causal = {name: value for name, value in call.arguments.items() if name != "mask"}
+    dx = softmax_ops.softmax_backward(dy, y, **causal)
+    sees = seen.any(-1, keepdim=True)
+    assert torch.allclose(dx, gradient.where(sees, torch.zeros(())), atol=1e-12)
+
+
+# What is launched, and why
 
 
 def test_explain_follows_what_softmax_would_copy() -> None:
     """More dimensions than kernels tell apart, and a last stride other than 1: the plan is that of the copies."""
     x = torch.zeros(8, 2, 2, 2, 2, 2).permute(1, 3, 5, 2, 4, 0)  # [2, 2, 2, 2, 2, 8], last stride 32
-    assert softmax_ops.explain(x).variant == "softmax_fwd_f32_none_tile_k8_v4_t256r256"
+    assert "_f32_none_tile_k8_v4_" in str(softmax_ops.explain(x).variant)
     x = torch.zeros(4, 4, 4, 4, 4, 8)[::2, ::2, ::2, ::2, ::2]  # five dimensions that do not merge
     mask = torch.zeros(2, 1, 2, 1, 2, 8, dtype=torch.bool)
     assert softmax_ops.explain(x, mask=mask).grid == (1,)
     out = torch.zeros(4, 4, 4, 4, 4, 8)[::2, ::2, ::2, ::2, ::2]
     assert softmax_ops.explain(torch.zeros(2, 2, 2, 2, 2, 8), out=out).grid == (1,)
+    assert softmax_ops.explain(x, out=out, backward=True).grid == (1,)
+    expanded = torch.zeros(3, 1).expand(3, 1000)
+    assert "softmax_bwd_f32_causal_block_k4096_v4_" in str(softmax_ops.explain(expanded, backward=True).variant)
 
 
 def test_explain_of_alignment_and_architecture() -> None:
@@ -170,15 +370,34 @@ def test_explain_of_alignment_and_architecture() -> None:
     odd = torch.zeros(3001, dtype=torch.float16)[1:].view(3, 1000)
     assert "x starts on a boundary of 2 bytes" in softmax_ops.explain(odd).reason
     assert "out starts on a boundary of 2 bytes" in softmax_ops.explain(x, out=odd).reason
+    assert "dy starts on a boundary of 2 bytes" in softmax_ops.explain(odd, backward=True).reason
     assert str(softmax_ops.explain(x[:0])) == "empty: nothing is launched"
 
 
-def test_rows_longer_than_any_kernel() -> None:
-    """CPU tensors have no limit; a GPU would say so before anything is launched."""
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_explain_of_long_rows(backward: bool) -> None:
+    """In a cluster where there are some; else read twice, and split with a workspace where they are few."""
+    few = torch.zeros(2, 50257, dtype=torch.float16)
+    many = few[:1].expand(129, 50257)
+    inputs = 2 if backward else 1
+    once = inputs * 2 * few.numel()
+
+    said = softmax_ops.explain(few, backward=backward)
+    assert (said.plan, said.cluster, said.grid, said.bytes_read, said.workspace_bytes) == ("cluster", 4, (8,), once, 0)
+    said = softmax_ops.explain(few, backward=backward, arch="sm_80")
+    partial = 4 if backward else 8
+    assert (said.plan, said.cluster, said.grid, said.bytes_read) == ("split", 1, (26, 26), 2 * once)
+    assert said.workspace_bytes == 26 * partial and f"{26 * partial} of workspace" in str(said)
+    invariant = softmax_ops.explain(few, backward=backward, arch="sm_80", batch_invariant=True)
+    assert (invariant.plan, invariant.grid, invariant.bytes_read) == ("stream", (2,), 2 * once)
+    assert "workspace" not in str(invariant)
+    assert softmax_ops.explain(many, backward=backward, arch="sm_80").variant == invariant.variant
+    assert "softmax_bwd" in str(invariant.variant) if backward else "softmax_fwd" in str(invariant.variant)
+
+
+def test_a_vocabulary() -> None:
     x = torch.randn(2, 50257)
     assert softmax_ops.softmax(x).sum(-1).allclose(torch.ones(2))
-    with pytest.raises(softmax_ops.NoVariant, match="rows of 50257 columns; the longest is 16384"):
-        softmax_ops.explain(x)
 
 
 # What is refused leaves everything as it was
@@ -210,17 +429,20 @@ def test_in_place_takes_no_out() -> None:
         softmax_ops.softmax_(torch.ones(3), out=torch.ones(3))
 
 
-def test_gradients_are_refused_until_there_is_a_backward() -> None:
-    x = torch.randn(3, 4, requires_grad=True)
-    with pytest.raises(NotImplementedError, match=r"torch\.no_grad\(\), or pass x\.detach\(\)"):
-        softmax_ops.softmax(x)
-    with pytest.raises(ValueError, match="requires grad"):
-        softmax_ops.softmax_(x)
-    with torch.no_grad():
-        y = softmax_ops.softmax(x)
-    assert torch.equal(y, softmax_ops.softmax(x.detach())) and not y.requires_grad
-    with torch.inference_mode():
-        assert torch.equal(softmax_ops.softmax(x), y)
+def test_refused_arguments_of_the_backward() -> None:
+    dy, y, out = torch.ones(3, 4), torch.ones(3, 4), torch.full((3, 4), 7.0)
+    refused: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"scale": math.nan}, ValueError),
+        ({"causal_offset": 0}, ValueError),
+        ({"causal": 1}, TypeError),
+        ({"mask": None}, TypeError),
+    ]
+    for arguments, error in refused:
+        with pytest.raises(error):
+            softmax_ops.softmax_backward(dy, y, out=out, **arguments)
+    with pytest.raises(ValueError, match="want one dtype, shape and device for both"):
+        softmax_ops.softmax_backward(dy[:1], y, out=out)
+    assert dy.eq(1).all() and y.eq(1).all() and out.eq(7).all()
 
 
 # Planned and executed
@@ -229,11 +451,9 @@ def test_gradients_are_refused_until_there_is_a_backward() -> None:
 @cache
 def interpreter() -> engines.InterpreterEngine:
     """Holds every variant that the executed calls can arrive at."""
-    specs = [
-        spec
-        for spec in variants.shipped()
-        if (spec.dtype.value, spec.mask.label) in KINDS.items() and spec.max_k <= 4096
-    ]
+    tables = [("fwd", *kind) for kind in KINDS.items()] + [("bwd", *kind) for kind in BACKWARD_KINDS.items()]
+    names = {entry.name for key in tables for entry in catalog.load().tables[key] if entry.k[0] <= LONGEST}
+    specs = [variants.by_name()[name] for name in sorted(names)]
     report = build.build(specs, [ARCHITECTURE], build.user_cache(), kind="ptx", progress=False)
     images: dict[str, Cubin] = {cubin.variant: cubin for cubin in report.cubins}
     return engines.InterpreterEngine(images)
@@ -255,30 +475,33 @@ def operand(tensor: torch.Tensor) -> engines.Operand:
 
 
 @pytest.mark.kernels
-@given(calls(KINDS, LONGEST))
-@settings(examples, max_examples=60)
-def test_planned_and_executed(call: Call) -> None:
+@given(calls(KINDS, LONGEST) | backward_calls(BACKWARD_KINDS, LONGEST))
+@settings(examples, max_examples=100)
+def test_planned_and_executed(call: Call | BackwardCall) -> None:
     """The geometry that the torch interface makes, its plan, and the kernel on the tensors' memory as it lies."""
-    request = api._with_unit_strides(checked(call))
-    x, mask = request.x, request.mask
-    y = torch.full(x.shape, math.nan, dtype=x.dtype) if request.out is None else request.out
+    direction, (*inputs, output), mask, metadata = prepared(call)
     try:
-        plan = api._plan(api._metadata(request, y, False))
+        plan = dispatch._plan(metadata)
     except softmax_ops.plan.TooManyDimensions:
         return
+    named = dict(zip(OPERANDS[direction], inputs, strict=False))
+    replaced = [name for name, tensor in named.items() if tensor is output]
     outcome = interpreter().run(
         plan,
         engines.Operands(
-            x=operand(x),
-            y=None if y is x else operand(y),
+            inputs={name: operand(tensor) for name, tensor in named.items()},
+            output=replaced[0] if replaced else operand(output),
             mask=None if mask is None else operand(mask),
-            scale=request.scale,
-            fill=request.fill,
+            scale=call.arguments["scale"],
+            fill=-math.inf,
         ),
     )
     assert outcome.unwritten is not None and not outcome.unwritten.any()
-    scores = x.clone()
-    torch.empty(0, dtype=torch.uint8).set_(y.untyped_storage()).copy_(
+    before = {name: tensor.clone() for name, tensor in named.items()}
+    torch.empty(0, dtype=torch.uint8).set_(output.untyped_storage()).copy_(
         torch.from_numpy(np.ascontiguousarray(outcome.output))
     )
-    verify(y, scores, request)
+    if isinstance(call, Call):
+        verify(output, before["x"], checked(call))
+    else:
+        verify_backward(output, before["dy"], before["y"], checked_backward(call))

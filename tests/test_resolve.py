@@ -51,7 +51,9 @@ def compiler(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
     modules = {
         "build": SimpleNamespace(build=build, user_cache=lambda: None),
         "toolchain": SimpleNamespace(ToolchainError=ToolchainError),
-        "variants": SimpleNamespace(by_name=lambda: {VARIANT.name: VARIANT}),
+        "variants": SimpleNamespace(
+            by_name=lambda: {VARIANT.name: VARIANT}, architectures=lambda spec: spec.architectures
+        ),
     }
     package = ModuleType("codegen")
     vars(package).update(modules)

@@ -1,6 +1,7 @@
 """The toolchain: fingerprints, refusals, clean logs, and that nothing is compiled twice."""
 
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from softmax_ops.artifacts.cache import Cache
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SPEC = variants.by_name()["softmax_fwd_f16_none_warp_k64_v8_t128r32"]
+CLUSTER = next(spec for spec in variants.shipped() if spec.cluster > 1)
 OTHER = variants.by_name()["softmax_fwd_f16_bool_warp_k64_v8_t128r32"]
 SOURCE = render.render(SPEC)
 
@@ -124,7 +126,7 @@ def test_anything_in_the_log_fails_the_build_with_options_and_numbered_source(da
 
 
 def test_a_spill_fails_the_build() -> None:
-    crowded = SOURCE.replace("/*CTAs per SM=*/8", "/*CTAs per SM=*/16")
+    crowded = re.sub(r"(?<=/\*CTAs per SM=\*/)\d+", "16", SOURCE)
     assert crowded != SOURCE
     with pytest.raises(toolchain.ToolchainError, match=f"{SPEC.name} for sm_90 spills registers"):
         toolchain.compile_unit({SPEC.name: crowded.replace("/*Chunks=*/2", "/*Chunks=*/8")}, ["sm_90"])
@@ -143,6 +145,15 @@ def test_nothing_is_compiled_twice(cache: Cache) -> None:
 def test_an_architecture_is_added_without_recompiling_the_others(cache: Cache) -> None:
     build.build([SPEC], ["sm_90"], cache, jobs=1, progress=False)
     assert build.build([SPEC], ["sm_80", "sm_90"], cache, jobs=1, progress=False).compiled == 1
+
+
+def test_a_variant_is_built_for_what_it_ships_for(cache: Cache) -> None:
+    """No cluster kernel for GPUs without clusters, which the same call builds others for."""
+    report = build.build([CLUSTER], ["sm_80", "sm_89"], cache, jobs=1, progress=False)
+    assert (report.cubins, report.compiled) == ((), 0)
+    report = build.build([CLUSTER, SPEC], ["sm_80", "sm_90"], cache, jobs=1, progress=False)
+    made = {(cubin.variant, cubin.arch) for cubin in report.cubins}
+    assert made == {(CLUSTER.name, "sm_90"), (SPEC.name, "sm_80"), (SPEC.name, "sm_90")}
 
 
 def test_neighbours_in_a_unit_and_other_processes_do_not_change_the_bytes(cache: Cache, tmp_path: Path) -> None:

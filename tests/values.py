@@ -1,4 +1,4 @@
-"""Rows and masks that tell a right softmax from a wrong one."""
+"""Rows and masks that tell a right softmax, or its gradient, from a wrong one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from codegen.spec import DType, Mask
+from codegen.spec import Direction, DType, Mask
 from tests import reference
 
 Rows = NDArray[np.float64]
@@ -61,9 +61,18 @@ PATTERNS = (
 _SPOILT = {"one visible +inf": np.inf, "one visible NaN": np.nan}
 
 
-def patterns(rows: int, first: int) -> NDArray[np.intp]:
-    """Which pattern each row has: all in turn, from the `first` on."""
-    return (first + np.arange(rows)) % len(PATTERNS)
+def exact(rows: NDArray[np.intp]) -> Seen:
+    """Whether the exponents of each row, by its number, are exact."""
+    return np.array([pattern.exact for pattern in PATTERNS])[rows % len(PATTERNS)]
+
+
+def inputs(
+    rng: np.random.Generator, direction: Direction, rows: NDArray[np.intp], seen: Seen, scale: float, dtype: DType
+) -> list[torch.Tensor]:
+    """The inputs of a direction [rows, K] for rows of these numbers, which have the patterns in turn."""
+    if direction is Direction.FORWARD:
+        return [scores(rng, rows % len(PATTERNS), seen, scale, dtype)]
+    return list(gradients(rng, rows % len(GRADIENTS), seen, dtype))
 
 
 def scores(rng: np.random.Generator, which: NDArray[np.intp], seen: Seen, scale: float, dtype: DType) -> torch.Tensor:
@@ -96,6 +105,55 @@ def _spoil(rng: np.random.Generator, x: Rows, rows: NDArray[np.intp], seen: Seen
         visible = np.flatnonzero(seen[row])
         if visible.size:
             x[row, rng.choice(visible)] = value
+
+
+class Gradient(NamedTuple):
+    """Rows of dy and of y by `make(rng, y)`, y [rows, K] being outputs of a softmax of scores of this steepness."""
+
+    why: str
+    dy: Callable[[np.random.Generator, Rows], Rows]
+    steepness: float = 3
+
+
+def _normal(rng: np.random.Generator, y: Rows) -> Rows:
+    return rng.standard_normal(y.shape)
+
+
+GRADIENTS = (
+    Gradient("ordinary", _normal),
+    Gradient("the same everywhere: dx is 0", lambda rng, y: np.full(y.shape, 1.25)),
+    Gradient("most outputs are tiny", _normal, steepness=30),
+    Gradient("one output has all the weight", _normal, steepness=1e6),
+    Gradient("large", lambda rng, y: 1000 * _normal(rng, y)),
+    Gradient("none", lambda rng, y: np.zeros(y.shape)),
+    Gradient("all outputs equal", _normal, steepness=0),
+    Gradient("one visible NaN", _normal),
+    Gradient("one visible -inf", _normal),
+    Gradient("NaN wherever hidden", _normal),
+    Gradient("weight wherever hidden", _normal),
+    Gradient("outputs are NaN", _normal),
+)
+_SPOILT_GRADIENTS = {"one visible NaN": np.nan, "one visible -inf": -np.inf}
+_HIDDEN = {"NaN wherever hidden": np.nan, "weight wherever hidden": 0.25}
+
+
+def gradients(
+    rng: np.random.Generator, which: NDArray[np.intp], seen: Seen, dtype: DType
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dy and y for rows of the patterns `which` [rows], whose visible columns are `seen` [rows, K]."""
+    dy, y = np.empty(seen.shape), np.empty(seen.shape)
+    for number, pattern in enumerate(GRADIENTS):
+        rows = np.flatnonzero(which == number)
+        z = np.where(seen[rows], pattern.steepness * rng.standard_normal((rows.size, seen.shape[1])), -np.inf)
+        y[rows] = np.nan if pattern.why == "outputs are NaN" else reference.softmax(z)
+        dy[rows] = pattern.dy(rng, y[rows])
+        if pattern.why in _SPOILT_GRADIENTS:
+            _spoil(rng, dy, rows, seen, _SPOILT_GRADIENTS[pattern.why])
+        if pattern.why in _HIDDEN:
+            y[rows] = np.where(seen[rows], y[rows], _HIDDEN[pattern.why])
+            dy[rows] = np.where(seen[rows], dy[rows], _HIDDEN[pattern.why])
+    form = reference.DTYPES[dtype.value]
+    return torch.from_numpy(dy).to(form), torch.from_numpy(y).to(form)
 
 
 SHOWING = {

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-SCHEMA = 1
+SCHEMA = 2
 
 _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
@@ -28,17 +28,20 @@ class Variant:
     """One kernel as the launcher sees it."""
 
     name: str
-    direction: str  # fwd
+    direction: str  # fwd, bwd
     dtype: str  # f16, bf16, f32, f64
     mask: str  # none, causal, bool, boolcausal, like: what its arguments are
-    plan: str  # tile, warp, block
+    plan: str  # tile, warp, block, cluster, stream, split
     max_k: int  # longest row, in columns
     vec: int  # alignment that every row must have, in elements
     lanes: int  # threads that share a row
     threads: int  # per CTA
     rows: int  # per CTA; of a tile, at max_k
-    tile_elements: int  # that a tile's shared memory holds; 0: not a tile
-    cluster: int  # CTAs per cluster
+    tile_elements: int  # of a row's tensors each that a tile's shared memory holds; 0: not a tile
+    piece: int  # columns that a CTA handles at once where a row is longer; 0: it holds its part of the row
+    passes: int  # launches over the same rows
+    partial_bytes: int  # that a piece leaves in the workspace for the next pass
+    cluster: int  # CTAs per cluster, at most
     shared_bytes: int  # dynamic shared memory
     layout: str  # key of its argument layout
     architectures: tuple[str, ...]  # that it ships for
@@ -47,11 +50,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a dispatch table: rows of k[0] .. k[1] columns, whose alignment is at least `vec` elements."""
+    """One line of a dispatch table: rows of k[0] .. k[1] columns, whose alignment is at least `vec` elements, at most
+    `max_rows` of them (0: any number), on these architectures (none named: on all)."""
 
     name: str
     k: tuple[int, int]
     vec: int
+    max_rows: int
+    architectures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Catalog:
     def _table_rows(self) -> Iterable[tuple[None, object]]:
         for key, entries in sorted(self.tables.items()):
             for entry in entries:
-                yield None, [*key, entry.name, entry.k, entry.vec]
+                yield None, [*key, *asdict(entry).values()]
 
     @classmethod
     def from_json(cls, text: str) -> "Catalog":
@@ -112,9 +118,10 @@ class Catalog:
                 f"the catalogue has schema {data.get('schema')}, this package reads {SCHEMA}: run `make generate`"
             )
         tables: dict[tuple[str, str, str], tuple[Entry, ...]] = {}
-        for direction, dtype, mask, name, k, vec in data["tables"]:
+        for direction, dtype, mask, name, k, vec, max_rows, architectures in data["tables"]:
             key = (direction, dtype, mask)
-            tables[key] = (*tables.get(key, ()), Entry(name, (k[0], k[1]), vec))
+            entry = Entry(name, (k[0], k[1]), vec, max_rows, tuple(architectures))
+            tables[key] = (*tables.get(key, ()), entry)
         return cls(
             variants={
                 name: Variant(**{**facts, "architectures": tuple(facts["architectures"])})

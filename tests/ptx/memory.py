@@ -163,6 +163,12 @@ class GlobalMemory:
         missing = buffer.inner(buffer.shadow.writer == NOBODY)
         return missing if buffer.valid is None else missing & buffer.valid
 
+    def writers(self, name: str) -> NDArray[np.int64]:
+        """For each byte the lane that wrote it last in the last launch; negative where none did."""
+        buffer = self.buffers[name]
+        each = np.repeat(buffer.shadow.writer, buffer.shadow.granule)[buffer.lead : buffer.lead + buffer.nbytes]
+        return each.astype(np.int64)
+
     def touched(self, name: str) -> NDArray[np.bool_]:
         """True for each byte that the last launch read."""
         buffer = self.buffers[name]

@@ -1,8 +1,9 @@
 // A libcuda.so.1 without a GPU: enough of the driver API to load a kernel and launch it, all of it recorded.
 //
 // It is as strict as the driver where callers go wrong: nothing before cuInit or after a fork, no context that was not
-// made current, no load during a capture, no more dynamic shared memory than was asked for. An image is not code, but the
-// text "parameter-bytes kernel-name". Other entry points of the API succeed and do nothing.
+// made current, no load during a capture, no more dynamic shared memory and no larger clusters than were asked for, no
+// clusters where the GPU has none. An image is not code, but the text "parameter-bytes kernel-name". Other entry points of
+// the API succeed and do nothing.
 
 #include <dlfcn.h>
 #include <stdint.h>
@@ -11,13 +12,16 @@
 #include <unistd.h>
 
 enum { kSuccess, kInvalidValue, kNotInitialized = 3, kInvalidDevice = 101, kInvalidImage = 200, kInvalidContext = 201,
-       kNotFound = 500, kCaptureUnsupported = 900, kCaptureImplicit = 906 };
-enum { kMaxDevices = 4, kMaxKernels = 64, kMaxCalls = 1 << 15, kMaxParameters = 512, kDefaultShared = 48 * 1024 };
+       kNotFound = 500, kCaptureUnsupported = 900, kCaptureImplicit = 906, kInvalidClusterSize = 912 };
+enum { kMaxDevices = 4, kMaxKernels = 64, kMaxCalls = 1 << 15, kMaxParameters = 512, kDefaultShared = 48 * 1024,
+       kPortableCluster = 8, kLargestCluster = 16 };
+enum { kDynamicSharedSize = 8, kNonPortableCluster = 14, kClusterDimension = 4 };  // attributes
 
 typedef struct {
   char name[168];
   int parameter_bytes;
   int shared_limit[kMaxDevices];
+  int cluster_limit[kMaxDevices];
 } Kernel;
 
 typedef struct {
@@ -129,7 +133,10 @@ static int cuLibraryLoadData(void** library, char const* image)
   FAIL_IF(stub_captured_stream, kCaptureUnsupported);
   Kernel* const kernel = &kernels[__atomic_fetch_add(&kernel_count, 1, __ATOMIC_SEQ_CST)];
   FAIL_IF(sscanf(image, "%d %167s", &kernel->parameter_bytes, kernel->name) != 2, kInvalidImage);
-  for (int device = 0; device < kMaxDevices; ++device) { kernel->shared_limit[device] = kDefaultShared; }
+  for (int device = 0; device < kMaxDevices; ++device) {
+    kernel->shared_limit[device]  = kDefaultShared;
+    kernel->cluster_limit[device] = kPortableCluster;
+  }
   strcpy(call->kernel, kernel->name);
   return *library = kernel, kSuccess;
 }
@@ -153,7 +160,9 @@ static int cuKernelSetAttribute(int attribute, int value, Kernel* kernel, int de
 {
   strcpy(record(__func__, attribute, value, device)->kernel, kernel->name);
   CHECK_CALL();
-  return kernel->shared_limit[device] = value, kSuccess;
+  if (attribute == kDynamicSharedSize) { kernel->shared_limit[device] = value; }
+  if (attribute == kNonPortableCluster) { kernel->cluster_limit[device] = value ? kLargestCluster : kPortableCluster; }
+  return kSuccess;
 }
 
 typedef struct {
@@ -169,23 +178,35 @@ typedef struct {
   uint32_t attribute_count;
 } Config;
 
+static uint32_t const* cluster_of(Config const* config)
+{
+  for (uint32_t i = 0; i < config->attribute_count; ++i) {
+    if (config->attributes[i].id == kClusterDimension) { return config->attributes[i].value; }
+  }
+  return NULL;
+}
+
 static int cuLaunchKernelEx(Config const* config, Kernel const* kernel, void** parameters, void** extra)
 {
+  uint32_t const* const cluster = cluster_of(config);
   if (stub_recording) {
     Call* const call = record(__func__, (uintptr_t)config->stream, (uintptr_t)extra, config->attribute_count);
     strcpy(call->kernel, kernel->name);
     memcpy(call->grid, config->grid, sizeof call->grid);
     memcpy(call->block, config->block, sizeof call->block);
-    for (uint32_t i = 0; i < config->attribute_count; ++i) {
-      if (config->attributes[i].id == 4) { memcpy(call->cluster, config->attributes[i].value, sizeof call->cluster); }
-    }
+    if (cluster) { memcpy(call->cluster, cluster, sizeof call->cluster); }
     call->shared_bytes    = config->shared_bytes;
     call->parameter_bytes = kernel->parameter_bytes;
     memcpy(call->parameters, parameters[0], kernel->parameter_bytes);
   }
   CHECK_CALL();
   FAIL_IF(!config->stream && current < 0, kInvalidContext);
-  FAIL_IF((int)config->shared_bytes > kernel->shared_limit[current < 0 ? 0 : current], kInvalidValue);
+  int const device = current < 0 ? 0 : current;
+  FAIL_IF((int)config->shared_bytes > kernel->shared_limit[device], kInvalidValue);
+  if (cluster) {
+    FAIL_IF(stub_capabilities[2 * device] < 9 || config->grid[0] % cluster[0], kInvalidClusterSize);
+    FAIL_IF((int)cluster[0] > kernel->cluster_limit[device], kInvalidClusterSize);
+  }
   return kSuccess;
 }
 
@@ -197,6 +218,7 @@ static int cuGetErrorString(int status, char const** words)
     {kInvalidImage, "device kernel image is invalid"}, {kInvalidContext, "invalid device context"},
     {kNotFound, "named symbol not found"}, {701, "too many resources requested for launch"},
     {kCaptureUnsupported, "operation not permitted when stream is capturing"},
+    {kInvalidClusterSize, "cluster misconfiguration"},
   };
   *words = NULL;
   for (size_t i = 0; i < sizeof known / sizeof *known; ++i) {

@@ -15,6 +15,9 @@ struct Causal
     RowStrides query;  // 1 for the query dimension, 0 for the others: the row's query is their scalar product
   };
 
+  // Whether every query sees all k columns.
+  CUTE_DEVICE static bool hides_nothing(Params const& p, int k) { return p.offset >= k - 1; }
+
   static constexpr bool Narrows = true;
 
   template <int Vec>
@@ -25,6 +28,10 @@ struct Causal
   CUTE_DEVICE Causal(Params const& p, Rows const& rows, RowIndex const& row)
     : visible(row.offset(p.query, rows.rank) + p.offset + 1)
   {}
+
+  CUTE_DEVICE explicit Causal(int64_t visible) : visible(visible) {}
+
+  CUTE_DEVICE Causal from(int column) const { return Causal(visible - column); }
 
   CUTE_DEVICE int end(int end) const { return visible < end ? (visible > 0 ? int(visible) : 0) : end; }
 
@@ -38,5 +45,9 @@ struct Causal
     return z;
   }
 };
+
+// Which of n groups of rows a CTA (or cluster) works on. Later queries see more columns: neighbours take theirs from either
+// end of the launch, so that what two of them read adds up to the same everywhere.
+CUTE_DEVICE int from_either_end(int cta, int n) { return cta % 2 == 0 ? cta / 2 : n - 1 - cta / 2; }
 
 }  // namespace softmax

@@ -34,19 +34,26 @@ struct Numeric
   static_assert(sizeof(Element) == 2, "the general case is for half_t and bfloat16_t");
   using Accumulator = float;
 
-  // 2^8 exp(z - m)
+  // unit * exp(z - m). The rounding of m c is a factor that all exponentials relative to one m share; between different ones,
+  // weight(max) = exp(max - m) and unit_weight(max) = unit * exp(max - m) have none.
   struct Exp
   {
+    static constexpr float unit = 0x1p8f;
+
+    float m;
     float c;
     float shift;
 
-    CUTE_DEVICE explicit Exp(float m)
+    CUTE_DEVICE explicit Exp(float max)
     {
+      m     = max == negative_infinity<float>() ? 0.0f : max;
       c     = fabsf(m) > 0x1p24f ? 0.5f : 0x1.715476p+0f;
-      shift = m == negative_infinity<float>() ? 0.0f : fmaf(-m, c, 8.0f);
+      shift = fmaf(-m, c, 8.0f);
     }
 
     CUTE_DEVICE float operator()(float z) const { return ptx::ex2(fmaf(z, c, shift)); }
+    CUTE_DEVICE float weight(float max) const { return ptx::ex2((max - m) * c); }
+    CUTE_DEVICE float unit_weight(float max) const { return ptx::ex2(fmaf(max - m, c, 8.0f)); }
   };
 
   CUTE_DEVICE static float reciprocal(float sum) { return ptx::rcp(sum); }
@@ -59,10 +66,14 @@ struct Numeric<float>
 
   struct Exp
   {
+    static constexpr float unit = 1.0f;
+
     float m;
 
     CUTE_DEVICE explicit Exp(float max) : m(max == negative_infinity<float>() ? 0.0f : max) {}
     CUTE_DEVICE float operator()(float z) const { return expf(z - m); }
+    CUTE_DEVICE float weight(float max) const { return expf(max - m); }
+    CUTE_DEVICE float unit_weight(float max) const { return weight(max); }
   };
 
   // One Newton step: within one unit in the last place for the sums of a softmax, which are at least 1.
@@ -80,10 +91,14 @@ struct Numeric<double>
 
   struct Exp
   {
+    static constexpr double unit = 1.0;
+
     double m;
 
     CUTE_DEVICE explicit Exp(double max) : m(max == negative_infinity<double>() ? 0.0 : max) {}
     CUTE_DEVICE double operator()(double z) const { return exp(z - m); }
+    CUTE_DEVICE double weight(double max) const { return exp(max - m); }
+    CUTE_DEVICE double unit_weight(double max) const { return weight(max); }
   };
 
   CUTE_DEVICE static double reciprocal(double sum) { return 1 / sum; }

@@ -27,28 +27,57 @@ CUTE_DEVICE Accumulator group_sum(Accumulator value)
   return value;
 }
 
-// The maximum of a set of scores and the sum of exp(z - max) over it.
-template <class Accumulator>
+// What is known of a row from some of its scores: their maximum, and the sum of unit * exp(z - max).
+template <class Numeric>
 struct MaxSum
 {
-  Accumulator max;
-  Accumulator sum;
+  typename Numeric::Accumulator max;
+  typename Numeric::Accumulator sum;
+
+  CUTE_DEVICE static MaxSum nothing() { return {negative_infinity<typename Numeric::Accumulator>(), 0}; }
+
+  CUTE_DEVICE void add(MaxSum other)
+  {
+    auto const both = max_number(max, other.max);
+    typename Numeric::Exp const exp(both);
+    sum = sum * exp.weight(max) + other.sum * exp.weight(other.max);
+    max = both;
+  }
+
+  template <int Lanes>
+  CUTE_DEVICE MaxSum over_lanes() const
+  {
+    auto const all = group_max<Lanes>(max);
+    return {all, group_sum<Lanes>(sum * typename Numeric::Exp(all).weight(max))};
+  }
 };
 
-// Combines one pair per warp into the pair of the whole CTA, in every thread, with one barrier.
-// sPartials holds Warps pairs and is written once per launch, so no second barrier guards it.
-template <int Warps, class Numeric, class Accumulator>
-CUTE_DEVICE MaxSum<Accumulator> block_max_sum(MaxSum<Accumulator> warp, MaxSum<Accumulator>* sPartials)
+// What is known of a gradient's row from some of its columns: the sum of y dy.
+template <class Accumulator>
+struct Dot
+{
+  Accumulator sum;
+
+  CUTE_DEVICE static Dot nothing() { return {0}; }
+  CUTE_DEVICE void add(Dot other) { sum += other.sum; }
+
+  template <int Lanes>
+  CUTE_DEVICE Dot over_lanes() const
+  {
+    return {group_sum<Lanes>(sum)};
+  }
+};
+
+// One partial per warp, already the same in all its lanes, becomes that of the whole CTA, in every thread, with one barrier.
+// sPartials is written once per launch, so no second barrier guards it.
+template <int Warps, class Partial>
+CUTE_DEVICE Partial over_warps(Partial warp, Partial* sPartials /* (Warps) */)
 {
   static_assert(1 < Warps && Warps <= 32 && (Warps & (Warps - 1)) == 0, "a group of lanes holds one partial each");
   int const lane = threadIdx.x % 32;
   if (lane == 0) { sPartials[threadIdx.x / 32] = warp; }
   __syncthreads();
-
-  MaxSum<Accumulator> const partial = sPartials[lane % Warps];
-  Accumulator const max             = group_max<Warps>(partial.max);
-  typename Numeric::Exp const exp(max);
-  return {max, group_sum<Warps>(partial.sum * exp(partial.max))};
+  return sPartials[lane % Warps].template over_lanes<Warps>();
 }
 
 }  // namespace softmax

@@ -10,8 +10,9 @@
 
 namespace softmax {
 
-// Vec neighbouring columns of a row, from `column` on. They are this lane's to handle when column < end.
-template <int Vec, bool Aligned_>
+// Vec neighbouring columns of a row, from `column` on. They are this lane's to handle when column < end. What is streamed
+// leaves L2 first, which so keeps the rows that will be read again.
+template <int Vec, bool Aligned_, bool Streamed = false>
 struct Span
 {
   static constexpr bool Aligned = Aligned_;
@@ -41,7 +42,11 @@ struct Span
     using namespace cute;
     if (column < end) {
       Tensor gY = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
-      copy(AutoVectorizingCopyWithAssumedAlignment<8 * int(sizeof(Element)) * Vec>{}, rY, gY);
+      if constexpr (Streamed && Vec * sizeof(Element) == sizeof(uint4)) {
+        __stcs(reinterpret_cast<uint4*>(row + column), recast<uint4>(rY)(0));
+      } else {
+        copy(AutoVectorizingCopyWithAssumedAlignment<8 * int(sizeof(Element)) * Vec>{}, rY, gY);
+      }
     }
   }
 
@@ -53,13 +58,22 @@ private:
   }
 };
 
-// A lane's share of a row consists of parts: its vectors, and its edge column if the row has one. A part finds its registers in
+// A lane's share of a row consists of parts: its vectors, and its edge columns if the row has some. A part finds its registers in
 // a fragment and its columns in the row.
 template <class Row>
 struct VectorPart
 {
   static constexpr int Width = Row::Vec;
   int c;
+
+  // Whether the part may have columns before `end`, the same answer in every lane of the row. Vectors beyond it are left out,
+  // but for those that are not worth the branch: of fewer than four elements, or of aligned rows in a warp, whose lengths
+  // grow by two from kernel to kernel.
+  CUTE_DEVICE bool reaches(int end) const
+  {
+    constexpr bool Always = Row::Vec < 4 || (Row::Lanes <= 32 && Row::Edges == 0);
+    return Always || c == 0 || Row::Vec * Row::Lanes * c < end;
+  }
 
   template <class Fragment>
   CUTE_DEVICE auto of(Fragment&& rZ /* (V*C+E) */) const
@@ -74,17 +88,21 @@ template <class Row>
 struct EdgePart
 {
   static constexpr int Width = 1;
+  int c;  // Chunks, Chunks + 1, ...
+
+  CUTE_DEVICE bool reaches(int /*end*/) const { return true; }
 
   template <class Fragment>
   CUTE_DEVICE auto of(Fragment&& rZ /* (V*C+E) */) const
   {
-    return cute::make_tensor(rZ.data() + Row::Vec * Row::Chunks, cute::Shape<cute::_1>{});  // (1)
+    return cute::make_tensor(rZ.data() + Row::Vec * Row::Chunks + edge(), cute::Shape<cute::_1>{});  // (1)
   }
 
-  CUTE_DEVICE auto span(Row const& row, int end) const { return row.edge(end); }
+  CUTE_DEVICE auto span(Row const& row, int end) const { return row.edge(edge(), end); }
+  CUTE_DEVICE int edge() const { return c - Row::Chunks; }
 };
 
-// The registers of a lane's share, as one flat tensor: Chunks vectors, then the edge column.
+// The registers of a lane's share, as one flat tensor: Chunks vectors, then the edge columns.
 template <class Row, class Value>
 CUTE_DEVICE auto make_row_fragment()
 {
@@ -93,16 +111,19 @@ CUTE_DEVICE auto make_row_fragment()
 
 constexpr int kEveryColumn = cuda::std::numeric_limits<int>::max();
 
-// body(part) for the parts of a row of k columns. Rows of a whole CTA, whose buckets are wide, leave out the vectors that lie
-// beyond column k in every thread; two elements of f64 are not worth the branch.
+// body(part) for the parts that reach into the first `end` columns of a row.
 template <class Row, class Body>
-CUTE_DEVICE void for_each_part(int k, Body body)
+CUTE_DEVICE void for_each_part(int end, Body body)
 {
   CUTE_UNROLL
   for (int c = 0; c < Row::Chunks; ++c) {
-    if (Row::Lanes <= 32 || Row::Vec < 4 || c == 0 || Row::Vec * Row::Lanes * c < k) { body(VectorPart<Row>{c}); }
+    VectorPart<Row> const part{c};
+    if (part.reaches(end)) { body(part); }
   }
-  if constexpr (Row::Edges) { body(EdgePart<Row>{}); }
+  if constexpr (Row::Edges > 0) {
+    CUTE_UNROLL
+    for (int edge = 0; edge < Row::Edges; ++edge) { body(EdgePart<Row>{Row::Chunks + edge}); }
+  }
 }
 
 // Every operand's row starts on a vector boundary and K is a multiple of Vec: vectors are inside the row or outside of it.
@@ -125,20 +146,19 @@ struct AlignedRow
 };
 
 // Rows start anywhere. The cuts follow the vector boundaries of the output, so every vector is stored whole; the fewer than
-// Vec columns before the first cut and after the last are dealt one to a lane.
+// Vec columns before the first cut and after the last are dealt to the lanes one by one.
 //
 //   | head | vector 0 | vector 1 | ... | vector n-1 | tail |
 //   0      head                                     body   K
 //
 // InPhase promises that every operand lies at the phase of the output.
-template <int Vec_, int Lanes_, int Chunks_, bool InPhase = false>
+template <int Vec_, int Lanes_, int Chunks_, bool InPhase = false, bool Streamed = false>
 struct RaggedRow
 {
   static constexpr int Vec    = Vec_;
   static constexpr int Lanes  = Lanes_;
   static constexpr int Chunks = Chunks_;
-  static constexpr int Edges  = 1;
-  static_assert(2 * (Vec - 1) <= Lanes, "one lane for each column of the head and the tail");
+  static constexpr int Edges  = (2 * (Vec - 1) + Lanes - 1) / Lanes;
 
   int lane;
   int head;
@@ -152,13 +172,17 @@ struct RaggedRow
     body            = head + (k - head) / Vec * Vec;
   }
 
-  CUTE_DEVICE Span<Vec, InPhase> vector(int c, int end) const
+  CUTE_DEVICE Span<Vec, InPhase, Streamed> vector(int c, int end) const
   {
     return {head + Vec * (lane + Lanes * c), cute::min(end, body)};
   }
 
-  // The lane's column of the head or the tail; at or beyond K where there is none.
-  CUTE_DEVICE Span<1, true> edge(int end) const { return {lane < head ? lane : body + (lane - head), end}; }
+  // The lane's column number `edge` of head and tail together; at or beyond K where there is none.
+  CUTE_DEVICE Span<1, true> edge(int edge, int end) const
+  {
+    int const i = lane + Lanes * edge;
+    return {i < head ? i : body + (i - head), end};
+  }
 };
 
 }  // namespace softmax

@@ -10,6 +10,7 @@
 // A feature is a mask, a bias, a window: whatever acts between the load of x and the softmax. It is a class with
 //   struct Params                                  its run-time arguments, part of the kernel's by-value struct
 //   Feature(Params const&, Rows const&, RowIndex const&)
+//   from(column) -> Feature                        itself, for a row that begins there
 //   Narrows, end(k) -> int                         columns at and beyond the end are hidden: neither read nor computed
 //   Fragment<Vec>                                  the registers it needs for a vector
 //   load(span, fragment)                           fills them; issued together with the loads of x
@@ -30,19 +31,33 @@ public:
 
   CUTE_DEVICE explicit Scores(Accumulator scale, Features const&... features) : scale_(scale), features_(features...) {}
 
-  // The lane's scores of the row at x; columns that are hidden, or in none of its spans, score -inf.
+  // Those of the columns behind `column`.
+  CUTE_DEVICE Scores from(int column) const
+  {
+    Scores scores = *this;
+    cute::for_each(scores.features_, [&](auto& feature) { feature = feature.from(column); });
+    return scores;
+  }
+
+  // The column of the row, of at most k, from which on all are hidden.
+  CUTE_DEVICE int end(int k) const
+  {
+    cute::for_each(features_, [&](auto const& feature) { k = feature.end(k); });
+    return k;
+  }
+
+  // The lane's scores of the row at x, whose visible columns end at `end`; columns of its parts that are hidden score -inf.
   template <class Row, class ScoreTensor>
-  CUTE_DEVICE void load(Row const& row, Element const* x, int k, ScoreTensor& rZ /* (V*C+E) */) const
+  CUTE_DEVICE void load(Row const& row, Element const* x, int end, ScoreTensor& rZ /* (V*C+E) */) const
   {
     using namespace cute;
     Tensor rX = make_row_fragment<Row, Element>();  // (V*C+E)
     clear(rX);
     RowFragments<Row> fragments = {};
-    int const end               = visible_end(k);
 
     // All loads are issued before the first use; those beyond K are predicated off, not branched around.
     for_each_part<Row>(kEveryColumn, [&](auto part) { load_part(part.span(row, end), x, part.of(rX), fragments.of(part)); });
-    for_each_part<Row>(k, [&](auto part) { score_part<Row>(part.span(row, end), part.of(rX), fragments.of(part), part.of(rZ)); });
+    for_each_part<Row>(end, [&](auto part) { score_part<Row>(part.span(row, end), part.of(rX), fragments.of(part), part.of(rZ)); });
   }
 
 private:
@@ -57,20 +72,14 @@ private:
   struct RowFragments
   {
     Fragments<Row::Vec> vectors[Row::Chunks];
-    Fragments<1> edge;
+    Fragments<1> edges[Row::Edges + 1];  // one more: an array has no size 0
 
     CUTE_DEVICE auto& of(VectorPart<Row> part) { return vectors[part.c]; }
-    CUTE_DEVICE auto& of(EdgePart<Row>) { return edge; }
+    CUTE_DEVICE auto& of(EdgePart<Row> part) { return edges[part.edge()]; }
   };
 
   Accumulator scale_;
   cute::tuple<Features...> features_;
-
-  CUTE_DEVICE int visible_end(int k) const
-  {
-    cute::for_each(features_, [&](auto const& feature) { k = feature.end(k); });
-    return k;
-  }
 
   template <class Span, class Vector, class Fragments>
   CUTE_DEVICE void load_part(Span const& span, Element const* x, Vector&& rX /* (V) */, Fragments& fragments) const

@@ -83,6 +83,13 @@ struct TensorMask
       background(per_column ? 0 : *row * Repeat)
   {}
 
+  CUTE_DEVICE TensorMask from(int column) const
+  {
+    TensorMask mask = *this;
+    if (per_column) { mask.row += column; }
+    return mask;
+  }
+
   CUTE_DEVICE int end(int end) const { return end; }
 
   template <class Span, int Vec>

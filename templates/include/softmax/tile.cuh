@@ -2,53 +2,76 @@
 
 #include <cute/tensor.hpp>
 
-#include <softmax/forward.cuh>
 #include <softmax/row_io.cuh>
+#include <softmax/rows.cuh>
 
 namespace softmax {
 
 struct TileParams
 {
   int32_t rows_per_cta;
-  int32_t flat;  // x and y are contiguous: the rows of a CTA are one range of memory
+  int32_t flat;  // every tensor is contiguous: the rows of a CTA are one range of memory
+};
+
+// A tensor in global memory, and where its rows of a tile stand in shared memory.
+template <class Element>
+struct TileSource
+{
+  Element const* global;
+  RowStrides const& strides;
+  Element* sTile;  // (count,K)
 };
 
 // Moves the rows of a CTA between global and shared memory, where they lie one after the other.
 //
-// A flat range is copied like one ragged row, at most two vectors per thread: it stands in shared memory at the phase of its
+// A flat range is copied like one ragged row, at most Vectors of them per thread: it stands in shared memory at the phase of its
 // output, so that a vector is aligned in both. Strided rows are copied element by element, Lanes neighbouring threads to a row.
-template <class Element, int Threads, int Lanes>
+template <class Element, int Threads, int Lanes, int Vectors>
 class TileCopy
 {
 public:
-  CUTE_DEVICE TileCopy(Forward<Element> const& operands, bool flat, int first, int count)
-    : operands_(operands), flat_(flat), first_(first), count_(count)
+  CUTE_DEVICE TileCopy(Rows const& rows, bool flat, int first, int count, Element const* output)
+    : rows_(rows), flat_(flat), first_(first), count_(count), output_(output + flat_offset())
   {}
 
   // The tile's first element in shared memory.
   CUTE_DEVICE Element* place(void* smem) const
   {
-    return static_cast<Element*>(smem) + reinterpret_cast<uintptr_t>(flat_y()) / sizeof(Element) % Vec;
+    return static_cast<Element*>(smem) + reinterpret_cast<uintptr_t>(output_) / sizeof(Element) % Vec;
   }
 
-  CUTE_DEVICE void load(Element* sTile /* (count,K) */) const
+  // Every row of the tensors.
+  template <class... Sources>
+  CUTE_DEVICE void load(Sources const&... sources) const
   {
     if (flat_) {
-      copy_range<false>(operands_.x + flat_offset(), sTile);
+      copy_range<false>(every_part(), Copy{sources.global + flat_offset(), sources.sTile}...);
     } else {
-      copy_rows([&](RowIndex const& index, int r, int column) {
-        sTile[r * k() + column] = operands_.x[index.offset(operands_.x_strides, operands_.rows.rank) + column];
-      });
+      load_rows([&](int /*r*/) { return k(); }, sources...);
     }
   }
 
-  CUTE_DEVICE void store(Element const* sTile /* (count,K) */) const
+  // Of row r the first visible(r) columns, rounded up to RowVec, the vectors in which lanes will take them; of a range the
+  // vectors with any of them. `all`: nothing is hidden anywhere.
+  template <int RowVec, class Visible, class... Sources>
+  CUTE_DEVICE void load_visible(Visible visible, bool all, Sources const&... sources) const
   {
     if (flat_) {
-      copy_range<true>(sTile, flat_y());
+      copy_range<false>(all ? every_part() : visible_parts(visible), Copy{sources.global + flat_offset(), sources.sTile}...);
     } else {
-      copy_rows([&](RowIndex const& index, int r, int column) {
-        operands_.y[index.offset(operands_.y_strides, operands_.rows.rank) + column] = sTile[r * k() + column];
+      load_rows([&](int r) { return (visible(r) + RowVec - 1) / RowVec * RowVec; }, sources...);
+    }
+  }
+
+  CUTE_DEVICE void store(Element const* sTile /* (count,K) */, Element* target, RowStrides const& strides) const
+  {
+    if (flat_) {
+      copy_range<true>(every_part(), Copy{sTile, target + flat_offset()});
+    } else {
+      for_each_row([&](RowIndex const& index, int r, int lane) {
+        Element* const row = target + index.offset(strides, rows_.rank);
+        CUTE_NO_UNROLL
+        for (int column = lane; column < k(); column += Lanes) { row[column] = sTile[r * k() + column]; }
       });
     }
   }
@@ -56,37 +79,93 @@ public:
 private:
   static constexpr int Vec = 16 / sizeof(Element);
   template <bool InPhase>
-  using Range = RaggedRow<Vec, Threads, /*Chunks=*/2, InPhase>;
+  using Range = RaggedRow<Vec, Threads, /*Chunks=*/Vectors, InPhase>;
 
-  Forward<Element> const& operands_;
+  struct Copy
+  {
+    Element const* source;
+    Element* target;
+  };
+
+  Rows const& rows_;
   bool flat_;
   int first_;
   int count_;
+  Element const* output_;
 
-  CUTE_DEVICE int k() const { return operands_.rows.k; }
+  CUTE_DEVICE int k() const { return rows_.k; }
   CUTE_DEVICE int64_t flat_offset() const { return int64_t(first_) * k(); }
-  CUTE_DEVICE Element* flat_y() const { return operands_.y + flat_offset(); }
 
-  // All reads are issued before the first write.
-  template <bool InPhase>
-  CUTE_DEVICE void copy_range(Element const* source, Element* target) const
+  // Bit c: the thread's part c of the range is to be copied; the edge column comes behind the vectors.
+  CUTE_DEVICE static constexpr uint32_t every_part() { return ~0u; }
+
+  template <class Visible>
+  CUTE_DEVICE uint32_t visible_parts(Visible visible) const
   {
+    using Row = Range<false>;
     int const n = count_ * k();
-    using Row = Range<InPhase>;
-    Row const range(threadIdx.x, flat_y(), n);
-    cute::Tensor rT = make_row_fragment<Row, Element>();  // (V*C+E)
-    for_each_part<Row>(n, [&](auto part) { part.span(range, n).load(source, part.of(rT)); });
-    for_each_part<Row>(n, [&](auto part) { part.span(range, n).store(target, part.of(rT)); });
+    Row const range(threadIdx.x, output_, n);
+    uint32_t parts = 0;
+    CUTE_NO_UNROLL
+    for (int c = 0; c <= Row::Chunks; ++c) {
+      int const begin = c < Row::Chunks ? range.vector(c, n).column : range.edge(0, n).column;
+      int const end   = cute::min(begin + (c < Row::Chunks ? Vec : 1), n);
+      CUTE_NO_UNROLL
+      for (int r = begin / k(); r * k() < end; ++r) { parts |= uint32_t(cute::max(begin - r * k(), 0) < visible(r)) << c; }
+    }
+    return parts;
   }
 
-  template <class Copy>
-  CUTE_DEVICE void copy_rows(Copy copy) const
+  // All reads are issued before the first write.
+  template <bool InPhase, class... Copies>
+  CUTE_DEVICE void copy_range(uint32_t parts, Copies const&... copies) const
+  {
+    using Row   = Range<InPhase>;
+    int const n = count_ * k();
+    Row const range(threadIdx.x, output_, n);
+    store_ranges(range, n, cute::make_tuple(read_range(range, n, parts, copies.source)...), copies...);
+  }
+
+  template <class Row, class Fragments, class... Copies>
+  CUTE_DEVICE static void store_ranges(Row const& range, int n, Fragments const& fragments, Copies const&... copies)
+  {
+    int i = 0;
+    cute::for_each(fragments, [&](auto const& rT) {
+      Element* const targets[] = {copies.target...};
+      for_each_part<Row>(n, [&](auto part) { part.span(range, n).store(targets[i], part.of(rT)); });
+      ++i;
+    });
+  }
+
+  template <class Row>
+  CUTE_DEVICE static auto read_range(Row const& range, int n, uint32_t parts, Element const* source)
+  {
+    cute::Tensor rT = make_row_fragment<Row, Element>();  // (V*C+E)
+    cute::clear(rT);
+    for_each_part<Row>(n, [&](auto part) {
+      if (parts >> part.c & 1) { part.span(range, n).load(source, part.of(rT)); }
+    });
+    return rT;
+  }
+
+  template <class Visible, class... Sources>
+  CUTE_DEVICE void load_rows(Visible visible, Sources const&... sources) const
+  {
+    for_each_row([&](RowIndex const& index, int r, int lane) {
+      int const end = visible(r);
+      CUTE_NO_UNROLL
+      for (int column = lane; column < end; column += Lanes) {
+        ((sources.sTile[r * k() + column] = sources.global[index.offset(sources.strides, rows_.rank) + column]), ...);
+      }
+    });
+  }
+
+  template <class Body>
+  CUTE_DEVICE void for_each_row(Body body) const
   {
     CUTE_NO_UNROLL
     for (int r = threadIdx.x / Lanes; r < count_; r += Threads / Lanes) {
-      RowIndex const index(operands_.rows, first_ + r);
-      CUTE_NO_UNROLL
-      for (int column = threadIdx.x % Lanes; column < k(); column += Lanes) { copy(index, r, column); }
+      body(RowIndex(rows_, first_ + r), r, threadIdx.x % Lanes);
     }
   }
 };

@@ -1,0 +1,67 @@
+"""Which bytes tensors share, from addresses, shapes and strides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def may_overlap_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """False if the strides nest: each one exceeds the reach, sum of (size - 1) * stride, of all smaller ones.
+
+    Exact for every slice, transpose and expansion of a contiguous tensor. Some as_strided layouts, such as shape (2, 3)
+    with strides (3, 2), do not nest and are still free of overlap; they count as overlapping.
+    """
+    reach = 0
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += (size - 1) * stride
+    return False
+
+
+def ranges_meet(a: Tensor, b: Tensor) -> bool:
+    """Whether one's first to last byte meets the other's, gaps between elements included."""
+    first_a, end_a = _byte_range(a)
+    first_b, end_b = _byte_range(b)
+    return first_a < end_b and first_b < end_a
+
+
+def same_elements(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors of one shape and dtype have each element at the same address."""
+    return a.data_ptr() == b.data_ptr() and all(
+        n == 1 or s == t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True)
+    )
+
+
+def may_share(a: Tensor, b: Tensor) -> bool:
+    """Whether `a`, whose strides nest, may share a byte with `b` of the same shape and dtype.
+
+    Exact if both step through memory alike, such as buf[:, :K] and buf[:, K:]; otherwise True. An address in both means
+    that the distance of the bases is a sum of e * stride over the dimensions, |e| < size. Strides nest, so what the
+    inner dimensions add is below the stride, and for each dimension at most two values of e are possible.
+    """
+    steps = _steps(a)
+    if steps != _steps(b):
+        return True
+    item = a.element_size()
+    distances = {b.data_ptr() - a.data_ptr()}
+    for stride, size in [*((t * item, n) for t, n in steps), (1, item)]:
+        distances = {d - e * stride for d in distances for e in (d // stride, d // stride + 1) if abs(e) < size}
+    return 0 in distances
+
+
+def _byte_range(tensor: Tensor) -> tuple[int, int]:
+    """First address and one past the last one; nothing between them for an empty tensor, which is contiguous."""
+    first = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return first, first + tensor.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return first, first + (last + 1) * tensor.element_size()
+
+
+def _steps(tensor: Tensor) -> list[tuple[int, int]]:
+    """(stride, size) of the dimensions that move the address, the largest stride first."""
+    return sorted(((t, n) for t, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1), reverse=True)

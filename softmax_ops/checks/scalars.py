@@ -1,0 +1,79 @@
+"""Scalar arguments, brought to plain Python numbers."""
+
+from __future__ import annotations
+
+import sys
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tensors import describe, type_name
+
+# The largest |scale| by accumulation type. f32: up to it scale * log2(e), which kernels fold into one constant, is
+# finite too. f64: every finite double.
+_SCALE_LIMIT_F32 = 2.0**127
+_SCALE_LIMIT_F64 = sys.float_info.max
+
+
+def finite_scale(op: str, given: Any, rows: Tensor) -> float:
+    """`given` as a float that is finite in the accumulation type of `rows`, [..., K]."""
+    scale: float = given if type(given) is float else _float(op, given)
+    limit = _SCALE_LIMIT_F64 if rows.dtype is torch.float64 else _SCALE_LIMIT_F32
+    if -limit <= scale <= limit:  # false for NaN
+        return scale
+    raise ValueError(
+        f"{op}: scale is {scale}; want a finite number, at most {limit:.4g} in magnitude for a {describe(rows)}: "
+        "check how it was computed"
+    )
+
+
+def _float(op: str, scale: Any) -> float:
+    if isinstance(scale, Tensor):
+        return _scale_of_tensor(op, scale)
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"{op}: scale is {scale!r} of type {type_name(scale)}; want a real number: pass float(scale)")
+    try:
+        return float(scale)
+    except OverflowError:
+        raise ValueError(f"{op}: scale is an integer beyond the range of float; want a finite number") from None
+
+
+def _scale_of_tensor(op: str, scale: Tensor) -> float:
+    given = f"{op}: scale is a {describe(scale)}"
+    if scale.device.type != "cpu":
+        raise ValueError(
+            f"{given}; want a number or a 0-d CPU tensor, since reading a value from {scale.device} would make the "
+            "host wait for the device on every call: read it once, outside the loop, with float(scale)"
+        )
+    if scale.layout is not torch.strided or scale.dim() != 0:
+        raise ValueError(f"{given}; want a number or a 0-d CPU tensor: pass float(scale) if it has one element")
+    if scale.dtype is torch.bool or scale.is_complex():
+        raise TypeError(f"{given}; want a real number: pass float(scale)")
+    if scale.requires_grad:
+        raise ValueError(
+            f"{given} that requires grad, and no gradient with respect to scale is computed: pass scale.detach(), "
+            "or leave scale at 1 and multiply by it in torch"
+        )
+    return float(scale)
+
+
+def clamped_offset(op: str, rows: Tensor, causal: Any, causal_offset: Any) -> int | None:
+    """The causal offset of `rows`, [..., Q, K] or [K]: K - Q by default, clamped to [-Q, K]; None if not causal."""
+    if causal is False:
+        if causal_offset is None:
+            return None
+        raise ValueError(f"{op}: causal_offset is {causal_offset!r} and causal is False; pass causal=True as well")
+    if causal is not True:
+        raise TypeError(f"{op}: causal is {causal!r} of type {type_name(causal)}; want a bool: pass True or False")
+    columns = rows.shape[-1]
+    queries = rows.shape[-2] if rows.dim() > 1 else 1
+    if causal_offset is None:
+        return columns - queries
+    if isinstance(causal_offset, bool) or not isinstance(causal_offset, Integral):
+        raise TypeError(
+            f"{op}: causal_offset is {causal_offset!r} of type {type_name(causal_offset)}; want an int: column j is "
+            "visible to query i if j <= i + causal_offset"
+        )
+    return max(-queries, min(int(causal_offset), columns))

@@ -1,0 +1,77 @@
+"""Tensors of rows, and words for what a tensor is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_DEVICE_TYPES = frozenset(("cpu", "cuda"))
+
+
+def describe(tensor: Tensor) -> str:
+    """A tensor's metadata in words: `float16 tensor of shape (2, 3), strides (3, 1), on cuda:0`."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout is not torch.strided:  # has no strides; str(layout) is such as torch.sparse_coo
+        layout = str(tensor.layout).removeprefix("torch.")
+        return f"{dtype} tensor of layout {layout} and shape {tuple(tensor.shape)}, on {tensor.device}"
+    if tensor.is_nested:  # strided by its layout, yet without one shape
+        return f"nested {dtype} tensor on {tensor.device}"
+    return f"{dtype} tensor of shape {tuple(tensor.shape)}, strides {tensor.stride()}, on {tensor.device}"
+
+
+def type_name(value: object) -> str:
+    return type(value).__name__
+
+
+def check_rows(op: str, tensor: Tensor, name: str) -> None:
+    """Refuse all but a plain tensor [..., K] of a supported dtype, on cpu or cuda."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{op}: {name} is of type {type_name(tensor)}; want a torch.Tensor: convert it with torch.as_tensor({name})"
+        )
+    check_plain(op, tensor, name)
+    if tensor.dtype not in _DTYPES:
+        raise _dtype_error(op, tensor, name)
+    if tensor.dim() == 0:
+        raise ValueError(
+            f"{op}: {name} is a 0-d {describe(tensor)}; want at least a row, [..., K]: pass {name}.reshape(1)"
+        )
+    if tensor.device.type not in _DEVICE_TYPES:
+        raise _device_error(op, tensor, name)
+
+
+def check_plain(op: str, tensor: Tensor, name: str) -> None:
+    """Refuse tensors whose values are not simply what lies at base + sum of index * stride."""
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"{op}: {name} is a {describe(tensor)}; want a dense strided tensor: pass {name}.to_dense()")
+    if tensor.is_nested:
+        raise ValueError(
+            f"{op}: {name} is a {describe(tensor)}; want one shape for all rows: "
+            f"pass {name}.to_padded_tensor(0), whose padding the forward's mask hides"
+        )
+    if tensor.is_neg():
+        raise ValueError(
+            f"{op}: {name} is a lazily negated view ({describe(tensor)}), whose memory holds the opposite sign; "
+            f"want a plain tensor: pass {name}.resolve_neg()"
+        )
+
+
+def _dtype_error(op: str, tensor: Tensor, name: str) -> ValueError:
+    if tensor.is_quantized:
+        advice = f"pass {name}.dequantize()"
+    elif tensor.is_complex():
+        advice = f"softmax is defined for real scores only, so pass {name}.real"
+    else:
+        advice = f"convert it with {name}.to(torch.float32)"
+    return ValueError(
+        f"{op}: {name} is a {describe(tensor)}; want dtype float16, bfloat16, float32 or float64: {advice}"
+    )
+
+
+def _device_error(op: str, tensor: Tensor, name: str) -> ValueError:
+    if tensor.is_meta:
+        advice = "a meta tensor holds no values, and the result would have its shape and dtype"
+    else:
+        advice = f"move it with {name}.cuda() or {name}.cpu()"
+    return ValueError(f"{op}: {name} is a {describe(tensor)}; want a tensor on cpu or cuda: {advice}")

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <softmax/reduce.cuh>
+
+// A row that no CTA holds is handled in pieces, each of which is a row of its own to whoever loads and stores it.
+
+namespace softmax {
+
+struct Piece
+{
+  int begin;  // its first column
+  int size;   // columns
+};
+
+// Piece i of a row of k columns, cut at the vector boundary `columns` behind the one before: only the first has columns before
+// its first vector, only the last has some behind its last one.
+template <int Vec, class Element>
+CUTE_DEVICE Piece piece_of_row(Element const* output, int k, int i, int columns)
+{
+  int const phase = int(reinterpret_cast<uintptr_t>(output) / sizeof(Element) % Vec);
+  int const head  = (Vec - phase) % Vec;
+  int const begin = i == 0 ? 0 : cute::min(head + i * columns, k);
+  return {begin, cute::min(head + (i + 1) * columns, k) - begin};
+}
+
+// A row's pieces are shared by CTAs that meet in memory only, between two launches.
+template <class Partial>
+struct SplitParams
+{
+  Partial* partials;  // (rows,segments), of the piece at the same place
+  int32_t segments;   // pieces of a row
+  int32_t pass;       // 0: write them; 1: combine them
+};
+
+// The partials of all pieces of a row become its own, in every thread, added up in the same order everywhere.
+template <int Threads, class Partial>
+CUTE_DEVICE Partial over_segments(Partial const* gPartials /* (segments) */, int segments, Partial* sPartials)
+{
+  Partial lane = Partial::nothing();
+  CUTE_NO_UNROLL
+  for (int i = threadIdx.x; i < segments; i += Threads) { lane.add(gPartials[i]); }
+  return over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
+}
+
+}  // namespace softmax

@@ -1,0 +1,52 @@
+"""docs/plans.md and docs/plans.svg are what the generator writes, and what dispatch does."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from codegen import chart, variants
+from codegen.__main__ import main as command_line
+from codegen.plans import MAX_SPLIT_ROWS
+from codegen.spec import Direction, DType
+from softmax_ops.artifacts import catalog
+from softmax_ops.plan import plan
+from tests.geometries import geometry
+
+STALE = "python -m codegen plans --write brings it up to date"
+
+
+def test_page_holds_what_the_command_prints() -> None:
+    printed = CliRunner().invoke(command_line, ["plans"]).stdout
+    page = chart.PAGE.read_text()
+    assert printed and page == chart.with_block(page, printed), STALE
+
+
+def test_picture_is_what_the_command_draws() -> None:
+    pytest.importorskip("matplotlib")
+    assert chart.PICTURE.read_text() == chart.draw(), STALE
+
+
+@pytest.mark.parametrize("page", ["", "<!-- end -->", 2 * "<!-- begin: here -->\n<!-- end -->\n"])
+def test_a_page_without_one_block_is_refused(page: str) -> None:
+    with pytest.raises(ValueError, match="no single block"):
+        chart.with_block(page, "text")
+
+
+@pytest.mark.parametrize("arch", variants.ARCHITECTURES)
+@pytest.mark.parametrize("rows", [1, MAX_SPLIT_ROWS, MAX_SPLIT_ROWS + 1])
+@pytest.mark.parametrize("kind", chart.KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}")
+def test_spans_are_what_dispatch_chooses(kind: tuple[Direction, DType], rows: int, arch: str) -> None:
+    """At both ends of each, aligned and not."""
+    direction, dtype = kind
+    for vec in (dtype.vector, 1):
+        for span in chart.spans(kind, arch, vec, rows):
+            for k in {-(-span.first // vec) * vec, span.last // vec * vec}:
+                alignment = vec * dtype.bytes
+                of = geometry((rows, k), dtype.value, direction=direction.label, alignment=alignment)
+                assert plan(of, catalog.load(), arch).variant.name == named(kind, span.plan), (k, vec)
+
+
+def named(kind: tuple[Direction, DType], row_plan: chart.RowPlan) -> str:
+    """Of the variant without a mask."""
+    return next(spec.name for own, spec in variants.dispatch(*kind, variants.Mask.NONE) or () if own == row_plan)

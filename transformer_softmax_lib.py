@@ -1,0 +1,61 @@
+"""Scale, masked fill and softmax of attention scores, and the gradient: the functions of `transformer_softmax_lib`.
+
+    output = scaled_masked_softmax_forward(input, mask, scale)
+    grad_input = scaled_masked_softmax_backward(grad_output, output, scale)
+
+The kernels are those of `softmax_ops`; only the mask differs. What it hides is not excluded: its score becomes -VAL, a
+finite number, and takes part. Wrap the two in a `torch.autograd.Function` as `examples/transformer_softmax.py` does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import softmax_ops
+from softmax_ops import dispatch
+from softmax_ops.checks import check_masked_fill
+
+__all__ = ["VAL", "scaled_masked_softmax_backward", "scaled_masked_softmax_forward"]
+
+VAL = 10000.0
+"""What a hidden score becomes, negated."""
+
+
+def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: float | Tensor) -> Tensor:
+    """softmax over the last dimension of  val = -VAL if mask == 1 else input * scale.
+
+    input   [batches, attn_heads, query_seq_len, key_seq_len]; float16, bfloat16, float32 or float64, on a GPU or the
+            CPU.
+    mask    broadcasts to input; bool, uint8, float16 or input's dtype. Exactly 1 hides. None hides nothing.
+    scale   a number, or a tensor of one element. One on a GPU is read back, which waits for the device; during a CUDA
+            graph capture that is an error.
+
+    Returns a contiguous tensor of input's shape and dtype. Sums and exponentials are computed in float32 (float64 for
+    float64). A row that is hidden as a whole is uniform.
+
+    Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together, and what
+    `softmax_ops.softmax` raises beyond.
+    """
+    request = check_masked_fill(input, mask, _number(scale), fill=-VAL)
+    if mask is not None and mask.is_floating_point() and (mask.dtype is not input.dtype or mask.element_size() == 8):
+        request = request._replace(mask=mask == 1)  # of another dtype than input's, and in float64, no kernel reads it
+    with torch.no_grad():
+        return dispatch.forward(request)
+
+
+def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: float | Tensor) -> Tensor:
+    """scale * output * (grad_output - sum_j output_j grad_output_j), the gradient with respect to `input`.
+
+    grad_output, output   of one shape and dtype, as the forward gave it; grad_output may be expanded.
+    scale                 that of the forward.
+
+    The formula is applied to every column, hidden ones too: a row that is hidden as a whole has a gradient. Returns a
+    contiguous tensor; raises what `softmax_ops.softmax_backward` raises.
+    """
+    with torch.no_grad():
+        return softmax_ops.softmax_backward(grad_output, output, scale=_number(scale))
+
+
+def _number(scale: float | Tensor) -> float | Tensor:
+    return scale.item() if isinstance(scale, Tensor) and scale.numel() == 1 else scale
