@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import explain, softmax, softmax_, softmax_backward
     from .driver import DriverError
-    from .launcher import NotLoaded
+    from .launcher import NotLoaded, freeze
     from .plan import NoVariant
     from .resolve import KernelNotFound
+    from .serving import Call, warm_up
 
 __version__ = "0.1.0"
 
@@ -25,20 +26,26 @@ _HOMES = {
     "explain": "api",
     "DriverError": "driver",
     "NotLoaded": "launcher",
+    "freeze": "launcher",
+    "Call": "serving",
+    "warm_up": "serving",
     "NoVariant": "plan",
     "KernelNotFound": "resolve",
 }
 
 __all__ = [
+    "Call",
     "DriverError",
     "KernelNotFound",
     "NoVariant",
     "NotLoaded",
     "__version__",
     "explain",
+    "freeze",
     "softmax",
     "softmax_",
     "softmax_backward",
+    "warm_up",
 ]
 
 

@@ -11,7 +11,7 @@ from .artifacts.catalog import CatalogError
 from .artifacts.cubin import Absent
 from .explanation import explain_geometry
 from .plan import NoVariant
-from .problem import DTYPE_BYTES, OPERANDS, Geometry, Operand
+from .problem import DTYPE_BYTES, OPERANDS, Geometry, Operand, broadcast_strides, contiguous_strides
 
 _MASKS = ("none", "causal", "bool", "boolcausal", "like")
 
@@ -61,21 +61,6 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
-
-
-def _mask_strides(shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> tuple[int, ...]:
-    aligned = (1,) * (len(shape) - len(mask_shape)) + mask_shape
-    if len(aligned) != len(shape) or any(size not in (1, full) for size, full in zip(aligned, shape, strict=True)):
-        raise ValueError(f"a mask of shape {mask_shape} does not broadcast to {shape}")
-    return tuple(stride if size > 1 else 0 for size, stride in zip(aligned, _contiguous(aligned), strict=True))
-
-
 def _explain(options: argparse.Namespace) -> int:
     shape = options.shape if len(options.shape) > 1 else (1, *options.shape)
     causal = options.mask in ("causal", "boolcausal")
@@ -83,9 +68,9 @@ def _explain(options: argparse.Namespace) -> int:
         raise ValueError("--causal-offset goes with --mask causal or boolcausal")
     direction = "bwd" if options.backward else "fwd"
     size = DTYPE_BYTES[options.dtype]
-    operands = [Operand(name, _contiguous(shape), 16, size) for name in OPERANDS[direction]]
+    operands = [Operand(name, contiguous_strides(shape), 16, size) for name in OPERANDS[direction]]
     if options.mask in ("bool", "boolcausal", "like"):
-        strides = _mask_strides(shape, options.mask_shape or shape[-2:])
+        strides = broadcast_strides(options.mask_shape or shape[-2:], shape)
         operands.append(Operand("mask", strides, 16, size if options.mask == "like" else 1))
     offset = options.causal_offset
     geometry = Geometry(

@@ -138,6 +138,10 @@ class Kernel:
             self._permit("MAX_DYNAMIC_SHARED_SIZE_BYTES", self._shared_bytes, device)
         self._ready.add(device)
 
+    def is_ready(self, device: int, cluster: int) -> bool:
+        """Whether a launch in clusters of so many CTAs needs neither loading nor permission."""
+        return device in self._ready and (cluster <= _PORTABLE_CLUSTER or device in self._large_clusters)
+
     def permit_cluster(self, ctas: int, device: int) -> None:
         """Once per device, for clusters of more CTAs than every GPU with clusters has."""
         if ctas > _PORTABLE_CLUSTER and device not in self._large_clusters:

@@ -27,8 +27,11 @@ _executables: dict[tuple[int, int], "Executable"] = {}
 """By the id of the plan (hashing one takes longer than a launch) and the device. An executable keeps its plan alive."""
 
 
+_frozen = False
+
+
 class NotLoaded(RuntimeError):
-    """A kernel would have to be loaded where that is impossible: while a CUDA graph is being captured."""
+    """A kernel would have to be loaded where that cannot or must not be: during a capture, or after `freeze()`."""
 
 
 @lru_cache(maxsize=PLANS)
@@ -116,27 +119,53 @@ class Executable:
 def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executable:
     """The plan on a device; its kernel is found, loaded and made ready the first time.
 
-    Raises resolve.KernelNotFound when no place holds it, NotLoaded when `stream` is being captured into a CUDA graph.
+    Raises resolve.KernelNotFound when no place holds it, NotLoaded when it would have to be loaded after `freeze()` or
+    while `stream` is being captured into a CUDA graph.
     """
     found = _executables.get((id(launch_plan), device))
     if found is not None:
         return found
     driver.refuse_after_fork()
-    if driver.is_capturing(stream):
-        raise NotLoaded(
-            f"{launch_plan.variant.name} is not loaded, and nothing can be loaded while a CUDA graph is captured: "
-            "call softmax_ops.softmax once with these shapes before the capture."
-        )
-    kernel = _kernel(launch_plan, driver.architecture(device))
+    kernel = _ready_kernel(launch_plan, device, stream)
     with _lock:
-        kernel.prepare(device)
-        kernel.permit_cluster(max(launch.cluster for launch in launch_plan.launches), device)
         if len(_executables) >= PLANS:
             _executables.clear()
         return _executables.setdefault((id(launch_plan), device), Executable(launch_plan, kernel, device))
 
 
-def _kernel(launch_plan: LaunchPlan, arch: str) -> driver.Kernel:
+def freeze(frozen: bool = True) -> None:
+    """From now on a kernel that is not loaded is an error (NotLoaded), never a search, a compile or a load.
+
+    For servers, after `warm_up`. `freeze(False)` permits loading again.
+    """
+    global _frozen
+    _frozen = frozen
+
+
+def _ready_kernel(launch_plan: LaunchPlan, device: int, stream: int) -> driver.Kernel:
+    variant, arch = launch_plan.variant, driver.architecture(device)
+    cluster = max(launch.cluster for launch in launch_plan.launches)
+    kernel = _kernels.get((variant.name, arch))
+    if kernel is not None and kernel.is_ready(device, cluster):
+        return kernel
+    if _frozen:
+        raise NotLoaded(
+            f"{variant.name} is not loaded on device {device}, and softmax_ops.freeze() forbids loading: "
+            "name its shape in softmax_ops.warm_up(...) before."
+        )
+    if driver.is_capturing(stream):
+        raise NotLoaded(
+            f"{variant.name} is not loaded, and nothing can be loaded while a CUDA graph is captured: "
+            "call softmax_ops.warm_up(...), or softmax_ops.softmax once with these shapes, before the capture."
+        )
+    kernel = _loaded(launch_plan, arch)
+    with _lock:
+        kernel.prepare(device)
+        kernel.permit_cluster(cluster, device)
+    return kernel
+
+
+def _loaded(launch_plan: LaunchPlan, arch: str) -> driver.Kernel:
     """Loaded once per process and architecture; two threads at once may both resolve it, one load is kept."""
     variant = launch_plan.variant
     kernel = _kernels.get((variant.name, arch))

@@ -67,6 +67,32 @@ class Geometry(NamedTuple):
         return last if last.name == "mask" else None
 
 
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """In elements.
+
+    >>> contiguous_strides((2, 3, 5))
+    (15, 5, 1)
+    """
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def broadcast_strides(mask: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a contiguous mask that broadcasts to a shape from the right; raises ValueError if it does not.
+
+    >>> broadcast_strides((5, 1, 7), (2, 5, 3, 7))
+    (0, 7, 0, 1)
+    """
+    aligned = (1,) * (len(shape) - len(mask)) + tuple(mask)
+    if len(aligned) != len(shape) or any(size not in (1, full) for size, full in zip(aligned, shape, strict=True)):
+        raise ValueError(f"a mask of shape {mask} does not broadcast to {shape}")
+    moving = zip(aligned, contiguous_strides(aligned), strict=True)
+    return tuple(stride if size > 1 else 0 for size, stride in moving)
+
+
 class Dimension(NamedTuple):
     """A leading dimension: its size, how far each operand moves along it (elements), and whether it counts queries."""
 

@@ -1,0 +1,64 @@
+"""For servers: kernels loaded before the first request. Needs no torch."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from . import driver, launcher
+from .problem import DTYPE_BYTES, OPERANDS, Geometry, Operand, broadcast_strides, contiguous_strides
+
+
+class Call(NamedTuple):
+    """A call to be expected: scores [..., Q, K] of a dtype ("f16", "bf16", "f32", "f64" or torch's own)."""
+
+    shape: tuple[int, ...]
+    dtype: object = "f16"
+    mask_shape: tuple[int, ...] | None = None  # that of the bool or uint8 mask, which broadcasts; None: no mask
+    causal: bool = False
+    backward: bool = False
+    batch_invariant: bool = False
+
+
+def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[str]:
+    """Loads what the calls will need on a device: the kernels for tensors that start on 16-byte boundaries, and for
+    such that start anywhere. A shape alone is a call with these `facts` (fields of Call).
+
+    >>> warm_up((8, 16, 512, 512), dtype="bf16", causal=True)              # doctest: +SKIP
+    >>> warm_up(Call((64, 32000), "f32"), Call((64, 32000), "f32", backward=True))  # doctest: +SKIP
+
+    Returns the names of the kernels, in order. The calls are then safe inside a CUDA graph capture, and after
+    `freeze()`. Raises ValueError for a call that is none, and what a launch raises: KernelNotFound, NoVariant,
+    DriverError.
+    """
+    arch = driver.architecture(device)
+    names: dict[str, None] = {}
+    for call in calls:
+        for geometry in _geometries(call if isinstance(call, Call) else Call(tuple(call), **facts)):
+            plan = launcher.plan_for(geometry, arch)
+            launcher.executable(plan, device)
+            names[plan.variant.name] = None
+    return list(names)
+
+
+def _geometries(call: Call) -> Iterator[Geometry]:
+    """Of contiguous tensors, at either alignment; none where there is nothing to compute."""
+    dtype = _DTYPE_NAMES.get(str(call.dtype).removeprefix("torch."), str(call.dtype))
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"warm_up: dtype is {call.dtype!r}; want one of {', '.join(DTYPE_BYTES)}, or torch's")
+    shape = tuple(call.shape) if len(call.shape) > 1 else (1, *call.shape)
+    if not call.shape or min(shape) < 0:
+        raise ValueError(f"warm_up: shape is {call.shape}; want the sizes of scores, [..., Q, K]")
+    if 0 in shape:
+        return
+    mask = () if call.mask_shape is None or call.backward else (broadcast_strides(call.mask_shape, shape),)
+    kind = ("bool" if mask else "") + ("causal" if call.causal else "") or "none"
+    direction = "bwd" if call.backward else "fwd"
+    for alignment in (16, DTYPE_BYTES[dtype]):
+        tensors = [
+            Operand(name, contiguous_strides(shape), alignment, DTYPE_BYTES[dtype]) for name in OPERANDS[direction]
+        ]
+        masks = [Operand("mask", strides, min(alignment, 8), 1) for strides in mask]
+        offset = shape[-1] - shape[-2] if call.causal else None
+        yield Geometry(direction, dtype, kind, shape, (*tensors, *masks), offset, call.batch_invariant)
+
+
+_DTYPE_NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}

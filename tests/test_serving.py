@@ -1,0 +1,101 @@
+"""Kernels loaded before the first request, and what `freeze` forbids, against the stub driver."""
+
+import pytest
+
+import softmax_ops
+from softmax_ops import launcher, serving
+from softmax_ops.artifacts import catalog
+from softmax_ops.launcher import NotLoaded
+from tests import stub_driver
+from tests.geometries import geometry
+from tests.stub_driver import isolated
+from tests.test_launcher import STREAM, Serve, launch, names, plan_for, serve
+
+__all__ = ["serve"]  # a fixture
+
+
+def serve_all(served: Serve, *parts: str) -> None:
+    """Every variant whose name contains one of the parts."""
+    variants = catalog.load().variants
+    served(*(variant for name, variant in variants.items() if any(part in name for part in parts)))
+
+
+@isolated
+def test_a_shape_loads_the_kernels_of_either_alignment(serve: Serve) -> None:
+    serve_all(serve, "fwd_bf16_causal_warp")
+    loaded = softmax_ops.warm_up((3, 5, 1000), dtype="bf16", causal=True)
+    assert loaded == [
+        "softmax_fwd_bf16_causal_warp_k1024_v8_t128r4",
+        "softmax_fwd_bf16_causal_warp_k1024_v1_t128r4",
+    ]
+    assert names().count("cuLibraryLoadData") == 2 and "cuLaunchKernelEx" not in names()
+
+
+@isolated
+def test_calls_of_every_kind(serve: Serve) -> None:
+    """A mask, the backward, rows that share CTAs of a cluster; a single row; nothing to compute."""
+    serve_all(serve, "f16_bool_warp", "bwd_f16_causal_warp", "fwd_f32_none_cluster")
+    call = softmax_ops.Call
+    masked = softmax_ops.warm_up(call((3, 5, 1000), "f16", mask_shape=(3, 1, 1000)))
+    assert [name.split("_")[3] for name in masked] == ["bool", "bool"]
+    (aligned, _) = softmax_ops.warm_up(call((3, 5, 1000), "float16", mask_shape=(1000,), backward=True))
+    assert aligned.startswith("softmax_bwd_f16_causal_warp")
+    assert len(softmax_ops.warm_up(call((50000,), "f32"), call((4, 50000), "f32"))) == 2
+    permitted = names().count("cuKernelSetAttribute")
+    assert softmax_ops.warm_up(call((2, 250000), "f32")) and names().count("cuKernelSetAttribute") == permitted + 2
+    assert softmax_ops.warm_up((0, 5, 1000), (3, 0)) == []
+
+
+@isolated
+def test_what_was_warmed_up_runs_in_a_capture_and_frozen(serve: Serve) -> None:
+    """With other strides too: another plan, the same kernel."""
+    serve_all(serve, "fwd_f16_none_warp")
+    softmax_ops.warm_up((3, 5, 1000))
+    softmax_ops.freeze()
+    stub_driver.capture(STREAM)
+    launch(plan_for(geometry((3, 5, 1000))))
+    launch(plan_for(geometry((7, 1000), strides={"x": (2000, 1)})))
+    launch(plan_for(geometry((3, 5, 1000), alignment=2)))
+    assert names().count("cuLaunchKernelEx") == 3
+
+
+@isolated
+def test_freeze_forbids_loading_and_can_be_lifted(serve: Serve) -> None:
+    serve_all(serve, "fwd_f16_none_warp")
+    found = plan_for(geometry((3, 5, 1000)))
+    softmax_ops.freeze()
+    stub_driver.forget()
+    with pytest.raises(NotLoaded, match=rf"^{found.variant.name} is not loaded on device 0, .*freeze.*warm_up"):
+        launch(found)
+    assert "cuLibraryLoadData" not in names()
+    softmax_ops.freeze(False)
+    launch(found)
+
+
+@isolated
+def test_a_second_device_is_warmed_up_by_itself(serve: Serve) -> None:
+    stub_driver.devices("sm_90", "sm_90")
+    serve_all(serve, "fwd_f16_none_warp")
+    softmax_ops.warm_up((3, 5, 1000))
+    softmax_ops.freeze()
+    with pytest.raises(NotLoaded, match="on device 1"):
+        launcher.executable(plan_for(geometry((3, 5, 1000))), 1)
+    softmax_ops.freeze(False)
+    softmax_ops.warm_up((3, 5, 1000), device=1)
+    softmax_ops.freeze()
+    launch(plan_for(geometry((3, 5, 1000))), device=1)
+    assert names().count("cuLibraryLoadData") == 2, "both alignments, once for both devices"
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (serving.Call((3, 5), "int8"), "dtype is 'int8'; want one of f16, bf16, f32, f64"),
+        (serving.Call((), "f16"), r"shape is \(\)"),
+        (serving.Call((3, -1), "f16"), r"shape is \(3, -1\)"),
+        (serving.Call((3, 5), "f16", mask_shape=(2, 5)), r"a mask of shape \(2, 5\) does not broadcast to \(3, 5\)"),
+    ],
+)
+def test_calls_that_are_none(call: serving.Call, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        list(serving._geometries(call))
