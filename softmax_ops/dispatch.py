@@ -5,7 +5,7 @@ The latter: the tensors in integers, their plan and its launch, copies where no 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -59,7 +59,7 @@ def compute(
     if x.numel() == 0:
         return y
     tensors, mask = _with_unit_strides((*inputs, y), mask)
-    with nullcontext() if torch.cuda.current_device() == x.device.index else torch.cuda.device(x.device):
+    with _current(_ordinal(x)):
         try:
             _launch(direction, tensors, mask, scalars)
         except TooManyDimensions:
@@ -94,10 +94,10 @@ def explain(
 
 
 def _launch(direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, scalars: Scalars) -> None:
-    device = tensors[0].device.index
+    device = _ordinal(tensors[0])
     plan = _plan(_metadata(direction, tensors, mask, scalars, driver.architecture(device)))
-    stream = torch.cuda.current_stream(device).cuda_stream
-    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device) if plan.workspace_bytes else None
+    stream = _stream(device)
+    workspace = tensors[0].new_empty(plan.workspace_bytes, dtype=torch.uint8) if plan.workspace_bytes else None
     launcher.executable(plan, device, stream).launch(
         tuple(tensor.data_ptr() for tensor in (tensors if mask is None else (*tensors, mask))),
         scale=scalars.scale,
@@ -105,6 +105,19 @@ def _launch(direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, sc
         workspace=0 if workspace is None else workspace.data_ptr(),
         stream=stream,
     )
+
+
+def _ordinal(tensor: Tensor) -> int:
+    return tensor.device.index
+
+
+def _stream(device: int) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+def _current(device: int) -> AbstractContextManager:
+    """The default stream is that of the current device: inside, it is this one."""
+    return nullcontext() if torch.cuda.current_device() == device else torch.cuda.device(device)
 
 
 def _with_unit_strides(tensors: tuple[Tensor, ...], mask: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:

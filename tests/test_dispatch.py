@@ -1,0 +1,137 @@
+"""From tensors to launches, on the stub driver: CPU tensors pose as those of a GPU, and what is launched is recorded."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from softmax_ops import dispatch
+from softmax_ops.artifacts import catalog
+from softmax_ops.plan import LaunchPlan
+from tests import stub_driver
+from tests.stub_driver import isolated
+from tests.test_launcher import STREAM, Serve, serve
+
+__all__ = ["serve"]  # a fixture
+
+EXCLUDED = -float("inf")
+
+
+@pytest.fixture(autouse=True)
+def posing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor is on device 0, whose current stream is STREAM."""
+    monkeypatch.setattr(dispatch, "_ordinal", lambda tensor: 0)
+    monkeypatch.setattr(dispatch, "_stream", lambda device: STREAM)
+    monkeypatch.setattr(dispatch, "_current", lambda device: nullcontext())
+
+
+def serve_all(served: Serve, *parts: str) -> None:
+    """Every variant whose name contains one of the parts."""
+    variants = catalog.load().variants
+    served(*(variant for name, variant in variants.items() if any(part in name for part in parts)))
+
+
+def compute(direction: str, inputs: Any, mask: Any = None, out: Any = None, **scalars: Any) -> torch.Tensor:
+    facts: dict[str, Any] = {"scale": 0.5, "fill": EXCLUDED, "causal_offset": None, "batch_invariant": False}
+    return dispatch.compute(direction, inputs, mask, out, dispatch.Scalars(**(facts | scalars)))
+
+
+def plan_of(direction: str, tensors: Any, mask: Any = None, **scalars: Any) -> LaunchPlan:
+    facts: dict[str, Any] = {"scale": 0.5, "fill": EXCLUDED, "causal_offset": None, "batch_invariant": False}
+    return dispatch._plan(dispatch._metadata(direction, tensors, mask, dispatch.Scalars(**(facts | scalars)), "sm_90"))
+
+
+def launched() -> list[stub_driver.Call]:
+    return stub_driver.launches()
+
+
+@isolated
+def test_addresses_and_scalars_of_the_forward(serve: Serve) -> None:
+    serve_all(serve, "fwd_f16_boolcausal_warp")
+    x, mask = torch.randn(3, 2, 5, 1000).half(), torch.zeros(3, 1, 1, 1000, dtype=torch.uint8)
+    y = compute("fwd", (x,), mask, causal_offset=995)
+    (call,) = launched()
+    plan = plan_of("fwd", (x, y), mask, causal_offset=995)
+    addresses = {"x.address": x.data_ptr(), "y.address": y.data_ptr(), "mask.address": mask.data_ptr()}
+    assert call.parameters == plan.arguments(plan.launches[0], addresses | {"scale": 0.5, "mask.fill": EXCLUDED})
+    assert call.stream == STREAM and y.is_contiguous() and y.shape == x.shape and y.dtype is x.dtype
+
+
+@isolated
+def test_addresses_of_the_backward_in_place(serve: Serve) -> None:
+    serve_all(serve, "bwd_f32_causal_warp")
+    dy, y = torch.randn(2, 5, 300), torch.rand(2, 5, 300)
+    version = dy._version
+    assert compute("bwd", (dy, y), out=dy) is dy and dy._version == version + 1
+    (call,) = launched()
+    plan = plan_of("bwd", (dy, y, dy))
+    addresses = {"dy.address": dy.data_ptr(), "y.address": y.data_ptr(), "dx.address": dy.data_ptr()}
+    assert call.parameters == plan.arguments(plan.launches[0], addresses | {"scale": 0.5})
+
+
+@isolated
+def test_a_mask_of_ones_and_zeros_has_kernels_of_its_own(serve: Serve) -> None:
+    serve_all(serve, "fwd_f16_like_warp")
+    x = torch.randn(5, 1000).half()
+    compute("fwd", (x,), torch.zeros(1, 1000).half(), fill=-10000.0)
+    assert b"fwd_f16_like_warp" in launched()[0].kernel
+
+
+@isolated
+def test_a_last_stride_other_than_1_is_copied(serve: Serve) -> None:
+    """x transposed, as a whole; an expanded dy, one row of it; a mask too."""
+    serve_all(serve, "fwd_f32_bool_warp", "bwd_f32_causal_warp")
+    x = torch.randn(300, 7).t()
+    compute("fwd", (x,), torch.zeros(300, 7, dtype=torch.bool).t())
+    dy = torch.tensor(2.0).expand(7, 300)
+    compute("bwd", (dy, torch.rand(7, 300)))
+    forward, backward = launched()
+    own = {tensor.data_ptr() for tensor in (x, dy)}
+    layout = catalog.load().layout(plan_of("bwd", (torch.rand(1, 300).expand(7, 300), x.contiguous(), x)).variant)
+    strides = catalog.argument_bytes(layout[: [name for name, _ in layout].index("dy.strides")])
+    assert backward.parameters[strides : strides + 32] == bytes(32), "all rows of dy are one"
+    for call in (forward, backward):
+        assert int.from_bytes(call.parameters[:8], "little") not in own
+
+
+@isolated
+def test_strides_that_no_kernel_can_follow_are_copied(serve: Serve) -> None:
+    """Five leading dimensions, none of which continues another; the result goes where it should."""
+    serve_all(serve, "fwd_f32_none_warp")
+    whole = torch.randn(3, 3, 3, 3, 3, 600)
+    x, out = whole[::2, ::2, ::2, ::2, ::2, :300], torch.zeros(3, 3, 3, 3, 3, 600)[::2, ::2, ::2, ::2, ::2, :300]
+    assert compute("fwd", (x,), out=out) is out
+    (call,) = launched()
+    source, target = (int.from_bytes(call.parameters[at : at + 8], "little") for at in (0, 8))
+    assert source != x.data_ptr() and target != out.data_ptr()
+
+
+@isolated
+def test_split_rows_get_a_workspace(serve: Serve) -> None:
+    stub_driver.devices("sm_80")
+    variant = catalog.load().variants["softmax_fwd_f32_none_split_kany_v1_t256r1"]
+    serve(variant, held=("sm_80",))
+    compute("fwd", (torch.randn(3, 50257),))
+    first, second = launched()
+    layout = catalog.load().layout(variant)
+    at = catalog.argument_bytes(layout[: [name for name, _ in layout].index("workspace.address")])
+    assert first.parameters[at : at + 8] == second.parameters[at : at + 8] != bytes(8)
+
+
+@isolated
+def test_nothing_is_launched_for_nothing() -> None:
+    assert compute("fwd", (torch.zeros(3, 0),)).shape == (3, 0)
+    assert compute("bwd", (torch.zeros(0, 5), torch.zeros(0, 5))).shape == (0, 5)
+    assert launched() == []
+
+
+@isolated
+def test_equal_calls_share_a_plan_and_a_kernel(serve: Serve) -> None:
+    serve_all(serve, "fwd_f16_none_warp")
+    for _ in range(3):
+        compute("fwd", (torch.randn(5, 1000).half(),))
+    compute("fwd", (torch.randn(6, 1000).half(),))
+    names = [call.name for call in stub_driver.calls()]
+    assert names.count("cuLibraryLoadData") == 1 and names.count("cuLaunchKernelEx") == 4
+    assert dispatch._plan.cache_info().misses == 2
