@@ -1,4 +1,4 @@
-"""From tensors to launches, on the stub driver: CPU tensors pose as those of a GPU, and what is launched is recorded."""
+"""From tensors to launches, on the stub driver: CPU tensors pose as those of a GPU; what is launched is recorded."""
 
 from contextlib import nullcontext
 from typing import Any

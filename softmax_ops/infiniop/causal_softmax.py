@@ -1,0 +1,238 @@
+"""The operator: y_ij = exp(x_ij - m_i) / sum_j exp(x_ij - m_i) over j <= i + K - Q, 0 elsewhere, in place of x.
+
+Create once, run often. What depends on the device is decided when the descriptor is created if the CUDA driver can be
+used, else by the first run.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..artifacts import catalog
+from ..plan import LaunchPlan
+from ..problem import DTYPE_BYTES, Geometry, Operand
+from .descriptors import infiniDtype_t, infiniopHandle_t, infiniopTensorDescriptor_t
+from .execution import ALIGNMENT, Kernels, architecture, plans
+from .status import (
+    INFINI_STATUS_BAD_PARAM,
+    INFINI_STATUS_BAD_TENSOR_DTYPE,
+    INFINI_STATUS_BAD_TENSOR_SHAPE,
+    INFINI_STATUS_BAD_TENSOR_STRIDES,
+    INFINI_STATUS_DEVICE_NOT_INITIALIZED,
+    INFINI_STATUS_INSUFFICIENT_WORKSPACE,
+    INFINI_STATUS_NULL_POINTER,
+    Failure,
+    Opaque,
+    Ref,
+    address,
+    answers,
+    integer,
+    opened,
+    out,
+)
+
+MAX_BYTES = 2**44
+"""From a tensor's first element to behind its last: more than any device has."""
+
+_DTYPES = {
+    infiniDtype_t.INFINI_DTYPE_F16: "f16",
+    infiniDtype_t.INFINI_DTYPE_F32: "f32",
+    infiniDtype_t.INFINI_DTYPE_F64: "f64",
+    infiniDtype_t.INFINI_DTYPE_BF16: "bf16",
+}
+
+
+class infiniopCausalSoftmaxDescriptor_t(Opaque):
+    """A tensor's geometry, its launch plans, and their kernels on a device. Threads may share it."""
+
+    def __init__(self, geometry: Geometry, device: int):
+        self.geometry = geometry  # for data aligned to ALIGNMENT
+        self.device = device
+        self.empty = prod(geometry.shape) == 0
+        self.end_bytes = _reach(geometry.shape, geometry.output.strides) * geometry.element_bytes  # behind the last
+        self._kernels: Kernels | None = None
+        self.workspace_bytes = 0 if self.empty else self._settle()
+
+    def plans(self, arch: str) -> tuple[LaunchPlan, LaunchPlan]:
+        """On an architecture, for data aligned to ALIGNMENT, and to its elements only."""
+        return plans(self.geometry, arch)
+
+    def kernels(self, stream: int) -> Kernels:
+        """Of both plans on the device, loaded by the first call."""
+        if self._kernels is None:
+            self._kernels = Kernels(self.plans(architecture(self.device)), self.device, stream)
+        return self._kernels
+
+    def _settle(self) -> int:
+        """Loads what can be loaded. Returns the bytes of workspace that any run may need."""
+        try:
+            architectures: tuple[str, ...] = (architecture(self.device),)
+            self.kernels(stream=0)
+        except Failure as failure:
+            if failure.status is not INFINI_STATUS_DEVICE_NOT_INITIALIZED:
+                raise
+            architectures = catalog.load().architectures
+        return max(each.workspace_bytes for arch in architectures for each in self.plans(arch))
+
+
+@answers
+def infiniopCreateCausalSoftmaxDescriptor(
+    handle: infiniopHandle_t, desc_ptr: Ref, t_desc: infiniopTensorDescriptor_t
+) -> None:
+    """Prepares the causal softmax of tensors like t_desc on the handle's device.
+
+    handle    of the device; not needed any longer afterwards.
+    desc_ptr  Ref() that receives the descriptor.
+    t_desc    [Q, K] or [batch, Q, K] with Q <= K; F16, F32, F64 or BF16; last stride 1, the others positive and each
+              beyond the reach of all smaller ones, so that no two elements share an address. Sizes of 0 are allowed.
+              Not needed any longer afterwards.
+
+    Loads the kernels, so that the first run may be captured into a CUDA graph. Where the CUDA driver cannot be used the
+    descriptor is made all the same, and the first run loads them.
+
+    Returns SUCCESS; BAD_TENSOR_DTYPE; BAD_TENSOR_SHAPE for another rank, Q > K, or more than 2^44 bytes;
+    BAD_TENSOR_STRIDES; NOT_IMPLEMENTED for rows longer than any kernel takes; DEVICE_NOT_FOUND when the machine has no
+    such GPU; DEVICE_ARCHITECTURE_NOT_SUPPORTED when no kernel for it can be had; EXECUTION_FAILED when CUDA refuses to
+    load one, or where none may be loaded: while a graph is captured, after softmax_ops.freeze(); NULL_POINTER, or
+    BAD_PARAM for what was destroyed or is something else.
+    """
+    device = opened(handle, infiniopHandle_t, "handle").device
+    out(desc_ptr, "desc_ptr")
+    tensor = opened(t_desc, infiniopTensorDescriptor_t, "t_desc")
+    desc_ptr.value = infiniopCausalSoftmaxDescriptor_t(_geometry(tensor), device)
+
+
+@answers
+def infiniopGetCausalSoftmaxWorkspaceSize(desc: infiniopCausalSoftmaxDescriptor_t, size: Ref) -> None:
+    """Bytes of workspace for each run of a descriptor, fixed when it was created: 0 for most shapes.
+
+    Long rows, few of them, take some on GPUs without clusters. A descriptor made where the CUDA driver cannot be used
+    asks for what the most demanding architecture needs.
+
+    Returns SUCCESS; NULL_POINTER; BAD_PARAM when desc was destroyed, or either is something else.
+    """
+    descriptor = opened(desc, infiniopCausalSoftmaxDescriptor_t, "desc")
+    out(size, "size").value = descriptor.workspace_bytes
+
+
+@answers
+def infiniopCausalSoftmax(
+    desc: infiniopCausalSoftmaxDescriptor_t,
+    workspace: int | None,
+    workspace_size: int,
+    data: int | None,
+    stream: int | None,
+) -> None:
+    """Launches the causal softmax of a tensor in device memory, in place.
+
+    desc            of the tensor's shape, strides and element type, and of the device.
+    workspace       address of device memory, a multiple of 16, that nothing else uses until the kernels are done; None
+                    or 0 where no workspace is needed.
+    workspace_size  bytes of it.
+    data            address of the tensor's first element, a multiple of the element size; None or 0 where it is empty.
+    stream          CUstream of the device as an integer; None or 0 is the default stream of the device's context.
+
+    The thread's current context is afterwards what it was before. An empty tensor launches nothing.
+
+    Returns SUCCESS once launched; INSUFFICIENT_WORKSPACE; NULL_POINTER for data or desc; BAD_PARAM for a descriptor
+    that was destroyed or is something else, for addresses that are not aligned, for what is no number;
+    DEVICE_NOT_INITIALIZED when the CUDA driver cannot be used (none there, no GPU, a process forked after its first
+    use); DEVICE_NOT_FOUND and DEVICE_ARCHITECTURE_NOT_SUPPORTED as at the descriptor's creation, if the driver could
+    not be asked then; EXECUTION_FAILED when CUDA refuses the launch, or in a graph capture when no kernel was loaded
+    before.
+    """
+    descriptor = opened(desc, infiniopCausalSoftmaxDescriptor_t, "desc")
+    scratch = address(workspace, "workspace")
+    scratch_bytes = integer(workspace_size, "workspace_size", 0, 2**64)
+    first = address(data, "data")
+    queue = address(stream, "stream")
+    if descriptor.empty:
+        return
+    _check_workspace(descriptor, scratch, scratch_bytes)
+    _check_data(descriptor, first)
+    descriptor.kernels(queue).launch(first, scratch, queue)
+
+
+@answers
+def infiniopDestroyCausalSoftmaxDescriptor(desc: infiniopCausalSoftmaxDescriptor_t) -> None:
+    """Makes a descriptor useless; runs that were launched, or are just being launched by other threads, complete.
+
+    Returns SUCCESS; NULL_POINTER for None; BAD_PARAM for what is no such descriptor, or destroyed already.
+    """
+    opened(desc, infiniopCausalSoftmaxDescriptor_t, "desc").alive = False
+
+
+def _geometry(tensor: infiniopTensorDescriptor_t) -> Geometry:
+    """Of a tensor that the operator takes, in place."""
+    shape, strides = tensor.shape, tensor.strides
+    dtype = {int(number): name for number, name in _DTYPES.items()}.get(tensor.dtype)
+    if dtype is None:
+        raise Failure(
+            INFINI_STATUS_BAD_TENSOR_DTYPE,
+            f"the tensor's dtype is {tensor.dtype}; want one of {', '.join(f'{n.name} ({n})' for n in _DTYPES)}",
+        )
+    _check_shape(shape, DTYPE_BYTES[dtype])
+    _check_strides(shape, strides, DTYPE_BYTES[dtype])
+    operands = tuple(Operand(name, strides, ALIGNMENT, DTYPE_BYTES[dtype]) for name in ("x", "y"))
+    return Geometry("fwd", dtype, "causal", shape, operands, causal_offset=shape[-1] - shape[-2])
+
+
+def _check_shape(shape: tuple[int, ...], element_bytes: int) -> None:
+    def refuse(what: str) -> Failure:
+        return Failure(INFINI_STATUS_BAD_TENSOR_SHAPE, f"the tensor's shape is {shape}: {what}")
+
+    if len(shape) not in (2, 3):
+        raise refuse("want (Q, K) or (batch, Q, K)")
+    if shape[-2] > shape[-1]:
+        raise refuse("want no more queries than columns, Q <= K, for the last query sees column K - 1")
+    if prod(shape) * element_bytes > MAX_BYTES:
+        raise refuse(f"want at most {MAX_BYTES} bytes")
+
+
+def _check_strides(shape: tuple[int, ...], strides: tuple[int, ...], element_bytes: int) -> None:
+    """Last stride 1, and no two elements at one address: each stride exceeds the reach of all smaller ones."""
+
+    def refuse(what: str) -> Failure:
+        return Failure(INFINI_STATUS_BAD_TENSOR_STRIDES, f"the strides of a tensor {shape} are {strides}: {what}")
+
+    if strides[-1] != 1:
+        raise refuse("want 1 as the last")
+    if min(strides) < 0:
+        raise refuse("want none below 0")
+    if prod(shape) == 0:
+        return
+    reach = 0
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1 and stride <= reach:
+            raise refuse("want each beyond the reach of the smaller ones: in place, rows may not overlap")
+        reach += (size - 1) * stride
+    if _reach(shape, strides) * element_bytes > MAX_BYTES:
+        raise refuse(f"want at most {MAX_BYTES} bytes from the first element to the last")
+
+
+def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to behind the last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def _check_workspace(descriptor: infiniopCausalSoftmaxDescriptor_t, workspace: int, size: int) -> None:
+    needed = descriptor.workspace_bytes
+    if needed == 0:
+        return
+    if workspace == 0 or size < needed:
+        raise Failure(
+            INFINI_STATUS_INSUFFICIENT_WORKSPACE,
+            f"workspace is {size} bytes at {workspace:#x}; want {needed} bytes of device memory",
+        )
+    if workspace % ALIGNMENT:
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"workspace is at {workspace:#x}; want a multiple of {ALIGNMENT}")
+
+
+def _check_data(descriptor: infiniopCausalSoftmaxDescriptor_t, data: int) -> None:
+    size = descriptor.geometry.element_bytes
+    if data == 0:
+        raise Failure(INFINI_STATUS_NULL_POINTER, "data is null; want the address of the tensor's first element")
+    if data % size:
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"data is at {data:#x}; want a multiple of the element's {size} bytes")
+    if data + descriptor.end_bytes > 2**64:
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"data is at {data:#x}; the tensor's last element lies beyond 2^64")

@@ -1,0 +1,90 @@
+"""What runs a descriptor: its launch plans, and their kernels on a device. cuda-bindings is imported at first use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+from ..artifacts import catalog
+from ..plan import LaunchPlan, NoVariant, plan
+from ..problem import Geometry
+from ..resolve import KernelNotFound
+from .status import (
+    INFINI_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED,
+    INFINI_STATUS_DEVICE_NOT_FOUND,
+    INFINI_STATUS_DEVICE_NOT_INITIALIZED,
+    INFINI_STATUS_NOT_IMPLEMENTED,
+    Failure,
+)
+
+ALIGNMENT = 16
+"""Bytes that a kernel moves at once at most. A workspace is aligned to them, data may be."""
+
+
+@lru_cache(maxsize=1024)
+def plans(aligned: Geometry, arch: str) -> tuple[LaunchPlan, LaunchPlan]:
+    """For data aligned to ALIGNMENT, and to its elements only."""
+    operands = tuple(operand._replace(alignment=aligned.element_bytes) for operand in aligned.operands)
+    anywhere = aligned._replace(operands=operands)
+    try:
+        return plan(aligned, catalog.load(), arch), plan(anywhere, catalog.load(), arch)
+    except NoVariant as error:
+        raise Failure(INFINI_STATUS_NOT_IMPLEMENTED, str(error)) from None
+
+
+def architecture(device: int) -> str:
+    """Of a GPU by its ordinal. The one place that tells a driver that cannot be used from a GPU that is not there."""
+    try:
+        from .. import driver
+    except ImportError as error:
+        raise Failure(INFINI_STATUS_DEVICE_NOT_INITIALIZED, f"cuda-bindings is not installed: {error}") from None
+    try:
+        driver.refuse_after_fork()
+        driver.architecture(0)
+    except driver.DriverError as error:
+        raise Failure(INFINI_STATUS_DEVICE_NOT_INITIALIZED, str(error)) from None
+    try:
+        return driver.architecture(device)
+    except driver.DriverError as error:
+        raise Failure(INFINI_STATUS_DEVICE_NOT_FOUND, f"there is no GPU {device}: {error}") from None
+
+
+class Kernels:
+    """Both plans of a descriptor on a device, loaded."""
+
+    def __init__(self, plans: tuple[LaunchPlan, LaunchPlan], device: int, stream: int):
+        from .. import driver, launcher
+
+        self._driver = driver
+        self._device = device
+        with self._context():
+            try:
+                executables = [launcher.executable(each, device, stream) for each in plans]
+            except KernelNotFound as error:
+                raise Failure(INFINI_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED, str(error)) from None
+        self._aligned, self._anywhere = executables
+
+    def launch(self, data: int, workspace: int, stream: int) -> None:
+        """In a context of the device; the thread's own is current again afterwards, or none if it had none."""
+        if self._driver.forked:
+            architecture(self._device)  # says what is wrong
+        executable = self._anywhere if data % ALIGNMENT else self._aligned
+        status, current = self._driver.cuda.cuCtxGetDevice()
+        if not status and int(current) == self._device:  # entering the context costs several times the launch
+            executable.launch((data, data), scale=1.0, workspace=workspace, stream=stream)
+            return
+        with self._context():
+            executable.launch((data, data), scale=1.0, workspace=workspace, stream=stream)
+
+    @contextmanager
+    def _context(self) -> Iterator[None]:
+        """That of the device is current inside; `driver.context_of` leaves it to a thread that had none."""
+        driver = self._driver
+        own = driver.check("cuCtxGetCurrent", driver.cuda.cuCtxGetCurrent())
+        try:
+            with driver.context_of(self._device):
+                yield
+        finally:
+            if int(own) == 0:
+                driver.check("cuCtxSetCurrent", driver.cuda.cuCtxSetCurrent(own))

@@ -1,0 +1,136 @@
+"""Status codes, out-parameters, and what every function does with its arguments: check each, answer with one code."""
+
+import threading
+from collections.abc import Callable
+from enum import IntEnum
+from functools import wraps
+from operator import index
+from traceback import format_exception_only
+from typing import Any, ParamSpec, TypeVar
+
+
+class infiniStatus_t(IntEnum):
+    """What a function answers. Two of the numbers have a second name."""
+
+    INFINI_STATUS_SUCCESS = 0
+    INFINI_STATUS_INTERNAL_ERROR = 1
+    INFINI_STATUS_EXECUTION_FAILED = 1
+    INFINI_STATUS_NOT_IMPLEMENTED = 2
+    INFINI_STATUS_BAD_PARAM = 3
+    INFINI_STATUS_NULL_POINTER = 4
+    INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED = 5
+    INFINI_STATUS_BAD_DEVICE = 5
+    INFINI_STATUS_DEVICE_NOT_FOUND = 6
+    INFINI_STATUS_DEVICE_NOT_INITIALIZED = 7
+    INFINI_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED = 8
+    INFINI_STATUS_BAD_TENSOR_DTYPE = 10
+    INFINI_STATUS_BAD_TENSOR_SHAPE = 11
+    INFINI_STATUS_BAD_TENSOR_STRIDES = 12
+    INFINI_STATUS_INSUFFICIENT_WORKSPACE = 13
+
+
+INFINI_STATUS_SUCCESS = infiniStatus_t.INFINI_STATUS_SUCCESS
+INFINI_STATUS_INTERNAL_ERROR = infiniStatus_t.INFINI_STATUS_INTERNAL_ERROR
+INFINI_STATUS_EXECUTION_FAILED = infiniStatus_t.INFINI_STATUS_EXECUTION_FAILED
+INFINI_STATUS_NOT_IMPLEMENTED = infiniStatus_t.INFINI_STATUS_NOT_IMPLEMENTED
+INFINI_STATUS_BAD_PARAM = infiniStatus_t.INFINI_STATUS_BAD_PARAM
+INFINI_STATUS_NULL_POINTER = infiniStatus_t.INFINI_STATUS_NULL_POINTER
+INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED = infiniStatus_t.INFINI_STATUS_DEVICE_TYPE_NOT_SUPPORTED
+INFINI_STATUS_BAD_DEVICE = infiniStatus_t.INFINI_STATUS_BAD_DEVICE
+INFINI_STATUS_DEVICE_NOT_FOUND = infiniStatus_t.INFINI_STATUS_DEVICE_NOT_FOUND
+INFINI_STATUS_DEVICE_NOT_INITIALIZED = infiniStatus_t.INFINI_STATUS_DEVICE_NOT_INITIALIZED
+INFINI_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED = infiniStatus_t.INFINI_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED
+INFINI_STATUS_BAD_TENSOR_DTYPE = infiniStatus_t.INFINI_STATUS_BAD_TENSOR_DTYPE
+INFINI_STATUS_BAD_TENSOR_SHAPE = infiniStatus_t.INFINI_STATUS_BAD_TENSOR_SHAPE
+INFINI_STATUS_BAD_TENSOR_STRIDES = infiniStatus_t.INFINI_STATUS_BAD_TENSOR_STRIDES
+INFINI_STATUS_INSUFFICIENT_WORKSPACE = infiniStatus_t.INFINI_STATUS_INSUFFICIENT_WORKSPACE
+
+
+class Ref:
+    """An out-parameter: what a C caller passes the address of."""
+
+    def __init__(self, value: Any = None):
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Ref({self.value!r})"
+
+
+class Opaque:
+    """What a create function hands out; of no use once it is destroyed."""
+
+    alive = True
+
+
+class Failure(Exception):
+    """A status other than success, and its reason: how the functions below tell it to the one that was called."""
+
+    def __init__(self, status: infiniStatus_t, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+_last = threading.local()
+
+P = ParamSpec("P")
+Kind = TypeVar("Kind", bound=Opaque)
+
+
+def infiniopGetLastError() -> str:
+    """Why the call that failed last in this thread failed; "" when none has. An addition to the C interface."""
+    return getattr(_last, "reason", "")
+
+
+def answers(function: Callable[P, None]) -> Callable[P, infiniStatus_t]:
+    """The function as the interface has it: it returns a status, whatever happens inside."""
+
+    @wraps(function)
+    def answer(*arguments: P.args, **keywords: P.kwargs) -> infiniStatus_t:
+        try:
+            function(*arguments, **keywords)
+        except Failure as failure:
+            _last.reason = f"{function.__name__}: {failure}"
+            return failure.status
+        except Exception as error:
+            _last.reason = f"{function.__name__}: {''.join(format_exception_only(error)).strip()}"
+            return INFINI_STATUS_INTERNAL_ERROR
+        return INFINI_STATUS_SUCCESS
+
+    return answer
+
+
+def opened(given: Kind, kind: type[Kind], name: str) -> Kind:
+    """An object that a create function handed out and that was not destroyed."""
+    if given is None:
+        raise Failure(INFINI_STATUS_NULL_POINTER, f"{name} is None; want an {kind.__name__}")
+    if not isinstance(given, kind):
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} is of type {type(given).__name__}; want an {kind.__name__}")
+    if not given.alive:
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} was destroyed")
+    return given
+
+
+def out(given: Ref, name: str) -> Ref:
+    """A place for a result."""
+    if given is None:
+        raise Failure(INFINI_STATUS_NULL_POINTER, f"{name} is None; want a Ref() to put the result into")
+    if not isinstance(given, Ref):
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} is of type {type(given).__name__}; want a Ref()")
+    return given
+
+
+def integer(given: int, name: str, low: int, high: int) -> int:
+    """A number that C would take: low <= number < high."""
+    try:
+        number = index(given)
+    except Exception:  # whatever a foreign object does
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} is of type {type(given).__name__}; want an integer") from None
+    if not low <= number < high:
+        told = number if number.bit_length() <= 64 else f"a number of {number.bit_length()} bits"
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} is {told}; want {low} <= {name} < {high}")
+    return number
+
+
+def address(given: int | None, name: str) -> int:
+    """A pointer as a number; None is the null pointer."""
+    return 0 if given is None else integer(given, name, 0, 2**64)
