@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .api import explain, softmax, softmax_, softmax_backward
     from .driver import DriverError
     from .launcher import NotLoaded, freeze
+    from .modules import FusedSoftmax
     from .plan import NoVariant
     from .resolve import KernelNotFound
     from .serving import Call, warm_up
@@ -27,6 +28,7 @@ _HOMES = {
     "DriverError": "driver",
     "NotLoaded": "launcher",
     "freeze": "launcher",
+    "FusedSoftmax": "modules",
     "Call": "serving",
     "warm_up": "serving",
     "NoVariant": "plan",
@@ -36,6 +38,7 @@ _HOMES = {
 __all__ = [
     "Call",
     "DriverError",
+    "FusedSoftmax",
     "KernelNotFound",
     "NoVariant",
     "NotLoaded",

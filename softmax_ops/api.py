@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import dispatch, ops  # noqa: F401 (ops registers torch.ops.softmax_ops)
 from .autograd import Softmax, SoftmaxBackward
 from .checks import check_softmax, check_softmax_backward
+from .checks.out import check_out, recorded_error
+from .checks.scalars import finite_scale
 from .explanation import Explanation
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_SOFTMAX = "softmax_ops.softmax"
+_BACKWARD = "softmax_ops.softmax_backward"
 
 
 def softmax(
@@ -45,9 +50,20 @@ def softmax(
     when a kernel would have to be loaded after `freeze()` or while a CUDA graph is captured; DriverError when CUDA
     refuses.
     """
-    if _needs_operator(x, mask):
-        y = torch.ops.softmax_ops.softmax(x, _number(scale), mask, causal, causal_offset, batch_invariant)
-        return y if out is None else out.copy_(y)
+    operator = _needs_operator(x, mask, out)
+    if out is not None and (operator or _is_transformed()):
+        y = softmax(
+            x,
+            scale=scale,
+            mask=mask,
+            causal=causal,
+            causal_offset=causal_offset,
+            batch_invariant=batch_invariant,
+        )
+        return _copied(_SOFTMAX, y, out, x=x)
+    if operator:
+        scale = _number(_SOFTMAX, scale, x)
+        return torch.ops.softmax_ops.softmax(x, scale, mask, causal, causal_offset, batch_invariant)
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if _is_differentiated(x):
         return Softmax.apply(x, request.scale, mask, causal, causal_offset, batch_invariant)
@@ -86,9 +102,15 @@ def softmax_backward(
 
     Raises what `softmax` raises.
     """
-    if _needs_operator(dy, y):
-        dx = torch.ops.softmax_ops.softmax_backward(dy, y, _number(scale), causal, causal_offset, batch_invariant)
-        return dx if out is None else out.copy_(dx)
+    operator = _needs_operator(dy, y, out)
+    if out is not None and (operator or _is_transformed()):
+        dx = softmax_backward(
+            dy, y, scale=scale, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
+        )
+        return _copied(_BACKWARD, dx, out, dy=dy, y=y)
+    if operator:
+        scale = _number(_BACKWARD, scale, y)
+        return torch.ops.softmax_ops.softmax_backward(dy, y, scale, causal, causal_offset, batch_invariant)
     request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
     if _is_differentiated(dy, y):
         return SoftmaxBackward.apply(dy, y, request.scale, causal, causal_offset, batch_invariant)
@@ -131,11 +153,26 @@ def _needs_operator(*tensors: Tensor | None) -> bool:
 
 
 def _is_differentiated(*inputs: Tensor) -> bool:
-    """By autograd, or batched or differentiated by a transform of torch.func."""
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return recorded or torch._C._are_functorch_transforms_active()
+    return recorded or _is_transformed()
 
 
-def _number(scale: float | Tensor) -> float:
+def _is_transformed() -> bool:
+    """Batched or differentiated by a transform of torch.func, or differentiated in forward mode."""
+    in_forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+    return in_forward_mode or torch._C._are_functorch_transforms_active()
+
+
+def _copied(op: str, result: Tensor, out: Tensor, **inputs: Tensor) -> Tensor:
+    """The result in out, by an operation that compilers and transforms know. Out may overlap the inputs in any way."""
+    name, like = list(inputs.items())[-1]
+    if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (like.shape, like.dtype, like.device):
+        check_out(op, out, like, name)  # raises; of the rest that it wants, nothing matters to a copy
+    if torch.is_grad_enabled() and (out.requires_grad or any(tensor.requires_grad for tensor in inputs.values())):
+        raise recorded_error(op, **inputs, out=out)
+    return out.copy_(result)
+
+
+def _number(op: str, scale: float | Tensor, rows: Tensor) -> float:
     """For the operators, whose scale is a number."""
-    return float(scale) if isinstance(scale, Tensor) else scale
+    return finite_scale(op, scale, rows) if isinstance(scale, Tensor) else scale

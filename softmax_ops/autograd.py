@@ -6,6 +6,7 @@ seldom asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,17 +33,11 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:
         (y,) = ctx.saved_tensors
-        dx = SoftmaxBackward.apply(dy, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant)
-        return dx, None, None, None, None, None
+        return _backward(ctx, dy, y), None, None, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, x: Tensor, scale, mask, *rest) -> tuple[Tensor, int]:
-        """[K] is Q = 1: the batch is no query."""
-        rank = x.dim() - (in_dims[0] is not None)
-        x = _batched(x, in_dims[0], max(rank, 2), info.batch_size)
-        if mask is not None:
-            mask = _batched(mask, in_dims[2], max(rank, 2), 1)
-        return _as_given(Softmax.apply(x, scale, mask, *rest), rank), 0
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return vmap_softmax(Softmax.apply, info, in_dims, *arguments)
 
 
 class SoftmaxBackward(torch.autograd.Function):
@@ -69,22 +64,49 @@ class SoftmaxBackward(torch.autograd.Function):
         dL/dy  = scale * (g * (dy - sum_j y_j dy_j) - dy * sum_j y_j g_j)
         """
         dy, y = ctx.saved_tensors
-        ddy = SoftmaxBackward.apply(g, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant)
+        ddy = _backward(ctx, g, y)
         wide = torch.float64 if y.dtype is torch.float64 else torch.float32
         g, dy, p = (_visible(ctx, tensor).to(wide) for tensor in (g, dy, y))
         dot = (p * dy).sum(-1, keepdim=True)
         weight = (p * g).sum(-1, keepdim=True)
-        second = _visible(ctx, ctx.scale * (g * (dy - dot) - dy * weight))
+        second = ctx.scale * (g * (dy - dot) - dy * weight)
         return ddy, second.to(y.dtype), None, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, dy: Tensor, y: Tensor, *rest) -> tuple[Tensor, int]:
-        rank = y.dim() - (in_dims[1] is not None)
-        dy, y = (
-            _batched(tensor, dim, max(rank, 2), info.batch_size)
-            for tensor, dim in zip((dy, y), in_dims[:2], strict=True)
-        )
-        return _as_given(SoftmaxBackward.apply(dy, y, *rest), rank), 0
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return vmap_softmax_backward(SoftmaxBackward.apply, info, in_dims, *arguments)
+
+
+def vmap_softmax(
+    apply: Callable[..., Tensor], info: Any, in_dims: tuple, x: Tensor, scale=1.0, mask=None, *rest
+) -> tuple[Tensor, int]:
+    """One call of `apply` for a batch of them. [K] is Q = 1: the batch is no query.
+
+    The rule of an autograd.Function, which gets every argument, and of an operator, which gets none of the last ones
+    that are defaults.
+    """
+    rank = x.dim() - (in_dims[0] is not None)
+    x = _batched(x, in_dims[0], max(rank, 2), info.batch_size)
+    if mask is not None:
+        mask = _batched(mask, in_dims[2], max(rank, 2), 1)
+    return _as_given(apply(x, scale, mask, *rest), rank), 0
+
+
+def vmap_softmax_backward(
+    apply: Callable[..., Tensor], info: Any, in_dims: tuple, dy: Tensor, y: Tensor, *rest
+) -> tuple[Tensor, int]:
+    """As `vmap_softmax`."""
+    rank = y.dim() - (in_dims[1] is not None)
+    dy = _batched(dy, in_dims[0], max(rank, 2), info.batch_size)
+    y = _batched(y, in_dims[1], max(rank, 2), info.batch_size)
+    return _as_given(apply(dy, y, *rest), rank), 0
+
+
+def _backward(ctx: Any, dy: Tensor, y: Tensor) -> Tensor:
+    """The gradient, which has one. What `torch.autograd.grad(is_grads_batched=True)` hands over only operators take."""
+    batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+    apply = torch.ops.softmax_ops.softmax_backward if batched else SoftmaxBackward.apply
+    return apply(dy, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant)
 
 
 def _visible(ctx: Any, tensor: Tensor) -> Tensor:

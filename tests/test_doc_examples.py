@@ -1,0 +1,54 @@
+"""The programs of the pages run: on the CPU in place of "cuda", but for what needs a GPU, which has to parse."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+CHECKOUT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/torch.md", "docs/transformer_softmax_lib.md", "docs/migration.md"]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+)\)")
+
+
+def blocks(page: str) -> Iterator[tuple[int, str]]:
+    """Line and text of the python blocks of a page."""
+    text = (CHECKOUT / page).read_text()
+    for block in FENCE.finditer(text):
+        if block[1] == "python":
+            yield text.count("\n", 0, block.start()) + 1, block[2]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_run(page: str) -> None:
+    """From top to bottom, each block after those before it."""
+    torch._dynamo.reset()
+    names: dict[str, Any] = {"__name__": page}
+    gpu = torch.cuda.is_available()
+    found = list(blocks(page))
+    assert found
+    for line, source in found:
+        on_device = source if gpu else source.replace('"cuda"', '"cpu"')
+        program = compile("\n" * line + on_device, page, "exec")
+        if gpu or "torch.cuda." not in source:
+            exec(program, names)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in LINK.findall((CHECKOUT / page).read_text()):
+        assert "://" in target or ((CHECKOUT / page).parent / target).exists(), target
+
+
+def test_blocks_are_found() -> None:
+    assert {page: len(list(blocks(page))) for page in PAGES} == {
+        "README.md": 1,
+        "docs/torch.md": 6,
+        "docs/transformer_softmax_lib.md": 2,
+        "docs/migration.md": 3,
+    }

@@ -1,0 +1,43 @@
+"""The layer: it is the function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import softmax_ops
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ({}, "FusedSoftmax(scale=1)"),
+        ({"scale": 0.125, "causal": True}, "FusedSoftmax(scale=0.125, causal=True)"),
+        ({"causal": True, "causal_offset": -1}, "FusedSoftmax(scale=1, causal=True, causal_offset=-1)"),
+        ({"batch_invariant": True}, "FusedSoftmax(scale=1, batch_invariant=True)"),
+    ],
+)
+def test_layer_is_the_function(arguments: dict[str, Any], shown: str) -> None:
+    layer = softmax_ops.FusedSoftmax(**arguments)
+    assert repr(layer) == shown and not layer.state_dict() and not list(layer.parameters())
+    x, mask = torch.randn(2, 4, 6, requires_grad=True), torch.rand(2, 1, 6) < 0.4
+    for given in (None, mask):
+        y, expected = layer(x, given), softmax_ops.softmax(x, mask=given, **arguments)
+        assert torch.equal(y, expected)
+        dy = torch.randn_like(x)
+        assert torch.equal(torch.autograd.grad(y, x, dy)[0], torch.autograd.grad(expected, x, dy)[0])
+
+
+def test_every_argument_reaches_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("softmax_ops.api.softmax", lambda x, **arguments: seen.update(arguments))
+    arguments = {"scale": 0.5, "causal": True, "causal_offset": 2, "batch_invariant": True}
+    softmax_ops.FusedSoftmax(0.5, True, 2, True)(torch.ones(3))
+    assert seen == arguments | {"mask": None}
+
+
+def test_causal_offset_needs_causal() -> None:
+    with pytest.raises(ValueError, match="causal_offset is 1 and causal is False"):
+        softmax_ops.FusedSoftmax(causal_offset=1)

@@ -1,0 +1,414 @@
+"""torch.ops.softmax_ops: what torch.library asks of an operator, compiled and exported programs, fakes, modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import softmax_ops
+from softmax_ops import dispatch, ops
+
+B, H, Q, K = 2, 3, 4, 6
+
+SOFTMAX = torch.ops.softmax_ops.softmax.default
+BACKWARD = torch.ops.softmax_ops.softmax_backward.default
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def bits(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.4
+
+
+def leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return normal(*shape, seed=seed, dtype=dtype).requires_grad_()
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only wait for other threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    return torch.compile(function, backend="aot_eager", fullgraph=True, **options)
+
+
+# what torch.library asks
+
+FORWARD_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "plain": (normal(B, Q, K),),
+    "gradient": (leaf(B, Q, K), 0.5),
+    "mask": (leaf(B, H, Q, K), -2.0, bits(B, 1, 1, K)),
+    "uint8 mask": (normal(Q, K), 1.0, bits(Q, K).byte()),
+    "everything": (leaf(B, H, Q, K), 0.5, bits(B, 1, 1, K), True, 1, True),
+    "causal": (leaf(B, Q, K, dtype=torch.float16), 1.0, None, True),
+    "row": (leaf(K, dtype=torch.bfloat16), 1.0, bits(K), True),
+    "transposed": (normal(K, Q, dtype=torch.float64).t().requires_grad_(),),
+    "expanded": (normal(1, K).expand(Q, K),),
+    "empty": (normal(0, K),),
+}
+
+BACKWARD_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "plain": (normal(B, Q, K), normal(B, Q, K, seed=1)),
+    "gradient": (leaf(B, Q, K), leaf(B, Q, K, seed=1), 0.5),
+    "everything": (leaf(B, Q, K), leaf(B, Q, K, seed=1), -2.0, True, 1, True),
+    "float16": (leaf(Q, K, dtype=torch.float16), normal(Q, K, seed=1, dtype=torch.float16), 1.0, True),
+    "row": (leaf(K), leaf(K, seed=1), 1.0, True),
+    "expanded": (normal(1, 1).expand(Q, K), normal(K, Q, seed=1).t().requires_grad_()),
+    "empty": (normal(Q, 0), normal(Q, 0)),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD_ARGUMENTS)
+def test_forward_is_a_valid_operator(name: str) -> None:
+    """Schema, autograd registration, fake tensors, tracing with dynamic shapes."""
+    torch.library.opcheck(SOFTMAX, FORWARD_ARGUMENTS[name])
+
+
+@pytest.mark.parametrize("name", BACKWARD_ARGUMENTS)
+def test_backward_is_a_valid_operator(name: str) -> None:
+    torch.library.opcheck(BACKWARD, BACKWARD_ARGUMENTS[name])
+
+
+@pytest.mark.parametrize("name", FORWARD_ARGUMENTS)
+def test_operator_is_the_function(name: str) -> None:
+    x, *rest = FORWARD_ARGUMENTS[name]
+    names = ("scale", "mask", "causal", "causal_offset", "batch_invariant")
+    expected = softmax_ops.softmax(x, **dict(zip(names, rest, strict=False)))
+    y = SOFTMAX(x, *rest)
+    assert torch.equal(y, expected) and y.stride() == expected.stride()
+    if x.requires_grad:
+        dy = normal(*x.shape, seed=2, dtype=x.dtype)
+        assert torch.equal(torch.autograd.grad(y, x, dy)[0], torch.autograd.grad(expected, x, dy)[0])
+
+
+def test_second_derivative_of_the_operator() -> None:
+    x = leaf(Q, K, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda x: SOFTMAX(x, 0.5, None, True), (x,))
+
+
+# compiled programs
+
+CALLS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scale": {"scale": 0.125},
+    "integer scale": {"scale": 2},
+    "mask": {"mask": bits(B, 1, 1, K), "scale": 0.5},
+    "uint8 mask": {"mask": bits(Q, K).byte()},
+    "causal": {"causal": True},
+    "offset": {"causal": True, "causal_offset": -1, "mask": bits(1, H, 1, 1)},
+    "batch invariant": {"batch_invariant": True},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_compiled_forward_and_backward_are_the_eager_ones(name: str) -> None:
+    arguments = CALLS[name]
+
+    def program(x: Tensor) -> Tensor:
+        return softmax_ops.softmax(x * 2, **arguments) + 1
+
+    dy = normal(B, H, Q, K, seed=2)
+    results = []
+    for function in (program, compiled(program)):
+        x = leaf(B, H, Q, K)
+        y = function(x)
+        y.backward(dy)
+        results.append((y.detach(), x.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+def test_compiled_backward_function() -> None:
+    def program(dy: Tensor, y: Tensor) -> Tensor:
+        return softmax_ops.softmax_backward(dy, y, scale=0.5, causal=True)
+
+    dy, y = normal(B, Q, K), normal(B, Q, K, seed=1)
+    assert torch.equal(compiled(program)(dy, y), program(dy, y))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_compiled_out_and_in_place(causal: bool) -> None:
+    x, dy = normal(B, Q, K), normal(B, Q, K, seed=1)
+    expected = softmax_ops.softmax(x, causal=causal)
+
+    out = torch.empty_like(x)
+    result = compiled(lambda x, out: softmax_ops.softmax(x, causal=causal, out=out))(x, out)
+    assert result is out and torch.equal(out, expected)
+
+    written = x.clone()
+    compiled(lambda x: softmax_ops.softmax_(x, causal=causal))(written)
+    assert torch.equal(written, expected)
+
+    strided = torch.zeros(B, Q, K + 1)
+    compiled(lambda x, out: softmax_ops.softmax(x, causal=causal, out=out))(x, strided[..., :K])
+    assert torch.equal(strided[..., :K], expected) and not strided[..., K].any()
+
+    written = dy.clone()
+    compiled(lambda dy, y: softmax_ops.softmax_backward(dy, y, causal=causal, out=dy))(written, expected)
+    assert torch.equal(written, softmax_ops.softmax_backward(dy, expected, causal=causal))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [torch.empty(5, B, Q, K), torch.empty(Q, K), torch.empty(B, Q, K, dtype=torch.float64)],
+    ids=["more", "fewer", "float64"],
+)
+def test_compiled_out_is_validated(out: Tensor) -> None:
+    """A copy_ alone would broadcast and convert."""
+    program = torch.compile(lambda x, out: softmax_ops.softmax(x, out=out), backend="aot_eager")
+    with pytest.raises(ValueError, match=r"out is a .* want one dtype, shape and device for both"):
+        program(normal(B, Q, K), out)
+
+
+@pytest.mark.parametrize("which", ["x", "out"])
+def test_compiled_out_is_refused_where_a_gradient_is_asked_for(which: str) -> None:
+    x, out = normal(B, Q, K), torch.empty(B, Q, K)
+    {"x": x, "out": out}[which].requires_grad_()
+    program = torch.compile(lambda x, out: softmax_ops.softmax(x, out=out), backend="aot_eager")
+    with pytest.raises(Exception, match=f"{which} requires grad"):
+        program(x, out)
+    with torch.no_grad():
+        assert torch.equal(program(x, out), softmax_ops.softmax(x))
+
+
+def test_one_graph_serves_every_shape() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def program(x: Tensor, mask: Tensor) -> Tensor:
+        return softmax_ops.softmax(x, mask=mask, causal=True, scale=0.5)
+
+    function = torch.compile(program, backend=counter, fullgraph=True, dynamic=True)
+    for batch, queries, columns in ((2, 4, 6), (3, 5, 9), (7, 8, 3)):
+        x, mask = normal(batch, queries, columns), bits(batch, 1, columns)
+        assert torch.equal(function(x, mask), program(x, mask))
+    assert counter.frame_count == 1
+
+
+def test_one_graph_serves_every_offset() -> None:
+    """As a decoder steps, its offset grows."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def program(x: Tensor, offset: int) -> Tensor:
+        return softmax_ops.softmax(x, causal=True, causal_offset=offset)
+
+    function = torch.compile(program, backend=counter, fullgraph=True, dynamic=True)
+    for offset in (2, 3, 5, -3, 99, -99):
+        x = leaf(B, Q, K)
+        y = function(x, offset)
+        assert torch.equal(y, program(x, offset))
+        (found,) = torch.autograd.grad(y, x, normal(B, Q, K, seed=2))
+        assert torch.equal(found, torch.autograd.grad(program(x, offset), x, normal(B, Q, K, seed=2))[0])
+    assert counter.frame_count <= 2  # negative ones may get one of their own
+
+
+def test_offset_and_scale_from_shapes() -> None:
+    def program(x: Tensor) -> Tensor:
+        offset = x.shape[-1] - x.shape[-2]
+        return softmax_ops.softmax(x, scale=x.shape[-1] ** -0.5, causal=True, causal_offset=offset)
+
+    function = compiled(program, dynamic=True)
+    for columns in (6, 9):
+        assert torch.equal(function(normal(B, Q, columns)), program(normal(B, Q, columns)))
+
+
+def test_scale_in_a_tensor_breaks_the_graph_and_works() -> None:
+    """Its value has to be read."""
+    x = normal(Q, K)
+    program = torch.compile(lambda x, scale: softmax_ops.softmax(x, scale=scale) * 2, backend="aot_eager")
+    assert torch.equal(program(x, torch.tensor(0.5)), softmax_ops.softmax(x, scale=0.5) * 2)
+
+
+def test_compiled_vmap() -> None:
+    x, mask = normal(7, Q, K), bits(7, K)
+
+    def one(x: Tensor, mask: Tensor) -> Tensor:
+        return softmax_ops.softmax(x, mask=mask, causal=True)
+
+    torch.testing.assert_close(compiled(torch.vmap(one))(x, mask), torch.vmap(one)(x, mask))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_vmap_of_the_operator_is_one_call(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one for each sample, which is what torch does without a rule."""
+    shapes: list[torch.Size] = []
+    compute = getattr(dispatch, direction)
+
+    def counted(request: Any, batch_invariant: bool) -> Tensor:
+        shapes.append(request[0].shape)
+        result: Tensor = compute(request, batch_invariant)
+        return result
+
+    monkeypatch.setattr(dispatch, direction, counted)
+    x = normal(7, Q, K)
+    torch.vmap(SOFTMAX)(x) if direction == "forward" else torch.vmap(BACKWARD)(x, x)
+    assert shapes == [(7, Q, K)]
+
+
+def test_exported_program_holds_the_operator() -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return softmax_ops.softmax(x, scale=0.5, mask=mask, causal=True)
+
+    batch, columns = torch.export.Dim("batch"), torch.export.Dim("columns")
+    dynamic = {"x": {0: batch, 2: columns}, "mask": {0: batch, 2: columns}}
+    program = torch.export.export(Attention(), (normal(B, Q, K), bits(B, 1, K)), dynamic_shapes=dynamic)
+    assert [node.target for node in program.graph.nodes if node.op == "call_function"].count(SOFTMAX) == 1
+    x, mask = normal(5, Q, 9), bits(5, 1, 9)
+    assert torch.equal(program.module()(x, mask), Attention()(x, mask))
+
+
+# fake tensors
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_fake_tensors(dtype: torch.dtype, device: str) -> None:
+    """Shape, dtype, device and strides, without a GPU."""
+    with FakeTensorMode():
+        x = torch.empty(K, B, Q, dtype=dtype, device=device).permute(1, 2, 0)
+        mask = torch.empty(B, 1, K, dtype=torch.bool, device=device)
+        y = softmax_ops.softmax(x, mask=mask, causal=True, scale=0.5)
+        dx = softmax_ops.softmax_backward(x, y)
+    for result in (y, dx):
+        assert (result.shape, result.dtype, str(result.device)) == ((B, Q, K), dtype, device)
+        assert result.is_contiguous()
+
+
+ERRORS: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
+    "mask shape": (ValueError, lambda: softmax_ops.softmax(torch.ones(B, Q, K), mask=torch.ones(5, dtype=torch.bool))),
+    "mask dtype": (ValueError, lambda: softmax_ops.softmax(torch.ones(B, Q, K), mask=torch.ones(K))),
+    "dtype": (ValueError, lambda: softmax_ops.softmax(torch.ones(Q, K, dtype=torch.int64))),
+    "0-d": (ValueError, lambda: softmax_ops.softmax(torch.ones(()))),
+    "scale": (ValueError, lambda: softmax_ops.softmax(torch.ones(Q, K), scale=float("inf"))),
+    "scale tensor": (ValueError, lambda: softmax_ops.softmax(torch.ones(Q, K), scale=torch.ones(2))),
+    "recorded scale": (
+        ValueError,
+        lambda: softmax_ops.softmax(torch.ones(Q, K), scale=torch.tensor(2.0, requires_grad=True)),
+    ),
+    "offset": (ValueError, lambda: softmax_ops.softmax(torch.ones(Q, K), causal_offset=1)),
+    "out": (ValueError, lambda: softmax_ops.softmax(torch.ones(Q, K), out=torch.ones(K))),
+    "recorded x": (
+        ValueError,
+        lambda: softmax_ops.softmax(torch.ones(Q, K, requires_grad=True), out=torch.ones(Q, K)),
+    ),
+    "shapes": (ValueError, lambda: softmax_ops.softmax_backward(torch.ones(Q, K), torch.ones(K))),
+    "dtypes": (ValueError, lambda: softmax_ops.softmax_backward(torch.ones(Q, K), torch.ones(Q, K).half())),
+    "backward out": (
+        ValueError,
+        lambda: softmax_ops.softmax_backward(torch.ones(Q, K), torch.ones(Q, K), out=torch.ones(K)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_of_fake_tensors_are_those_of_real_ones(name: str) -> None:
+    error, call = ERRORS[name]
+    with pytest.raises(error) as eager:
+        call()
+    with FakeTensorMode(), pytest.raises(error) as fake:
+        call()
+    assert str(fake.value) == str(eager.value)
+
+
+def test_errors_while_compiling_say_the_same() -> None:
+    x, mask = normal(B, Q, K), bits(5)
+    with pytest.raises(ValueError) as eager:
+        softmax_ops.softmax(x, mask=mask)
+    with pytest.raises(Exception) as raised:
+        compiled(lambda x, mask: softmax_ops.softmax(x, mask=mask))(x, mask)
+    assert str(eager.value) in str(raised.value)
+
+
+# who sees the operator, and who does not
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[Any] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.operators.append(func)
+        return func(*args, **kwargs or {})
+
+
+class Marked(Tensor):
+    """A subclass that knows of a call only what comes through torch."""
+
+    seen: list[Any] = []  # noqa: RUF012 (annotating a class attribute of a Tensor as ClassVar changes nothing)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        cls.seen.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_dispatch_mode_sees_the_operator_and_nothing_beneath() -> None:
+    x = leaf(Q, K)
+    with Seen() as mode:
+        y = softmax_ops.softmax(x, causal=True)
+        y.backward(normal(Q, K, seed=1))
+    assert mode.operators.count(SOFTMAX) == 1 and mode.operators.count(BACKWARD) == 1
+    assert not [operator for operator in mode.operators if "exp" in str(operator)]
+
+
+def test_a_tensor_subclass_sees_the_operator() -> None:
+    Marked.seen.clear()
+    x = normal(Q, K).as_subclass(Marked)
+    y = softmax_ops.softmax(x)
+    assert type(y) is Marked and torch.ops.softmax_ops.softmax in Marked.seen
+    assert torch.equal(y.as_subclass(Tensor), softmax_ops.softmax(normal(Q, K)))
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the operators called through torch.ops, from now on."""
+    called: list[str] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            called.append(name)
+            return getattr(ops, name)
+
+    monkeypatch.setattr(torch.ops, "softmax_ops", Counting())
+    return called
+
+
+def test_eager_calls_do_not_reach_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs more than a launch: not for plain tensors, parameters, or what autograd records."""
+    called = calls(monkeypatch)
+    x, mask = normal(Q, K), bits(K)
+    softmax_ops.softmax(x, mask=mask, scale=0.5, causal=True)
+    softmax_ops.softmax(x, out=torch.empty_like(x))
+    softmax_ops.softmax_(x)
+    softmax_ops.softmax_backward(x, x, causal=True)
+    softmax_ops.softmax(torch.nn.Parameter(x)).sum().backward()
+    softmax_ops.softmax(leaf(Q, K)).sum().backward()
+    torch.vmap(softmax_ops.softmax)(x)
+    assert called == []
+    with Seen():
+        softmax_ops.softmax(x)
+    assert called == ["softmax"]
