@@ -1,7 +1,8 @@
 # `make help` lists the targets. Each does its own set-up: it needs Python 3.11 or newer, and nothing else.
 
 PYTHON ?= python3
-CUDA   ?= 13
+# The 12.9 toolchain reaches from sm_70 to sm_120, and its cubins serve drivers of CUDA 12 and 13: bundles are built with it.
+CUDA   ?= $(if $(filter bundle wheel,$(MAKECMDGOALS)),12,13)
 
 VENV    := $(if $(filter 13,$(CUDA)),.venv,.venv-cuda$(CUDA))
 BIN     := $(VENV)/bin
@@ -12,7 +13,7 @@ TESTFLAGS ?= -n auto
 FLAGS   := $(foreach arch,$(ARCH),--arch $(arch))
 
 .DEFAULT_GOAL := help
-.PHONY: help generate check-generated test test-quick test-all lint format bundle bench bench-host clean
+.PHONY: help generate check-generated test test-quick test-all lint format bundle wheel bench bench-host clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +44,12 @@ format: $(TESTING)  ## Format the Python sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bundle: $(TOOLS)  ## Compile every kernel for every architecture in reach into build/softmax_ops.bundle
-	$(BIN)/python -m codegen bundle $(FLAGS)
+bundle: $(TOOLS)  ## Compile every kernel for every architecture into build/softmax_ops.bundle; KEY=FILE signs it
+	$(if $(KEY),$(BIN)/python -m pip install --quiet --disable-pip-version-check 'cryptography>=42')
+	$(BIN)/python -m codegen bundle $(FLAGS) $(if $(KEY),--sign '$(KEY)')
+
+wheel: bundle  ## Build the wheel with that bundle in it into dist/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 bench: $(TESTING)  ## Measure the kernels on the GPU of this machine
 	$(BIN)/python -m benchmarks.run $(BENCHFLAGS)

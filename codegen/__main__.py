@@ -4,13 +4,16 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from softmax_ops.artifacts.bundle import write_bundle
+from softmax_ops.artifacts import signature
+from softmax_ops.artifacts.bundle import Bundle, write_bundle
+from softmax_ops.artifacts.cache import Cache, Swept
 
 from . import build as builder
 from . import catalogue, chart, inspection, toolchain, variants
@@ -155,21 +158,49 @@ def inspect(name: str, arch: str, sass: bool, as_json: bool) -> None:
 @main.command()
 @architectures_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/softmax_ops.bundle"), show_default=True)
-def bundle(architectures: tuple[str, ...], output: Path) -> None:
+@click.option("--sign", type=click.Path(path_type=Path), metavar="KEY", help="Sign with this Ed25519 key (PEM).")
+@click.option("--jobs", type=click.IntRange(1), help="Processes; default one per core.")
+def bundle(architectures: tuple[str, ...], output: Path, sign: Path | None, jobs: int | None) -> None:
     """Compile every variant and write one file that deploys without a compiler. Default: all architectures in reach."""
     start = time.monotonic()
+    private_key = _private_key(sign)  # before the work of minutes that it is for
     chosen = toolchain.check_architectures(architectures or toolchain.supported_architectures())
-    report = builder.build(variants.shipped(), chosen, builder.user_cache())
+    report = builder.build(variants.shipped(), chosen, _user_cache(), jobs=jobs)
     output.parent.mkdir(parents=True, exist_ok=True)
     catalog = catalogue.build_catalog({f"{spec.name}.cu": render_spec(spec) for spec in variants.shipped()})
     facts = write_bundle(
         output, report.cubins, catalog=catalog.to_json().encode(), toolchain=toolchain.compiler_build()
     )
+    signed = _sign(output, private_key)
     click.echo(
         f"{output}: {facts.cubins} cubins ({facts.variants} variants, {', '.join(chosen)}), {facts.file_bytes} bytes; "
         f"median cubin {facts.median_cubin_bytes}, largest {facts.largest_cubin_bytes} bytes "
-        f"({facts.largest_cubin}); {time.monotonic() - start:.1f} s"
+        f"({facts.largest_cubin}); {report.compiled} compiled, {time.monotonic() - start:.1f} s{signed}"
     )
+
+
+def _private_key(path: Path | None) -> object:
+    try:
+        return None if path is None else signature.load_private(path)
+    except signature.SignatureError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _sign(bundle: Path, private_key: object) -> str:
+    """Write the signature beside the bundle; without a key remove the one of what was there before."""
+    beside = signature.beside(bundle)
+    if private_key is None:
+        beside.unlink(missing_ok=True)
+        return ""
+    beside.write_bytes(signature.sign(Bundle(bundle).digest(), private_key))
+    return f"; signed: {beside}"
+
+
+def _user_cache() -> Cache:
+    try:
+        return builder.user_cache()
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.group()
@@ -178,35 +209,47 @@ def cache() -> None:
 
 
 @cache.command("list")
-def cache_list() -> None:
-    """One line per entry."""
-    entries = builder.user_cache().entries()
+@json_option
+def cache_list(as_json: bool) -> None:
+    """One line per entry, the latest used first: bytes, last use, file name."""
+    user_cache = _user_cache()
+    entries = user_cache.entries()
+    if as_json:
+        click.echo(json.dumps([vars(entry) for entry in entries], indent=1))
+        return
     for entry in entries:
-        click.echo(str(entry))
-    click.echo(f"{len(entries)} entries in {builder.user_cache().root}")
+        used = datetime.fromtimestamp(entry.used_ns / 1e9, UTC)
+        click.echo(f"{entry.stored_bytes:8}  {used:%Y-%m-%d %H:%M}  {entry.name}")
+    total = sum(entry.stored_bytes for entry in entries)
+    click.echo(f"{len(entries)} entries, {total} bytes of at most {user_cache.max_bytes}, in {user_cache.root}")
 
 
 @cache.command()
 def verify() -> None:
-    """Read every entry and check its hash."""
-    findings = builder.user_cache().verify()
+    """Read every entry and check its hash; nothing is changed."""
+    user_cache = _user_cache()
+    findings = user_cache.verify()
     for finding in findings:
         click.echo(finding)
     if findings:
-        raise click.ClickException(f"{len(findings)} entries cannot be used")
-    click.echo("every entry is intact")
+        raise click.ClickException(f"{len(findings)} findings in {user_cache.root}; `cache clear` removes every entry")
+    click.echo(f"{len(user_cache.entries())} entries in {user_cache.root}, every one intact")
 
 
 @cache.command()
 def gc() -> None:
-    """Remove the least recently used entries until the size cap is kept."""
-    click.echo(str(builder.user_cache().gc()))
+    """Remove the least recently used entries until the size cap is kept, and what dead writers left."""
+    click.echo(_told(_user_cache().gc()))
 
 
 @cache.command()
 def clear() -> None:
     """Remove every entry."""
-    click.echo(str(builder.user_cache().clear()))
+    click.echo(_told(_user_cache().clear()))
+
+
+def _told(swept: Swept) -> str:
+    return f"{swept.files} files removed, {swept.freed_bytes} bytes; {swept.kept_bytes} bytes stay"
 
 
 def run() -> None:

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from . import doctor
 from .artifacts import settings
 from .artifacts.bundle import Bundle
 from .artifacts.catalog import CatalogError
@@ -44,10 +45,22 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--json", action="store_true")
     config.set_defaults(run=_config)
 
-    bundle = commands.add_parser("bundle", help="look into a bundle of kernels, or verify it")
-    bundle.add_argument("action", choices=("inspect", "verify"))
-    bundle.add_argument("file", type=Path)
-    bundle.set_defaults(run=_bundle)
+    doctor = commands.add_parser("doctor", help="driver, devices, compiler, kernels and cache, for a bug report")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(run=_doctor)
+
+    actions = commands.add_parser("bundle", help="look into a bundle of kernels, or verify it").add_subparsers(
+        required=True, metavar="action"
+    )
+    inspect = actions.add_parser("inspect", help="what it holds, by its indexes")
+    inspect.add_argument("file", type=Path)
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(run=_inspect)
+    verify = actions.add_parser("verify", help="read every byte and check every hash")
+    verify.add_argument("file", type=Path)
+    verify.add_argument("--key", type=Path, metavar="PUB", help="a public key (PEM): it must be validly signed too")
+    verify.add_argument("--signature", type=Path, metavar="SIG", help="default: the file's name with .sig behind it")
+    verify.set_defaults(run=_verify)
     return parser
 
 
@@ -100,13 +113,28 @@ def _config(options: argparse.Namespace) -> int:
     return int(any(row.problem for row in rows))
 
 
-def _bundle(options: argparse.Namespace) -> int:
-    bundle = Bundle(options.file)
-    if options.action == "inspect":
-        print(json.dumps(vars(bundle.facts()), indent=1))
+def _doctor(options: argparse.Namespace) -> int:
+    parts = doctor.report()
+    print(json.dumps(parts, indent=1) if options.json else doctor.as_text(parts))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    facts = vars(Bundle(options.file).facts())
+    if options.json:
+        print(json.dumps(facts, indent=1))
         return 0
-    findings = bundle.verify()
-    print("\n".join(findings) or f"{options.file}: intact")
+    held = ", ".join(f"{arch} {count}" for arch, count in facts.pop("per_architecture"))
+    for key, value in {**facts, "per architecture": held}.items():
+        print(f"{key.replace('_', ' '):20} {value}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    if options.signature and not options.key:
+        raise ValueError("--signature goes with --key, the public key to check it by")
+    findings = Bundle(options.file, key=options.key, signature=options.signature).verify()
+    print("\n".join(findings) or f"{options.file}: intact" + (", validly signed" if options.key else ""))
     return int(bool(findings))
 
 

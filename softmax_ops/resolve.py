@@ -1,12 +1,15 @@
 """Where a variant's cubin comes from. Places are asked in order, and a failure tells what each of them answered.
 
 bundle named by the environment -> bundle inside the package -> cache of compiled kernels -> compile, where allowed
+
+Where SOFTMAX_OPS_PUBLIC_KEY names a key, a bundle serves with a valid signature only, and nothing else does at all.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from .artifacts import settings
 from .artifacts.bundle import Bundle
@@ -16,6 +19,8 @@ from .artifacts.cubin import Absent, Cubin, architecture_order
 
 PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
 
+_TEGRA = {"sm_72", "sm_87", "sm_101", "sm_110"}
+
 
 class KernelNotFound(RuntimeError):
     """No place holds a cubin of the variant for this architecture; the message says why each did not serve."""
@@ -23,9 +28,7 @@ class KernelNotFound(RuntimeError):
     def __init__(self, variant: Variant, arch: str, passed_over: tuple[str, ...]):
         self.passed_over = passed_over
         super().__init__(
-            "\n  ".join([f"no kernel {variant.name} for {arch}:", *passed_over])
-            + f"\nBuild it with `python -m codegen compile --arch {arch} {variant.name}` in a checkout, "
-            "or install a wheel that carries its bundle."
+            "\n  ".join([f"no kernel {variant.name} for {arch}:", *passed_over]) + f"\n{_advice(variant, arch)}"
         )
 
 
@@ -49,62 +52,131 @@ def resolve(variant: Variant, arch: str, *, may_compile: bool = True) -> Resolut
     raise KernelNotFound(variant, arch, tuple(passed_over))
 
 
-def _places(variant: Variant, arch: str, may_compile: bool) -> Iterator[tuple[str, Callable[[], Cubin]]]:
-    named = settings.read("SOFTMAX_OPS_BUNDLE")
-    if named is not None:
-        yield f"bundle {named} (SOFTMAX_OPS_BUNDLE)", lambda: _from_bundle(named, variant, arch)
-    yield "bundle of the package", lambda: _from_bundle(PACKAGED_BUNDLE, variant, arch)
-    yield "cache", lambda: _from_cache(variant, arch)
-    yield "compiler", lambda: _compile(variant, arch, may_compile)
+def runs_on(built: str, arch: str) -> bool:
+    """A cubin runs on its own architecture and on later minors of its major version; sm_90a's on nothing but sm_90a.
+
+    CUDA promises no such thing for the integrated GPUs of Tegra.
+    """
+    (number, suffix), (wanted, _) = architecture_order(built), architecture_order(arch)
+    return built == arch or (
+        not suffix and number // 10 == wanted // 10 and number <= wanted and not {built, arch} & _TEGRA
+    )
 
 
-def _from_bundle(path: Path, variant: Variant, arch: str) -> Cubin:
-    """For the architecture itself, else for the nearest lower one of its major version, whose cubins run on it."""
-    bundle = _bundle(path)
-    held = bundle.architectures()
-    usable = sorted((known for known in held if _runs_on(known, arch)), key=architecture_order)
-    if not usable:
-        raise Absent(f"it holds {', '.join(held)}, none of which runs on {arch}")
-    while True:
-        try:
-            return bundle.find(variant.name, usable.pop(), source=variant.source)
-        except Absent:
-            if not usable:
-                raise
+def target(variant: Variant, arch: str) -> str | None:
+    """The architecture to build the variant for, to run on `arch`: itself, or the nearest lower one that ships."""
+    usable = [shipped for shipped in variant.architectures if runs_on(shipped, arch)]
+    return max(usable, key=architecture_order, default=None)
 
 
-def _from_cache(variant: Variant, arch: str) -> Cubin:
-    cache = Cache(settings.read("SOFTMAX_OPS_CACHE_DIR"), max_bytes=settings.read("SOFTMAX_OPS_CACHE_MAX_BYTES"))
-    return cache.find(variant.name, arch, source=variant.source)
-
-
-def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
-    """The one place that looks for codegen: present in a checkout with the toolchain installed, nowhere else."""
-    if not may_compile:
-        raise Absent("not asked to compile")
-    if settings.read("SOFTMAX_OPS_COMPILE") == "never":
-        raise Absent("SOFTMAX_OPS_COMPILE=never")
+def compiler() -> str:
+    """The compiler that a missing kernel would be compiled with. Raises Absent, saying why none would be."""
+    _refuse_to_compile()
+    _, toolchain, _ = _codegen()
     try:
-        from codegen import build, toolchain, variants
-    except ImportError as error:
-        raise Absent(f"{error.name or error} is not installed here") from None
-    spec = variants.by_name().get(variant.name)
-    if spec is None:
-        raise Absent("codegen beside this package does not ship the variant: their versions differ")
-    if arch not in variants.architectures(spec):
-        raise Absent(f"the variant does not ship for {arch}")
-    try:
-        return build.build([spec], [arch], build.user_cache(), jobs=1, progress=False).cubins[0]
+        toolchain.headers()
+        return f"{toolchain.compiler_build()}, for {', '.join(toolchain.supported_architectures())}"
     except toolchain.ToolchainError as error:
         raise Absent(str(error)) from None
 
 
+def bundles() -> list[tuple[str, Bundle]]:
+    """The bundles that are looked into, in order, each with what it is called."""
+    named = settings.read("SOFTMAX_OPS_BUNDLE")
+    key = settings.read("SOFTMAX_OPS_PUBLIC_KEY")
+    found = [] if named is None else [(f"bundle {named} (SOFTMAX_OPS_BUNDLE)", _bundle(named, key))]
+    return [*found, ("bundle of the package", _bundle(PACKAGED_BUNDLE, key))]
+
+
+def user_cache() -> Cache:
+    """The cache that the settings name."""
+    return Cache(settings.read("SOFTMAX_OPS_CACHE_DIR"), max_bytes=settings.read("SOFTMAX_OPS_CACHE_MAX_BYTES"))
+
+
+def _places(variant: Variant, arch: str, may_compile: bool) -> Iterator[tuple[str, Callable[[], Cubin]]]:
+    for place, bundle in bundles():
+        yield place, partial(_from_bundle, bundle, variant, arch)
+    yield "cache", lambda: _from_cache(variant, arch)
+    yield "compiler", lambda: _compile(variant, arch, may_compile)
+
+
+def _from_bundle(bundle: Bundle, variant: Variant, arch: str) -> Cubin:
+    """For the architecture itself, else for the nearest lower one of its major version, whose cubins run on it."""
+    held = bundle.architectures()
+    usable = sorted((known for known in held if runs_on(known, arch)), key=architecture_order, reverse=True)
+    if not usable:
+        raise Absent(f"it holds {', '.join(held)}, none of which runs on {arch}")
+    reasons = []
+    for built in usable:
+        try:
+            return bundle.find(variant.name, built, source=variant.source)
+        except Absent as absence:
+            reasons.append(absence.reason)
+    raise Absent("; ".join(reasons))
+
+
+def _from_cache(variant: Variant, arch: str) -> Cubin:
+    _refuse_unsigned()
+    return user_cache().find(variant.name, _target(variant, arch), source=variant.source)
+
+
+def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
+    built = _target(variant, arch)
+    _refuse_to_compile()
+    build, toolchain, variants = _codegen()
+    spec = variants.by_name().get(variant.name)
+    if spec is None:
+        raise Absent("codegen beside this package does not ship the variant: their versions differ")
+    if built not in variants.architectures(spec):
+        raise Absent(f"codegen beside this package does not ship the variant for {built}")
+    if not may_compile:
+        raise Absent("not asked to compile; the first call does")
+    try:
+        return build.build([spec], [built], build.user_cache(), jobs=1, progress=False).cubins[0]
+    except toolchain.ToolchainError as error:
+        raise Absent(str(error)) from None
+
+
+def _codegen() -> tuple[Any, Any, Any]:
+    """The one place that looks for codegen: present in a checkout with the toolchain installed, nowhere else."""
+    try:
+        from codegen import build, toolchain, variants
+    except ImportError as error:
+        raise Absent(f"{error.name or error} is not installed here") from None
+    return build, toolchain, variants
+
+
+def _refuse_to_compile() -> None:
+    _refuse_unsigned()
+    if settings.read("SOFTMAX_OPS_COMPILE") == "never":
+        raise Absent("SOFTMAX_OPS_COMPILE=never")
+
+
+def _refuse_unsigned() -> None:
+    if settings.read("SOFTMAX_OPS_PUBLIC_KEY") is not None:
+        raise Absent("SOFTMAX_OPS_PUBLIC_KEY asks for signed kernels, and what this machine compiled is not signed")
+
+
+def _target(variant: Variant, arch: str) -> str:
+    found = target(variant, arch)
+    if found is None:
+        raise Absent(f"{variant.name} ships for {', '.join(variant.architectures)}, none of which runs on {arch}")
+    return found
+
+
+def _advice(variant: Variant, arch: str) -> str:
+    built = target(variant, arch)
+    if built is None:
+        return (
+            f"This version of softmax_ops ships no such kernel for {arch}: install a newer version, or, in a checkout, "
+            f"add {arch} to ARCHITECTURES in codegen/variants.py and run `make bundle ARCH={arch}`."
+        )
+    return (
+        f"Build it with `python -m codegen compile --arch {built} {variant.name}` in a checkout, "
+        f"or all of them with `make bundle ARCH={built}`, and name the file in SOFTMAX_OPS_BUNDLE."
+    )
+
+
 @cache
-def _bundle(path: Path) -> Bundle:
-    return Bundle(path)
-
-
-def _runs_on(built: str, arch: str) -> bool:
-    """A cubin runs on its own architecture and on later minors of its major version; sm_90a's on nothing but sm_90a."""
-    (number, suffix), (wanted, _) = architecture_order(built), architecture_order(arch)
-    return built == arch or (not suffix and number // 10 == wanted // 10 and number <= wanted)
+def _bundle(path: Path, key: Path | None) -> Bundle:
+    return Bundle(path, key=key)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import softmax_ops
+from softmax_ops.artifacts import signature
+from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import Absent, Cubin
 
@@ -58,6 +60,27 @@ def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return os.stat_result([*info[:4], os.geteuid() + 1, *info[5:]]) if info.st_ino == inode else info
 
     monkeypatch.setattr(os, "fstat", fstat)
+
+
+def key_pair(folder: Path, name: str = "key") -> tuple[Path, Path]:
+    """Files of a new Ed25519 key: (private, public)."""
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    formats = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private.write_bytes(key.private_bytes(*formats))
+    spki = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    public.write_bytes(key.public_key().public_bytes(*spki))
+    return private, public
+
+
+def sign(bundle: Path, private: Path) -> Path:
+    """The signature beside a bundle."""
+    path = signature.beside(bundle)
+    path.write_bytes(signature.sign(Bundle(bundle).digest(), signature.load_private(private)))
+    return path
 
 
 def failing(number: int) -> Callable[..., None]:

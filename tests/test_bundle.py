@@ -5,11 +5,14 @@
 
 import errno
 import hashlib
+import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -17,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from softmax_ops.__main__ import main as command_line
 from softmax_ops.artifacts import bundle as bundle_module
 from softmax_ops.artifacts import files as files_module
+from softmax_ops.artifacts import signature
 from softmax_ops.artifacts.bundle import Bundle, BundleFacts, write_bundle
 from softmax_ops.artifacts.cubin import Absent, Cubin, canonical_json
-from tests.cubins import CHECKOUT, failing, give_away, make
+from tests.cubins import CHECKOUT, failing, give_away, key_pair, make, sign
 
 CATALOG = b'{"variants": []}'
 TOOLCHAIN = "nvrtc 12.9.86, nvjitlink 12.9.86"
@@ -134,6 +140,9 @@ def test_process_hash_seed_and_directory_do_not_matter(path: Path, tmp_path: Pat
 
 
 def write_shuffled(path: str) -> None:
+    """On another day, by a process that hides its files from others."""
+    time.time, time.time_ns = (lambda: 4e9), (lambda: 4 * 10**18)
+    os.umask(0o077)
     write(Path(path), list(set(some_cubins())))
 
 
@@ -439,6 +448,186 @@ def test_a_symbolic_link_leads_to_the_file_that_is_judged(
     monkeypatch.setattr(files_module, "_own_stat", lambda: stat_of(os.geteuid(), os.getegid(), 0o100644))
     path.chmod(0o646)
     assert "0646" in reason(Bundle(tmp_path / "link"), some_cubins()[0])
+
+
+# ---------------------------------------------------------------------------------------------- signatures
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    """(private, public)"""
+    return key_pair(tmp_path)
+
+
+def test_a_signed_bundle_serves_and_reads_no_more_than_an_unsigned_one(
+    tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cubins = some_cubins(variants=60, code_bytes=6000)
+    facts = write(tmp_path / "large", cubins)
+    sign(tmp_path / "large", keys[0])
+    bundle = Bundle(tmp_path / "large", key=keys[1])
+    with counting(monkeypatch) as reads:
+        assert bundle.find(cubins[0].variant, cubins[0].arch) == cubins[0]
+        assert sum(reads) < facts.file_bytes / 50
+    assert bundle.verify() == []
+
+
+@pytest.mark.parametrize("part", ["header", "sm_70", "softmax_fwd_f16_none_warp_k32 sm_70"])
+def test_whoever_forges_a_part_and_its_hashes_still_lacks_the_signature(
+    path: Path, tmp_path: Path, keys: tuple[Path, Path], part: str
+) -> None:
+    """What an attacker without the key can do best: write a bundle anew."""
+    sign(path, keys[0])
+    first, *others = some_cubins()
+    forged = {"header": "toolchain", "sm_70": "registers"}.get(part, "code")
+    changed = {"registers": replace(first, registers=99), "code": replace(first, code=b"evil")}.get(forged, first)
+    write_bundle(path, [changed, *others], catalog=CATALOG, toolchain="x" if forged == "toolchain" else TOOLCHAIN)
+    assert Bundle(path).find(first.variant, first.arch) == changed
+    assert "not that of this bundle" in reason(Bundle(path, key=keys[1]), first)
+    assert any("not that of this bundle" in finding for finding in Bundle(path, key=keys[1]).verify())
+
+
+@pytest.mark.parametrize(
+    "flaw", ["missing", "empty", "noise", "cut short", "of another bundle", "of another key", "fifo"]
+)
+def test_a_signature_that_is_none_opens_nothing(path: Path, tmp_path: Path, keys: tuple[Path, Path], flaw: str) -> None:
+    signed = sign(path, keys[0])
+    assert served(Bundle(path, key=keys[1]), some_cubins()[0])
+    if flaw == "of another bundle":
+        write(tmp_path / "other", some_cubins(3))
+        sign(tmp_path / "other", keys[0]).rename(signed)
+    elif flaw == "of another key":
+        sign(path, key_pair(tmp_path, "other")[0])
+    elif flaw == "fifo":
+        signed.unlink()
+        os.mkfifo(signed)
+    elif flaw == "missing":
+        signed.unlink()
+    else:
+        content = {"empty": b"", "noise": b"\xff\0?", "cut short": signed.read_bytes()[:40]}[flaw]
+        signed.write_bytes(content)
+    said = reason(Bundle(path, key=keys[1]), some_cubins()[0])
+    assert f"the bundle {path} is not used: " in said and str(signed) in said
+    assert len(Bundle(path, key=keys[1]).verify()) == 1 and Bundle(path).verify() == []
+
+
+@pytest.mark.parametrize("flaw", ["missing", "the private one", "text", "of another kind", "others can write it"])
+def test_a_key_that_is_none_opens_nothing(
+    path: Path, keys: tuple[Path, Path], flaw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = keys
+    sign(path, private)
+    monkeypatch.setattr(files_module, "_own_stat", lambda: stat_of(os.geteuid(), os.getegid(), 0o100644))
+    assert served(Bundle(path, key=public), some_cubins()[0])
+    if flaw == "missing":
+        public.unlink()
+    elif flaw == "the private one":
+        public = private
+    elif flaw == "text":
+        public.write_text("ssh-ed25519 AAAA")
+    elif flaw == "of another kind":
+        public.write_bytes(of_another_kind())
+    else:
+        public.chmod(0o666)
+    said = reason(Bundle(path, key=public), some_cubins()[0])
+    wanted = {"missing": "cannot be read", "of another kind": "wanted Ed25519", "others can write it": "0666"}
+    assert str(public) in said and wanted.get(flaw, "no public key") in said and served(Bundle(path), some_cubins()[0])
+
+
+def of_another_kind() -> bytes:
+    """A public key that signs elsewhere."""
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    public = generate_private_key(SECP256R1()).public_key()
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def test_without_the_library_no_signature_is_valid(
+    path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign(path, keys[0])
+    for name in [name for name in sys.modules if name.split(".")[0] == "cryptography"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    assert "pip install 'softmax-ops[signing]'" in reason(Bundle(path, key=keys[1]), some_cubins()[0])
+    assert served(Bundle(path), some_cubins()[0])
+
+
+@pytest.mark.parametrize("flaw", ["missing", "public", "encrypted"])
+def test_what_cannot_sign_is_refused_in_a_sentence(keys: tuple[Path, Path], tmp_path: Path, flaw: str) -> None:
+    path = {"missing": tmp_path / "none", "public": keys[1], "encrypted": tmp_path / "locked"}[flaw]
+    if flaw == "encrypted":
+        from cryptography.hazmat.primitives import serialization as s
+
+        key = signature.load_private(keys[0])
+        path.write_bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.BestAvailableEncryption(b"x")))
+    with pytest.raises(signature.SignatureError, match=re.escape(str(path))):
+        signature.load_private(path)
+
+
+# ---------------------------------------------------------------------------------------------- the command lines
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = command_line(["bundle", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+def test_inspect_prints_what_it_holds(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = command(capsys, "inspect", path, "--json")
+    facts = json.loads(said)
+    assert status == 0 and facts["cubins"] == 8 and facts["file_bytes"] == path.stat().st_size
+    assert facts["per_architecture"] == [[arch, 2] for arch in ARCHITECTURES]
+    status, said, _ = command(capsys, "inspect", path)
+    lines = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in said.splitlines())
+    assert status == 0 and lines["median cubin bytes"] == "65" and lines["toolchain"] == TOOLCHAIN
+    assert lines["per architecture"] == "sm_70 2, sm_90 2, sm_90a 2, sm_100 2"
+    status, said, error = command(capsys, "inspect", path.with_name("none"))
+    assert (status, said) == (1, "") and error.startswith("error: the bundle") and error.count("\n") == 1
+
+
+def test_verify_exits_with_what_it_found(
+    path: Path, keys: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(capsys, "verify", path) == (0, f"{path}: intact\n", "")
+    assert command(capsys, "verify", path, "--key", keys[1])[0] == 1
+    elsewhere = sign(path, keys[0]).rename(tmp_path / "elsewhere")
+    status, said, _ = command(capsys, "verify", path, "--key", keys[1], "--signature", elsewhere)
+    assert (status, said) == (0, f"{path}: intact, validly signed\n")
+    assert command(capsys, "verify", path, "--signature", elsewhere)[0] == 1
+    overwrite(path, path.stat().st_size - 40, b"damage")
+    status, said, _ = command(capsys, "verify", path)
+    assert status == 1 and "hash mismatch" in said
+
+
+def test_building_a_bundle_signs_it_and_never_leaves_a_signature_of_another(
+    tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a builder in the compiler's place."""
+    codegen = pytest.importorskip("codegen.__main__")
+    cubins = tuple(some_cubins())
+    monkeypatch.setattr(codegen.builder, "build", lambda *_, **__: codegen.builder.Report(cubins, 8, 0))
+    runner, out = CliRunner(), tmp_path / "out" / "kernels.bundle"
+    result = runner.invoke(codegen.main, ["bundle", "--output", str(out), "--sign", str(keys[0])])
+    assert result.exit_code == 0, result.output
+    assert Bundle(out, key=keys[1]).verify() == [] and f"signed: {out}.sig" in result.output
+    for figure in ("8 cubins", "2 variants", f"{out.stat().st_size} bytes", "median cubin 65", "largest 65", " s;"):
+        assert figure in result.output, result.output
+    catalog = Bundle(out).catalog()
+    assert catalog == (CHECKOUT / "generated" / "catalog.json").read_bytes()
+    assert runner.invoke(codegen.main, ["bundle", "--output", str(out)]).exit_code == 0
+    assert os.listdir(out.parent) == [out.name]
+
+
+def test_a_key_that_cannot_sign_fails_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codegen = pytest.importorskip("codegen.__main__")
+    monkeypatch.setattr(codegen.builder, "build", lambda *_, **__: pytest.fail("compiled"))
+    out = str(tmp_path / "b")
+    result = CliRunner().invoke(codegen.main, ["bundle", "--output", out, "--sign", str(tmp_path / "none")])
+    assert result.exit_code == 1 and "none cannot be read" in result.output and os.listdir(tmp_path) == []
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Tests run scenarios of this file in processes of their own: `python -m tests.tes
 """
 
 import errno
+import hashlib
 import logging
 import os
 import random
@@ -20,12 +21,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
+import pytest
+
+from softmax_ops import resolve
+from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cache import Cache
-from softmax_ops.artifacts.cubin import Cubin, encode
-from tests.cubins import CHECKOUT, NOBODY, failing, file_of, hidden, look, make, reason
+from softmax_ops.artifacts.cubin import SCHEMA, Cubin, encode
+from tests.cubins import CHECKOUT, NAME, NOBODY, failing, file_of, hidden, look, make, reason
 
 WRITERS = 16
-KILLS = 40
+KILLS = 200
 
 
 def test_sixteen_writers_of_one_entry(tmp_path: Path) -> None:
@@ -42,6 +47,22 @@ def test_writers_that_evict_each_other(tmp_path: Path) -> None:
     assert hidden(cache, ".") == [] and cache.verify() == []
 
 
+@pytest.mark.kernels
+def test_sixteen_processes_compile_the_same_variant_at_once(tmp_path: Path) -> None:
+    """From nothing, with the real compiler: each gets the kernel, by whichever way, and one entry results."""
+    pytest.importorskip("codegen.toolchain")
+    cache = roomy(tmp_path / "cache")
+    environment = {"SOFTMAX_OPS_CACHE_DIR": str(cache.root), "SOFTMAX_OPS_BUNDLE": "", "SOFTMAX_OPS_COMPILE": "auto"}
+    compiling = [run_scenario("resolve_one_variant", environment=environment) for _ in range(WRITERS)]
+    said = {line.split()[0] for line in finish(*compiling, timeout=540).splitlines()}
+    (entry,) = cache.entries()
+    assert entry.variant == NAME and hidden(cache, ".") == [] and cache.verify() == []
+    stored = cache.find(NAME, "sm_90", source=catalog.load().variants[NAME].source)
+    assert said == {hashlib.sha256(stored.code).hexdigest()}
+    assert stored.code.startswith(b"\x7fELF") and NAME.encode() in stored.code
+    assert finish(run_scenario("resolve_one_variant", environment=environment)).split()[1] == "cache"
+
+
 def test_writers_killed_in_the_middle(tmp_path: Path) -> None:
     cache = roomy(tmp_path / "cache")
     left_behind = int(finish(run_scenario("kill_writers", cache.root)))
@@ -50,7 +71,7 @@ def test_writers_killed_in_the_middle(tmp_path: Path) -> None:
     for name in partials:
         os.utime(tmp_path / "cache" / name, (1, 1))
     assert cache.gc().files == left_behind
-    assert cache.verify() == [] and len(cache.entries()) == 1
+    assert cache.verify() == []
 
 
 def test_file_size_limit(tmp_path: Path) -> None:
@@ -69,13 +90,132 @@ def test_read_only_directory() -> None:
     finish(run_scenario("in_read_only_directory"))
 
 
-def run_scenario(name: str, *arguments: object, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+DAMAGE = {
+    "cut short": "cut short",
+    "a flipped bit": "sha256 does not match",
+    "no bytes": "cut short",
+    "a foreign file": "first bytes are foreign",
+    "a planted link": "symbolic link",
+    "a pipe": "no regular file",
+    "writable by all": "0666: others can write it",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_entry_is_a_miss_told_in_one_line_and_healed(tmp_path: Path, damage: str) -> None:
+    cache = roomy(tmp_path / "cache")
+    assert cache.store(make())
+    spoil(file_of(cache, make()), damage, tmp_path)
+    outcomes, warnings = serve(cache.root)
+    assert outcomes == ["miss", "stored", "right"]
+    assert len(warnings) == 1 and DAMAGE[damage] in warnings[0] and "set aside" in warnings[0]
+    assert serve(cache.root) == (["right", "stored", "right"], [])
+
+
+def spoil(path: Path, damage: str, elsewhere: Path) -> None:
+    image = path.read_bytes()
+    if damage == "writable by all":
+        path.chmod(0o666)
+        return
+    path.unlink()
+    if damage == "a planted link":
+        (elsewhere / "planted").write_bytes(image)
+        path.symlink_to(elsewhere / "planted")
+    elif damage == "a pipe":
+        os.mkfifo(path, 0o600)
+    else:
+        flipped = image[:100] + bytes([image[100] ^ 4]) + image[101:]
+        path.write_bytes({"cut short": image[:-1], "a flipped bit": flipped, "no bytes": b""}.get(damage, b"#!" * 99))
+        path.chmod(0o600)
+
+
+@pytest.mark.parametrize("place", ["writable by all", "of another user", "a link", "a file", "no home", "on no disk"])
+def test_a_place_that_cannot_be_used_costs_one_line(tmp_path: Path, place: str) -> None:
+    """The kernel is there all the same: its caller has it."""
+    root, said = tmp_path / "cache", "compiled kernels are not kept"
+    if place == "writable by all":
+        roomy(root).store(make())
+        root.chmod(0o777)
+        said = "0777: others can write it"
+    elif place == "of another user":
+        root, said = of_another_user(root), "it belongs to user"
+    elif place == "a link":
+        roomy(tmp_path / "real").store(make())
+        root.symlink_to(tmp_path / "real")
+        said = "symbolic link"
+    elif place == "a file":
+        root.write_text("mine")
+        said = "no directory"
+    elif place == "on no disk":
+        root = Path("/proc/softmax_ops")
+    arguments = () if place == "no home" else (root,)
+    outcomes, warnings = serve(*arguments)
+    assert outcomes == ["miss", "lost", "miss"]
+    assert len(warnings) == 1 and said in warnings[0], warnings
+
+
+def of_another_user(path: Path) -> Path:
+    """A directory that belongs to someone else than this process."""
+    if os.geteuid() != 0:
+        return Path("/")
+    path.mkdir(mode=0o700)
+    os.chown(path, NOBODY, -1)
+    return path
+
+
+def test_a_clock_that_went_backwards_loses_nothing(tmp_path: Path) -> None:
+    """All that is there was written, and used, a day ahead of this clock."""
+    cache, tomorrow = roomy(tmp_path / "cache"), time.time() + 86400
+    assert cache.store(make()) and cache.store(make(build="c"))
+    for path in (cache.root or tmp_path).iterdir():
+        os.utime(path, (tomorrow, tomorrow))
+    assert serve(cache.root) == (["right", "stored", "right"], [])
+    assert serve(cache.root, 2 * len(encode(make()))) == (["right", "stored", "right"], [])
+    assert len(cache.entries()) == 2
+    assert serve(cache.root, len(encode(make()))) == (["right", "stored", "right"], [])
+    assert [entry.build[0] for entry in cache.entries()] == ["b"]
+
+
+def test_two_versions_of_the_package_share_a_cache(tmp_path: Path) -> None:
+    """Both at work at once, the newer with another schema: each gets what is right for it, or a miss, silently."""
+    newer = tmp_path / "newer"
+    shutil.copytree(CHECKOUT / "softmax_ops", newer / "softmax_ops", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CHECKOUT / "tests", newer / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    module = newer / "softmax_ops" / "artifacts" / "cubin.py"
+    text = module.read_text()
+    assert f"SCHEMA = {SCHEMA}\n" in text
+    module.write_text(text.replace(f"SCHEMA = {SCHEMA}\n", f"SCHEMA = {SCHEMA + 1}\n"))
+    cache = roomy(tmp_path / "cache")
+    both = [run_scenario("work_beside_another_version", cache.root, where=where) for where in (CHECKOUT, newer)]
+    assert [int(line) for line in finish(*both).splitlines()] == [SCHEMA, SCHEMA + 1]
+    assert hidden(cache, ".") == [] and len(cache.entries()) == 3
+    assert look(cache, make(build="1")) == make(build="1") and "its schema is" in reason(cache, make(build="2"))
+
+
+def serve(root: Path | None = None, max_bytes: int = 1 << 30) -> tuple[list[str], list[str]]:
+    """What a process of its own meets that looks for a kernel, stores it and looks again; and what it says."""
+    homeless = {"HOME": "/nonexistent/home", "XDG_CACHE_HOME": "", "SOFTMAX_OPS_CACHE_DIR": ""}
+    process = run_scenario("look_store_look", root or "", max_bytes, environment=homeless, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out.split(), err.splitlines()
+
+
+def run_scenario(
+    name: str,
+    *arguments: object,
+    before: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+    where: Path = CHECKOUT,
+    stderr: int = subprocess.STDOUT,
+) -> subprocess.Popen[str]:
     command = [*before, sys.executable, "-m", "tests.test_cache_processes", name, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environment = {**os.environ, **(environment or {})}
+    return subprocess.Popen(command, cwd=where, env=environment, text=True, stdout=subprocess.PIPE, stderr=stderr)
 
 
-def finish(*processes: subprocess.Popen[str]) -> str:
-    output = [process.communicate(timeout=60)[0] for process in processes]
+def finish(*processes: subprocess.Popen[str], timeout: float = 60) -> str:
+    output = [process.communicate(timeout=timeout)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(output)
     return "".join(output)
 
@@ -116,27 +256,67 @@ def write_under_pressure(root: str, number: str) -> None:
             cache.clear()
 
 
+def resolve_one_variant() -> None:
+    """As serving does; prints the digest of the code, and where it came from."""
+    resolve.PACKAGED_BUNDLE = Path("/nonexistent")
+    found = resolve.resolve(catalog.load().variants[NAME], "sm_90")
+    print(hashlib.sha256(found.cubin.code).hexdigest(), found.place)
+
+
+def look_store_look(root: str, max_bytes: str) -> None:
+    """As a server does that compiles what it misses. What is said goes where Python sends it by default."""
+    logging.getLogger().handlers.clear()
+    cache = Cache(Path(root), max_bytes=int(max_bytes)) if root else resolve.user_cache()
+    for step in (look, None, look):
+        if step is None:
+            print("stored" if cache.store(make()) else "lost")
+        else:
+            found = step(cache, make())
+            assert isinstance(found, str) or found == make(), found
+            print("miss" if isinstance(found, str) else "right")
+
+
+def work_beside_another_version(root: str) -> None:
+    """Its own builds and one that both have. Prints the schema."""
+    cache = roomy(Path(root))
+    mine, shared = make(build=str(SCHEMA)), make(build="f")
+    for _ in range(50):
+        for cubin in (mine, shared):
+            assert cache.store(cubin)
+            found = look(cache, cubin)
+            assert found == cubin or (cubin is shared and isinstance(found, str) and "its schema is" in found), found
+    assert Recorder.messages == [] and cache.verify() == []
+    print(SCHEMA)
+
+
 def kill_writers(root: str) -> None:
-    """Kill -9 one writer after the other at a random moment; the entry is whole all the time."""
-    cache, chance = roomy(Path(root)), random.Random(0)
-    assert cache.store(numbered(0))
+    """Kill -9 one writer after the other at a random moment: then every entry is right, or was never there."""
+    cache, chance, hits = roomy(Path(root)), random.Random(0), 0
+    names = [replace(numbered(0), fingerprint=f"{name}" * 64) for name in "0123"]
     for round_ in range(KILLS):
+        cache.clear()  # what was killed half-way stays
         ready, started = os.pipe()
         child = os.fork()
         if child == 0:
             os.write(started, b"!")
             while True:
-                for number in range(4):
-                    cache.store(numbered(number))
+                for number, entry in enumerate(names):
+                    cache.store(replace(numbered(number), fingerprint=entry.fingerprint))
         os.read(ready, 1)
         time.sleep(chance.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(ready)
         os.close(started)
-        found = look(cache, numbered(0))
-        assert isinstance(found, Cubin) and found == numbered(found.registers), f"round {round_}: {found}"
-    assert hidden(cache, ".bad-") == [] and cache.verify() == []
+        for number, entry in enumerate(names):
+            found = look(cache, entry)
+            assert isinstance(found, str) or found == replace(numbered(number), fingerprint=entry.fingerprint), (
+                f"round {round_}: {found}"
+            )
+            hits += isinstance(found, Cubin)
+        assert hidden(cache, ".bad-") == [] and cache.verify() == []
+    assert 0 < hits < KILLS * len(names)
+    assert Recorder.messages == []
     print(len(hidden(cache, ".part-")))
 
 

@@ -95,7 +95,18 @@ def test_the_torch_interface_says_that_torch_is_missing() -> None:
 def test_what_needs_torch_is_nothing_else() -> None:
     """The rest of the package: the torch interface, and what calls the driver."""
     needing = {name.split(".")[1] for name in MODULES - {*TORCH_FREE}}
-    assert needing == {"api", "autograd", "checks", "cpu", "dispatch", "driver", "launcher", "modules", "ops", "serving"}
+    assert needing == {
+        "api",
+        "autograd",
+        "checks",
+        "cpu",
+        "dispatch",
+        "driver",
+        "launcher",
+        "modules",
+        "ops",
+        "serving",
+    }
     assert {"softmax_ops.plan", "softmax_ops.problem", "softmax_ops.explanation"} <= {*TORCH_FREE}
 
 

@@ -1,5 +1,7 @@
 """Where a cubin comes from: the order of the places, what each says when it has none, which architectures share."""
 
+import errno
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.resolve import KernelNotFound
+from tests.cubins import key_pair, sign
 
 VARIANT = catalog.load().variants["softmax_fwd_f16_none_warp_k1024_v8_t128r4"]
 
@@ -24,6 +27,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SOFTMAX_OPS_BUNDLE", str(tmp_path / "named"))
     monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")
+    monkeypatch.delenv("SOFTMAX_OPS_PUBLIC_KEY", raising=False)
     monkeypatch.setattr(resolve, "PACKAGED_BUNDLE", tmp_path / "packaged")
     return tmp_path
 
@@ -99,7 +103,7 @@ def test_a_kernel_in_no_place_lists_each_with_its_reason(places: Path) -> None:
     assert packaged.startswith("  bundle of the package: ") and "source" in packaged
     assert cached == f"  cache: the cache directory {places}/cache does not exist"
     assert compiled == "  compiler: SOFTMAX_OPS_COMPILE=never"
-    assert f"python -m codegen compile --arch sm_90 {VARIANT.name}" in advice
+    assert f"python -m codegen compile --arch sm_90 {VARIANT.name}" in advice and "make bundle ARCH=sm_90" in advice
     assert error.value.passed_over == tuple(line.strip() for line in (named, packaged, cached, compiled))
 
 
@@ -122,7 +126,10 @@ def test_reasons_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_explanation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler(monkeypatch, lambda *_, **__: pytest.fail("compiled"))
-    with pytest.raises(KernelNotFound, match="compiler: not asked to compile"):
+    with pytest.raises(KernelNotFound, match="compiler: not asked to compile; the first call does"):
+        resolve.resolve(VARIANT, "sm_90", may_compile=False)
+    monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")  # what will stand in its way is told
+    with pytest.raises(KernelNotFound, match="compiler: SOFTMAX_OPS_COMPILE=never"):
         resolve.resolve(VARIANT, "sm_90", may_compile=False)
 
 
@@ -139,6 +146,9 @@ def test_an_explanation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         (("sm_80", "sm_89"), "sm_90", None),  # another major
         (("sm_100",), "sm_120", None),
         (("sm_90",), "sm_100", None),
+        (("sm_86",), "sm_87", None),  # Orin: CUDA promises nothing between desktop and Tegra
+        (("sm_70",), "sm_72", None),
+        (("sm_90a",), "sm_90", None),  # of that one architecture only
     ],
 )
 def test_architectures_of_a_bundle(places: Path, held: tuple[str, ...], arch: str, served: str | None) -> None:
@@ -164,3 +174,122 @@ def test_another_source_is_passed_over(places: Path) -> None:
     assert found() == "packaged"
     with pytest.raises(KernelNotFound, match="built from another source"):
         resolve.resolve(replace(VARIANT, source="2" * 64), "sm_90")
+
+
+# What stands in the way
+
+
+def passed_over(arch: str = "sm_90") -> list[str]:
+    """The reasons in the message of a failure, one line each."""
+    with pytest.raises(KernelNotFound) as error:
+        found(arch)
+    assert str(error.value).splitlines()[1:-1] == [f"  {reason}" for reason in error.value.passed_over]
+    return list(error.value.passed_over)
+
+
+def test_a_damaged_bundle_and_a_damaged_entry_are_passed_over(places: Path) -> None:
+    keep(places / "cache", cubin("cached"))
+    (entry,) = (places / "cache").iterdir()
+    entry.write_bytes(entry.read_bytes()[:-1])
+    bundle(places / "named", cubin("named"))
+    (places / "named").write_bytes((places / "named").read_bytes()[:-1])
+    (places / "packaged").write_text("text")
+    named, packaged, cached, _ = passed_over()
+    assert "truncated or damaged" in named and "not a bundle" in packaged
+    assert "sha256 does not match" in cached and "set aside" in cached
+
+
+def test_files_that_others_can_write_are_passed_over(places: Path) -> None:
+    keep(places / "cache", cubin("cached"))
+    (places / "cache").chmod(0o777)
+    bundle(places / "named", cubin("named"))
+    (places / "named").chmod(0o666)
+    named, _, cached, _ = passed_over()
+    assert "0666: others can write it" in named and "0777: others can write it" in cached
+
+
+def test_files_that_cannot_be_read_are_passed_over(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle(places / "named", cubin("named"))
+    real = os.open
+
+    def refuse(path: Any, *arguments: Any, **others: Any) -> int:
+        if str(path).startswith(str(places)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *arguments, **others)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert all("Permission denied" in reason for reason in passed_over()[:3])
+
+
+def test_every_architecture_of_a_bundle_that_would_run_says_why_it_does_not_serve(places: Path) -> None:
+    bundle(places / "named", cubin("old", "sm_80", source="0" * 64), cubin("older", "sm_86", source="1" * 64))
+    named = passed_over("sm_89")[0]
+    assert named.count("built from another source") == 2
+    assert named.index("sm_86") < named.index("sm_80")
+
+
+# GPUs that came later
+
+
+def test_a_later_minor_is_served_by_what_was_compiled_for_an_earlier_one(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sm_121 came after this package, and runs what is built for sm_120."""
+    asked = []
+
+    def build(specs: Any, architectures: list[str], *_: Any, **__: Any) -> Any:
+        asked.append(architectures)
+        return SimpleNamespace(cubins=(cubin("compiled", *architectures),))
+
+    compiler(monkeypatch, build)
+    assert found("sm_121") == "compiled" and asked == [["sm_120"]]
+    keep(places / "cache", cubin("cached", "sm_120"))
+    assert found("sm_121") == "cached"
+
+
+@pytest.mark.parametrize("arch", ["sm_130", "sm_87", "sm_60"])
+def test_a_gpu_that_nothing_runs_on_is_told_what_to_do(
+    places: Path, arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler(monkeypatch, lambda *_, **__: pytest.fail("compiled"))
+    bundle(places / "named", cubin("named"))
+    named, _, cached, compiled = passed_over(arch)
+    assert f"none of which runs on {arch}" in named
+    assert f"ships for sm_70, sm_75, {', '.join(VARIANT.architectures[2:])}, none of which runs on {arch}" in cached
+    assert cached.removeprefix("cache: ") == compiled.removeprefix("compiler: ")
+    with pytest.raises(KernelNotFound, match=f"install a newer version, or.*make bundle ARCH={arch}`"):
+        found(arch)
+
+
+def test_a_gpu_newer_than_the_bundle_is_told_the_command_that_builds_for_it(places: Path) -> None:
+    bundle(places / "packaged", cubin("packaged", "sm_80"))
+    with pytest.raises(KernelNotFound, match=r"codegen compile --arch sm_120 .*make bundle ARCH=sm_120`"):
+        found("sm_121")
+
+
+# Signed kernels only
+
+
+def test_where_a_key_is_named_only_signed_bundles_serve(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(monkeypatch, lambda *_, **__: pytest.fail("compiled"))
+    keep(places / "cache", cubin("cached"))
+    bundle(places / "named", cubin("named"))
+    bundle(places / "packaged", cubin("packaged"))
+    private, public = key_pair(places)
+    monkeypatch.setenv("SOFTMAX_OPS_PUBLIC_KEY", str(public))
+    named, packaged, cached, compiled = passed_over()
+    assert "named.sig cannot be read" in named and "packaged.sig cannot be read" in packaged
+    assert cached.removeprefix("cache: ") == compiled.removeprefix("compiler: ")
+    assert cached.startswith("cache: SOFTMAX_OPS_PUBLIC_KEY asks for signed kernels")
+    sign(places / "packaged", private)
+    resolution = resolve.resolve(VARIANT, "sm_90")
+    assert resolution.cubin == cubin("packaged") and resolution.passed_over == (named,)
+    monkeypatch.delenv("SOFTMAX_OPS_PUBLIC_KEY")
+    assert found() == "named"
+
+
+def test_a_key_that_cannot_be_used_opens_nothing(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle(places / "packaged", cubin("packaged"))
+    sign(places / "packaged", key_pair(places)[0])
+    monkeypatch.setenv("SOFTMAX_OPS_PUBLIC_KEY", str(places / "elsewhere"))
+    assert f"public key {places}/elsewhere cannot be read" in passed_over()[1]

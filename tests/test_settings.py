@@ -1,16 +1,26 @@
 """The table of environment variables: defaults, units, bad values, hosts without a home."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from softmax_ops.__main__ import main as command_line
 from softmax_ops.artifacts import settings
 from tests.cubins import CHECKOUT
 
-NAMES = ("SOFTMAX_OPS_BUNDLE", "SOFTMAX_OPS_CACHE_DIR", "SOFTMAX_OPS_CACHE_MAX_BYTES", "SOFTMAX_OPS_COMPILE")
+NAMES = (
+    "SOFTMAX_OPS_BUNDLE",
+    "SOFTMAX_OPS_CACHE_DIR",
+    "SOFTMAX_OPS_CACHE_MAX_BYTES",
+    "SOFTMAX_OPS_COMPILE",
+    "SOFTMAX_OPS_PUBLIC_KEY",
+)
+PATHS = ("SOFTMAX_OPS_BUNDLE", "SOFTMAX_OPS_CACHE_DIR", "SOFTMAX_OPS_PUBLIC_KEY")
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +31,13 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    assert [settings.read(name) for name in NAMES] == [None, tmp_path / ".cache/softmax_ops", 2 << 30, "auto"]
+    assert [settings.read(name) for name in NAMES] == [
+        None,
+        tmp_path / ".cache/softmax_ops",
+        2 << 30,
+        "auto",
+        None,
+    ]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -50,8 +66,7 @@ def test_byte_counts(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> 
             for bad in ("2G", "-1", "1.5GiB", "lots", "GiB", "0x10", "\u0663", " ")
         ),
         *(("SOFTMAX_OPS_COMPILE", bad, "auto, never") for bad in ("yes", "AUTO", "0", "auto ")),
-        ("SOFTMAX_OPS_BUNDLE", "~nobody-of-that-name/bundle", "a path"),
-        ("SOFTMAX_OPS_CACHE_DIR", "~nobody-of-that-name", "a path"),
+        *((name, "~nobody-of-that-name/file", "a path") for name in PATHS),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_wanted(
@@ -70,7 +85,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         settings.read("SOFTMAX_OPS_NOPE")
 
 
-@pytest.mark.parametrize("name", ["SOFTMAX_OPS_BUNDLE", "SOFTMAX_OPS_CACHE_DIR"])
+@pytest.mark.parametrize("name", PATHS)
 def test_paths_become_absolute_and_know_home(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for text, path in (("~/a", tmp_path / "a"), ("b/../c", Path.cwd() / "c"), ("/d", Path("/d"))):
@@ -95,11 +110,45 @@ def test_the_table_has_every_variable_with_value_source_and_one_line(monkeypatch
     monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")
     rows = settings.table()
     assert tuple(row.name for row in rows) == NAMES and len(rows) < 10
-    assert [row.source for row in rows] == ["default"] * 3 + ["environment"]
-    assert rows[-1].value == "never" and all(row.problem is None for row in rows)
+    assert [row.source for row in rows] == ["default"] * 3 + ["environment", "default"]
+    assert rows[3].value == "never" and all(row.problem is None for row in rows)
     for row in rows:
         assert row.type and row.default and row.description and "\n" not in row.description
         assert hash(row) == hash(row) and row.name in repr(row)
+
+
+def test_the_command_prints_each_value_and_where_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(tmp_path / "kernels"))
+    assert command_line(["config", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert tuple(rows) == NAMES
+    cache = rows["SOFTMAX_OPS_CACHE_DIR"]
+    assert (cache["value"], cache["source"], cache["type"]) == (str(tmp_path / "kernels"), "environment", "path")
+    assert (rows["SOFTMAX_OPS_BUNDLE"]["value"], rows["SOFTMAX_OPS_BUNDLE"]["source"]) == (None, "default")
+    assert command_line(["config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(NAMES)
+    assert f"{tmp_path}/kernels" in lines[1] and "(environment)" in lines[1] and "(default)" in lines[0]
+
+
+def test_the_command_fails_for_a_value_that_cannot_be_used_and_prints_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "maybe")
+    assert command_line(["config"]) == 1
+    said = capsys.readouterr().out
+    assert "SOFTMAX_OPS_COMPILE is 'maybe'; wanted one of auto, never" in said and len(said.splitlines()) == len(NAMES)
+
+
+def test_every_variable_that_the_package_reads_is_in_the_table() -> None:
+    """No code looks at the environment by itself."""
+    read = {
+        path.name: set(re.findall(r"SOFTMAX_OPS_[A-Z_]+", path.read_text())) - set(NAMES)
+        for path in [*(CHECKOUT / "softmax_ops").rglob("*.py"), *(CHECKOUT / "codegen").rglob("*.py")]
+    }
+    assert {name: unknown for name, unknown in read.items() if unknown} == {}
 
 
 def test_nothing_is_read_at_import() -> None:

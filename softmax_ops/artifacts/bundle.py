@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from softmax_ops.artifacts import signature as signatures
 from softmax_ops.artifacts.cubin import Absent, Cubin, architecture_order, canonical_json
 from softmax_ops.artifacts.files import as_trusted_as_this_package, open_directory, pread_exactly, publish
 from softmax_ops.artifacts.region import Region, compress, expand
@@ -78,6 +79,7 @@ class _Top:
     """What the first read of one particular file told, and the indexes read since."""
 
     file: tuple[int, ...]  # device, inode, size, mtime
+    digest: bytes
     body_at: int
     catalog: Region
     toolchain: str
@@ -86,10 +88,15 @@ class _Top:
 
 
 class Bundle:
-    """The cubins of one bundle file, read as they are asked for. Methods raise Absent where the file cannot serve."""
+    """The cubins of one bundle file, read as they are asked for. Methods raise Absent where the file cannot serve.
 
-    def __init__(self, path: Path) -> None:
+    With the file of a public key, it serves only when `signature`, by default the file beside it, is valid.
+    """
+
+    def __init__(self, path: Path, *, key: Path | None = None, signature: Path | None = None) -> None:
         self.path = path
+        self._key = key
+        self._signature = signature or signatures.beside(path)
         self._top: _Top | None = None
 
     def __repr__(self) -> str:
@@ -117,6 +124,11 @@ class Bundle:
         with self._open() as (descriptor, top):
             return tuple(sorted(self._index(descriptor, top, arch)))
 
+    def sources(self, arch: str) -> dict[str, str]:
+        """The source digest of every kernel held for one architecture, by name."""
+        with self._open() as (descriptor, top):
+            return {variant: row.source for variant, row in self._index(descriptor, top, arch).items()}
+
     def catalog(self) -> bytes:
         """The catalogue these cubins were built with."""
         with self._open() as (descriptor, top):
@@ -128,9 +140,14 @@ class Bundle:
             indexes = {arch: self._index(descriptor, top, arch) for arch in top.architectures}
         return _facts(top, indexes)
 
+    def digest(self) -> bytes:
+        """The sha256 in the header. Every part's own is under it, so whoever vouches for it vouches for the bundle."""
+        with self._open() as (_, top):
+            return top.digest
+
     def verify(self) -> list[str]:
         """Read every byte: a sentence for each thing that is wrong, [] when all is well."""
-        fresh = Bundle(self.path)
+        fresh = Bundle(self.path, key=self._key, signature=self._signature)
         findings: list[str] = []
         with _noting(findings):
             architectures = fresh.architectures()
@@ -184,9 +201,15 @@ class Bundle:
             raise Absent(f"the bundle {self.path} is truncated or damaged: {file_bytes} of {announced} bytes")
         first += pread_exactly(descriptor, max(0, body_at - len(first)), len(first))
         top = first[_TOP_START:body_at]
-        if hashlib.sha256(first[: _HEAD.size] + top).digest() != first[_HEAD.size : _TOP_START]:
+        digest = hashlib.sha256(first[: _HEAD.size] + top).digest()
+        if digest != first[_HEAD.size : _TOP_START]:
             raise Absent(f"the bundle {self.path} is damaged: hash mismatch in its header")
-        return _parse_top(json.loads(top), file, body_at)
+        if self._key is not None:
+            try:
+                signatures.check(digest, self._key, self._signature)
+            except signatures.SignatureError as error:
+                raise Absent(f"the bundle {self.path} is not used: {error}") from None
+        return _parse_top(json.loads(top), file, digest, body_at)
 
     def _index(self, descriptor: int, top: _Top, arch: str) -> Mapping[str, _Row]:
         """One architecture's index; threads that come at once may each read it, and keep equal ones."""
@@ -262,13 +285,13 @@ def _block(cubins: Mapping[str, Cubin]) -> tuple[bytes, bytes]:
     return canonical_json(rows), bytes(entries)
 
 
-def _parse_top(facts: dict[str, Any], file: tuple[int, ...], body_at: int) -> _Top:
+def _parse_top(facts: dict[str, Any], file: tuple[int, ...], digest: bytes, body_at: int) -> _Top:
     found = facts["architectures"]
     architectures = {
         arch: _Architecture(Region(**found[arch]["index"]), found[arch]["entries_at"])
         for arch in sorted(found, key=architecture_order)
     }
-    return _Top(file, body_at, Region(**facts["catalog"]), facts["toolchain"], architectures, indexes={})
+    return _Top(file, digest, body_at, Region(**facts["catalog"]), facts["toolchain"], architectures, indexes={})
 
 
 def _parse_index(raw: bytes) -> dict[str, _Row]:

@@ -112,7 +112,8 @@ class Cache:
             return False
         try:
             if self.root is not None:
-                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with suppress(FileExistsError):  # and no directory: what it is, is said below
+                    self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._directory() as directory:
                 publish(directory, name, image, 0o600)
                 with suppress(OSError):

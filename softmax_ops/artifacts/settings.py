@@ -107,11 +107,18 @@ _TABLE = {
         parse=_one_of("auto", "never"),
         fallback=lambda: "auto",
     ),
+    "SOFTMAX_OPS_PUBLIC_KEY": _Variable(
+        type="path",
+        default="none",
+        description="an Ed25519 public key (PEM): only kernels of a bundle signed with its private half are loaded",
+        parse=_path,
+        fallback=lambda: None,
+    ),
 }
 
 
 @overload
-def read(name: Literal["SOFTMAX_OPS_BUNDLE", "SOFTMAX_OPS_CACHE_DIR"]) -> Path | None: ...
+def read(name: Literal["SOFTMAX_OPS_BUNDLE", "SOFTMAX_OPS_CACHE_DIR", "SOFTMAX_OPS_PUBLIC_KEY"]) -> Path | None: ...
 @overload
 def read(name: Literal["SOFTMAX_OPS_CACHE_MAX_BYTES"]) -> int: ...
 @overload

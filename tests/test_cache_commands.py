@@ -1,0 +1,76 @@
+"""`python -m codegen cache list|verify|gc|clear`."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from softmax_ops.artifacts.cache import Cache
+from softmax_ops.artifacts.cubin import encode
+from tests.cubins import NAME, file_of, make
+
+codegen = pytest.importorskip("codegen.__main__")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    """Three entries, used on days 1, 2 and 3, in the cache that the settings name."""
+    monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("SOFTMAX_OPS_CACHE_MAX_BYTES", raising=False)
+    cache = Cache(tmp_path / "cache", max_bytes=1 << 20)
+    for day, build in enumerate("bcd", start=1):
+        assert cache.store(make(build=build))
+        os.utime(file_of(cache, make(build=build)), (86400 * day, 86400 * day))
+    return cache
+
+
+def run(*arguments: str) -> tuple[int, list[str]]:
+    result = CliRunner().invoke(codegen.main, ["cache", *arguments])
+    return result.exit_code, result.output.splitlines()
+
+
+def test_list(cache: Cache) -> None:
+    size = len(encode(make()))
+    status, lines = run("list")
+    assert status == 0 and len(lines) == 4
+    assert lines[0].split() == [str(size), "1970-01-04", "00:00", f"{NAME}.sm_90.{'d' * 32}.cubin"]
+    assert lines[-1] == f"3 entries, {3 * size} bytes of at most {2 << 30}, in {cache.root}"
+    status, lines = run("list", "--json")
+    assert [entry["build"][0] for entry in json.loads("\n".join(lines))] == ["d", "c", "b"]
+
+
+def test_verify(cache: Cache) -> None:
+    assert run("verify") == (0, [f"3 entries in {cache.root}, every one intact"])
+    path = file_of(cache, make(build="c"))
+    path.write_bytes(path.read_bytes()[:-1])
+    status, lines = run("verify")
+    assert status == 1 and len(lines) == 2 and path.name in lines[0] and lines[1].startswith("Error: 1 findings")
+    assert path.exists()
+
+
+def test_gc(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(encode(make()))
+    assert run("gc") == (0, [f"0 files removed, 0 bytes; {3 * size} bytes stay"])
+    monkeypatch.setenv("SOFTMAX_OPS_CACHE_MAX_BYTES", str(2 * size))
+    assert run("gc") == (0, [f"1 files removed, {size} bytes; {2 * size} bytes stay"])
+    assert [entry.build[0] for entry in cache.entries()] == ["d", "c"]
+
+
+def test_clear(cache: Cache) -> None:
+    assert run("clear") == (0, [f"3 files removed, {3 * len(encode(make()))} bytes; 0 bytes stay"])
+    assert cache.entries() == []
+
+
+@pytest.mark.parametrize("action", ["list", "verify", "gc", "clear"])
+def test_without_a_cache_there_is_nothing_to_do(action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(tmp_path / "none"))
+    assert run(action)[0] == 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("action", ["list", "verify", "gc", "clear"])
+def test_a_bad_setting_is_one_sentence(action: str, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTMAX_OPS_CACHE_MAX_BYTES", "much")
+    status, lines = run(action)
+    assert status == 1 and len(lines) == 1 and "SOFTMAX_OPS_CACHE_MAX_BYTES is 'much'" in lines[0]
