@@ -1,8 +1,7 @@
 # `make help` lists the targets. Each does its own set-up: it needs Python 3.11 or newer, and nothing else.
 
 PYTHON ?= python3
-# The 12.9 toolchain reaches from sm_70 to sm_120, and its cubins serve drivers of CUDA 12 and 13: bundles are built with it.
-CUDA   ?= $(if $(filter bundle wheel,$(MAKECMDGOALS)),12,13)
+CUDA   ?= 13
 
 VENV    := $(if $(filter 13,$(CUDA)),.venv,.venv-cuda$(CUDA))
 BIN     := $(VENV)/bin

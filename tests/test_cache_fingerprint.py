@@ -113,12 +113,6 @@ def altered(tree: sources.Headers, folder: Path, change: Callable[[Path], object
     return sources.Headers(tree.package, folder)
 
 
-def swallow(kept: Path, gone: Path) -> None:
-    """One header holds what two did, their names too: digests that only follow each other would be the same."""
-    kept.write_text("a.hsub/b.hsub/b.h")
-    gone.unlink()
-
-
 CHANGES: dict[str, Callable[[Path], object]] = {
     "content": lambda root: (root / "sub/b.h").write_text("sub/b,h"),
     "name": lambda root: (root / "a.h").rename(root / "c.h"),
@@ -126,7 +120,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "one more": lambda root: (root / "sub/c.h").write_text(""),
     "one fewer": lambda root: (root / "a.h").unlink(),
     "contents exchanged": lambda root: ((root / "a.h").write_text("sub/b.h"), (root / "sub/b.h").write_text("a.h")),
-    "one swallowed": lambda root: swallow(root / "a.h", root / "sub/b.h"),
+    "one swallowed by another": lambda root: (root / "sub/b.h").rename(root / "a.h").write_text("a.hsub/b.hsub/b.h"),
 }
 
 
