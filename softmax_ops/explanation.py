@@ -83,7 +83,7 @@ def _cubin(variant: catalog.Variant, arch: str) -> tuple[str, tuple[str, ...]]:
     try:
         resolution = resolve.resolve(variant, arch, may_compile=False)
     except resolve.KernelNotFound as error:
-        return "in no place yet; the first call compiles it where the toolchain is installed", error.passed_over[:-1]
+        return "in no place yet", error.passed_over
     return (
         f"{resolution.place}, {len(resolution.cubin.code)} bytes, {resolution.cubin.registers} registers",
         resolution.passed_over,
