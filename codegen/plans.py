@@ -58,7 +58,7 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
     would be most of it.
     """
     threads = 256
-    capacity = (4 if direction is Direction.FORWARD else 2) * threads * dtype.vector
+    capacity = direction.tile_vectors * threads * dtype.vector
     return [RowPlan(Plan.TILE, k, vec, threads, capacity // k) for k in (8, 32) for vec in (dtype.vector, 1)]
 
 

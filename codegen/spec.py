@@ -58,6 +58,11 @@ class Direction(Enum):
         self.struct = struct
         self.tensors = tensors
 
+    @property
+    def tile_vectors(self) -> int:
+        """That every thread of a tile moves of each input: four in all."""
+        return 4 // (len(self.tensors) - 1)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -258,14 +263,9 @@ class Spec:
         return inputs * (self.tile_elements * self.dtype.bytes + ACCESS_BYTES) if self.plan is Plan.TILE else 0
 
     @property
-    def tile_vectors(self) -> int:
-        """That every thread moves of each input: four in all."""
-        return 4 // (len(self.direction.tensors) - 1)
-
-    @property
     def tile_elements(self) -> int:
         """Of one input of a tile."""
-        return self.tile_vectors * self.threads * self.dtype.vector if self.plan is Plan.TILE else 0
+        return self.direction.tile_vectors * self.threads * self.dtype.vector if self.plan is Plan.TILE else 0
 
     @property
     def piece(self) -> int:

@@ -67,8 +67,7 @@ def softmax(
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if _is_differentiated(x):
         return Softmax.apply(x, request.scale, mask, causal, causal_offset, batch_invariant)
-    with torch.no_grad():
-        return dispatch.forward(request, batch_invariant)
+    return dispatch.forward(request, batch_invariant)
 
 
 def softmax_(x: Tensor, **arguments) -> Tensor:
@@ -114,8 +113,7 @@ def softmax_backward(
     request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
     if _is_differentiated(dy, y):
         return SoftmaxBackward.apply(dy, y, request.scale, causal, causal_offset, batch_invariant)
-    with torch.no_grad():
-        return dispatch.backward(request, batch_invariant)
+    return dispatch.backward(request, batch_invariant)
 
 
 def explain(

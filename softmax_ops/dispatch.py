@@ -23,7 +23,7 @@ _ACCESS_BYTES = 16
 
 
 def forward(request: Request, batch_invariant: bool = False) -> Tensor:
-    """The softmax of a valid request, where its tensors are. Gradients are disabled by the caller."""
+    """The softmax of a valid request, where its tensors are. Nothing may have to be recorded by autograd."""
     if request.x.device.type == "cpu":
         return cpu.softmax(request)
     scalars = Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)

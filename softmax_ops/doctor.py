@@ -17,7 +17,7 @@ from pathlib import Path
 from . import __version__, resolve
 from .artifacts import catalog, settings
 from .artifacts.bundle import Bundle
-from .artifacts.cubin import Absent
+from .artifacts.cubin import Absent, runs_on
 
 Facts = dict[str, object]
 
@@ -144,7 +144,7 @@ def _covered(arch: str) -> Facts:
         held = _served(bundle, arch) & missing
         counts[place] = len(held)
         missing -= held
-    cached = {entry.variant for entry in resolve.user_cache().entries() if resolve.runs_on(entry.arch, arch)} & missing
+    cached = {entry.variant for entry in resolve.user_cache().entries() if runs_on(entry.arch, arch)} & missing
     return {**counts, "cache, by name": len(cached), "nowhere": len(missing - cached)}
 
 
@@ -153,7 +153,7 @@ def _served(bundle: Bundle, arch: str) -> set[str]:
     variants, found = catalog.load().variants, set()
     with suppress(Absent):
         for built in bundle.architectures():
-            if resolve.runs_on(built, arch):
+            if runs_on(built, arch):
                 sources = bundle.sources(built)
                 found |= {name for name, variant in variants.items() if sources.get(name) == variant.source}
     return found

@@ -26,7 +26,6 @@ _kernels: dict[tuple[str, str], driver.Kernel] = {}
 _executables: dict[tuple[int, int], "Executable"] = {}
 """By the id of the plan (hashing one takes longer than a launch) and the device. An executable keeps its plan alive."""
 
-
 _frozen = False
 
 

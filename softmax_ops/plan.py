@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from .artifacts.catalog import Catalog, Entry, Layout, Variant, argument_bytes
+from .artifacts.cubin import runs_on
 from .problem import MAX_RANK, MAX_ROWS, Dimension, Geometry, Part, leading_dimensions, parts
 
 SCALARS = ("scale", "mask.fill")
@@ -74,13 +75,13 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str) -> LaunchPlan:
     launches = [
         launch for part in parts(tuple(dimensions), limit) for launch in _launches(geometry, variant, layout, part)
     ]
-    segments = -(-geometry.k // variant.piece) if variant.passes > 1 else 0
+    shared = geometry.rows * _segments(geometry, variant) if variant.passes > 1 else 0
     return LaunchPlan(
         geometry=geometry,
         variant=variant,
         launches=tuple(launches),
         fields=_dynamic_fields(layout),
-        workspace_bytes=geometry.rows * segments * variant.partial_bytes,
+        workspace_bytes=shared * variant.partial_bytes,
         reason=reason,
     )
 
@@ -103,18 +104,13 @@ def _select(geometry: Geometry, catalog: Catalog, arch: str) -> tuple[Variant, s
 
 def _obstacle(geometry: Geometry, entry: Entry, arch: str) -> str | None:
     """Why an entry does not serve; None when it does."""
-    if entry.architectures and not any(_runs(arch, other) for other in entry.architectures):
+    if entry.architectures and not any(runs_on(built, arch) for built in entry.architectures):
         return f"not for {arch}"
     if entry.max_rows and geometry.batch_invariant:
         return "chosen by the number of rows"
     if entry.max_rows and geometry.rows > entry.max_rows:
         return f"{geometry.rows} rows are more than {entry.max_rows}"
     return _misalignment(geometry, entry.vec)
-
-
-def _runs(arch: str, other: str) -> bool:
-    """Whether an architecture runs the cubins of another: the same major version, and no lower minor one."""
-    return arch[:-1] == other[:-1] and arch >= other
 
 
 def _misalignment(geometry: Geometry, vec: int) -> str | None:
@@ -138,7 +134,7 @@ def _misalignment(geometry: Geometry, vec: int) -> str | None:
 def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) -> list[Launch]:
     rows_per_cta = _rows_per_cta(geometry, variant)
     cluster = _cluster(geometry, variant)
-    segments = -(-geometry.k // variant.piece) if variant.passes > 1 else 1
+    segments = _segments(geometry, variant)
     inner_first = part.dimensions[::-1]
     offset = geometry.causal_offset if geometry.causal_offset is not None else geometry.k
     values: dict[str, tuple[float, ...]] = {
@@ -184,6 +180,11 @@ def _rows_per_cta(geometry: Geometry, variant: Variant) -> int:
     vector = 16 // geometry.element_bytes
     period = vector // gcd(geometry.k, vector)
     return max(rows // period * period, 1) if rows >= period else rows
+
+
+def _segments(geometry: Geometry, variant: Variant) -> int:
+    """Pieces of a row that have a CTA each."""
+    return -(-geometry.k // variant.piece) if variant.passes > 1 else 1
 
 
 def _cluster(geometry: Geometry, variant: Variant) -> int:

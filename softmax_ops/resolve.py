@@ -15,11 +15,9 @@ from .artifacts import settings
 from .artifacts.bundle import Bundle
 from .artifacts.cache import Cache
 from .artifacts.catalog import Variant
-from .artifacts.cubin import Absent, Cubin, architecture_order
+from .artifacts.cubin import Absent, Cubin, architecture_order, runs_on
 
 PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
-
-_TEGRA = {"sm_72", "sm_87", "sm_101", "sm_110"}
 
 
 class KernelNotFound(RuntimeError):
@@ -50,17 +48,6 @@ def resolve(variant: Variant, arch: str, *, may_compile: bool = True) -> Resolut
         except Absent as absence:
             passed_over.append(f"{place}: {absence.reason}")
     raise KernelNotFound(variant, arch, tuple(passed_over))
-
-
-def runs_on(built: str, arch: str) -> bool:
-    """A cubin runs on its own architecture and on later minors of its major version; sm_90a's on nothing but sm_90a.
-
-    CUDA promises no such thing for the integrated GPUs of Tegra.
-    """
-    (number, suffix), (wanted, _) = architecture_order(built), architecture_order(arch)
-    return built == arch or (
-        not suffix and number // 10 == wanted // 10 and number <= wanted and not {built, arch} & _TEGRA
-    )
 
 
 def target(variant: Variant, arch: str) -> str | None:

@@ -2,29 +2,10 @@
 
 from typing import Any
 
-from softmax_ops.problem import DTYPE_BYTES, OPERANDS, Geometry, Operand
+from softmax_ops.problem import DTYPE_BYTES, OPERANDS, Geometry, Operand, broadcast_strides, contiguous_strides
 
 MASKED = ("bool", "boolcausal", "like")
 CAUSAL = ("causal", "boolcausal")
-
-
-def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides in elements.
-
-    >>> contiguous((2, 3, 5))
-    (15, 5, 1)
-    """
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
-
-
-def broadcast(mask_shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Strides of a contiguous mask that is aligned at the right, 0 where it broadcasts."""
-    strides = (stride if size > 1 else 0 for size, stride in zip(mask_shape, contiguous(mask_shape), strict=True))
-    return (0,) * (rank - len(mask_shape)) + tuple(strides)
 
 
 def geometry(
@@ -44,9 +25,9 @@ def geometry(
     `strides` and `alignments` differ for the operands named.
     """
     size = DTYPE_BYTES[dtype]
-    facts = [(name, contiguous(shape), size) for name in OPERANDS[direction]]
+    facts = [(name, contiguous_strides(shape), size) for name in OPERANDS[direction]]
     if mask_kind in MASKED:
-        facts.append(("mask", broadcast(mask_shape or shape, len(shape)), size if mask_kind == "like" else 1))
+        facts.append(("mask", broadcast_strides(mask_shape or shape, shape), size if mask_kind == "like" else 1))
     operands = tuple(
         Operand(name, (strides or {}).get(name, moves), (alignments or {}).get(name, alignment), bytes)
         for name, moves, bytes in facts

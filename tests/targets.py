@@ -13,7 +13,7 @@ import pytest
 
 from codegen import build, sources, toolchain, variants
 from codegen.spec import Spec
-from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.artifacts.cubin import Cubin, architecture_order, runs_on
 
 WHOLE = toolchain.DEFAULT_ARCHITECTURE
 """The architecture of which every variant is executed."""
@@ -66,9 +66,8 @@ def summary(everything: bool, gpu: str | None) -> list[str]:
 
 def built_for(gpu: str) -> str:
     """The architecture whose cubins a GPU runs: its own, or the nearest lower one of its major version."""
-    return max(
-        (arch for arch in toolchain.supported_architectures() if arch[:-1] == gpu[:-1] and arch <= gpu), default=gpu
-    )
+    usable = [arch for arch in toolchain.supported_architectures() if runs_on(arch, gpu)]
+    return max(usable, key=architecture_order, default=gpu)
 
 
 def wanted(session: pytest.Session, module: str, function: str = "") -> set[Target]:

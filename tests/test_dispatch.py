@@ -11,7 +11,7 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.plan import LaunchPlan
 from tests import stub_driver
 from tests.stub_driver import isolated
-from tests.test_launcher import STREAM, Serve, serve
+from tests.test_launcher import STREAM, Serve, serve, serve_all
 
 __all__ = ["serve"]  # a fixture
 
@@ -24,12 +24,6 @@ def posing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_ordinal", lambda tensor: 0)
     monkeypatch.setattr(dispatch, "_stream", lambda device: STREAM)
     monkeypatch.setattr(dispatch, "_current", lambda device: nullcontext())
-
-
-def serve_all(served: Serve, *parts: str) -> None:
-    """Every variant whose name contains one of the parts."""
-    variants = catalog.load().variants
-    served(*(variant for name, variant in variants.items() if any(part in name for part in parts)))
 
 
 def compute(direction: str, inputs: Any, mask: Any = None, out: Any = None, **scalars: Any) -> torch.Tensor:

@@ -63,6 +63,12 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     return serve
 
 
+def serve_all(served: Serve, *parts: str) -> None:
+    """Every variant whose name contains one of the parts."""
+    variants = catalog.load().variants
+    served(*(variant for name, variant in variants.items() if any(part in name for part in parts)))
+
+
 def cubin(variant: Variant, arch: str, symbol: str) -> Cubin:
     """An image for the stub: the size of the parameters, and the name of the kernel."""
     code = f"{argument_bytes(catalog.load().layout(variant))} {symbol}\0".encode()

@@ -4,20 +4,13 @@ import pytest
 
 import softmax_ops
 from softmax_ops import launcher, serving
-from softmax_ops.artifacts import catalog
 from softmax_ops.launcher import NotLoaded
 from tests import stub_driver
 from tests.geometries import geometry
 from tests.stub_driver import isolated
-from tests.test_launcher import STREAM, Serve, launch, names, plan_for, serve
+from tests.test_launcher import STREAM, Serve, launch, names, plan_for, serve, serve_all
 
 __all__ = ["serve"]  # a fixture
-
-
-def serve_all(served: Serve, *parts: str) -> None:
-    """Every variant whose name contains one of the parts."""
-    variants = catalog.load().variants
-    served(*(variant for name, variant in variants.items() if any(part in name for part in parts)))
 
 
 @isolated

@@ -22,6 +22,7 @@ _MAGIC = b"SMXCUBIN"
 _HEAD = struct.Struct("<8sII")
 _DIGEST_BYTES = 32
 _VARIANT = re.compile(r"[a-z0-9_]{1,160}")
+_TEGRA = {"sm_72", "sm_87", "sm_101", "sm_110"}
 _ARCHITECTURE = re.compile(r"sm_([0-9]{2,3})([af]?)")
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -87,6 +88,17 @@ def architecture_order(arch: str) -> tuple[int, str]:
     if not found:
         raise ValueError(f"architecture {arch!r} is unknown; wanted sm_ and a number, such as sm_90 or sm_90a")
     return int(found[1]), found[2]
+
+
+def runs_on(built: str, arch: str) -> bool:
+    """A cubin runs on its own architecture and on later minors of its major version; sm_90a's on nothing but sm_90a.
+
+    CUDA promises no such thing for the integrated GPUs of Tegra.
+    """
+    (number, suffix), (wanted, _) = architecture_order(built), architecture_order(arch)
+    return built == arch or (
+        not suffix and number // 10 == wanted // 10 and number <= wanted and not {built, arch} & _TEGRA
+    )
 
 
 def canonical_json(value: object) -> bytes:
