@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import explain, softmax, softmax_, softmax_backward
     from .driver import DriverError
+    from .launch_plan import NoVariant
     from .launcher import NotLoaded, freeze
     from .modules import FusedSoftmax
-    from .plan import NoVariant
     from .resolve import KernelNotFound
     from .serving import Call, warm_up
 
@@ -31,7 +31,7 @@ _HOMES = {
     "FusedSoftmax": "modules",
     "Call": "serving",
     "warm_up": "serving",
-    "NoVariant": "plan",
+    "NoVariant": "launch_plan",
     "KernelNotFound": "resolve",
 }
 

@@ -11,7 +11,7 @@ from .artifacts.bundle import Bundle
 from .artifacts.catalog import CatalogError
 from .artifacts.cubin import Absent
 from .explanation import explain_geometry
-from .plan import NoVariant
+from .launch_plan import NoVariant
 from .problem import DTYPE_BYTES, OPERANDS, Geometry, Operand, broadcast_strides, contiguous_strides
 
 _MASKS = ("none", "causal", "bool", "boolcausal", "like")

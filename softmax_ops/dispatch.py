@@ -15,7 +15,7 @@ from torch import Tensor
 from . import cpu, driver, launcher
 from .checks import BackwardRequest, Request
 from .explanation import Explanation, explain_geometry
-from .plan import LaunchPlan, TooManyDimensions
+from .launch_plan import LaunchPlan, TooManyDimensions
 from .problem import OPERANDS, Geometry, Operand
 
 _DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}

@@ -5,7 +5,7 @@ from math import prod
 
 from . import resolve
 from .artifacts import catalog
-from .plan import LaunchPlan, plan
+from .launch_plan import LaunchPlan, plan
 from .problem import Geometry
 
 

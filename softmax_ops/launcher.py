@@ -15,7 +15,7 @@ from cuda.bindings import driver as cuda
 
 from . import driver, resolve
 from .artifacts import catalog
-from .plan import WORKSPACE, Launch, LaunchPlan, plan
+from .launch_plan import WORKSPACE, Launch, LaunchPlan, plan
 from .problem import OPERANDS, Geometry
 
 PLANS = 4096

@@ -13,7 +13,7 @@ import torch
 
 from codegen.spec import Direction, Mask, Plan, Spec
 from softmax_ops.artifacts import catalog
-from softmax_ops.plan import LaunchPlan, plan
+from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import Geometry, Operand
 from tests import engines, layouts, reference, values
 from tests.engines import Bytes, Operands

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softmax_ops.artifacts.cubin import Cubin
-from softmax_ops.plan import LaunchPlan
+from softmax_ops.launch_plan import LaunchPlan
 from tests import ptx
 
 Bytes = NDArray[np.uint8]

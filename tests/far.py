@@ -10,7 +10,7 @@ import torch
 
 from codegen.spec import Direction, Plan, Spec
 from softmax_ops.artifacts import catalog
-from softmax_ops.plan import LaunchPlan, plan
+from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import Geometry, Operand
 from tests import ptx, reference, values
 from tests.calls import CAUSAL, MASKED, Case

@@ -8,7 +8,7 @@ import torch
 
 from softmax_ops import dispatch
 from softmax_ops.artifacts import catalog
-from softmax_ops.plan import LaunchPlan
+from softmax_ops.launch_plan import LaunchPlan
 from tests import stub_driver
 from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve, serve_all

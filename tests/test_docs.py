@@ -10,7 +10,7 @@ from codegen.__main__ import main as command_line
 from codegen.plans import MAX_SPLIT_ROWS
 from codegen.spec import Direction, DType
 from softmax_ops.artifacts import catalog
-from softmax_ops.plan import plan
+from softmax_ops.launch_plan import plan
 from tests.geometries import geometry
 
 STALE = "python -m codegen plans --write brings it up to date"

@@ -11,7 +11,7 @@ import torch
 from codegen import variants
 from softmax_ops import driver, infiniop
 from softmax_ops.infiniop import Ref
-from softmax_ops.plan import LaunchPlan
+from softmax_ops.launch_plan import LaunchPlan
 from tests import layouts, reference, targets
 from tests.engines import POISON, InterpreterEngine, Operands
 from tests.layouts import Layout

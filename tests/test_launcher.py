@@ -23,8 +23,8 @@ from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.catalog import Variant, argument_bytes
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.driver import DriverError
+from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.launcher import NotLoaded
-from softmax_ops.plan import LaunchPlan, plan
 from softmax_ops.problem import Geometry
 from softmax_ops.resolve import KernelNotFound
 from tests import stub_driver

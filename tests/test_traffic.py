@@ -11,7 +11,7 @@ from codegen import variants
 from codegen.spec import Direction, DType, Mask, Plan
 from softmax_ops.artifacts import catalog
 from softmax_ops.explanation import explain_geometry
-from softmax_ops.plan import plan
+from softmax_ops.launch_plan import plan
 from tests import targets
 from tests.calls import Call, Case
 from tests.cases import full_cta, interval, middle

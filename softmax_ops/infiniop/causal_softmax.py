@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 
 from ..artifacts import catalog
-from ..plan import LaunchPlan
+from ..launch_plan import LaunchPlan
 from ..problem import DTYPE_BYTES, Geometry, Operand
 from .descriptors import infiniDtype_t, infiniopHandle_t, infiniopTensorDescriptor_t
 from .execution import ALIGNMENT, Kernels, architecture, plans

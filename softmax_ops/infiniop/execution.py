@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 from ..artifacts import catalog
-from ..plan import LaunchPlan, NoVariant, plan
+from ..launch_plan import LaunchPlan, NoVariant, plan
 from ..problem import Geometry
 from ..resolve import KernelNotFound
 from .status import (

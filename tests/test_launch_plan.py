@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from codegen.variants import ARCHITECTURES
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Layout
-from softmax_ops.plan import LaunchPlan, NoVariant, TooManyDimensions, _select, divisor, plan
+from softmax_ops.launch_plan import LaunchPlan, NoVariant, TooManyDimensions, _select, divisor, plan
 from softmax_ops.problem import (
     DTYPE_BYTES,
     MAX_RANK,
