@@ -57,7 +57,8 @@ def _variant(spec: Spec, source: str) -> Variant:
 
 
 def _layout_key(spec: Spec) -> str:
-    parts = [spec.direction.struct.lower(), *(feature.name for feature in spec.mask.features)]
+    features = (*spec.features, spec.closing)
+    parts = [spec.direction.struct.lower(), *(feature.name for feature in features if feature is not None)]
     if spec.plan.section.fields:
         parts.append(spec.plan.label)
     return f"{spec.dtype.accumulator}: {' + '.join(parts)}"

@@ -31,10 +31,14 @@ class RowPlan:
     architectures: tuple[str, ...] = ()
 
 
-def row_plans(direction: Direction, dtype: DType) -> list[RowPlan]:
+def row_plans(direction: Direction, dtype: DType, general: bool = False) -> list[RowPlan]:
     """All row plans of an element type, in the order in which dispatch tries them: the first that is long enough and
-    whose conditions the rows meet. The aligned plan of a bucket comes before the one for rows that start anywhere."""
-    held = _tiles(direction, dtype) + _warps(dtype) + _blocks(direction, dtype)
+    whose conditions the rows meet. The aligned plan of a bucket comes before the one for rows that start anywhere.
+
+    The general kind has no tiles, its shortest rows are those of a warp; and half of everything else, because what it
+    may do to a score takes code for each that a lane holds.
+    """
+    held = ([] if general else _tiles(direction, dtype)) + _warps(dtype, general) + _blocks(direction, dtype, general)
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
     longest = held[-1]
     return _without_overlap(held) + _clusters(dtype, longest) + _pieces(longest.max_k + 1)
@@ -62,28 +66,29 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
     return [RowPlan(Plan.TILE, k, vec, threads, capacity // k) for k in (8, 32) for vec in (dtype.vector, 1)]
 
 
-def _warps(dtype: DType) -> list[RowPlan]:
+def _warps(dtype: DType, general: bool) -> list[RowPlan]:
     """Rows of up to 2 KiB in 4 to 32 lanes, four vectors to a lane: 64 bytes in flight per lane, and the ten shuffles
     of a full warp spread over 32 elements of 16 bits (0.6 instructions per element)."""
-    threads, vectors = 128, 4
+    threads, vectors, fewest = (128, 2, 8) if general else (128, 4, 4)
     longest = 32 * vectors * dtype.vector
-    lengths = [(k, max(k // (vectors * dtype.vector), 4)) for k in (64, 128, 256, 512, 1024) if k <= longest]
+    lengths = [(k, max(k // (vectors * dtype.vector), fewest)) for k in (64, 128, 256, 512, 1024) if k <= longest]
     return [RowPlan(Plan.WARP, k, vec, threads, threads // lanes) for k, lanes in lengths for vec in (dtype.vector, 1)]
 
 
-def _blocks(direction: Direction, dtype: DType) -> list[RowPlan]:
+def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:
     """Rows of up to 16384 columns (f64: 8192) in one CTA. Buckets grow by 4: the vectors of a thread are a loop that
     ends at K.
 
     Forward: 128 threads with 32 elements of 16 or 32 bits each, about 50 registers a thread, keep 8 CTAs on an SM.
     Backward: two tensors, kept as they were read, in the same 32 registers. 1024 threads with 8 elements of f64, in
-    either direction, end at 8192.
+    either direction, end at 8192. The general kind needs more than the 64 registers that 1024 threads would have.
     """
+    most, share = (512, 2) if general else (1024, 1)
     per_thread = {
         Direction.FORWARD: {DType.F16: 32, DType.BF16: 32, DType.F32: 32, DType.F64: 8},
         Direction.BACKWARD: {DType.F16: 32, DType.BF16: 32, DType.F32: 16, DType.F64: 8},
-    }[direction][dtype]
-    lengths = [4096, min(16384, 1024 * per_thread)]
+    }[direction][dtype.input] // share
+    lengths = sorted({min(length, most * per_thread) for length in (4096, 16384)})
     return [RowPlan(Plan.BLOCK, k, vec, k // per_thread, 1) for k in lengths for vec in (dtype.vector, 1)]
 
 

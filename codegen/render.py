@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from .spec import Direction, Mask, Plan, Spec
+from .spec import Direction, Feature, Mask, Plan, Spec
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 INCLUDE = TEMPLATES / "include"
@@ -44,9 +44,11 @@ def template_of(spec: Spec) -> str:
 
 def render(spec: Spec, templates: Path = TEMPLATES) -> str:
     """The CUDA C++ source of one kernel."""
-    features = spec.mask.features
-    plan_headers = _PLAN_HEADERS.get(spec.plan, ())
-    headers = {f"{spec.direction.struct.lower()}.cuh", *(feature.header for feature in features), *plan_headers}
+    features = [*spec.features, spec.closing] if spec.closing else [*spec.features]
+    headers = {f"{spec.direction.struct.lower()}.cuh", *(feature.header for feature in features)}
+    headers |= {*_PLAN_HEADERS.get(spec.plan, ())}
+    if any("Optional<" in feature.type for feature in features):
+        headers.add("optional.cuh")
     return (
         _environment(templates)
         .get_template(template_of(spec))
@@ -57,13 +59,27 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             headers=sorted(headers),
             cta=_cta(spec),
             row_type="RaggedRow" if spec.ragged else "AlignedRow",
-            row_options=", /*InPhase=*/false, /*Streamed=*/true" if spec.plan is Plan.STREAM else "",
-            features=[{"name": feature.name, "type": spec.feature_type(feature)} for feature in features],
-            score_arguments=", ".join(["p.operands.scale", *(feature.name for feature in features)]),
+            row_options=", /*InPhase=*/false, /*Streamed=*/true" if spec.plan is Plan.STREAM and spec.ragged else "",
+            output=spec.output,
+            operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
+            numeric=spec.numeric,
+            keep=", ending.keeps_scores()" if spec.mask.general else "",
+            features=[_named(spec, feature) for feature in spec.features],
+            closing=_named(spec, spec.closing) if spec.closing else None,
+            visible=_named(spec, spec.features[0]) if spec.features else None,
+            score_arguments=", ".join([_scale(spec), *(feature.name for feature in spec.features)]),
             fragment_shape=_fragment_shape(spec),
             traffic=_traffic(spec),
         )
     )
+
+
+def _named(spec: Spec, feature: Feature) -> dict[str, str]:
+    return {"name": feature.name, "type": spec.feature_type(feature)}
+
+
+def _scale(spec: Spec) -> str:
+    return "ending.scale(p.operands.scale)" if spec.mask.general else "p.operands.scale"
 
 
 def _fragment_shape(spec: Spec) -> str:
@@ -80,15 +96,20 @@ def _cta(spec: Spec) -> str:
 
 def _traffic(spec: Spec) -> str:
     size = spec.dtype.bytes
-    mask = {Mask.BOOL: 1, Mask.BOOLCAUSAL: 1, Mask.LIKE: size}.get(spec.mask)
+    beside = {
+        Mask.BOOL: ", 1 of the mask",
+        Mask.BOOLCAUSAL: ", 1 of the mask",
+        Mask.LIKE: f", {size} of the mask",
+        Mask.GENERAL: " and those of a mask and a bias" if spec.direction is Direction.FORWARD else "",
+    }.get(spec.mask, "")
     visible = "visible " if spec.mask.causal else ""
     inputs = len(spec.direction.tensors) - 1
-    reads = f"{inputs * size} bytes read per {visible}element" + (f", {mask} of the mask" if mask else "")
+    reads = f"{inputs * size} bytes read per {visible}element{beside}"
     twice = ", twice" if spec.piece else ""
     work = "One exponential" if spec.direction is Direction.FORWARD else "No exponential"
     if spec.piece and spec.direction is Direction.FORWARD:
         work = "Two exponentials"
-    return f"Traffic: {reads}{twice}; {size} bytes written per element. {work}."
+    return f"Traffic: {reads}{twice}; {spec.dtype.output.bytes} bytes written per element. {work}."
 
 
 def source_files(specs: tuple[Spec, ...], templates: Path = TEMPLATES) -> dict[str, str]:

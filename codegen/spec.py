@@ -22,19 +22,33 @@ MAX_CLUSTER = 16
 
 
 class DType(Enum):
+    """Element types of a kernel: of what it reads, and after "to" of what it writes where that is another."""
+
     F16 = "f16"
     BF16 = "bf16"
     F32 = "f32"
     F64 = "f64"
+    F16TOF32 = "f16tof32"
+    BF16TOF32 = "bf16tof32"
+
+    @property
+    def input(self) -> "DType":
+        return DType(self.value.split("to")[0])
+
+    @property
+    def output(self) -> "DType":
+        return DType(self.value.split("to")[-1])
 
     @property
     def bytes(self) -> int:
-        return {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}[self.value]
+        """Of an input's element."""
+        return {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}[self.input.value]
 
     @property
     def element(self) -> str:
-        """The C++ type of an element."""
-        return {"f16": "cutlass::half_t", "bf16": "cutlass::bfloat16_t", "f32": "float", "f64": "double"}[self.value]
+        """The C++ type of an input's element."""
+        names = {"f16": "cutlass::half_t", "bf16": "cutlass::bfloat16_t", "f32": "float", "f64": "double"}
+        return names[self.input.value]
 
     @property
     def accumulator(self) -> str:
@@ -43,7 +57,7 @@ class DType(Enum):
 
     @property
     def vector(self) -> int:
-        """Elements of one 16-byte access."""
+        """Elements of one 16-byte access to an input."""
         return ACCESS_BYTES // self.bytes
 
 
@@ -76,11 +90,16 @@ class Section:
         return "".join(format for _, format in self.fields) + "0q"
 
 
+def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
+    """Fields of numbers per row, each a RowValue."""
+    return tuple(field for name in names for field in ((f"{name}.address", "P"), (f"{name}.strides", "4q")))
+
+
 @dataclass(frozen=True)
 class Feature:
-    """What acts on a score between the load and the softmax: a header, its C++ class, its run-time arguments.
+    """What a kernel does beyond scaling: a header, its C++ class, its run-time arguments.
 
-    `type` and `section` may name {element} and {accumulator}; a section's formats write "A" for the accumulator.
+    `type` may name {element}, {accumulator} and {numeric}; a section's formats write "A" for the accumulator.
     """
 
     name: str
@@ -89,32 +108,76 @@ class Feature:
     section: Section
 
 
-VISIBLE_TO_QUERY = Feature("causal", "causal.cuh", "Causal", Section((("causal.offset", "q"), ("causal.query", "4q"))))
-
-
-def _tensor_mask(element: str) -> Feature:
+def _tensor_mask(type: str) -> Feature:
     section = Section(
         (("mask.address", "P"), ("mask.fill", "A"), ("mask.column_stride", "i"), ("mask.strides", "4q")),
     )
-    return Feature("mask", "tensor_mask.cuh", f"TensorMask<{element}, {{accumulator}}>", section)
+    return Feature("mask", "tensor_mask.cuh", type, section)
+
+
+CAUSALITY = Feature("causal", "causal.cuh", "Causal", Section((("causal.offset", "q"), ("causal.query", "4q"))))
+
+SOFTCAP = Feature(
+    "softcap", "softcap.cuh", "Softcap<{accumulator}>", Section((("softcap.cap", "A"), ("softcap.twice_inverse", "A")))
+)
+BAND = Feature(
+    "band",
+    "band.cuh",
+    "Band<{accumulator}>",
+    Section(
+        (
+            *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4q")),
+            *_of_rows("offsets", "lengths", "slopes"),
+        )
+    ),
+)
+BIAS = Feature(
+    "bias",
+    "bias.cuh",
+    "Optional<Bias<{element}>>",
+    Section((("bias.address", "P"), ("bias.wide", "i"), ("bias.strides", "4q"))),
+)
+
+ENDING = Feature(
+    "ending",
+    "ending.cuh",
+    "Ending<{numeric}>",
+    Section((("ending.logarithms", "q"), *_of_rows("row_scale", "sinks", "lse"))),
+)
+CHAIN = Feature(
+    "chain",
+    "chain.cuh",
+    "Chain<{element}>",
+    Section((("chain.logarithms", "q"), *_of_rows("row_scale", "lse", "dlse", "d"), ("chain.inverse_cap", "d"))),
+)
 
 
 class Mask(Enum):
-    """Mask kinds, each the features that make it up, in the order in which they act."""
+    """Mask kinds, each the features that act on its scores between load and softmax, in the order in which they act.
+
+    The general kind has everything that attention and sampling add to scores; what a launch does without is absent by
+    a null address or a neutral number.
+    """
 
     NONE = "none", ()
-    CAUSAL = "causal", (VISIBLE_TO_QUERY,)
-    BOOL = "bool", (_tensor_mask("uint8_t"),)
-    BOOLCAUSAL = "boolcausal", (VISIBLE_TO_QUERY, _tensor_mask("uint8_t"))
-    LIKE = "like", (_tensor_mask("{element}"),)
+    CAUSAL = "causal", (CAUSALITY,)
+    BOOL = "bool", (_tensor_mask("TensorMask<uint8_t, {accumulator}>"),)
+    BOOLCAUSAL = "boolcausal", (CAUSALITY, _tensor_mask("TensorMask<uint8_t, {accumulator}>"))
+    LIKE = "like", (_tensor_mask("TensorMask<{element}, {accumulator}>"),)
+    GENERAL = "general", (SOFTCAP, BAND, BIAS, _tensor_mask("Optional<TensorMask<uint8_t, {accumulator}>>"))
 
     def __init__(self, label: str, features: tuple[Feature, ...]):
         self.label = label
         self.features = features
 
     @property
+    def general(self) -> bool:
+        return self is Mask.GENERAL
+
+    @property
     def causal(self) -> bool:
-        return VISIBLE_TO_QUERY in self.features
+        """Whether later queries may see more columns."""
+        return CAUSALITY in self.features or BAND in self.features
 
 
 class Plan(Enum):
@@ -142,7 +205,7 @@ def operands(direction: Direction) -> Section:
 
 
 _NAME = re.compile(
-    r"softmax_(?P<direction>fwd|bwd)_(?P<dtype>f16|bf16|f32|f64)_(?P<mask>[a-z]+)_(?P<plan>[a-z]+)"
+    r"softmax_(?P<direction>fwd|bwd)_(?P<dtype>[a-z0-9]+)_(?P<mask>[a-z]+)_(?P<plan>[a-z]+)"
     r"_k(?P<max_k>[1-9]\d*|any)_v(?P<vec>[1-9]\d*)_t(?P<threads>[1-9]\d*)r(?P<rows>[1-9]\d*)(c(?P<cluster>[1-9]\d*))?"
 )
 
@@ -198,6 +261,20 @@ class Spec:
             raise ValueError(f"{name!r} is not a variant name: it is written {spec.name}")
         return spec
 
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What acts on scores. The backward knows its results: it only asks what is visible."""
+        if self.mask.general and self.direction is Direction.BACKWARD:
+            return (BAND,)
+        return self.mask.features
+
+    @property
+    def closing(self) -> Feature | None:
+        """What the general kind does with a row once its reduction is known."""
+        if not self.mask.general:
+            return None
+        return ENDING if self.direction is Direction.FORWARD else CHAIN
+
     TILE_COLUMNS: ClassVar = {DType.F16: 16, DType.BF16: 16, DType.F32: 8, DType.F64: 8}
     """Columns that a lane of a tile holds. exp of a float is 8 instructions, of a double 40: fewer copies keep a kernel
     small."""
@@ -212,7 +289,9 @@ class Spec:
     @property
     def access(self) -> int:
         """Elements of one register vector. A tile reads rows from shared memory, at the alignment they have there."""
-        if self.plan is Plan.TILE or (self.dtype is DType.F64 and self.plan in (Plan.WARP, Plan.BLOCK)):
+        if self.plan is Plan.TILE:
+            return self.vec
+        if self.dtype is DType.F64 and (self.mask.general or self.plan in (Plan.WARP, Plan.BLOCK)):
             return self.vec
         return self.dtype.vector
 
@@ -232,9 +311,11 @@ class Spec:
 
     @property
     def chunks(self) -> int:
-        """Vectors per lane, that it holds at once. In pieces of f64 one: what exp takes of code, each copy takes."""
+        """Vectors per lane, that it holds at once. One in pieces of f64 and of the general kind: what an element takes
+        of code, each copy takes."""
         if self.plan.piece_vectors:
-            return 1 if self.dtype is DType.F64 else self.plan.piece_vectors
+            few = self.dtype is DType.F64 or self.mask.general
+            return self.dtype.vector // self.access if few else self.plan.piece_vectors
         return -(-self.max_k // (self.access * self.lanes * self.cluster))
 
     @property
@@ -248,6 +329,8 @@ class Spec:
         Half of that in tiles of f64, and where f32 scores share them with a mask; three quarters in warps that hold two
         tensors, or so short a row that its edges are a good part of it.
         """
+        if self.mask.general:
+            return (512 if self.plan is Plan.WARP and self.ragged else 768) // self.threads
         masked = self.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
         if (self.plan is Plan.TILE and self.dtype is DType.F64) or (self.dtype is DType.F32 and masked):
             return 512 // self.threads
@@ -287,7 +370,7 @@ class Spec:
     def arguments(self) -> tuple[tuple[str, str], ...]:
         """Fields of the kernel's parameter struct in order, each with its `struct` format in native alignment."""
         accumulator = "d" if self.dtype is DType.F64 else "f"
-        features = (feature.section for feature in self.mask.features)
+        features = (feature.section for feature in (*self.features, self.closing) if feature is not None)
         fields: list[tuple[str, str]] = []
         for section in (operands(self.direction), *features, self.plan.section):
             if section.fields:
@@ -299,5 +382,15 @@ class Spec:
     def argument_bytes(self) -> int:
         return struct.calcsize("".join(format for _, format in self.arguments))
 
+    @property
+    def numeric(self) -> str:
+        """The C++ class of the arithmetic of exponentials."""
+        return f"NumericOfSums<{self.output}>" if self.mask.general else "Numeric<Element>"
+
+    @property
+    def output(self) -> str:
+        """The C++ type of a result."""
+        return "Element" if self.dtype.output is self.dtype else self.dtype.output.element
+
     def feature_type(self, feature: Feature) -> str:
-        return feature.type.format(element=self.dtype.element, accumulator=self.dtype.accumulator)
+        return feature.type.format(element=self.dtype.element, accumulator=self.dtype.accumulator, numeric=self.numeric)

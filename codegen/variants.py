@@ -3,7 +3,7 @@
 from functools import cache
 
 from .plans import CLUSTERS, RowPlan, row_plans
-from .spec import Direction, DType, Mask, Plan, Spec
+from .spec import Direction, DType, Mask, Spec
 
 MAX_VARIANTS = 600
 """Cap on the number of names: every axis pays for itself."""
@@ -11,42 +11,45 @@ MAX_VARIANTS = 600
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
 """What is shipped for. Every variant is, but clusters, which sm_90 brought."""
 
-_ALL = (Mask.NONE, Mask.CAUSAL, Mask.BOOL, Mask.BOOLCAUSAL)
+_ALL = (Mask.NONE, Mask.CAUSAL, Mask.BOOL, Mask.BOOLCAUSAL, Mask.GENERAL)
 
 MASKS: dict[tuple[Direction, DType], tuple[Mask, ...]] = {
     (Direction.FORWARD, DType.F16): (*_ALL, Mask.LIKE),
     (Direction.FORWARD, DType.BF16): (*_ALL, Mask.LIKE),
     (Direction.FORWARD, DType.F32): (*_ALL, Mask.LIKE),
     (Direction.FORWARD, DType.F64): _ALL,
-    **{(Direction.BACKWARD, dtype): (Mask.NONE, Mask.CAUSAL) for dtype in DType},
+    (Direction.FORWARD, DType.F16TOF32): (Mask.GENERAL,),
+    (Direction.FORWARD, DType.BF16TOF32): (Mask.GENERAL,),
+    (Direction.BACKWARD, DType.F16): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
+    (Direction.BACKWARD, DType.BF16): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F32): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F64): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
 }
 """Mask kinds that every row length takes."""
 
-_LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
 
+def computed_by(direction: Direction, mask: Mask) -> Mask:
+    """The mask kind of the kernels that serve a mask kind: itself, or one that can do more where that costs little.
 
-def computed_by(direction: Direction, dtype: DType, mask: Mask, plan: Plan) -> Mask:
-    """The mask kind of the kernel that serves a mask kind: itself, or one that can do more where that costs little.
-
-    Without an offset a causal kernel hides nothing. The backward needs no exp, so the comparison of a column with the
-    end of its row, one per vector, is paid for; in f64 and in long rows a tensor mask's traffic covers it.
+    Without an offset a causal kernel hides nothing: it compares a column with the end of its row, once per vector. That
+    is paid for by a tensor mask's traffic, and in the backward, which needs no exp.
     """
+    if mask is Mask.GENERAL:
+        return mask
     if direction is Direction.BACKWARD:
         return Mask.CAUSAL
-    if mask is Mask.BOOL and (dtype is DType.F64 or plan in _LONG):
-        return Mask.BOOLCAUSAL
-    return mask
+    return Mask.BOOLCAUSAL if mask is Mask.BOOL else mask
 
 
 def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[tuple[RowPlan, Spec]] | None:
     """The variants that serve a mask kind, in the order in which dispatch tries them; None where it is not shipped."""
-    if mask not in MASKS[direction, dtype]:
+    if mask not in MASKS.get((direction, dtype), ()):
         return None
-    return [(plan, _spec(direction, dtype, mask, plan)) for plan in row_plans(direction, dtype)]
+    mask = computed_by(direction, mask)
+    return [(plan, _spec(direction, dtype, mask, plan)) for plan in row_plans(direction, dtype, mask.general)]
 
 
 def _spec(direction: Direction, dtype: DType, mask: Mask, plan: RowPlan) -> Spec:
-    mask = computed_by(direction, dtype, mask, plan.plan)
     return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
 
 

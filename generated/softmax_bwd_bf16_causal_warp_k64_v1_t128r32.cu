@@ -42,16 +42,17 @@ softmax_bwd_bf16_causal_warp_k64_v1_t128r32(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Causal const causal(p.causal, rows, index);
-  int const end = causal.end(k);
+  Causal const visible(p.causal, rows, index);
+  int const end = visible.end(k);
+  SoftmaxGradient<Element> const gradient{p.operands.scale};
 
   Row const row(lane, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*2+4)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (8*2+4)
-  load_gradient(row, dy, y, end, rDy, rY);
+  load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Accumulator const dot = group_sum<Lanes>(dot_of<Row, Accumulator>(rDy, rY, end).sum);
-  store_gradient(row, dx, end, k, rDy, rY, p.operands.scale, dot);
+  Accumulator const dot = group_sum<Lanes>(dot_of<Row>(rDy, rY, end, gradient).sum);
+  store_gradient(row, dx, end, k, rDy, rY, gradient, dot);
 }
 
 }  // namespace softmax::softmax_bwd_bf16_causal_warp_k64_v1_t128r32

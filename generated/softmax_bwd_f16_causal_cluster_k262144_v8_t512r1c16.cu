@@ -43,18 +43,19 @@ softmax_bwd_f16_causal_cluster_k262144_v8_t512r1c16(Params const __grid_constant
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Piece const piece   = piece_of_row<Row::Vec>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
-  Causal const causal = Causal(p.causal, rows, index).from(piece.begin);
-  int const end       = causal.end(piece.size);
+  Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  auto const visible = Causal(p.causal, rows, index).from(piece.begin);
+  int const end      = visible.end(piece.size);
+  SoftmaxGradient<Element> const gradient{p.operands.scale};
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*4)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (8*4)
-  load_gradient(row, dy + piece.begin, y + piece.begin, end, rDy, rY);
+  load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const lane  = dot_of<Row, Accumulator>(rDy, rY, end);
+  Partial const lane  = dot_of<Row>(rDy, rY, end, gradient);
   Partial const whole = over_cluster<Lanes / 32>(lane.over_lanes<32>(), sPartials);
-  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, p.operands.scale, whole.sum);
+  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
 }
 
 }  // namespace softmax::softmax_bwd_f16_causal_cluster_k262144_v8_t512r1c16

@@ -48,6 +48,7 @@ softmax_bwd_f16_causal_tile_k8_v1_t256r512(Params const __grid_constant__ p)
   tile.template load_visible<Row::Vec>(visible, Causal::hides_nothing(p.causal, rows.k), dy, y);
   __syncthreads();
 
+  SoftmaxGradient<Element> const gradient{p.operands.scale};
   // All lanes of a warp take part in the shuffles, those without a row with no columns.
   CUTE_NO_UNROLL
   for (int turn = threadIdx.x / 32 * (32 / Lanes); turn < count; turn += Threads / Lanes) {
@@ -59,10 +60,10 @@ softmax_bwd_f16_causal_tile_k8_v1_t256r512(Params const __grid_constant__ p)
     Row const row(threadIdx.x % Lanes, sDy + r * k, k);
     cute::Tensor rDy = make_row_fragment<Row, Element>();  // (1*8)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (1*8)
-    load_gradient(row, sDy + r * k, sY + r * k, end, rDy, rY);
+    load_gradient(row, sDy + r * k, sY + r * k, cute::_0{}, end, gradient, rDy, rY);
 
-    Accumulator const dot = group_sum<Lanes>(dot_of<Row, Accumulator>(rDy, rY, end).sum);
-    store_gradient(row, sDy + r * k, end, k, rDy, rY, p.operands.scale, dot);
+    Accumulator const dot = group_sum<Lanes>(dot_of<Row>(rDy, rY, end, gradient).sum);
+    store_gradient(row, sDy + r * k, end, k, rDy, rY, gradient, dot);
   }
   __syncthreads();
   tile.store(sDy, p.operands.dx, p.operands.dx_strides);

@@ -40,17 +40,18 @@ softmax_bwd_f32_causal_block_k16384_v4_t1024r1(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Causal const causal(p.causal, rows, index);
-  int const end = causal.end(k);
+  Causal const visible(p.causal, rows, index);
+  int const end = visible.end(k);
+  SoftmaxGradient<Element> const gradient{p.operands.scale};
 
   Row const row(threadIdx.x, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*4)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*4)
-  load_gradient(row, dy, y, end, rDy, rY);
+  load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const lane  = dot_of<Row, Accumulator>(rDy, rY, end);
+  Partial const lane  = dot_of<Row>(rDy, rY, end, gradient);
   Partial const whole = over_warps<Lanes / 32>(lane.over_lanes<32>(), sPartials);
-  store_gradient(row, dx, end, k, rDy, rY, p.operands.scale, whole.sum);
+  store_gradient(row, dx, end, k, rDy, rY, gradient, whole.sum);
 }
 
 }  // namespace softmax::softmax_bwd_f32_causal_block_k16384_v4_t1024r1

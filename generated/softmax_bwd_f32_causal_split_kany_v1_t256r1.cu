@@ -45,23 +45,24 @@ softmax_bwd_f32_causal_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Piece const piece   = piece_of_row<Row::Vec>(dx, rows.k, segment, /*columns=*/2048);
-  Causal const causal = Causal(p.causal, rows, index).from(piece.begin);
-  int const end       = causal.end(piece.size);
+  Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, segment, /*columns=*/2048);
+  auto const visible = Causal(p.causal, rows, index).from(piece.begin);
+  int const end      = visible.end(piece.size);
+  SoftmaxGradient<Element> const gradient{p.operands.scale};
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*2+1)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*2+1)
-  load_gradient(row, dy + piece.begin, y + piece.begin, end, rDy, rY);
+  load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
   if (p.split.pass == 0) {
-    Partial const lane = dot_of<Row, Accumulator>(rDy, rY, end);
+    Partial const lane = dot_of<Row>(rDy, rY, end, gradient);
     Partial const mine = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials);
     if (threadIdx.x == 0) { gPartials[segment] = mine; }
   } else {
     Partial const whole = over_segments<Threads>(gPartials, segments, sPartials);
-    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, p.operands.scale, whole.sum);
+    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
   }
 }
 

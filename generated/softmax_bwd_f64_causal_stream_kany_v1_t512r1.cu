@@ -43,33 +43,35 @@ softmax_bwd_f64_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Causal const causal(p.causal, rows, index);
-  int const end = causal.end(k);
+  Causal const visible(p.causal, rows, index);
+  SoftmaxGradient<Element> const gradient{p.operands.scale};
 
   Partial seen = Partial::nothing();
   CUTE_NO_UNROLL
-  for (int i = 0; i * Columns < end; ++i) {
-    Piece const piece = piece_of_row<Row::Vec>(dx, k, i, Columns);
-    int const visible = causal.from(piece.begin).end(piece.size);
+  for (int i = 0; i * Columns < visible.end(k); ++i) {
+    Piece const piece  = piece_of_row<Row::Vec>(dx, k, i, Columns);
+    auto const current = visible.from(piece.begin);
+    int const end      = current.end(piece.size);
 
     Row const row(threadIdx.x, dx + piece.begin, piece.size);
     cute::Tensor rDy = make_row_fragment<Row, Element>();  // (2*1+1)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (2*1+1)
-    load_gradient(row, dy + piece.begin, y + piece.begin, visible, rDy, rY);
-    seen.add(dot_of<Row, Accumulator>(rDy, rY, visible));
+    load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
+    seen.add(dot_of<Row>(rDy, rY, end, gradient));
   }
   Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
 
   CUTE_NO_UNROLL
   for (int i = 0; i * Columns < k; ++i) {
-    Piece const piece = piece_of_row<Row::Vec>(dx, k, i, Columns);
-    int const visible = causal.from(piece.begin).end(piece.size);
+    Piece const piece  = piece_of_row<Row::Vec>(dx, k, i, Columns);
+    auto const current = visible.from(piece.begin);
+    int const end      = current.end(piece.size);
 
     Row const row(threadIdx.x, dx + piece.begin, piece.size);
     cute::Tensor rDy = make_row_fragment<Row, Element>();  // (2*1+1)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (2*1+1)
-    load_gradient(row, dy + piece.begin, y + piece.begin, visible, rDy, rY);
-    store_gradient(row, dx + piece.begin, visible, piece.size, rDy, rY, p.operands.scale, whole.sum);
+    load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
+    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
   }
 }
 

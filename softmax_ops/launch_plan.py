@@ -7,10 +7,16 @@ from math import gcd
 
 from .artifacts.catalog import Catalog, Entry, Layout, Variant, argument_bytes
 from .artifacts.cubin import runs_on
-from .problem import MAX_RANK, MAX_ROWS, Dimension, Geometry, Part, leading_dimensions, parts
+from .problem import MAX_RANK, MAX_ROWS, Dimension, General, Geometry, Part, leading_dimensions, parts
 
 SCALARS = ("scale", "mask.fill")
 """Fields that a launch fills in, like every `<operand>.address`; all others are fixed by the plan."""
+
+ACCESS_BYTES = 16
+"""Width of a vector access."""
+
+EVERYWHERE = 2**40
+"""As a number of columns on either side: all there can be."""
 
 WORKSPACE = "workspace.address"
 """Where a row that several CTAs share keeps their partials: LaunchPlan.workspace_bytes of scratch memory."""
@@ -47,12 +53,13 @@ class LaunchPlan:
     reason: str  # why this variant
 
     def arguments(self, launch: Launch, values: Mapping[str, float]) -> bytes:
-        """The parameter struct of one launch, for addresses and scalars by field name."""
+        """The parameter struct of one launch, for addresses and scalars by field name; what has no value is 0."""
         offsets = {f"{operand.name}.address": 0 for operand in self.geometry.operands}
         offsets.update(zip(offsets, launch.offset, strict=True))
         buffer = bytearray(launch.template)
         for name, offset, format in self.fields:
-            struct.pack_into(format, buffer, offset, values[name] + offsets.get(name, 0))
+            if name in values:
+                struct.pack_into(format, buffer, offset, values[name] + offsets.get(name, 0))
         return bytes(buffer)
 
 
@@ -67,9 +74,11 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str) -> LaunchPlan:
             f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}"
         )
     variant, reason = _select(geometry, catalog, arch)
-    if geometry.mask is not None and variant.plan != "tile":
-        # Rows that share a mask row run one after the other, so that it is fetched once.
-        dimensions.sort(key=lambda dimension: dimension.strides[-1] == 0)
+    shared = geometry.operand("bias") or geometry.mask
+    if shared is not None and variant.plan != "tile":
+        # Rows that share a row of the bias or mask run one after the other, so that it is fetched once.
+        position = geometry.operands.index(shared)
+        dimensions.sort(key=lambda dimension: dimension.strides[position] == 0)
     layout = catalog.layout(variant)
     limit = MAX_ROWS // _cluster(geometry, variant)  # a grid has fewer than 2^31 CTAs
     launches = [
@@ -123,11 +132,12 @@ def _misalignment(geometry: Geometry, vec: int) -> str | None:
         if operand.strides[-1] == 0:
             continue
         name = "out" if operand is geometry.output else operand.name
-        if operand.alignment % (vec * operand.element_bytes):
-            return f"{name} starts on a boundary of {operand.alignment} bytes, not {vec * operand.element_bytes}"
+        boundary = min(vec * operand.element_bytes, ACCESS_BYTES)
+        if operand.alignment % boundary:
+            return f"{name} starts on a boundary of {operand.alignment} bytes, not {boundary}"
         leading = zip(geometry.shape[:-1], operand.strides, strict=False)
-        if any(stride % vec for length, stride in leading if length > 1):
-            return f"a stride of {name} is not a multiple of {vec}"
+        if any(stride * operand.element_bytes % boundary for length, stride in leading if length > 1):
+            return f"a stride of {name} is not a multiple of {boundary // operand.element_bytes}"
     return None
 
 
@@ -150,6 +160,8 @@ def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) 
         "cluster.columns": (_part_of_cta(geometry, cluster),),
         "split.segments": (segments,),
     }
+    if geometry.general is not None:
+        values.update(_general(geometry, geometry.general, part))
     for position, operand in enumerate(geometry.operands):
         values[f"{operand.name}.strides"] = _padded(dimension.strides[position] for dimension in inner_first)
         values[f"{operand.name}.column_stride"] = (operand.strides[-1],)
@@ -167,6 +179,24 @@ def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) 
     ]
 
 
+def _general(geometry: Geometry, general: General, part: Part) -> dict[str, tuple[float, ...]]:
+    """Fields of the general kind that are not those of its operands."""
+    bias, cap = geometry.operand("bias"), general.softcap
+    return {
+        "band.offset": ((geometry.causal_offset or 0) + part.query,),
+        "band.left": (EVERYWHERE if general.left is None else general.left,),
+        "band.right": (EVERYWHERE if general.right is None else general.right,),
+        "band.query": _padded(dimension.query for dimension in part.dimensions[::-1]),
+        "bias.wide": (int(bias is not None and bias.element_bytes > geometry.element_bytes),),
+        "mask.column_stride": (1,),
+        "softcap.cap": (cap,),
+        "softcap.twice_inverse": (2 / cap if cap else 0.0,),
+        "ending.logarithms": (int(general.logarithms),),
+        "chain.logarithms": (int(general.logarithms),),
+        "chain.inverse_cap": (1 / cap if cap else 0.0,),
+    }
+
+
 def _zeros(layout: Layout) -> dict[str, tuple[float, ...]]:
     """Fields of an operand that the geometry does not have (no mask: nothing is hidden), and the dynamic ones."""
     return {name: (0,) * len(struct.unpack(format, bytes(struct.calcsize(format)))) for name, format in layout if name}
@@ -177,7 +207,7 @@ def _rows_per_cta(geometry: Geometry, variant: Variant) -> int:
     if variant.plan != "tile":
         return variant.rows
     rows = variant.tile_elements // geometry.k
-    vector = 16 // geometry.element_bytes
+    vector = ACCESS_BYTES // geometry.element_bytes
     period = vector // gcd(geometry.k, vector)
     return max(rows // period * period, 1) if rows >= period else rows
 
@@ -197,7 +227,7 @@ def _cluster(geometry: Geometry, variant: Variant) -> int:
 
 def _part_of_cta(geometry: Geometry, cluster: int) -> int:
     """Columns of a row for each CTA of its cluster, whole vectors."""
-    vector = 16 // geometry.element_bytes
+    vector = ACCESS_BYTES // geometry.element_bytes
     return -(-geometry.k // (cluster * vector)) * vector
 
 

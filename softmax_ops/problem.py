@@ -7,10 +7,11 @@ call (addresses, scale, fill, stream) is passed at the launch.
 from math import prod
 from typing import NamedTuple
 
-DTYPE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}
+DTYPE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16tof32": 2, "bf16tof32": 2}
+"""Of an element of the inputs. Where the output is of another type, that stands behind "to"."""
 
 OPERANDS = {"fwd": ("x", "y"), "bwd": ("dy", "y", "dx")}
-"""Tensors of every call of a direction, the output last; a mask comes behind them."""
+"""Tensors of every call of a direction, the output last; what only some calls have comes behind them."""
 
 MAX_RANK = 4
 """Leading dimensions that a kernel can tell apart, after coalescing."""
@@ -23,10 +24,19 @@ beyond the last row."""
 class Operand(NamedTuple):
     """How a tensor's rows lie in memory, without its address."""
 
-    name: str  # x, y, dy, dx, mask
+    name: str  # x, y, dy, dx; mask, bias; or numbers per row: row_scale, offsets, lengths, slopes, sinks, lse, dlse, d
     strides: tuple[int, ...]  # elements, for [..., Q, K]; 0 where it broadcasts. The last is 1, that of a mask 0 or 1
     alignment: int  # the largest power of two, at most 16, that divides its address in bytes
     element_bytes: int
+
+
+class General(NamedTuple):
+    """What the general mask kind is told besides its operands. Query i stands at p = i + the geometry's offset."""
+
+    left: int | None = None  # columns before p that it sees; None: all
+    right: int | None = None  # columns behind p that it sees; None: all. 0 is causal
+    softcap: float = 0.0  # z = softcap tanh(z / softcap); 0: none
+    logarithms: bool = False  # of the probabilities
 
 
 class Geometry(NamedTuple):
@@ -34,11 +44,12 @@ class Geometry(NamedTuple):
 
     direction: str  # fwd, bwd
     dtype: str
-    mask_kind: str  # none, causal, bool, boolcausal, like
+    mask_kind: str  # none, causal, bool, boolcausal, like, general
     shape: tuple[int, ...]
-    operands: tuple[Operand, ...]  # in the order of OPERANDS, then the mask if there is one
+    operands: tuple[Operand, ...]  # in the order of OPERANDS, then the mask and others if there are any
     causal_offset: int | None = None
     batch_invariant: bool = False
+    general: General | None = None  # of mask kind general
 
     @property
     def k(self) -> int:
@@ -63,8 +74,10 @@ class Geometry(NamedTuple):
 
     @property
     def mask(self) -> Operand | None:
-        last = self.operands[-1]
-        return last if last.name == "mask" else None
+        return self.operand("mask")
+
+    def operand(self, name: str) -> Operand | None:
+        return next((operand for operand in self.operands if operand.name == name), None)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -98,7 +111,7 @@ class Dimension(NamedTuple):
 
     size: int
     strides: tuple[int, ...]
-    query: int  # 1 for the query dimension of a causal problem, else 0
+    query: int  # 1 for the query dimension where its number decides what a row sees, else 0
 
 
 def leading_dimensions(geometry: Geometry) -> list[Dimension]:

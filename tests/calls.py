@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from codegen.spec import Direction, Mask, Plan, Spec
+from codegen.spec import Direction, DType, Mask, Plan, Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import Geometry, Operand
-from tests import engines, layouts, reference, values
+from tests import engines, features, layouts, reference, values
 from tests.engines import Bytes, Operands
+from tests.features import Expected, Features
 from tests.layouts import Layout
 
 CAUSAL = (Mask.CAUSAL, Mask.BOOLCAUSAL)
-MASKED = (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
+MASKED = (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE, Mask.GENERAL)
 CONTIGUOUS = Layout()
 
 
@@ -42,6 +43,7 @@ class Case:
     causal_offset: int | None = None
     fill: float = -np.inf
     first_pattern: int = 0
+    features: Features | None = None  # of the general kind
 
     @property
     def mask_kind(self) -> Mask:
@@ -66,7 +68,13 @@ class Case:
         rng = np.random.default_rng([*self.spec.name.encode(), *self.why.encode()])
         dtype, k = self.spec.dtype, self.shape[-1]
         mask = None if self.mask_shape is None else values.mask(rng, self.spec.mask, self.mask_shape, dtype)
-        seen = reference.visible(self.shape, None if mask is None else reference.to_numpy(mask), self.causal_offset)
+        others: dict[str, torch.Tensor] = {}
+        if self.features is None:
+            seen = reference.visible(self.shape, None if mask is None else reference.to_numpy(mask), self.causal_offset)
+        else:
+            others = self.features.tensors(rng, self.shape, dtype)
+            seen = reference.visible(self.shape, None if mask is None else reference.to_numpy(mask))
+            seen &= reference.within(self.shape, **self.features.band(others, self.causal_offset))
         expanded = self.layouts[self.spec.direction.tensors[0]].expanded
         for dimension in expanded:  # what one of the rows that are the same memory hides may be visible to others
             seen = np.broadcast_to(seen.all(axis=dimension, keepdims=True), self.shape)
@@ -77,20 +85,40 @@ class Case:
         ]
         for dimension in expanded:
             tensors = [tensor.narrow(dimension, 0, 1).expand(self.shape) for tensor in tensors]
-        return Call(self, dict(zip(self.spec.direction.tensors, tensors, strict=False)), mask)
+        if self.features is not None and self.spec.direction is Direction.BACKWARD:
+            others |= self.features.gradients(rng, self.shape, dtype)
+            if self.features.logarithms:
+                tensors[1] = tensors[1].double().log().to(tensors[1].dtype)
+        return Call(self, dict(zip(self.spec.direction.tensors, tensors, strict=False)), mask, others)
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A case with its tensors: the inputs [..., K] by name, and a mask that broadcasts to them."""
+    """A case with its tensors: the inputs [..., K] by name, a mask that broadcasts to them, and others by name: a bias
+    that does, and numbers per row that broadcast to [...]."""
 
     case: Case
     inputs: dict[str, torch.Tensor]
     mask: torch.Tensor | None
+    others: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def element_bytes(self) -> int:
+        """Of an input."""
         return self.case.spec.dtype.bytes
+
+    @property
+    def output_bytes(self) -> int:
+        """Of an element of the output."""
+        return self.case.spec.dtype.output.bytes
+
+    @cached_property
+    def results(self) -> dict[str, torch.Tensor]:
+        """Like the numbers per row that are written, by name."""
+        case = self.case
+        names = () if case.features is None else case.features.results(case.spec.direction)
+        dtype = torch.float64 if case.spec.dtype is DType.F64 else torch.float32
+        return {name: torch.empty(case.shape[:-1], dtype=dtype) for name in names}
 
     @property
     def elements(self) -> int:
@@ -99,14 +127,24 @@ class Call:
     @cached_property
     def operands(self) -> Operands:
         """In memory, guard bytes around them."""
-        case, size = self.case, self.element_bytes
-        output = case.output if isinstance(case.output, str) else layouts.empty(case.shape, size, case.output)
+        case = self.case
+        output = (
+            case.output if isinstance(case.output, str) else layouts.empty(case.shape, self.output_bytes, case.output)
+        )
         return Operands(
             inputs={name: layouts.place(tensor, case.layouts[name]) for name, tensor in self.inputs.items()},
             output=output,
             mask=None if self.mask is None else layouts.place(self.mask, case.mask_layout),
             scale=case.scale,
             fill=case.fill,
+            others={
+                name: layouts.place(tensor, case.mask_layout if name == "bias" else CONTIGUOUS)
+                for name, tensor in self.others.items()
+            },
+            results={
+                name: layouts.empty(tuple(tensor.shape), tensor.element_size(), CONTIGUOUS)
+                for name, tensor in self.results.items()
+            },
         )
 
     def operand(self, name: str) -> engines.Operand:
@@ -121,9 +159,11 @@ class Call:
             Operand(name, layout.strides(case.shape), layouts.alignment(self.operand(name)), self.element_bytes)
             for name, layout in case.layouts.items()
         ]
+        operands[-1] = operands[-1]._replace(element_bytes=self.output_bytes)
         if self.mask is not None and self.operands.mask is not None:
             alignment = layouts.alignment(self.operands.mask)
             operands.append(Operand("mask", self.mask_strides, alignment, self.mask.element_size()))
+        operands += [self._other(name, tensor) for name, tensor in (self.others | self.results).items()]
         geometry = Geometry(
             direction=case.spec.direction.label,
             dtype=case.spec.dtype.value,
@@ -132,12 +172,23 @@ class Call:
             operands=tuple(operands),
             causal_offset=case.causal_offset,
             batch_invariant=case.spec.plan is Plan.STREAM,
+            general=None if case.features is None else case.features.general,
         )
         chosen = plan(geometry, catalog.load(), case.arch)
         assert chosen.variant.name == case.spec.name, (
             f"{case.why}: dispatch chose {chosen.variant.name}, {chosen.reason}"
         )
         return chosen
+
+    def _other(self, name: str, tensor: torch.Tensor) -> Operand:
+        """A bias [..., K], or numbers per row [...], which have no stride along it."""
+        shape, layout = tuple(tensor.shape), self.case.mask_layout if name == "bias" else CONTIGUOUS
+        moves = zip(shape, layout.strides(shape), strict=True)
+        strides = tuple(stride if size > 1 else 0 for size, stride in moves)
+        if name != "bias":
+            return Operand(name, (*strides, 0), 16, tensor.element_size())
+        operand = self.operands.others[name]
+        return Operand(name, (*strides[:-1], 1), layouts.alignment(operand), tensor.element_size())
 
     @cached_property
     def mask_strides(self) -> tuple[int, ...]:
@@ -159,7 +210,19 @@ class Call:
         return int(rows)
 
     @cached_property
+    def general(self) -> Expected:
+        """Of the general kind, with its tolerances."""
+        case, inputs = self.case, [*self.inputs.values()]
+        assert case.features is not None
+        band = case.features.band(self.others, case.causal_offset)
+        if case.spec.direction is Direction.FORWARD:
+            return features.forward(case.features, inputs[0], self.mask, self.others, case.scale, band)
+        return features.backward(case.features, inputs[0], inputs[1], self.others, case.scale, band)
+
+    @cached_property
     def expected(self) -> reference.Array:
+        if self.case.features is not None:
+            return self.general.result
         forward = self.case.spec.direction is Direction.FORWARD
         return reference.softmax(*self._formula) if forward else reference.softmax_backward(*self._formula)
 
@@ -168,7 +231,9 @@ class Call:
         """Arguments of reference.assert_close: subnormal outputs of 16 bits count, rounding of the scores is allowed
         for but in rows whose exponents are exact, errors of a difference are relative to what is subtracted."""
         case = self.case
-        found: dict[str, Any] = {"floor": 0.0 if case.spec.dtype.bytes == 2 else None}
+        found: dict[str, Any] = {"floor": 0.0 if self.output_bytes == 2 else None}
+        if case.features is not None:
+            return found | self.general.tolerance
         if case.spec.direction is Direction.BACKWARD:
             return found | {"magnitude": reference.backward_magnitude(*self._formula)}
         rows = case.first_pattern + np.arange(prod(case.shape[:-1]))
@@ -188,13 +253,22 @@ class Call:
 
     def output(self, storage: Bytes) -> torch.Tensor:
         """The result [..., K], from the bytes that an engine gives back."""
-        like = next(iter(self.inputs.values()))
+        like = torch.empty(self.case.shape, dtype=reference.DTYPES[self.case.spec.dtype.output.value])
         return layouts.read(
             storage, self.operands.result, like, self.case.layouts[self.case.spec.direction.tensors[-1]]
         )
 
+    def row_result(self, name: str, storage: Bytes) -> torch.Tensor:
+        """Numbers per row [...], from the bytes that an engine gives back."""
+        return layouts.read(storage, self.operands.results[name], self.results[name], CONTIGUOUS)
+
     def only(self, batch: int) -> Call:
         """The rows of one index of the outermost dimension, alone."""
         case = replace(self.case, why=f"{self.case.why}; alone", shape=(1, *self.case.shape[1:]))
-        mask = self.mask if self.mask is None or self.mask.shape[0] == 1 else self.mask[batch : batch + 1]
-        return Call(case, {name: tensor[batch : batch + 1] for name, tensor in self.inputs.items()}, mask)
+
+        def of(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if tensor.shape[0] == 1 else tensor[batch : batch + 1]
+
+        mask = None if self.mask is None else of(self.mask)
+        others = {name: of(tensor) for name, tensor in self.others.items()}
+        return Call(case, {name: tensor[batch : batch + 1] for name, tensor in self.inputs.items()}, mask, others)

@@ -11,6 +11,7 @@ from math import ceil, prod
 from codegen.spec import Direction, Mask, Plan, Spec
 from softmax_ops.artifacts import catalog
 from tests.calls import CAUSAL, MASKED, Case
+from tests.features import Features
 from tests.layouts import Layout
 
 LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
@@ -19,6 +20,8 @@ LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
 
 def cases(spec: Spec) -> list[Case]:
     """Launches that together hold everything this variant can meet."""
+    if spec.mask is Mask.GENERAL:
+        return _forward_features(spec) if spec.direction is Direction.FORWARD else _backward_features(spec)
     return [
         _longest(spec),
         *_in_place(spec),
@@ -198,6 +201,113 @@ def _filled(spec: Spec) -> Iterator[Case]:
         first_pattern=4,
         **_features(spec, shape, "bqk", 0),
     )
+
+
+def _forward_features(spec: Spec) -> list[Case]:
+    """Of the general kind: everything at once, and all but everything."""
+    shortest, longest = interval(spec)
+    between = middle(spec)
+    in_place = spec.dtype.output is spec.dtype
+    anywhere = Layout(phase=0 if spec.vec > 1 else 1)
+    all_but_few = _leading(spec, longest) if spec.plan is not Plan.CLUSTER else (2, 1, 1)
+    queries = all_but_few[-1]
+    return [
+        Case(
+            "the longest row; a bias of every element, window, lengths, slopes, sinks, scales per row, lse",
+            spec,
+            (*all_but_few, longest),
+            0.5,
+            (anywhere,),
+            anywhere,
+            mask_layout=anywhere,
+            causal_offset=longest - queries,
+            features=Features(
+                left=longest // 2, right=1, bias="bhq", row_scale="bhq", lengths=True, slopes=True, sinks=True, lse=True
+            ),
+        ),
+        Case(
+            "logarithms in place; bias of f32 shared by heads; mask; window of three columns; softcap; offset in memory",
+            spec,
+            (*_leading(spec, between), between),
+            1.0,
+            output="x" if in_place else Layout(),
+            mask_shape=(*_leading(spec, between)[:2], 1, between),
+            first_pattern=2,
+            causal_offset=between // 2,
+            features=Features(2, 0, 50.0, logarithms=True, bias="bq", wide=True, offset=3, row_scale=""),
+        ),
+        Case(
+            "the shortest row; nothing but lse; rows apart; negative scale",
+            spec,
+            (*_leading(spec, shortest), shortest),
+            -1.5,
+            (Layout(phase=spec.vec, gap=3 * spec.vec),),
+            Layout(gap=2 * spec.dtype.vector),
+            first_pattern=5,
+            features=Features(lse=True),
+        ),
+        Case(
+            "logarithms; sinks of rows that see nothing; inputs and output at different phases where allowed; lengths",
+            spec,
+            (*_leading(spec, between), between),
+            0.25,
+            (Layout(phase=spec.vec),),
+            Layout(phase=2 * spec.vec),
+            mask_shape=(*_leading(spec, between), between),
+            mask_layout=Layout(phase=spec.vec),
+            first_pattern=8,
+            features=Features(logarithms=True, bias="h", lengths=True, sinks=True, lse=True),
+        ),
+    ]
+
+
+def _backward_features(spec: Spec) -> list[Case]:
+    """Of the general kind, over each input in turn."""
+    shortest, longest = interval(spec)
+    between = middle(spec)
+    anywhere = Layout(phase=0 if spec.vec > 1 else 1)
+    all_but_few = _leading(spec, longest) if spec.plan is not Plan.CLUSTER else (2, 1, 1)
+    apart = (Layout(phase=spec.vec, gap=spec.vec), Layout(gap=2 * spec.dtype.vector))
+    return [
+        Case(
+            "the longest row; window, lengths, scales per row, gradient of lse, d",
+            spec,
+            (*all_but_few, longest),
+            0.5,
+            (anywhere, anywhere),
+            anywhere,
+            causal_offset=longest - all_but_few[-1],
+            features=Features(left=longest // 2, right=1, row_scale="bhq", lengths=True, dlse=True, d=True),
+        ),
+        Case(
+            "logarithms in place of dy; window of three columns; offset in memory",
+            spec,
+            (*_leading(spec, between), between),
+            2.0,
+            output="dy",
+            first_pattern=5,
+            causal_offset=between // 2,
+            features=Features(2, 0, logarithms=True, offset=3, dlse=True, d=True),
+        ),
+        Case(
+            "the shortest row; softcap; rows apart; negative scale",
+            spec,
+            (*_leading(spec, shortest), shortest),
+            -1.5,
+            apart,
+            Layout(phase=2 * spec.vec),
+            features=Features(softcap=200.0, lse=True, row_scale=""),
+        ),
+        Case(
+            "logarithms in place of y; softcap",
+            spec,
+            (*_leading(spec, between), between),
+            1.0,
+            output="y",
+            first_pattern=7,
+            features=Features(softcap=200.0, logarithms=True, lse=True),
+        ),
+    ]
 
 
 def _without_offset(spec: Spec) -> Iterator[Case]:

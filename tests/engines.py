@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -45,6 +45,8 @@ class Operands:
     mask: Operand | None
     scale: float
     fill: float
+    others: Mapping[str, Operand] = field(default_factory=dict)  # read
+    results: Mapping[str, Operand] = field(default_factory=dict)  # written besides the output
 
     @property
     def result(self) -> Operand:
@@ -63,6 +65,7 @@ class Outcome:
 
     output: Bytes
     unwritten: NDArray[np.bool_] | None = None
+    results: Mapping[str, Bytes] = field(default_factory=dict)
     reports: tuple[ptx.Report, ...] = ()
     writers: NDArray[np.int64] | None = None
 
@@ -97,7 +100,8 @@ class InterpreterEngine:
             for launch in plan.launches
         ]
         unwritten = memory.unwritten(output) if output == "output" else _never_written(memory, output)
-        return Outcome(memory.read(output), unwritten, tuple(reports), memory.writers(output))
+        results = {name: memory.read(name) for name in operands.results}
+        return Outcome(memory.read(output), unwritten, results, tuple(reports), memory.writers(output))
 
 
 def _place(memory: ptx.GlobalMemory, plan: LaunchPlan, operands: Operands) -> tuple[dict[str, int], str]:
@@ -114,6 +118,8 @@ def _place(memory: ptx.GlobalMemory, plan: LaunchPlan, operands: Operands) -> tu
         addresses[result] = _add(memory, "output", operands.output, "write")
     if operands.mask is not None:
         addresses["mask"] = _add(memory, "mask", operands.mask, "read")
+    addresses |= {name: _add(memory, name, operand, "read") for name, operand in operands.others.items()}
+    addresses |= {name: _add(memory, name, operand, "write") for name, operand in operands.results.items()}
     return addresses, replaced or "output"
 
 
@@ -159,7 +165,9 @@ class DriverEngine:
         if operands.mask is not None:
             own.append(_DeviceBuffer(operands.mask))
             addresses["mask"] = own[-1].first
-        own.append(_DeviceBuffer(_scratch(plan.workspace_bytes)))
+        more = {name: _DeviceBuffer(each) for name, each in (*operands.others.items(), *operands.results.items())}
+        addresses |= {name: buffer.first for name, buffer in more.items()}
+        own += [*more.values(), _DeviceBuffer(_scratch(plan.workspace_bytes))]
         try:
             Executable(plan, kernel, self.DEVICE).launch(
                 tuple(addresses[operand.name] for operand in plan.geometry.operands),
@@ -168,7 +176,7 @@ class DriverEngine:
                 workspace=own[-1].first,
                 stream=0,
             )
-            return Outcome(result.read())
+            return Outcome(result.read(), results={name: more[name].read() for name in operands.results})
         finally:
             for buffer in own:
                 buffer.free()

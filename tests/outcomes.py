@@ -44,9 +44,17 @@ def judge_numbers(call: Call, outcome: Outcome) -> None:
     """Against the reference, with the one tolerance table."""
     found = call.output(outcome.output)
     try:
-        reference.assert_close(found, call.expected, call.case.spec.dtype.value, **call.tolerance)
+        reference.assert_close(found, call.expected, call.case.spec.dtype.output.value, **call.tolerance)
     except AssertionError as error:
         raise Wrong("numbers", f"{call.case.why}: {error}") from None
+    for name, storage in outcome.results.items():
+        expected, error = call.general.rows[name]
+        values = reference.to_numpy(call.row_result(name, storage))
+        with np.errstate(invalid="ignore"):
+            same = (values == expected) | (np.isnan(values) & np.isnan(expected)) | (np.abs(values - expected) <= error)
+        if not same.all():
+            at = np.argwhere(~same)[0]
+            raise Wrong("numbers", f"{call.case.why}: {name} {(*at,)}: {values[(*at,)]!r}, not {expected[(*at,)]!r}")
 
 
 def judge_traffic(call: Call, launches: list[dict[str, Traffic]]) -> None:
@@ -66,6 +74,10 @@ def judge_traffic(call: Call, launches: list[dict[str, Traffic]]) -> None:
     _same(call, "writes of the output", writes, promised.writes)
     if call.mask is not None and call.mask_strides[-1]:
         _judge_mask(call, reads("mask"), promised.mask_elements * times)
+    if "bias" in call.others:
+        read = sum(width * count for width, count in reads("bias").items())
+        wanted = promised.mask_elements * times * call.others["bias"].element_size()
+        _same(call, "reads of the bias", Counter({1: read}), Counter({1: wanted}))
 
 
 def _times(counts: Counter[int], times: int) -> Counter[int]:
@@ -106,34 +118,53 @@ def promise(call: Call) -> Promise:
 
 
 def visible_columns(call: Call) -> Integers:
-    """[rows] columns before the first that the causal mask hides."""
+    """[rows] columns before those that are hidden up to the end of the row."""
     *leading, q, k = call.case.shape
+    if call.case.features is not None:
+        _, end = band(call)
+        return end
     if call.case.spec.mask not in CAUSAL or call.case.causal_offset is None:
         return np.full(int(np.prod(leading)) * q, k)
     return np.tile(np.clip(np.arange(q) + call.case.causal_offset + 1, 0, k), int(np.prod(leading)))
+
+
+def band(call: Call) -> tuple[Integers, Integers]:
+    """[rows] first column that window and length leave, and the first behind them."""
+    k = call.case.shape[-1]
+    if call.case.features is None:
+        return np.zeros_like(visible_columns(call)), visible_columns(call)
+    seen = reference.within(call.case.shape, **call.case.features.band(call.others, call.case.causal_offset)).reshape(
+        -1, k
+    )
+    any_seen = seen.any(axis=-1)
+    first, last = seen.argmax(axis=-1), k - seen[:, ::-1].argmax(axis=-1)
+    return np.where(any_seen, first, 0), np.where(any_seen, last, 0)
 
 
 def starts(call: Call, name: str) -> Integers:
     """[rows] addresses of a tensor's rows in elements: what matters is their phase."""
     shape, operand = call.case.shape, call.operand(name)
     numbers = np.indices(shape[:-1]).reshape(len(shape) - 1, -1)
-    first = (operand.phase + operand.first) // call.element_bytes
+    size = call.output_bytes if name == call.case.spec.direction.tensors[-1] else call.element_bytes
+    first = (operand.phase + operand.first) // size
     return np.asarray(first + (numbers * np.array(call.case.layouts[name].strides(shape)[:-1])[:, None]).sum(axis=0))
 
 
 def _rows(call: Call) -> Promise:
     """A row in registers: vectors between the output's boundaries, single elements before and behind."""
-    vec, size, visible = call.case.spec.access, call.element_bytes, visible_columns(call)
+    vec, size, (begin, end) = call.case.spec.access, call.element_bytes, band(call)
     output = starts(call, call.case.spec.direction.tensors[-1])
     cut = Cut.of(output, np.full_like(output, call.case.shape[-1]), vec)
-    vectors = -(-np.clip(np.minimum(visible, cut.body) - cut.head, 0, None) // vec)
-    edges = np.minimum(visible, cut.head) + np.clip(visible - cut.body, 0, None)
+    vectors = -(-np.clip(np.minimum(end, cut.body) - cut.head, 0, None) // vec)
+    vectors = np.clip(vectors - np.clip(np.minimum(begin, cut.body) - cut.head, 0, None) // vec, 0, None)
+    edges = np.minimum(end, cut.head) + np.clip(end - cut.body, 0, None)
+    edges = edges - np.minimum(begin, cut.head) - np.clip(begin - cut.body, 0, None)
     reads = {}
     for name in call.inputs:
         in_phase = (starts(call, name) + cut.head) % vec == 0
         wide, apart = int(vectors[in_phase].sum()), int(vectors[~in_phase].sum())
         reads[name] = Counter({vec * size: wide}) + Counter({size: apart * vec + int(edges.sum())})
-    return Promise(reads, cut.accesses(vec, size), int((vectors * vec + edges).sum()))
+    return Promise(reads, cut.accesses(vec, call.output_bytes), int((vectors * vec + edges).sum()))
 
 
 def _tile(call: Call) -> Promise:
@@ -182,4 +213,5 @@ class Cut:
         """That move all ranges, by width in bytes."""
         inside = int((self.body - self.head).sum())
         outside = int(self.length.sum()) - inside
-        return Counter({vec * size: inside // vec}) + Counter({size: outside})
+        width = min(vec * size, 16)
+        return Counter({width: inside * size // width}) + Counter({size: outside})

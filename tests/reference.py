@@ -115,6 +115,113 @@ def softmax_backward(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_off
     return dx
 
 
+class General(NamedTuple):
+    """The forward with everything that a call may ask for, and what stands between."""
+
+    y: Array  # [..., Q, K]
+    log_y: Array  # [..., Q, K], -inf where y is 0 because nothing is to be seen
+    lse: Array  # [..., Q] log of the row's sum, or [] for [K]
+    z: Array  # [..., Q, K] scores as they are compared
+    visible: NDArray[np.bool_]  # [..., Q, K]
+
+
+def general(
+    x: ArrayLike,
+    *,
+    scale: ArrayLike = 1.0,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    offset: int = 0,
+    left: int | None = None,
+    right: int | None = None,
+    slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    softcap: float | None = None,
+) -> General:
+    """Softmax of z over what is visible, a sink beside it, for x [..., Q, K] or [K].
+
+        s = scale * x, then softcap * tanh(s / softcap);    z = s - slope * |i + offset - j| + bias
+        visible:    mask is not 1, j < length, i + offset - left <= j <= i + offset + right
+        lse = log(sum over visible of exp(z) + exp(sink));    log y = z - lse;    y = exp(z - lse)
+
+    scale broadcasts to x.shape[:-1], mask and bias to x; lengths [B] = x.shape[0], slopes and sinks [H] = x.shape[-3].
+    A row that sees nothing, or only -inf, is 0, its log -inf. A visible z, or a sink, of +inf or NaN makes a row NaN.
+    """
+    x = _floating(x)
+    seen = visible(x.shape, mask) & within(x.shape, lengths, offset, left, right)
+    with np.errstate(invalid="ignore", over="ignore"):
+        z = _floating(scale)[..., None] * x
+        z = z if softcap is None else softcap * np.tanh(z / softcap)
+        if slopes is not None:
+            i, j = np.arange(x.shape[-2])[:, None], np.arange(x.shape[-1])
+            z = z - _floating(slopes)[:, None, None] * np.abs(i + offset - j)
+        z = z if bias is None else np.where(np.isneginf(_floating(bias)), -np.inf, z + _floating(bias))
+        sink = np.full((1, 1), -np.inf) if sinks is None else _floating(sinks)[:, None, None]
+        sink = np.broadcast_to(sink if x.ndim > 1 else sink[0], (*x.shape[:-1], 1))
+        shown = np.where(seen, z, -np.inf)
+        largest = np.maximum(np.max(shown, axis=-1, keepdims=True, initial=-np.inf), sink)
+        finite = np.where(np.isneginf(largest), 0.0, largest)  # nothing to see: exp(-inf - 0) = 0
+        total = np.exp(shown - finite).sum(axis=-1, keepdims=True) + np.exp(sink - finite)
+        with np.errstate(divide="ignore"):
+            lse = largest + np.log(np.where(total == 0.0, 1.0, total))
+        lse = np.where(np.isposinf(largest), np.nan, lse)  # and NaN of NaN
+        log_y = np.where(np.isneginf(shown) & ~np.isnan(lse), -np.inf, shown - lse)
+        y = np.exp(shown - finite) / np.where(total == 0.0, 1.0, total)
+        y = np.where(np.isnan(lse), np.nan, y)
+    return General(y, log_y, lse[..., 0], z, seen)
+
+
+def general_backward(
+    dy: ArrayLike,
+    y: ArrayLike,
+    *,
+    scale: ArrayLike = 1.0,
+    lengths: ArrayLike | None = None,
+    offset: int = 0,
+    left: int | None = None,
+    right: int | None = None,
+    softcap: float | None = None,
+    lse: ArrayLike | None = None,
+    grad_lse: ArrayLike | None = None,
+    log: bool = False,
+) -> tuple[Array, Array]:
+    """(dx [..., Q, K], d [..., Q]) for the gradients dy of y and grad_lse of lse; with `log`, y and dy are log y's.
+
+        d = sum y dy - grad_lse,    dz = y (dy - d);        of log y:  d = sum dy - grad_lse,  dz = dy - exp(log y) d
+        dx = scale * dz * (1 - (s / softcap)^2),    s = log y + lse
+
+    Sums are over what is visible: hidden columns of dy and y are not read. Where log y is -inf, dy is not read either.
+    """
+    dy, y = _floating(dy), _floating(y)
+    seen = within(y.shape, lengths, offset, left, right)
+    if log:
+        seen = seen & ~np.isneginf(y)
+    dy = np.where(seen, dy, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        log_y = np.where(seen, y if log else np.log(np.where(seen, y, 0.0)), -np.inf)
+        y = np.where(seen, np.exp(y) if log else y, 0.0)
+        d = (dy if log else y * dy).sum(axis=-1) - _floating(0.0 if grad_lse is None else grad_lse)
+        dz = dy - y * d[..., None] if log else y * (dy - d[..., None])
+        if softcap is not None:
+            s = np.where(np.isneginf(log_y), 0.0, log_y + _floating(0.0 if lse is None else lse)[..., None])
+            dz = dz * (1.0 - (s / softcap) ** 2)
+        dx: Array = _floating(scale)[..., None] * dz
+    return dx, d
+
+
+def within(
+    shape: tuple[int, ...], lengths: ArrayLike | None, offset: int, left: int | None, right: int | None
+) -> NDArray[np.bool_]:
+    """[..., Q, K] True where j < lengths[b] and i + offset - left <= j <= i + offset + right."""
+    i, j = np.arange(shape[-2] if len(shape) > 1 else 1)[:, None], np.arange(shape[-1])
+    band = (left is None or j >= i + offset - left) & (right is None or j <= i + offset + right) & (i == i)
+    seen = np.broadcast_to(band if len(shape) > 1 else band[0], shape)
+    if lengths is None:
+        return seen
+    return seen & (j < np.asarray(lengths).reshape(-1, *(1 for _ in shape[1:])))
+
+
 def backward_magnitude(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_offset: int | None = None) -> Array:
     """|scale| * y * (|dy| + sum_j |y_j dy_j|): what dx's rounding errors are relative to, since dy - sum cancels.
 

@@ -136,6 +136,13 @@ def test_ex2_keeps_subnormal_results_unless_ftz() -> None:
     assert evaluate("ex2.approx.ftz.f32 $d, $0;", a, out=np.float32).tolist() == [0, 0, 0]
 
 
+def test_gross_reciprocals_have_twenty_bits_and_no_subnormals() -> None:
+    a = np.array([3.0, -1.5, 2.0**-1030, 2.0**1023, INF, NAN], np.float64)
+    found = evaluate("rcp.approx.ftz.f64 $d, $0;", a, out=np.float64)
+    assert np.allclose(found[:2], 1 / a[:2], rtol=2.0**-20) and not (found.view(np.uint64) & 0xFFFFFFFF).any()
+    assert found[2:5].tolist() == [INF, 0, 0] and np.isnan(found[5])
+
+
 def test_double_precision() -> None:
     a, b = floats(200, np.float64), floats(200, np.float64)
     assert np.array_equal(evaluate("div.rn.f64 $d, $0, $1;", a, b, out=np.float64), a / b)

@@ -88,12 +88,12 @@ def scores(rng: np.random.Generator, which: NDArray[np.intp], seen: Seen, scale:
             _spoil(rng, x, rows, seen, _SPOILT[pattern.why])
         if pattern.why == "NaN wherever hidden":
             x[rows] = np.where(seen[rows], x[rows], np.nan)
-    return torch.from_numpy(x).to(reference.DTYPES[dtype.value])
+    return torch.from_numpy(x).to(reference.DTYPES[dtype.input.value])
 
 
 def _largest(dtype: DType, scale: float) -> float:
     """The largest x, or at most half of it, whose score is finite in the type that the kernel accumulates in."""
-    largest = float(torch.finfo(reference.DTYPES[dtype.value]).max)
+    largest = float(torch.finfo(reference.DTYPES[dtype.input.value]).max)
     if dtype is DType.F16 or abs(scale) <= 1:
         return largest
     return largest / 2.0 ** np.ceil(np.log2(abs(scale)))
@@ -152,13 +152,14 @@ def gradients(
         if pattern.why in _HIDDEN:
             y[rows] = np.where(seen[rows], y[rows], _HIDDEN[pattern.why])
             dy[rows] = np.where(seen[rows], dy[rows], _HIDDEN[pattern.why])
-    form = reference.DTYPES[dtype.value]
+    form = reference.DTYPES[dtype.input.value]
     return torch.from_numpy(dy).to(form), torch.from_numpy(y).to(form)
 
 
 SHOWING = {
     Mask.BOOL: (0, 2, 255),
     Mask.BOOLCAUSAL: (0, 2, 255),
+    Mask.GENERAL: (0, 2, 255),
     Mask.LIKE: (0.0, 0.5, -0.0, 1.0625, -1.0, np.inf),
 }
 """Mask values that hide nothing: everything but exactly 1."""
@@ -173,4 +174,4 @@ def mask(rng: np.random.Generator, kind: Mask, shape: tuple[int, ...], dtype: DT
     if len(rows) >= 4:
         rows[0], rows[-1] = False, True
     values: NDArray[Any] = np.where(hides, 1, rng.choice(SHOWING[kind], shape))
-    return torch.from_numpy(values).to(reference.DTYPES[dtype.value] if kind is Mask.LIKE else torch.uint8)
+    return torch.from_numpy(values).to(reference.DTYPES[dtype.input.value] if kind is Mask.LIKE else torch.uint8)

@@ -21,54 +21,88 @@ struct Backward
   RowStrides dx_strides;
 };
 
-// The lane's share of a row of dy and y, as they lie in memory. What is hidden counts as 0 in both: it is not read, and what a
-// vector across the end holds beyond it is dropped.
-template <class Row, class Element, class Fragment>
+// The gradient of a softmax in terms of its results: what a column adds to the dot product, and its gradient in the end.
+//
+//   dx = scale * y * (dy - dot),  dot = sum_j y_j dy_j
+template <class Element>
+struct SoftmaxGradient
+{
+  using Accumulator = typename Numeric<Element>::Accumulator;
+
+  Accumulator scale;
+
+  // What y is where it is hidden.
+  CUTE_DEVICE Element hidden() const { return Element(0); }
+  CUTE_DEVICE Accumulator add(Accumulator sum, Accumulator y, Accumulator dy) const { return multiply_add(y, dy, sum); }
+
+  // dx in place of dy.
+  template <class Vector>
+  CUTE_DEVICE void apply(Vector& rG /* (V) */, Vector const& rP /* (V) */, Accumulator dot) const
+  {
+    CUTE_UNROLL
+    for (int v = 0; v < cute::size(rG); ++v) { rG(v) = scale * rP(v) * (rG(v) - dot); }
+  }
+};
+
+// The lane's share of a row of dy and y, as they lie in memory. What is hidden counts as 0 in dy and as a hidden y: it is not read, and
+// what a vector across the begin or the end holds beyond it is dropped. A row that begins with its first column says so by a static 0.
+template <class Row, class Element, class Fragment, class Begin, class Gradient>
 CUTE_DEVICE void load_gradient(
-    Row const& row, Element const* dy, Element const* y, int end, Fragment& rDy /* (V*C+E) */, Fragment& rY /* (V*C+E) */)
+    Row const& row,
+    Element const* dy,
+    Element const* y,
+    Begin begin,
+    int end,
+    Gradient const& gradient,
+    Fragment& rDy /* (V*C+E) */,
+    Fragment& rY /* (V*C+E) */)
 {
   using namespace cute;
+  constexpr bool Begins = !is_static<Begin>::value;
+  auto const seen = [&](auto part) { return part.span(row, end).behind(begin); };
   clear(rDy);
-  clear(rY);
+  fill(rY, gradient.hidden());
   // All loads are issued before the first use; those beyond the end are predicated off, not branched around.
   for_each_part<Row>(kEveryColumn, [&](auto part) {
-    part.span(row, end).load(dy, part.of(rDy));
-    part.span(row, end).load(y, part.of(rY));
+    seen(part).load(dy, part.of(rDy));
+    seen(part).load(y, part.of(rY));
   });
   for_each_part<Row>(end, [&](auto part) {
-    auto const span  = part.span(row, end);
+    auto const span  = seen(part);
+    int const before = begin - span.column;
     int const inside = span.end - span.column;
-    if (inside < part.Width) {
+    if ((Begins && before > 0) || inside < part.Width) {
       CUTE_UNROLL
       for (int v = 0; v < part.Width; ++v) {
-        if (v >= inside) {
+        if ((Begins && v < before) || v >= inside) {
           part.of(rDy)(v) = Element(0);
-          part.of(rY)(v)  = Element(0);
+          part.of(rY)(v)  = gradient.hidden();
         }
       }
     }
   });
 }
 
-// The lane's share of sum_j y_j dy_j.
-template <class Row, class Accumulator, class Fragment>
-CUTE_DEVICE Dot<Accumulator> dot_of(Fragment const& rDy /* (V*C+E) */, Fragment const& rY /* (V*C+E) */, int end)
+// The lane's share of the dot product.
+template <class Row, class Gradient, class Fragment>
+CUTE_DEVICE auto dot_of(Fragment const& rDy /* (V*C+E) */, Fragment const& rY /* (V*C+E) */, int end, Gradient const& gradient)
 {
   using namespace cute;
-  Accumulator sum = 0;
+  using Accumulator = typename Gradient::Accumulator;
+  Accumulator sum   = 0;
   for_each_part<Row>(end, [&](auto part) {
     Tensor rG = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
     Tensor rP = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
     widen(part.of(rDy), rG);
     widen(part.of(rY), rP);
     CUTE_UNROLL
-    for (int v = 0; v < part.Width; ++v) { sum = multiply_add(rP(v), rG(v), sum); }
+    for (int v = 0; v < part.Width; ++v) { sum = gradient.add(sum, rP(v), rG(v)); }
   });
-  return {sum};
+  return Dot<Accumulator>{sum};
 }
 
-// dx = scale * y * (dy - dot), rounded once. Columns from `end` on are hidden: 0, or NaN where 0 * dot is.
-template <class Row, class Element, class Accumulator, class Fragment>
+// dx, rounded once. Columns from `end` on are hidden: 0, or NaN where 0 * dot is.
+template <class Row, class Element, class Gradient, class Fragment>
 CUTE_DEVICE void store_gradient(
     Row const& row,
     Element* dx,
@@ -76,10 +110,11 @@ CUTE_DEVICE void store_gradient(
     int k,
     Fragment const& rDy /* (V*C+E) */,
     Fragment const& rY /* (V*C+E) */,
-    Accumulator scale,
-    Accumulator dot)
+    Gradient const& gradient,
+    typename Gradient::Accumulator dot)
 {
   using namespace cute;
+  using Accumulator = typename Gradient::Accumulator;
   for_each_part<Row>(k, [&](auto part) {
     Tensor rG  = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
     Tensor rP  = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
@@ -87,8 +122,7 @@ CUTE_DEVICE void store_gradient(
     if (part.reaches(end)) {
       widen(part.of(rDy), rG);
       widen(part.of(rY), rP);
-      CUTE_UNROLL
-      for (int v = 0; v < part.Width; ++v) { rG(v) = scale * rP(v) * (rG(v) - dot); }
+      gradient.apply(rG, rP, dot);
     } else {
       fill(rG, 0 * dot);
     }

@@ -19,6 +19,7 @@ struct Causal
   CUTE_DEVICE static bool hides_nothing(Params const& p, int k) { return p.offset >= k - 1; }
 
   static constexpr bool Narrows = true;
+  static constexpr bool Begins  = false;
 
   template <int Vec>
   using Fragment = NoFragment;
@@ -33,21 +34,16 @@ struct Causal
 
   CUTE_DEVICE Causal from(int column) const { return Causal(visible - column); }
 
+  CUTE_DEVICE static cute::_0 begin() { return {}; }
   CUTE_DEVICE int end(int end) const { return visible < end ? (visible > 0 ? int(visible) : 0) : end; }
 
   template <class Span>
   CUTE_DEVICE void load(Span const&, NoFragment) const
   {}
 
-  template <class Accumulator>
-  CUTE_DEVICE Accumulator apply(Accumulator z, NoFragment, int) const
-  {
-    return z;
-  }
+  template <class Span, class ScoreVector>
+  CUTE_DEVICE void apply(Span const&, NoFragment, ScoreVector&&) const
+  {}
 };
-
-// Which of n groups of rows a CTA (or cluster) works on. Later queries see more columns: neighbours take theirs from either
-// end of the launch, so that what two of them read adds up to the same everywhere.
-CUTE_DEVICE int from_either_end(int cta, int n) { return cta % 2 == 0 ? cta / 2 : n - 1 - cta / 2; }
 
 }  // namespace softmax

@@ -9,11 +9,11 @@
 namespace softmax {
 
 // What every forward kernel is launched with. x and y may be the same tensor.
-template <class Element>
+template <class Element, class Output = Element>
 struct Forward
 {
   Element const* x;
-  Element* y;
+  Output* y;
   typename Numeric<Element>::Accumulator scale;
   Rows rows;
   RowStrides x_strides;
@@ -32,9 +32,9 @@ CUTE_DEVICE Accumulator max_of(ScoreTensor const& rZ /* (V*C+E) */, int end)
   return max;
 }
 
-// unit * exp(z - max) in place of z; returns the sum.
-template <class Row, class Numeric, class Accumulator, class ScoreTensor>
-CUTE_DEVICE Accumulator exponentiate(ScoreTensor& rZ /* (V*C+E) */, int end, Accumulator max)
+// The sum of unit * exp(z - max), which take the place of z unless it is kept.
+template <class Row, class Numeric, class Accumulator, class ScoreTensor, class Keep = cute::false_type>
+CUTE_DEVICE Accumulator exponentiate(ScoreTensor& rZ /* (V*C+E) */, int end, Accumulator max, Keep keep = {})
 {
   typename Numeric::Exp const exp(max);
   Accumulator sum = 0;
@@ -42,8 +42,9 @@ CUTE_DEVICE Accumulator exponentiate(ScoreTensor& rZ /* (V*C+E) */, int end, Acc
     cute::Tensor rV = part.of(rZ);  // (V)
     CUTE_UNROLL
     for (int v = 0; v < part.Width; ++v) {
-      rV(v) = exp(rV(v));
-      sum += rV(v);
+      Accumulator const power = exp(rV(v));
+      rV(v)                   = keep ? rV(v) : power;
+      sum += power;
     }
   });
   return sum;
@@ -72,24 +73,41 @@ CUTE_DEVICE Accumulator normaliser(Accumulator max, MaxSum<Numeric> row)
   return exp.unit_weight(max) * normaliser<Numeric>(row.sum * exp.unit);
 }
 
-// y = factor * e, rounded once. Columns from `end` on are hidden: 0, or NaN in a row that is NaN.
-template <class Row, class Element, class Accumulator, class ScoreTensor>
-CUTE_DEVICE void store_scaled(
-    Row const& row, Element* y, int end, int k, ScoreTensor& rE /* (V*C+E) */, Accumulator factor)
+// What the rows of a softmax are made of: y = factor * e. What is hidden is 0, or NaN in a row that is NaN.
+template <class Accumulator>
+struct Probabilities
+{
+  Accumulator factor;
+
+  CUTE_DEVICE Accumulator operator()(Accumulator e) const { return factor * e; }
+  CUTE_DEVICE Accumulator hidden() const { return 0 * factor; }
+};
+
+// y = outcome(e), rounded once. Columns from `end` on are hidden.
+template <class Row, class Output, class ScoreTensor, class Outcome>
+CUTE_DEVICE void store_outcome(
+    Row const& row, Output* y, int end, int k, ScoreTensor& rE /* (V*C+E) */, Outcome const& outcome)
 {
   using namespace cute;
   for_each_part<Row>(k, [&](auto part) {
-    Tensor rP = part.of(rE);                    // (V)
-    Tensor rY = make_tensor_like<Element>(rP);  // (V)
+    Tensor rP = part.of(rE);                   // (V)
+    Tensor rY = make_tensor_like<Output>(rP);  // (V)
     if (part.reaches(end)) {
       CUTE_UNROLL
-      for (int v = 0; v < part.Width; ++v) { rP(v) *= factor; }
+      for (int v = 0; v < part.Width; ++v) { rP(v) = outcome(rP(v)); }
     } else {
-      fill(rP, 0 * factor);
+      fill(rP, outcome.hidden());
     }
     narrow(rP, rY);
     part.span(row, k).store(y, rY);
   });
+}
+
+template <class Row, class Output, class ScoreTensor, class Accumulator>
+CUTE_DEVICE void store_scaled(
+    Row const& row, Output* y, int end, int k, ScoreTensor& rE /* (V*C+E) */, Accumulator factor)
+{
+  store_outcome(row, y, end, k, rE, Probabilities<Accumulator>{factor});
 }
 
 }  // namespace softmax

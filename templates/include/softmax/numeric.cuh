@@ -59,6 +59,23 @@ struct Numeric
   CUTE_DEVICE static float reciprocal(float sum) { return ptx::rcp(sum); }
 };
 
+// The same where scores are more than scaled elements: next to a large maximum there may be any others. z - m is exact there.
+template <class Element>
+struct NumericOfSums : Numeric<Element>
+{
+  struct Exp
+  {
+    static constexpr float unit = 0x1p8f;
+
+    float m;
+
+    CUTE_DEVICE explicit Exp(float max) : m(max == negative_infinity<float>() ? 0.0f : max) {}
+    CUTE_DEVICE float operator()(float z) const { return unit_weight(z); }
+    CUTE_DEVICE float weight(float max) const { return ptx::ex2((max - m) * 0x1.715476p+0f); }
+    CUTE_DEVICE float unit_weight(float max) const { return ptx::ex2(fmaf(max - m, 0x1.715476p+0f, 8.0f)); }
+  };
+};
+
 template <>
 struct Numeric<float>
 {
@@ -85,6 +102,10 @@ struct Numeric<float>
 };
 
 template <>
+struct NumericOfSums<float> : Numeric<float>
+{};
+
+template <>
 struct Numeric<double>
 {
   using Accumulator = double;
@@ -103,6 +124,10 @@ struct Numeric<double>
 
   CUTE_DEVICE static double reciprocal(double sum) { return 1 / sum; }
 };
+
+template <>
+struct NumericOfSums<double> : Numeric<double>
+{};
 
 // A vector of elements as accumulators. 16-bit elements are taken two to a register, which saves the byte shuffles.
 template <class Elements, class Accumulators>
@@ -145,6 +170,23 @@ CUTE_DEVICE void narrow(Accumulators const& rZ /* (V) */, Elements&& rY /* (V) *
 // a b + c, rounded once.
 CUTE_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 CUTE_DEVICE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// exp(z) with a relative error of |z| 2^-24 (f32), for what is compared with 1 or added to it.
+CUTE_DEVICE float exponential(float z) { return ptx::ex2(z * 0x1.715476p+0f); }
+CUTE_DEVICE double exponential(double z) { return exp(z); }
+
+// log(y) with an absolute error of 2^-22 around 1, relative elsewhere (f32).
+CUTE_DEVICE float logarithm(float y) { return ptx::lg2(y) * 0x1.62e43p-1f; }
+CUTE_DEVICE double logarithm(double y) { return log(y); }
+
+CUTE_DEVICE float precise_logarithm(float y) { return logf(y); }
+CUTE_DEVICE double precise_logarithm(double y) { return log(y); }
+
+CUTE_DEVICE float inverse(float a) { return ptx::rcp(a); }
+CUTE_DEVICE double inverse(double a) { return 1 / a; }
+
+CUTE_DEVICE float absolute(float a) { return fabsf(a); }
+CUTE_DEVICE double absolute(double a) { return fabs(a); }
 
 // max that drops a NaN operand; the sum keeps it.
 CUTE_DEVICE float max_number(float a, float b) { return fmaxf(a, b); }

@@ -14,6 +14,14 @@ CUTE_DEVICE float ex2(float x)
   return y;
 }
 
+// log2(x) with an absolute error of at most 2^-22 around 1, relative elsewhere; of subnormal x too.
+CUTE_DEVICE float lg2(float x)
+{
+  float y;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // 1 / x with a relative error of at most 2^-23, for normal x.
 CUTE_DEVICE float rcp(float x)
 {

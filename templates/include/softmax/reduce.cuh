@@ -36,12 +36,14 @@ struct MaxSum
 
   CUTE_DEVICE static MaxSum nothing() { return {negative_infinity<typename Numeric::Accumulator>(), 0}; }
 
+  // One exponential: the sum of the larger maximum stays as it is.
   CUTE_DEVICE void add(MaxSum other)
   {
-    auto const both = max_number(max, other.max);
-    typename Numeric::Exp const exp(both);
-    sum = sum * exp.weight(max) + other.sum * exp.weight(other.max);
-    max = both;
+    bool const larger = max >= other.max;
+    auto const both   = larger ? max : other.max;
+    auto const weight = typename Numeric::Exp(both).weight(larger ? other.max : max);
+    sum               = larger ? multiply_add(other.sum, weight, sum) : multiply_add(sum, weight, other.sum);
+    max               = both;
   }
 
   template <int Lanes>

@@ -16,11 +16,16 @@ template <int Vec, bool Aligned_, bool Streamed = false>
 struct Span
 {
   static constexpr bool Aligned = Aligned_;
+  static constexpr int Width    = Vec;
 
   int column;
   int end;
 
-  // One 16-byte access where the operand is aligned to it; an operand in another phase than the output is read by elements.
+  // Nothing of it where all its columns lie before `begin`.
+  CUTE_DEVICE Span behind(int begin) const { return {column, column + Vec <= begin ? column : end}; }
+  CUTE_DEVICE Span behind(cute::_0) const { return *this; }
+
+  // Accesses of 16 bytes where the operand is aligned to it; an operand in another phase than the output is read by elements.
   template <class Element, class Fragment>
   CUTE_DEVICE void load(Element const* row, Fragment&& rX /* (V) */) const
   {
@@ -28,7 +33,7 @@ struct Span
     if (column < end) {
       Tensor gX = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
       if (Aligned || is_aligned(row + column)) {
-        copy(AutoVectorizingCopyWithAssumedAlignment<8 * int(sizeof(Element)) * Vec>{}, gX, rX);
+        copy(AutoVectorizingCopyWithAssumedAlignment<8 * access_bytes<Element>()>{}, gX, rX);
       } else {
         CUTE_UNROLL
         for (int v = 0; v < Vec; ++v) { rX(v) = gX(v); }
@@ -42,19 +47,28 @@ struct Span
     using namespace cute;
     if (column < end) {
       Tensor gY = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
-      if constexpr (Streamed && Vec * sizeof(Element) == sizeof(uint4)) {
-        __stcs(reinterpret_cast<uint4*>(row + column), recast<uint4>(rY)(0));
+      if constexpr (Streamed && Vec * sizeof(Element) % sizeof(uint4) == 0) {
+        CUTE_UNROLL
+        for (int i = 0; i < Vec * sizeof(Element) / sizeof(uint4); ++i) {
+          __stcs(reinterpret_cast<uint4*>(row + column) + i, recast<uint4>(rY)(i));
+        }
       } else {
-        copy(AutoVectorizingCopyWithAssumedAlignment<8 * int(sizeof(Element)) * Vec>{}, rY, gY);
+        copy(AutoVectorizingCopyWithAssumedAlignment<8 * access_bytes<Element>()>{}, rY, gY);
       }
     }
   }
 
 private:
   template <class Element>
+  CUTE_DEVICE static constexpr int access_bytes()
+  {
+    return cute::min(Vec * int(sizeof(Element)), 16);
+  }
+
+  template <class Element>
   CUTE_DEVICE static bool is_aligned(Element const* address)
   {
-    return reinterpret_cast<uintptr_t>(address) % (Vec * sizeof(Element)) == 0;
+    return reinterpret_cast<uintptr_t>(address) % access_bytes<Element>() == 0;
   }
 };
 

@@ -62,4 +62,19 @@ struct RowIndex
   }
 };
 
+// A number for each row; one for many rows has strides of 0. Absent where the address is null.
+template <class Value>
+struct RowValue
+{
+  Value* address;
+  RowStrides strides;  // elements
+
+  CUTE_DEVICE bool present() const { return address != nullptr; }
+  CUTE_DEVICE Value& at(Rows const& rows, RowIndex const& row) const { return address[row.offset(strides, rows.rank)]; }
+};
+
+// Which of n groups of rows a CTA (or cluster) works on. Later queries see more columns: neighbours take theirs from either
+// end of the launch, so that what two of them read adds up to the same everywhere.
+CUTE_DEVICE int from_either_end(int cta, int n) { return cta % 2 == 0 ? cta / 2 : n - 1 - cta / 2; }
+
 }  // namespace softmax

@@ -12,9 +12,10 @@
 //   Feature(Params const&, Rows const&, RowIndex const&)
 //   from(column) -> Feature                        itself, for a row that begins there
 //   Narrows, end(k) -> int                         columns at and beyond the end are hidden: neither read nor computed
+//   Begins, begin() -> int                         columns before it are hidden and not read (never: a static 0)
 //   Fragment<Vec>                                  the registers it needs for a vector
 //   load(span, fragment)                           fills them; issued together with the loads of x
-//   apply(z, fragment, v) -> z                     the score of the vector's element v
+//   apply(span, fragment, rZ)                      makes of the vector's scores what they are
 // A new one is a header beside this; nothing here changes.
 
 namespace softmax {
@@ -46,6 +47,14 @@ public:
     return k;
   }
 
+  // The first column that some feature does not hide: 0, unless one Begins.
+  CUTE_DEVICE int begin() const
+  {
+    int begin = 0;
+    cute::for_each(features_, [&](auto const& feature) { begin = cute::max(begin, int(feature.begin())); });
+    return begin;
+  }
+
   // The lane's scores of the row at x, whose visible columns end at `end`; columns of its parts that are hidden score -inf.
   template <class Row, class ScoreTensor>
   CUTE_DEVICE void load(Row const& row, Element const* x, int end, ScoreTensor& rZ /* (V*C+E) */) const
@@ -56,13 +65,14 @@ public:
     RowFragments<Row> fragments = {};
 
     // All loads are issued before the first use; those beyond K are predicated off, not branched around.
-    for_each_part<Row>(kEveryColumn, [&](auto part) { load_part(part.span(row, end), x, part.of(rX), fragments.of(part)); });
-    for_each_part<Row>(end, [&](auto part) { score_part<Row>(part.span(row, end), part.of(rX), fragments.of(part), part.of(rZ)); });
+    for_each_part<Row>(kEveryColumn, [&](auto part) { load_part(visible(part.span(row, end)), x, part.of(rX), fragments.of(part)); });
+    for_each_part<Row>(end, [&](auto part) { score_part<Row>(visible(part.span(row, end)), part.of(rX), fragments.of(part), part.of(rZ)); });
   }
 
 private:
   // Some feature ends the row inside a vector. Otherwise the vectors of an aligned row are inside or outside as a whole.
   static constexpr bool Narrows = (Features::Narrows || ... || false);
+  static constexpr bool Begins  = (Features::Begins || ... || false);
 
   template <int Width>
   using Fragments = cute::tuple<typename Features::template Fragment<Width>...>;
@@ -80,6 +90,13 @@ private:
 
   Accumulator scale_;
   cute::tuple<Features...> features_;
+
+  template <class Span>
+  CUTE_DEVICE Span visible(Span const& span) const
+  {
+    if constexpr (Begins) { return span.behind(begin()); }
+    return span;
+  }
 
   template <class Span, class Vector, class Fragments>
   CUTE_DEVICE void load_part(Span const& span, Element const* x, Vector&& rX /* (V) */, Fragments& fragments) const
@@ -102,17 +119,24 @@ private:
     Accumulator const outside = Cut || inside > 0 ? Accumulator(0) : negative_infinity<Accumulator>();
     widen(rX, rZ);
     CUTE_UNROLL
-    for (int v = 0; v < Vec; ++v) {
-      rZ(v) = multiply_add(scale_, rZ(v), outside);
-      cute::for_each(cute::make_seq<sizeof...(Features)>{}, [&](auto i) {
-        rZ(v) = cute::get<i>(features_).apply(rZ(v), cute::get<i>(fragments), v);
-      });
-    }
+    for (int v = 0; v < Vec; ++v) { rZ(v) = multiply_add(scale_, rZ(v), outside); }
+    cute::for_each(cute::make_seq<sizeof...(Features)>{}, [&](auto i) {
+      cute::get<i>(features_).apply(span, cute::get<i>(fragments), rZ);
+    });
     // Only the vectors across the end pay for a comparison of every element.
     if (Cut && inside < Vec) {
       CUTE_UNROLL
       for (int v = 0; v < Vec; ++v) {
         if (v >= inside) { rZ(v) = negative_infinity<Accumulator>(); }
+      }
+    }
+    if constexpr (Begins) {
+      int const hidden = begin() - span.column;
+      if (hidden > 0) {
+        CUTE_UNROLL
+        for (int v = 0; v < Vec; ++v) {
+          if (v < hidden) { rZ(v) = negative_infinity<Accumulator>(); }
+        }
       }
     }
   }

@@ -58,7 +58,11 @@ struct TensorMask
     RowStrides strides;
   };
 
+  // Whether a launch that may do without has one.
+  CUTE_DEVICE static bool is_present(Params const& p) { return p.mask != nullptr; }
+
   static constexpr bool Narrows = false;
+  static constexpr bool Begins  = false;
 
   // Vec mask elements, kept as 32-bit registers where they fill them.
   template <int Vec>
@@ -90,6 +94,7 @@ struct TensorMask
     return mask;
   }
 
+  CUTE_DEVICE static cute::_0 begin() { return {}; }
   CUTE_DEVICE int end(int end) const { return end; }
 
   template <class Span, int Vec>
@@ -102,12 +107,15 @@ struct TensorMask
     if (per_column) { span.load(row, rM); }
   }
 
-  template <int Vec>
-  CUTE_DEVICE Accumulator apply(Accumulator z, Fragment<Vec> const& fragment, int v) const
+  template <class Span, int Vec, class ScoreVector>
+  CUTE_DEVICE void apply(Span const&, Fragment<Vec> const& fragment, ScoreVector&& rZ /* (V) */) const
   {
     constexpr int PerRegister = Fragment<Vec>::PerRegister;
-    uint32_t const differs    = ptx::opaque_xor(fragment.registers[v / PerRegister], One<Element>::value * Repeat);
-    return (differs & (Field << (v % PerRegister * 8 * sizeof(Bits)))) == 0 ? hidden_score : z;
+    CUTE_UNROLL
+    for (int v = 0; v < Vec; ++v) {
+      uint32_t const differs = ptx::opaque_xor(fragment.registers[v / PerRegister], One<Element>::value * Repeat);
+      if ((differs & (Field << (v % PerRegister * 8 * sizeof(Bits)))) == 0) { rZ(v) = hidden_score; }
+    }
   }
 };
 

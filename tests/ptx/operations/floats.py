@@ -175,12 +175,22 @@ def _relu(function: Function, kind: str) -> Function:
     return apply
 
 
+def _gross_reciprocal(a: Values) -> Values:
+    """rcp.approx.ftz.f64: of the upper halves of numbers, the upper half of the result; subnormals are 0."""
+
+    def upper(values: Values) -> Values:
+        halves = values.view(np.uint64) & np.uint64(0xFFFFFFFF00000000)
+        return flush(halves.view(np.float64))
+
+    return upper(np.asarray(1 / upper(a)))
+
+
 @operation("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh")
 def build_float(instruction: Instruction) -> Step:
     name, kind = instruction.parts[0], instruction.type
     found = modifiers(instruction, _KNOWN)
     if name == "rcp" and kind == "f64" and "approx" in found:
-        raise unsupported("rcp.approx.f64")
+        return elementwise(instruction, _gross_reciprocal, kind)
     if kind in PACKED:
         function = packed(kind, scalar_function(name, PACKED[kind], found))
     else:

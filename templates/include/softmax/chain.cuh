@@ -1,0 +1,92 @@
+#pragma once
+
+#include <softmax/backward.cuh>
+#include <softmax/rows.cuh>
+
+namespace softmax {
+
+// The gradient of what a forward with features gives, in terms of its results y and lse, and of the gradients dy and dlse.
+//
+//   probabilities  dz = y (dy - d),       d = sum_j y_j dy_j - dlse
+//   logarithms     dz = dy - exp(y) d,    d = sum_j dy_j - dlse
+//   softcap        dz times 1 - (s / cap)^2,  s = log y + lse: the capped score
+//   dx = scale * dz
+//
+// Columns whose y is 0, or whose logarithm -inf, were hidden or as good as hidden: their dz is 0, whatever dy is.
+template <class Element>
+class Chain
+{
+public:
+  using Accumulator = typename Numeric<Element>::Accumulator;
+
+  struct Params
+  {
+    int64_t logarithms;
+    RowValue<Accumulator const> scale;  // times the scale of all rows
+    RowValue<Accumulator const> lse;
+    RowValue<Accumulator const> dlse;
+    RowValue<Accumulator> d;
+    double inverse_cap;  // 1 / softcap, which needs lse; 0: none
+  };
+
+  CUTE_DEVICE Chain(Params const& p, Accumulator scale, Rows const& rows, RowIndex const& index)
+    : p_(p),
+      rows_(rows),
+      index_(index),
+      scale_(p.scale.present() ? scale * p.scale.at(rows, index) : scale),
+      logarithms_(p.logarithms != 0),
+      inverse_cap_(Accumulator(p.inverse_cap)),
+      lse_(p.lse.present() ? p.lse.at(rows, index) : Accumulator(0))
+  {}
+
+  CUTE_DEVICE Element hidden() const { return logarithms_ ? Element(negative_infinity<Accumulator>()) : Element(0); }
+
+  CUTE_DEVICE Accumulator add(Accumulator sum, Accumulator y, Accumulator dy) const
+  {
+    if (logarithms_) { return y == negative_infinity<Accumulator>() ? sum : sum + dy; }
+    return multiply_add(y, dy, sum);
+  }
+
+  // d of a row, from its dot product. One of the threads that hold it writes it.
+  CUTE_DEVICE Accumulator close(Accumulator dot, bool writes) const
+  {
+    Accumulator const d = p_.dlse.present() ? dot - p_.dlse.at(rows_, index_) : dot;
+    if (writes && p_.d.present()) { p_.d.at(rows_, index_) = d; }
+    return d;
+  }
+
+  // dx in place of dy.
+  template <class Vector>
+  CUTE_DEVICE void apply(Vector& rG /* (V) */, Vector const& rY /* (V) */, Accumulator d) const
+  {
+    CUTE_UNROLL
+    for (int v = 0; v < cute::size(rG); ++v) {
+      if (logarithms_) {
+        rG(v) = rY(v) == negative_infinity<Accumulator>() ? 0 * d : rG(v) - exponential(rY(v)) * d;
+      } else {
+        rG(v) = rY(v) * (rG(v) - d);
+      }
+    }
+    if (inverse_cap_ != 0) {
+      CUTE_UNROLL
+      for (int v = 0; v < cute::size(rG); ++v) {
+        Accumulator const log_y = logarithms_ ? rY(v) : logarithm(rY(v));
+        Accumulator const t     = (log_y + lse_) * inverse_cap_;
+        rG(v) *= log_y == negative_infinity<Accumulator>() ? Accumulator(0) : 1 - t * t;
+      }
+    }
+    CUTE_UNROLL
+    for (int v = 0; v < cute::size(rG); ++v) { rG(v) *= scale_; }
+  }
+
+private:
+  Params const& p_;
+  Rows const& rows_;
+  RowIndex const& index_;
+  Accumulator scale_;
+  bool logarithms_;
+  Accumulator inverse_cap_;
+  Accumulator lse_;
+};
+
+}  // namespace softmax

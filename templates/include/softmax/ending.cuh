@@ -1,0 +1,77 @@
+#pragma once
+
+#include <softmax/forward.cuh>
+#include <softmax/reduce.cuh>
+#include <softmax/rows.cuh>
+
+namespace softmax {
+
+// y = factor * e + shift: probabilities of exponentials (shift 0), or logarithms of scores (factor 1).
+template <class Accumulator>
+struct ProbabilitiesOrLogarithms
+{
+  Accumulator factor;
+  Accumulator shift;
+  bool logarithms;
+
+  CUTE_DEVICE Accumulator operator()(Accumulator e) const { return multiply_add(factor, e, shift); }
+  CUTE_DEVICE Accumulator hidden() const { return logarithms ? negative_infinity<Accumulator>() + shift : 0 * factor; }
+};
+
+// How a row ends, once its maximum and sum are known: a sink joins the sum, the logarithm of the sum is written, and the results are
+// probabilities or their logarithms.
+//
+//   lse = m + log(sum),  log y = z - lse
+template <class Numeric>
+class Ending
+{
+public:
+  using Accumulator = typename Numeric::Accumulator;
+
+  struct Params
+  {
+    int64_t logarithms;
+    RowValue<Accumulator const> scale;  // times the scale of all rows
+    RowValue<Accumulator const> sinks;  // scores of a column more, that has no place in the row
+    RowValue<Accumulator> lse;
+  };
+
+  CUTE_DEVICE Ending(Params const& p, Rows const& rows, RowIndex const& index) : p_(p), rows_(rows), index_(index) {}
+
+  CUTE_DEVICE Accumulator scale(Accumulator scale) const
+  {
+    return p_.scale.present() ? scale * p_.scale.at(rows_, index_) : scale;
+  }
+
+  CUTE_DEVICE bool keeps_scores() const { return p_.logarithms != 0; }
+
+  // What is known of a row in the end.
+  struct Closed : MaxSum<Numeric>
+  {
+    Accumulator lse;  // where it is asked for; -inf in a row that sees nothing
+  };
+
+  // One of the threads that hold the row writes the logarithm of its sum.
+  CUTE_DEVICE Closed close(MaxSum<Numeric> row, bool writes) const
+  {
+    if (p_.sinks.present()) { row.add({p_.sinks.at(rows_, index_), Numeric::Exp::unit}); }
+    Accumulator lse = 0;
+    if (keeps_scores() || p_.lse.present()) { lse = row.max + precise_logarithm(row.sum / Numeric::Exp::unit); }
+    if (writes && p_.lse.present()) { p_.lse.at(rows_, index_) = lse; }
+    return {row, lse};
+  }
+
+  // What makes of exponentials relative to `max`, or of the scores, the results of the closed row.
+  CUTE_DEVICE ProbabilitiesOrLogarithms<Accumulator> outcome(Accumulator max, Closed const& row) const
+  {
+    if (keeps_scores()) { return {1, row.lse == negative_infinity<Accumulator>() ? 0 : -row.lse, true}; }
+    return {normaliser(max, MaxSum<Numeric>(row)), 0, false};
+  }
+
+private:
+  Params const& p_;
+  Rows const& rows_;
+  RowIndex const& index_;
+};
+
+}  // namespace softmax

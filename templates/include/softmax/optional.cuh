@@ -1,0 +1,46 @@
+#pragma once
+
+#include <softmax/rows.cuh>
+#include <softmax/scores.cuh>
+
+namespace softmax {
+
+// A feature that a launch may do without. Its presence is the same in all threads: one branch for each vector.
+template <class Feature>
+struct Optional
+{
+  using Params = typename Feature::Params;
+
+  static constexpr bool Narrows = Feature::Narrows;
+  static constexpr bool Begins  = Feature::Begins;
+
+  template <int Vec>
+  using Fragment = typename Feature::template Fragment<Vec>;
+
+  Feature feature;
+  bool present;
+
+  CUTE_DEVICE Optional(Params const& p, Rows const& rows, RowIndex const& index)
+    : feature(p, rows, index), present(Feature::is_present(p))
+  {}
+
+  CUTE_DEVICE Optional(Feature const& feature, bool present) : feature(feature), present(present) {}
+
+  CUTE_DEVICE Optional from(int column) const { return Optional(feature.from(column), present); }
+  CUTE_DEVICE auto begin() const { return feature.begin(); }
+  CUTE_DEVICE int end(int end) const { return feature.end(end); }
+
+  template <class Span, class Fragment>
+  CUTE_DEVICE void load(Span const& span, Fragment& fragment) const
+  {
+    if (present) { feature.load(span, fragment); }
+  }
+
+  template <class Span, class Fragment, class ScoreVector>
+  CUTE_DEVICE void apply(Span const& span, Fragment const& fragment, ScoreVector&& rZ /* (V) */) const
+  {
+    if (present) { feature.apply(span, fragment, rZ); }
+  }
+};
+
+}  // namespace softmax

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <softmax/numeric.cuh>
+#include <softmax/scores.cuh>
+
+namespace softmax {
+
+// z = cap tanh(z / cap); a cap of 0 leaves it as it is.
+//
+//   cap tanh(u) = cap - 2 cap / (1 + exp(2 u)),  to the rounding of cap
+template <class Accumulator>
+struct Softcap
+{
+  struct Params
+  {
+    Accumulator cap;
+    Accumulator twice_inverse;  // 2 / cap
+  };
+
+  static constexpr bool Narrows = false;
+  static constexpr bool Begins  = false;
+
+  template <int Vec>
+  using Fragment = NoFragment;
+
+  Params p;
+
+  CUTE_DEVICE Softcap(Params const& p, Rows const&, RowIndex const&) : p(p) {}
+  CUTE_DEVICE Softcap from(int /*column*/) const { return *this; }
+  CUTE_DEVICE static cute::_0 begin() { return {}; }
+  CUTE_DEVICE int end(int end) const { return end; }
+
+  template <class Span>
+  CUTE_DEVICE void load(Span const&, NoFragment) const
+  {}
+
+  template <class Span, class ScoreVector>
+  CUTE_DEVICE void apply(Span const& span, NoFragment, ScoreVector&& rZ /* (V) */) const
+  {
+    if (p.cap != 0) {
+      CUTE_UNROLL
+      for (int v = 0; v < Span::Width; ++v) {
+        Accumulator const power = exponential(rZ(v) * p.twice_inverse);
+        rZ(v)                   = multiply_add(-2 * p.cap, inverse(1 + power), p.cap);
+      }
+    }
+  }
+};
+
+}  // namespace softmax

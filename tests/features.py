@@ -1,0 +1,186 @@
+"""What the general kind adds to a case: its tensors, what must come out, and within which error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from codegen.spec import Direction, DType
+from softmax_ops.problem import General
+from tests import reference
+from tests.reference import Array
+
+Tensors = dict[str, torch.Tensor]
+DIMENSIONS = "bhq"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is asked for besides scale, offset and mask, of scores [B, H, Q, K].
+
+    `bias` and `row_scale` name the dimensions in which they do not broadcast (None: there is none). `offset` is added to
+    the case's, from device memory.
+    """
+
+    left: int | None = None
+    right: int | None = None
+    softcap: float = 0.0
+    logarithms: bool = False
+    bias: str | None = None
+    wide: bool = False
+    row_scale: str | None = None
+    offset: int | None = None
+    lengths: bool = False
+    slopes: bool = False
+    sinks: bool = False
+    lse: bool = False  # written by the forward, read by the backward
+    dlse: bool = False
+    d: bool = False
+
+    @property
+    def general(self) -> General:
+        """As a geometry has it."""
+        return General(self.left, self.right, self.softcap, self.logarithms)
+
+    def tensors(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> Tensors:
+        """What is read besides inputs and mask, by the names of operands; numbers per row are [B|1, H|1, Q|1]."""
+        batches, heads, queries, k = shape
+        accumulator = torch.float64 if dtype is DType.F64 else torch.float32
+        made: dict[str, NDArray[Any]] = {}
+        if self.bias is not None:
+            made["bias"] = 2 * rng.standard_normal((*_kept(shape[:-1], self.bias), k))
+            made["bias"][rng.random(made["bias"].shape) < 0.1] = -np.inf
+        if self.row_scale is not None:
+            made["row_scale"] = rng.choice((0.25, 0.5, 1.0), _kept(shape[:-1], self.row_scale))
+        if self.slopes:
+            made["slopes"] = 2.0 ** -np.arange(1, heads + 1).reshape(1, heads, 1)
+        if self.sinks:
+            made["sinks"] = 3 * rng.standard_normal((1, heads, 1))
+        found = {name: torch.from_numpy(values).to(accumulator) for name, values in made.items()}
+        if self.bias is not None and not self.wide:
+            found["bias"] = found["bias"].to(reference.DTYPES[dtype.input.value])
+        if self.lengths:
+            lengths = rng.integers(1, k + 1, (batches, 1, 1))
+            lengths[0], lengths[-1] = k + 5, 0
+            found["lengths"] = torch.from_numpy(lengths).to(torch.int32)
+        if self.offset is not None:
+            found["offsets"] = torch.full((1, 1, 1), self.offset, dtype=torch.int32)
+        return found
+
+    def gradients(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> Tensors:
+        """Numbers per row that the backward reads: lse beyond the scores that a softcap of 200 leaves, and its gradient."""
+        accumulator = torch.float64 if dtype is DType.F64 else torch.float32
+        names = ["lse"] * self.lse + ["dlse"] * self.dlse
+        return {
+            name: torch.from_numpy(
+                rng.uniform(1, 20, shape[:-1]) if name == "lse" else rng.standard_normal(shape[:-1])
+            ).to(accumulator)
+            for name in names
+        }
+
+    def results(self, direction: Direction) -> tuple[str, ...]:
+        """Numbers per row that are written."""
+        if direction is Direction.FORWARD:
+            return ("lse",) * self.lse
+        return ("d",) * self.d
+
+    def band(self, tensors: Tensors, causal_offset: int | None) -> dict[str, Any]:
+        """What is visible, as arguments of the reference."""
+        lengths = tensors.get("lengths")
+        return {
+            "offset": (causal_offset or 0) + (self.offset or 0),
+            "left": self.left,
+            "right": self.right,
+            "lengths": None if lengths is None else lengths.numpy().reshape(-1).clip(0),
+        }
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The result [..., K] with the arguments of `assert_close` that allow its error, and numbers per row with theirs."""
+
+    result: Array
+    tolerance: dict[str, Any]
+    rows: dict[str, tuple[Array, Array]]
+
+
+def forward(
+    features: Features, x: torch.Tensor, mask: torch.Tensor | None, tensors: Tensors, scale: float, band: dict[str, Any]
+) -> Expected:
+    """Of the general reference. The errors allowed are those of rounding each term of a score, and z - m.
+
+    A score that a softcap bounds has the error of the cap's rounding, however it was computed.
+    """
+    arrays = {name: reference.to_numpy(tensor) for name, tensor in tensors.items()}
+    row_scale = scale * arrays.get("row_scale", np.ones((1, 1, 1)))
+    slopes, sinks, bias = (arrays.get(name) for name in ("slopes", "sinks", "bias"))
+    values = reference.to_numpy(x)
+    found = reference.general(
+        values,
+        scale=row_scale,
+        mask=None if mask is None else reference.to_numpy(mask),
+        bias=bias,
+        slopes=None if slopes is None else slopes.reshape(-1),
+        sinks=None if sinks is None else sinks.reshape(-1),
+        softcap=features.softcap or None,
+        **band,
+    )
+    with np.errstate(invalid="ignore", over="ignore"):
+        terms = (
+            np.full(values.shape, 16 * features.softcap)
+            if features.softcap
+            else 2 * np.abs(row_scale[..., None] * values)
+        )
+        if slopes is not None:
+            i, j = np.arange(values.shape[-2])[:, None], np.arange(values.shape[-1])
+            terms = terms + 2 * slopes[..., None] * np.abs(i + band["offset"] - j)
+        terms = terms + (0 if bias is None else np.abs(bias)) + 2 * np.abs(found.z)
+        terms = np.where(np.isfinite(terms) & found.visible & np.isfinite(found.z), terms, 0.0)
+        lse = found.lse[..., None]
+        exponent = terms + np.where(np.isfinite(lse) & np.isfinite(found.z), 2 * np.abs(found.z - lse), 0.0)
+        common = (np.where(np.isfinite(found.y), found.y, 0.0) * exponent).sum(axis=-1, keepdims=True)
+        rounding = exponent + common
+    unit = 2.0**-53 if x.dtype is torch.float64 else 2.0**-24
+    row_error = 16 * unit * (1 + np.abs(np.where(np.isfinite(lse), lse, 0)) + common)[..., 0]
+    if features.logarithms:
+        absolute = rounding + np.where(np.isfinite(lse), np.abs(lse), 0.0)
+        rounding = absolute / np.maximum(np.abs(np.where(np.isfinite(found.log_y), found.log_y, 1.0)), 1e-30)
+    result = found.log_y if features.logarithms else found.y
+    return Expected(result, {"rounding": rounding}, {"lse": (found.lse, row_error)})
+
+
+def backward(
+    features: Features, dy: torch.Tensor, y: torch.Tensor, tensors: Tensors, scale: float, band: dict[str, Any]
+) -> Expected:
+    """Of the general reference. Errors are relative to what is subtracted from each other."""
+    arrays = {name: reference.to_numpy(tensor) for name, tensor in tensors.items()}
+    row_scale = scale * arrays.get("row_scale", np.ones((1, 1, 1)))
+    gradients, results = reference.to_numpy(dy), reference.to_numpy(y)
+    dx, d = reference.general_backward(
+        gradients,
+        results,
+        scale=row_scale,
+        softcap=features.softcap or None,
+        lse=arrays.get("lse"),
+        grad_lse=arrays.get("dlse"),
+        log=features.logarithms,
+        **band,
+    )
+    with np.errstate(invalid="ignore"):
+        seen = reference.within(results.shape, band["lengths"], band["offset"], band["left"], band["right"])
+        weight = np.where(seen, np.exp(results) if features.logarithms else results, 0.0)
+        size = np.where(seen & ~np.isneginf(results), np.abs(gradients), 0.0)
+        dlse = np.abs(arrays.get("dlse", np.zeros((1, 1, 1))))
+        dot = (size if features.logarithms else weight * size).sum(axis=-1) + dlse
+        magnitude = size + weight * dot[..., None] if features.logarithms else weight * (size + dot[..., None])
+        magnitude = np.abs(row_scale)[..., None] * magnitude * (2 if features.softcap else 1)
+    unit = 2.0**-53 if dy.dtype is torch.float64 else 2.0**-24
+    return Expected(dx, {"magnitude": magnitude}, {"d": (d, 16 * unit * (1 + np.where(np.isfinite(dot), dot, 0)))})
+
+
+def _kept(shape: tuple[int, ...], names: str) -> tuple[int, ...]:
+    return tuple(size if name in names else 1 for size, name in zip(shape, DIMENSIONS, strict=True))
