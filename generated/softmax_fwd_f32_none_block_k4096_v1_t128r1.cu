@@ -25,7 +25,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/8)
+extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/6)
 softmax_fwd_f32_none_block_k4096_v1_t128r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Lanes / 32];

@@ -74,10 +74,10 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str) -> LaunchPlan:
             f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}"
         )
     variant, reason = _select(geometry, catalog, arch)
-    shared = geometry.operand("bias") or geometry.mask
-    if shared is not None and variant.plan != "tile":
+    broadcast = geometry.operand("bias") or geometry.mask
+    if broadcast is not None and variant.plan != "tile":
         # Rows that share a row of the bias or mask run one after the other, so that it is fetched once.
-        position = geometry.operands.index(shared)
+        position = geometry.operands.index(broadcast)
         dimensions.sort(key=lambda dimension: dimension.strides[position] == 0)
     layout = catalog.layout(variant)
     limit = MAX_ROWS // _cluster(geometry, variant)  # a grid has fewer than 2^31 CTAs

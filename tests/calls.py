@@ -137,10 +137,7 @@ class Call:
             mask=None if self.mask is None else layouts.place(self.mask, case.mask_layout),
             scale=case.scale,
             fill=case.fill,
-            others={
-                name: layouts.place(tensor, case.mask_layout if name == "bias" else CONTIGUOUS)
-                for name, tensor in self.others.items()
-            },
+            others={name: layouts.place(tensor, self._layout(name)) for name, tensor in self.others.items()},
             results={
                 name: layouts.empty(tuple(tensor.shape), tensor.element_size(), CONTIGUOUS)
                 for name, tensor in self.results.items()
@@ -180,10 +177,13 @@ class Call:
         )
         return chosen
 
+    def _layout(self, other: str) -> Layout:
+        return self.case.mask_layout if other == "bias" else CONTIGUOUS
+
     def _other(self, name: str, tensor: torch.Tensor) -> Operand:
         """A bias [..., K], or numbers per row [...], which have no stride along it."""
-        shape, layout = tuple(tensor.shape), self.case.mask_layout if name == "bias" else CONTIGUOUS
-        moves = zip(shape, layout.strides(shape), strict=True)
+        shape = tuple(tensor.shape)
+        moves = zip(shape, self._layout(name).strides(shape), strict=True)
         strides = tuple(stride if size > 1 else 0 for size, stride in moves)
         if name != "bias":
             return Operand(name, (*strides, 0), 16, tensor.element_size())

@@ -226,7 +226,7 @@ def _forward_features(spec: Spec) -> list[Case]:
             ),
         ),
         Case(
-            "logarithms in place; bias of f32 shared by heads; mask; window of three columns; softcap; offset in memory",
+            "logarithms in place; bias of f32 shared by heads; mask; window of three columns; softcap; device offset",
             spec,
             (*_leading(spec, between), between),
             1.0,
@@ -280,7 +280,7 @@ def _backward_features(spec: Spec) -> list[Case]:
             features=Features(left=longest // 2, right=1, row_scale="bhq", lengths=True, dlse=True, d=True),
         ),
         Case(
-            "logarithms in place of dy; window of three columns; offset in memory",
+            "logarithms in place of dy; window of three columns; device offset",
             spec,
             (*_leading(spec, between), between),
             2.0,

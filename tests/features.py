@@ -22,8 +22,8 @@ DIMENSIONS = "bhq"
 class Features:
     """What is asked for besides scale, offset and mask, of scores [B, H, Q, K].
 
-    `bias` and `row_scale` name the dimensions in which they do not broadcast (None: there is none). `offset` is added to
-    the case's, from device memory.
+    `bias` and `row_scale` name the dimensions in which they do not broadcast (None: there is none). `offset` is added
+    to the case's, from device memory.
     """
 
     left: int | None = None
@@ -48,7 +48,7 @@ class Features:
 
     def tensors(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> Tensors:
         """What is read besides inputs and mask, by the names of operands; numbers per row are [B|1, H|1, Q|1]."""
-        batches, heads, queries, k = shape
+        batches, heads, _, k = shape
         accumulator = torch.float64 if dtype is DType.F64 else torch.float32
         made: dict[str, NDArray[Any]] = {}
         if self.bias is not None:
@@ -72,15 +72,14 @@ class Features:
         return found
 
     def gradients(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> Tensors:
-        """Numbers per row that the backward reads: lse beyond the scores that a softcap of 200 leaves, and its gradient."""
+        """Numbers per row that the backward reads: lse, within what a softcap of 200 leaves, and the gradient of lse."""
+        made: dict[str, NDArray[Any]] = {}
+        if self.lse:
+            made["lse"] = rng.uniform(1, 20, shape[:-1])
+        if self.dlse:
+            made["dlse"] = rng.standard_normal(shape[:-1])
         accumulator = torch.float64 if dtype is DType.F64 else torch.float32
-        names = ["lse"] * self.lse + ["dlse"] * self.dlse
-        return {
-            name: torch.from_numpy(
-                rng.uniform(1, 20, shape[:-1]) if name == "lse" else rng.standard_normal(shape[:-1])
-            ).to(accumulator)
-            for name in names
-        }
+        return {name: torch.from_numpy(values).to(accumulator) for name, values in made.items()}
 
     def results(self, direction: Direction) -> tuple[str, ...]:
         """Numbers per row that are written."""
@@ -101,7 +100,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Expected:
-    """The result [..., K] with the arguments of `assert_close` that allow its error, and numbers per row with theirs."""
+    """The result [..., K] with the arguments of `assert_close` that allow its error; numbers per row with theirs."""
 
     result: Array
     tolerance: dict[str, Any]
