@@ -72,7 +72,7 @@ class Features:
         return found
 
     def gradients(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> Tensors:
-        """Numbers per row that the backward reads: lse, within what a softcap of 200 leaves, and the gradient of lse."""
+        """Numbers per row that the backward reads: lse, within what a softcap of 200 leaves, and its gradient."""
         made: dict[str, NDArray[Any]] = {}
         if self.lse:
             made["lse"] = rng.uniform(1, 20, shape[:-1])
