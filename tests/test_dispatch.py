@@ -1,12 +1,11 @@
 """From tensors to launches, on the stub driver: CPU tensors pose as those of a GPU; what is launched is recorded."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-from softmax_ops import dispatch
+from softmax_ops import current, dispatch
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan
 from tests import stub_driver
@@ -21,9 +20,10 @@ EXCLUDED = -float("inf")
 @pytest.fixture(autouse=True)
 def posing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor is on device 0, whose current stream is STREAM."""
-    monkeypatch.setattr(dispatch, "_ordinal", lambda tensor: 0)
-    monkeypatch.setattr(dispatch, "_stream", lambda device: STREAM)
-    monkeypatch.setattr(dispatch, "_current", lambda device: nullcontext())
+    monkeypatch.setattr(current, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(current, "ordinal", lambda tensor: 0)
+    monkeypatch.setattr(current, "stream", lambda device: STREAM)
+    monkeypatch.setattr(current, "device", lambda: 0)
 
 
 def compute(direction: str, inputs: Any, mask: Any = None, out: Any = None, **scalars: Any) -> torch.Tensor:
