@@ -55,8 +55,8 @@ def softmax(
         known = recent.softmax(x, scale, causal, causal_offset, batch_invariant, mask, out)
         if known is not None:
             return known
-    operator = _needs_operator(x, mask, out)
-    if out is not None and (operator or _is_transformed()):
+    operator = needs_operator(x, mask, out)
+    if out is not None and (operator or is_transformed()):
         y = softmax(
             x,
             scale=scale,
@@ -113,8 +113,8 @@ def softmax_backward(
         known = recent.softmax_backward(dy, y, scale, causal, causal_offset, batch_invariant, out)
         if known is not None:
             return known
-    operator = _needs_operator(dy, y, out)
-    if out is not None and (operator or _is_transformed()):
+    operator = needs_operator(dy, y, out)
+    if out is not None and (operator or is_transformed()):
         dx = softmax_backward(
             dy, y, scale=scale, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
         )
@@ -156,7 +156,7 @@ def explain(
     return dispatch.explain("fwd", (x,), mask, out, scalars, arch)
 
 
-def _needs_operator(*tensors: Tensor | None) -> bool:
+def needs_operator(*tensors: Tensor | None) -> bool:
     """Whether somebody looks on who knows operators only: a compiler, a dispatch mode, a tensor subclass."""
     return (
         torch.compiler.is_compiling()
@@ -167,10 +167,10 @@ def _needs_operator(*tensors: Tensor | None) -> bool:
 
 def _is_differentiated(*inputs: Tensor) -> bool:
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return recorded or _is_transformed()
+    return recorded or is_transformed()
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Batched or differentiated by a transform of torch.func, or differentiated in forward mode."""
     in_forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
     return in_forward_mode or torch._C._are_functorch_transforms_active()

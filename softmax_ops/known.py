@@ -32,6 +32,9 @@ _BOUNDARY = 15
 
 _EXCLUDED = -float("inf")
 
+_NEW, _FIRST, _SECOND, _APART = range(4)
+"""What a call writes to: a new tensor, its first or second input, another tensor."""
+
 # Bound here, because looking each up through its module in every call costs as much as calling it.
 _dispatch_modes = torch._C._len_torch_dispatch_stack  # among those, fake tensors alone escape a matcher
 
@@ -57,28 +60,35 @@ class Known:
         "_executables",
         "_in_place",
         "_inputs",
+        "_is_like",
         "_like_input",
         "_masked",
         "_reach",
-        "_writes_out",
+        "_target",
         "flags",
-        "is_like",
     )
 
     def __init__(self, flags: Flags, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None):
         self.flags = flags
         self._causal, self._causal_offset, self._batch_invariant = flags
-        self._masked, self._writes_out = mask is not None, out is not None
-        given = [tensor for tensor in (*inputs, out, mask) if tensor is not None]
-        self.is_like = matcher(*given)
+        self._masked = mask is not None
+        self._target = _target(inputs, out)
+        self._is_like = matcher(*_compared(inputs, mask, out))
         self._device = current.ordinal(inputs[0])
         self._executables: dict[tuple[int, ...], Executable] = {}  # by the last bits of their operands' addresses
         self._checked: dict[tuple[int, ...], Executable] = {}  # by their operands' addresses
         self._inputs = len(inputs)
-        self._reach = [bytes_reached(tensor) for tensor in given]
+        operands = (*inputs, out, mask) if out is not None else inputs
+        self._reach = [bytes_reached(operand) for operand in operands if operand is not None]
         self._in_place = [out is not None and tensor.stride() == out.stride() for tensor in inputs]
         self._bumps = out is not None and not out.is_inference()
         self._like_input = inputs[-1].is_contiguous()
+
+    def knows(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> bool:
+        """Whether these tensors are like those of this call."""
+        if (mask is not None) is not self._masked or _target(inputs, out) is not self._target:
+            return False
+        return self._is_like(*_compared(inputs, mask, out))
 
     def add(self, executable: Executable, inputs: tuple[Tensor, ...], result: Tensor | None, *mask: Tensor) -> None:
         """What computes operands that lie relative to 16-byte boundaries as these do; a new result lies on one."""
@@ -104,18 +114,18 @@ class Known:
             or causal_offset is not self._causal_offset
             or batch_invariant is not self._batch_invariant
             or (mask is None) is self._masked
-            or (out is None) is self._writes_out
+            or (target := _NEW if out is None else _FIRST if out is x else _APART) is not self._target
             or _dispatch_modes()
             or forward_ad._current_level >= 0
         ):
             return None
         if mask is None:
-            if not (self.is_like(x) if out is None else self.is_like(x, out)):
+            if not (self._is_like(x, out) if target is _APART else self._is_like(x)):
                 return None
             y = self._new(x) if out is None else out
             addresses: tuple[int, ...] = x.data_ptr(), y.data_ptr()
         else:
-            if not (self.is_like(x, mask) if out is None else self.is_like(x, out, mask)):
+            if not (self._is_like(x, mask, out) if target is _APART else self._is_like(x, mask)):
                 return None
             y = self._new(x) if out is None else out
             addresses = x.data_ptr(), y.data_ptr(), mask.data_ptr()
@@ -138,10 +148,11 @@ class Known:
             or causal is not self._causal
             or causal_offset is not self._causal_offset
             or batch_invariant is not self._batch_invariant
-            or (out is None) is self._writes_out
+            or (target := _NEW if out is None else _FIRST if out is dy else _SECOND if out is y else _APART)
+            is not self._target
             or _dispatch_modes()
             or forward_ad._current_level >= 0
-            or not (self.is_like(dy, y) if out is None else self.is_like(dy, y, out))
+            or not (self._is_like(dy, y, out) if target is _APART else self._is_like(dy, y))
         ):
             return None
         dx = self._new(y) if out is None else out
@@ -179,7 +190,7 @@ class Known:
 
     def _overlaps(self, addresses: tuple[int, ...]) -> bool:
         """Whether out may share bytes with an input in which it is not exactly that, or with the mask."""
-        if not self._writes_out:
+        if self._target is _NEW:
             return False
         at, reach = addresses[self._inputs], self._reach[self._inputs]
         for place, (address, bytes) in enumerate(zip(addresses, self._reach, strict=True)):
@@ -187,6 +198,19 @@ class Known:
             if place != self._inputs and not same and -reach < at - address < bytes:
                 return True
         return False
+
+
+def _target(inputs: tuple[Tensor, ...], out: Tensor | None) -> int:
+    """What is written to."""
+    if out is None:
+        return _NEW
+    return next((place for place, tensor in zip((_FIRST, _SECOND), inputs, strict=False) if tensor is out), _APART)
+
+
+def _compared(inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> list[Tensor]:
+    """The tensors of a call, each once, as a matcher wants them."""
+    apart = out if _target(inputs, out) is _APART else None
+    return [tensor for tensor in (*inputs, mask, apart) if tensor is not None]
 
 
 def _boundaries(addresses: Iterable[int]) -> tuple[int, ...]:

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from . import current, dispatch
-from .api import _is_transformed, _needs_operator
+from .api import is_transformed, needs_operator
 from .checks import Request, check_softmax, check_softmax_backward
 from .checks.tensors import describe
 from .known import Flags, Known
 from .launcher import Executable
-from .problem import contiguous_strides
 
 _OP = "softmax_ops.plan"
+
+
+@overload
+def plan(
+    x: Tensor,
+    *,
+    scale: float | Tensor = ...,
+    mask: Tensor | None = ...,
+    causal: bool = ...,
+    causal_offset: int | None = ...,
+    batch_invariant: bool = ...,
+    out: Tensor | None = ...,
+    backward: Literal[False] = ...,
+) -> Planned: ...
+
+
+@overload
+def plan(
+    x: Tensor,
+    *,
+    scale: float | Tensor = ...,
+    mask: None = ...,
+    causal: bool = ...,
+    causal_offset: int | None = ...,
+    batch_invariant: bool = ...,
+    out: Tensor | None = ...,
+    backward: Literal[True],
+) -> PlannedBackward: ...
 
 
 def plan(
@@ -100,8 +127,7 @@ class _Planned:
         self._inputs = [_Layout.of(name, tensor) for name, tensor in inputs.items()]
         self._mask = None if mask is None else _Layout.of("mask", mask)
         self._result = _Layout.of("out", result)
-        shape = self._result.shape
-        self._makes_new = self._result.strides == _strides(shape, contiguous_strides(shape))
+        self._makes_new = result.is_contiguous()
         self._latest: list[Known | None] = [None, None]  # to out, to a new result
         self._executable: Executable | None = None
         if current.on_gpu(like) and like.numel() > 0:
@@ -120,7 +146,7 @@ class _Planned:
 
     def _check(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> None:
         """Whether valid tensors are as planned, and nobody has to record the call."""
-        if _is_transformed() or _needs_operator(*inputs, mask, out):
+        if is_transformed() or needs_operator(*inputs, mask, out):
             raise ValueError(
                 f"{_OP}: compilers, dispatch modes, tensor subclasses and transforms of torch.func cannot follow a "
                 "planned call; call softmax_ops.softmax there"
@@ -141,11 +167,12 @@ class _Planned:
 
     def _known(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> Known | None:
         """For a call that was checked: the short way of calls like it, with the planned kernel. None on the CPU."""
-        given = [tensor for tensor in (*inputs, out, mask) if tensor is not None]
-        if self._executable is None or any(tensor.requires_grad for tensor in given):
+        if self._executable is None or any(each.requires_grad for each in (*inputs, out) if each is not None):
             return None
         known = self._latest[out is None]
-        if known is None or not known.is_like(*given):  # the first call, or another mode: torch.inference_mode()
+        if known is None or not known.knows(
+            inputs, mask, out
+        ):  # the first call, or another mode: torch.inference_mode()
             known = Known(self._flags, inputs, mask, out)
         known.add(self._executable, inputs, out, *(() if mask is None else (mask,)))
         self._latest[out is None] = known

@@ -78,15 +78,14 @@ def remember(
     key = _key(direction, inputs, mask, out, *flags)
     if key is None or not current.on_gpu(result) or result.numel() == 0:
         return
-    given = [tensor for tensor in (*inputs, out, mask) if tensor is not None]
-    if any(tensor.requires_grad for tensor in given):
+    if any(tensor.requires_grad for tensor in (*inputs, out, mask) if tensor is not None):
         return
     scalars = dispatch.Scalars(1.0, -float("inf"), offset, flags.batch_invariant)
     executable = dispatch.executable(direction, (*inputs, result), mask, scalars)
     if executable is None:
         return
     known = _known.get(key)
-    if known is None or not known.is_like(*given):
+    if known is None or not known.knows(inputs, mask, out):
         if len(_known) >= launcher.PLANS:
             _known.clear()
         known = _known[key] = Known(flags, inputs, mask, out)
@@ -118,4 +117,4 @@ def _key(
             return None
         else:
             tensors.append((tensor.dtype, tensor.device, tensor.shape, tensor.stride()))
-    return direction, causal, causal_offset, batch_invariant, *tensors
+    return direction, causal, causal_offset, batch_invariant, *(tensor is out for tensor in inputs), *tensors

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from softmax_ops import current, dispatch
+from softmax_ops import dispatch
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan
 from tests import stub_driver
+from tests.posing import pose
 from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve, serve_all
 
@@ -19,11 +20,7 @@ EXCLUDED = -float("inf")
 
 @pytest.fixture(autouse=True)
 def posing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor is on device 0, whose current stream is STREAM."""
-    monkeypatch.setattr(current, "on_gpu", lambda tensor: True)
-    monkeypatch.setattr(current, "ordinal", lambda tensor: 0)
-    monkeypatch.setattr(current, "stream", lambda device: STREAM)
-    monkeypatch.setattr(current, "device", lambda: 0)
+    pose(monkeypatch.setattr, STREAM)
 
 
 def compute(direction: str, inputs: Any, mask: Any = None, out: Any = None, **scalars: Any) -> torch.Tensor:
