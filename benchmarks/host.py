@@ -1,8 +1,10 @@
-"""What a launch costs on the CPU: the launcher, fed with integers, against a stub of the CUDA driver. Needs no GPU.
+"""What a call costs on the CPU, against a stub of the CUDA driver: the launcher, fed with integers, and whole calls.
 
     python -m benchmarks.host
 
-The stub returns at once, so these are the nanoseconds of Python and cuda-bindings; a real driver adds 1.6 to 2.3 us.
+Needs no GPU: in whole calls, CPU tensors pose as those of one, whose current device and stream are constants. The stub
+does nothing in a launch but ask for its process id, as the row of os.getpid shows; the rest are the nanoseconds of
+Python and cuda-bindings. A real driver adds 1.6 to 2.3 us.
 Every cell is measured in every round, so that a change of clock falls on all; the median over rounds is printed.
 """
 
@@ -15,13 +17,17 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 
+import torch
 from cuda.bindings import driver as cuda
 
-from softmax_ops import driver, launcher
+import softmax_ops
+from softmax_ops import dispatch, driver, launcher
 from softmax_ops.artifacts import catalog
+from softmax_ops.checks import check_softmax
 from softmax_ops.problem import Geometry
 from tests import stub_driver
 from tests.geometries import geometry
+from tests.posing import pose
 
 ROUNDS = 41
 CALLS = 2000
@@ -31,7 +37,9 @@ CALLS_MEASURED = (("fwd", "none"), ("fwd", "boolcausal"), ("bwd", "causal"))
 """Of f16 [8, 16, 1024, 1024], with two, three and three operands."""
 
 GOAL = 4.0
-"""The whole launcher path, in bare launches."""
+"""The launcher path, and a whole call with out=, in bare launches."""
+
+GOALS = ("plan_for + executable + launch", "softmax_ops call with out=")
 
 _STUBBED = "SOFTMAX_OPS_BENCHMARK_STUB"
 
@@ -42,6 +50,7 @@ def main() -> int:
         environment = {**stub_driver.environment(), _STUBBED: "1"}
         return subprocess.run([sys.executable, "-m", "benchmarks.host"], env=environment).returncode
     stub_driver.record(False)
+    pose(setattr, stream=7)
     print(f"Python {platform.python_version()}, cuda-bindings {version('cuda-bindings')}, {platform.machine()}")
     print(f"median of {ROUNDS} rounds of {CALLS} calls, less an empty loop\n")
     print(f"{'':62} {'ns':>6} {'ratio':>6}")
@@ -49,7 +58,7 @@ def main() -> int:
         costs = measure(cells(direction, mask_kind))
         bare = costs["one bare cuLaunchKernelEx"]
         for name, cost in costs.items():
-            goal = f"  goal: at most {GOAL:.0f}" if name.startswith("plan_for + ") else ""
+            goal = f"  goal: at most {GOAL:.0f}" if name in GOALS else ""
             print(f"{f'{direction} {mask_kind}: {name}':62} {cost:6.0f} {cost / bare:6.2f}{goal}")
     return 0
 
@@ -97,12 +106,42 @@ def cells(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
 
     return {
         "one bare cuLaunchKernelEx": lambda: bare(config, handle, address, 0),
+        "os.getpid": os.getpid,
         "Executable.launch": lambda: ready.launch(addresses, scale=0.125, fill=0.0, stream=7),
         "Executable.launch, another stream each time": lambda: ready.launch(
             addresses, scale=0.125, fill=0.0, stream=next(streams)
         ),
         "plan_for + executable + launch": lambda: whole(known),
         "the same with an equal Geometry": lambda: whole(next(turn)),
+        **calls(direction, mask_kind),
+    }
+
+
+def calls(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
+    """Whole calls on f16 [8, 16, 8, 1024]: another grid, the same kernel and the same parameters."""
+    x, y, out = (torch.zeros(8, 16, 8, 1024, dtype=torch.float16) for _ in range(3))
+    causal = "causal" in mask_kind
+    if direction == "bwd":
+        backward, run = softmax_ops.softmax_backward, softmax_ops.plan(x, scale=0.125, causal=causal, backward=True)
+        return {
+            "softmax_ops call with out=": lambda: backward(x, y, scale=0.125, causal=causal, out=out),
+            "softmax_ops call": lambda: backward(x, y, scale=0.125, causal=causal),
+            "planned call with out": lambda: run(x, y, out),
+            "planned call": lambda: run(x, y),
+        }
+    mask = torch.zeros(8, 1, 1, 1024, dtype=torch.bool) if "bool" in mask_kind else None
+    softmax, planned = softmax_ops.softmax, softmax_ops.plan(x, scale=0.125, mask=mask, causal=causal)
+
+    def long_way() -> None:
+        request = check_softmax(x, scale=0.125, mask=mask, causal=causal, causal_offset=None, out=out)
+        dispatch.forward(request)
+
+    return {
+        "softmax_ops call with out=": lambda: softmax(x, scale=0.125, mask=mask, causal=causal, out=out),
+        "softmax_ops call": lambda: softmax(x, scale=0.125, mask=mask, causal=causal),
+        "planned call with out": lambda: planned(x, out, mask),
+        "planned call": lambda: planned(x, None, mask),
+        "checks and dispatch of a call that is not known": long_way,
     }
 
 

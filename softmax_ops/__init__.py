@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .launch_plan import NoVariant
     from .launcher import NotLoaded, freeze
     from .modules import FusedSoftmax
+    from .planned import Planned, PlannedBackward, plan
     from .resolve import KernelNotFound
     from .serving import Call, warm_up
 
@@ -29,6 +30,9 @@ _HOMES = {
     "NotLoaded": "launcher",
     "freeze": "launcher",
     "FusedSoftmax": "modules",
+    "Planned": "planned",
+    "PlannedBackward": "planned",
+    "plan": "planned",
     "Call": "serving",
     "warm_up": "serving",
     "NoVariant": "launch_plan",
@@ -42,9 +46,12 @@ __all__ = [
     "KernelNotFound",
     "NoVariant",
     "NotLoaded",
+    "Planned",
+    "PlannedBackward",
     "__version__",
     "explain",
     "freeze",
+    "plan",
     "softmax",
     "softmax_",
     "softmax_backward",

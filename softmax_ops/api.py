@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import dispatch, ops  # noqa: F401 (ops registers torch.ops.softmax_ops)
+from . import dispatch, ops, recent  # noqa: F401 (ops registers torch.ops.softmax_ops)
 from .autograd import Softmax, SoftmaxBackward
 from .checks import check_softmax, check_softmax_backward
 from .checks.out import check_out, recorded_error
 from .checks.scalars import finite_scale
 from .explanation import Explanation
+from .known import Flags
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _SOFTMAX = "softmax_ops.softmax"
@@ -50,8 +51,12 @@ def softmax(
     when a kernel would have to be loaded after `freeze()` or while a CUDA graph is captured; DriverError when CUDA
     refuses.
     """
-    operator = _needs_operator(x, mask, out)
-    if out is not None and (operator or _is_transformed()):
+    if not torch.compiler.is_dynamo_compiling():
+        known = recent.softmax(x, scale, causal, causal_offset, batch_invariant, mask, out)
+        if known is not None:
+            return known
+    operator = needs_operator(x, mask, out)
+    if out is not None and (operator or is_transformed()):
         y = softmax(
             x,
             scale=scale,
@@ -67,7 +72,10 @@ def softmax(
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if _is_differentiated(x):
         return Softmax.apply(x, request.scale, mask, causal, causal_offset, batch_invariant)
-    return dispatch.forward(request, batch_invariant)
+    result = dispatch.forward(request, batch_invariant)
+    flags = Flags(causal, causal_offset, batch_invariant)
+    recent.remember("fwd", (x,), mask, out, result, flags, request.causal_offset)
+    return result
 
 
 def softmax_(x: Tensor, **arguments) -> Tensor:
@@ -101,8 +109,12 @@ def softmax_backward(
 
     Raises what `softmax` raises.
     """
-    operator = _needs_operator(dy, y, out)
-    if out is not None and (operator or _is_transformed()):
+    if not torch.compiler.is_dynamo_compiling():
+        known = recent.softmax_backward(dy, y, scale, causal, causal_offset, batch_invariant, out)
+        if known is not None:
+            return known
+    operator = needs_operator(dy, y, out)
+    if out is not None and (operator or is_transformed()):
         dx = softmax_backward(
             dy, y, scale=scale, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
         )
@@ -113,7 +125,10 @@ def softmax_backward(
     request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
     if _is_differentiated(dy, y):
         return SoftmaxBackward.apply(dy, y, request.scale, causal, causal_offset, batch_invariant)
-    return dispatch.backward(request, batch_invariant)
+    dx = dispatch.backward(request, batch_invariant)
+    flags = Flags(causal, causal_offset, batch_invariant)
+    recent.remember("bwd", (dy, y), None, out, dx, flags, request.causal_offset)
+    return dx
 
 
 def explain(
@@ -141,7 +156,7 @@ def explain(
     return dispatch.explain("fwd", (x,), mask, out, scalars, arch)
 
 
-def _needs_operator(*tensors: Tensor | None) -> bool:
+def needs_operator(*tensors: Tensor | None) -> bool:
     """Whether somebody looks on who knows operators only: a compiler, a dispatch mode, a tensor subclass."""
     return (
         torch.compiler.is_compiling()
@@ -152,10 +167,10 @@ def _needs_operator(*tensors: Tensor | None) -> bool:
 
 def _is_differentiated(*inputs: Tensor) -> bool:
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return recorded or _is_transformed()
+    return recorded or is_transformed()
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Batched or differentiated by a transform of torch.func, or differentiated in forward mode."""
     in_forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
     return in_forward_mode or torch._C._are_functorch_transforms_active()

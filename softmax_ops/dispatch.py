@@ -5,6 +5,7 @@ The latter: the tensors in integers, their plan and its launch, copies where no 
 
 from __future__ import annotations
 
+import operator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import cpu, driver, launcher
+from . import cpu, current, driver, launcher
 from .checks import BackwardRequest, Request
 from .explanation import Explanation, explain_geometry
 from .launch_plan import LaunchPlan, TooManyDimensions
@@ -24,7 +25,7 @@ _ACCESS_BYTES = 16
 
 def forward(request: Request, batch_invariant: bool = False) -> Tensor:
     """The softmax of a valid request, where its tensors are. Nothing may have to be recorded by autograd."""
-    if request.x.device.type == "cpu":
+    if not current.on_gpu(request.x):
         return cpu.softmax(request)
     scalars = Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)
     return compute("fwd", (request.x,), request.mask, request.out, scalars)
@@ -32,7 +33,7 @@ def forward(request: Request, batch_invariant: bool = False) -> Tensor:
 
 def backward(request: BackwardRequest, batch_invariant: bool = False) -> Tensor:
     """The gradient of a valid request, where its tensors are."""
-    if request.y.device.type == "cpu":
+    if not current.on_gpu(request.y):
         return cpu.softmax_backward(request)
     scalars = Scalars(request.scale, 0.0, request.causal_offset, batch_invariant)
     return compute("bwd", (request.dy, request.y), None, request.out, scalars)
@@ -59,7 +60,7 @@ def compute(
     if x.numel() == 0:
         return y
     tensors, mask = _with_unit_strides((*inputs, y), mask)
-    with _current(_ordinal(x)):
+    with _current(current.ordinal(x)):
         try:
             _launch(direction, tensors, mask, scalars)
         except TooManyDimensions:
@@ -68,7 +69,7 @@ def compute(
             if tensors[-1] is not y:
                 y.copy_(tensors[-1])
     if out is not None and not out.is_inference():
-        torch.autograd.graph.increment_version(out)
+        current.increment_version((out,))
     return y
 
 
@@ -93,31 +94,45 @@ def explain(
         return explain_geometry(_geometry(_metadata(direction, tensors, mask, scalars, arch)), arch)
 
 
-def _launch(direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, scalars: Scalars) -> None:
-    device = _ordinal(tensors[0])
+def executable(
+    direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, scalars: Scalars
+) -> launcher.Executable | None:
+    """What computes these tensors, inputs and output, as they are, with the kernel loaded; None if some must be copied.
+
+    Raises what `compute` does.
+    """
+    followed, followed_mask = _with_unit_strides(tensors, mask)
+    if followed_mask is not mask or any(map(operator.is_not, followed, tensors)):
+        return None
+    try:
+        return _executable(direction, tensors, mask, scalars)
+    except TooManyDimensions:
+        return None
+
+
+def _executable(
+    direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, scalars: Scalars
+) -> launcher.Executable:
+    device = current.ordinal(tensors[0])
     plan = _plan(_metadata(direction, tensors, mask, scalars, driver.architecture(device)))
-    stream = _stream(device)
-    workspace = tensors[0].new_empty(plan.workspace_bytes, dtype=torch.uint8) if plan.workspace_bytes else None
-    launcher.executable(plan, device, stream).launch(
+    return launcher.executable(plan, device, current.stream(device))
+
+
+def _launch(direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, scalars: Scalars) -> None:
+    found = _executable(direction, tensors, mask, scalars)
+    workspace = tensors[0].new_empty(found.workspace_bytes, dtype=torch.uint8) if found.workspace_bytes else None
+    found.launch(
         tuple(tensor.data_ptr() for tensor in (tensors if mask is None else (*tensors, mask))),
         scale=scalars.scale,
         fill=scalars.fill,
         workspace=0 if workspace is None else workspace.data_ptr(),
-        stream=stream,
+        stream=current.stream(found.device),
     )
-
-
-def _ordinal(tensor: Tensor) -> int:
-    return tensor.device.index
-
-
-def _stream(device: int) -> int:
-    return torch.cuda.current_stream(device).cuda_stream
 
 
 def _current(device: int) -> AbstractContextManager:
     """The default stream is that of the current device: inside, it is this one."""
-    return nullcontext() if torch.cuda.current_device() == device else torch.cuda.device(device)
+    return nullcontext() if current.device() == device else torch.cuda.device(device)
 
 
 def _with_unit_strides(tensors: tuple[Tensor, ...], mask: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -165,8 +180,8 @@ def _metadata(
         tensors[0].dtype,
         tensors[0].shape,
         tuple(tensor.stride() for tensor in tensors),
-        tuple(map(_alignment, tensors)),
-        None if mask is None else (mask.shape, mask.stride(), _alignment(mask), mask.dtype),
+        tuple(map(alignment, tensors)),
+        None if mask is None else (mask.shape, mask.stride(), alignment(mask), mask.dtype),
         scalars.causal_offset,
         scalars.batch_invariant,
         arch,
@@ -209,7 +224,7 @@ def _strides(shape: tuple[int, ...], strides: tuple[int, ...], rank: int) -> tup
     return (0,) * (rank - len(shape)) + tuple(stride if size > 1 else 0 for size, stride in present)
 
 
-def _alignment(tensor: Tensor) -> int:
+def alignment(tensor: Tensor) -> int:
     """The largest power of two, at most 16, that divides the address, in bytes."""
     address = tensor.data_ptr() | _ACCESS_BYTES
     return address & -address

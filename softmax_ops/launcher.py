@@ -69,8 +69,8 @@ class Executable:
         self._masked = launch_plan.geometry.mask is not None
         if self._masked:
             self._pack_mask, self._mask_at = _packer(launch_plan, "mask.address", "mask.fill")
-        self._shares_rows = launch_plan.workspace_bytes > 0
-        if self._shares_rows:
+        self.workspace_bytes = launch_plan.workspace_bytes
+        if self.workspace_bytes:
             self._pack_workspace, self._workspace_at = _packer(launch_plan, WORKSPACE)
         self._local = threading.local()
 
@@ -87,24 +87,45 @@ class Executable:
         if driver.forked:
             driver.refuse_after_fork()
         try:
-            grids = self._local.grids
+            grid = self._local.only_grid
         except AttributeError:
-            grids = self._grids_of_this_thread()
-        for grid in grids:
+            self._launch_all(addresses, scale, fill, workspace, stream)
+            return
+        if self._masked:
+            x, y, mask = addresses  # spelled out: unpacking into a call (*addresses) costs twice the packing itself
+            self._pack(grid.buffer, self._at, x, y, scale)
+            self._pack_mask(grid.buffer, self._mask_at, mask, fill)
+        elif self._tensors == 2:
+            x, y = addresses
+            self._pack(grid.buffer, self._at, x, y, scale)
+        else:
+            dy, y, dx = addresses
+            self._pack(grid.buffer, self._at, dy, y, dx, scale)
+        if stream != grid.stream:  # telling the config costs as much as packing
+            grid.config.hStream = grid.stream = stream
+        status = cuda.cuLaunchKernelEx(grid.config, self._handle, grid.address, 0)
+        if status[0]:
+            driver.check(f"cuLaunchKernelEx of {self.plan.variant.name}", status)
+
+    def _launch_all(self, addresses: tuple[int, ...], scale: float, fill: float, workspace: int, stream: int) -> None:
+        """The first launch of a thread, and those of plans with several grids or a workspace."""
+        for grid in self._grids_of_this_thread():
             if grid.step:
                 addresses = tuple(map(add, addresses, grid.step))
             self._pack(grid.buffer, self._at, *addresses[: self._tensors], scale)
             if self._masked:
                 self._pack_mask(grid.buffer, self._mask_at, addresses[-1], fill)
-            if self._shares_rows:
+            if self.workspace_bytes:
                 self._pack_workspace(grid.buffer, self._workspace_at, workspace)
-            if stream != grid.stream:  # telling the config costs as much as packing
+            if stream != grid.stream:
                 grid.config.hStream = grid.stream = stream
             status = cuda.cuLaunchKernelEx(grid.config, self._handle, grid.address, 0)
             if status[0]:
                 driver.check(f"cuLaunchKernelEx of {self.plan.variant.name}", status)
 
     def _grids_of_this_thread(self) -> list[_Grid]:
+        if hasattr(self._local, "grids"):
+            return self._local.grids
         driver.ensure_context(self.device)
         launches = self.plan.launches
         steps = [tuple(map(sub, later.offset, before.offset)) for before, later in pairwise(launches)]
@@ -112,6 +133,8 @@ class Executable:
             _Grid(launch, self.plan, step if any(step) else ())
             for launch, step in zip(launches, [(), *steps], strict=True)
         ]
+        if len(launches) == 1 and not self.workspace_bytes:
+            (self._local.only_grid,) = self._local.grids
         return self._local.grids
 
 

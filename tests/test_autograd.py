@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import softmax_ops
-from softmax_ops import dispatch
+from softmax_ops import current, dispatch
 from softmax_ops.checks import check_softmax
 from tests import reference
 from tests.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
@@ -208,7 +208,7 @@ def test_checkpointing_computes_it_again() -> None:
 
 def gpu_path(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], None]:
     """In place as on a GPU: a kernel writes behind torch's back. Here the kernel writes zeros."""
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: x.device.index)
+    monkeypatch.setattr(current, "device", lambda: x.device.index)
     monkeypatch.setattr(dispatch, "_launch", lambda direction, tensors, mask, scalars: tensors[-1].data.zero_())
 
     def softmax_(out: Tensor) -> None:

@@ -1,6 +1,5 @@
 """From tensors to launches, on the stub driver: CPU tensors pose as those of a GPU; what is launched is recorded."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from softmax_ops import dispatch
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan
 from tests import stub_driver
+from tests.posing import pose
 from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve, serve_all
 
@@ -20,10 +20,7 @@ EXCLUDED = -float("inf")
 
 @pytest.fixture(autouse=True)
 def posing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor is on device 0, whose current stream is STREAM."""
-    monkeypatch.setattr(dispatch, "_ordinal", lambda tensor: 0)
-    monkeypatch.setattr(dispatch, "_stream", lambda device: STREAM)
-    monkeypatch.setattr(dispatch, "_current", lambda device: nullcontext())
+    pose(monkeypatch.setattr, STREAM)
 
 
 def compute(direction: str, inputs: Any, mask: Any = None, out: Any = None, **scalars: Any) -> torch.Tensor:

@@ -53,13 +53,18 @@ def may_share(a: Tensor, b: Tensor) -> bool:
     return 0 in distances
 
 
+def bytes_reached(tensor: Tensor) -> int:
+    """From the first byte to one past the last one, gaps between elements included."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
 def _byte_range(tensor: Tensor) -> tuple[int, int]:
     """First address and one past the last one; nothing between them for an empty tensor, which is contiguous."""
     first = tensor.data_ptr()
-    if tensor.is_contiguous():
-        return first, first + tensor.nbytes
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return first, first + (last + 1) * tensor.element_size()
+    return first, first + bytes_reached(tensor)
 
 
 def _steps(tensor: Tensor) -> list[tuple[int, int]]:

@@ -13,14 +13,14 @@ from .tensors import describe, type_name
 
 # The largest |scale| by accumulation type. f32: up to it scale * log2(e), which kernels fold into one constant, is
 # finite too. f64: every finite double.
-_SCALE_LIMIT_F32 = 2.0**127
+SCALE_LIMIT_F32 = 2.0**127
 _SCALE_LIMIT_F64 = sys.float_info.max
 
 
 def finite_scale(op: str, given: Any, rows: Tensor) -> float:
     """`given` as a float that is finite in the accumulation type of `rows`, [..., K]."""
     scale: float = given if type(given) is float else _float(op, given)
-    limit = _SCALE_LIMIT_F64 if rows.dtype is torch.float64 else _SCALE_LIMIT_F32
+    limit = _SCALE_LIMIT_F64 if rows.dtype is torch.float64 else SCALE_LIMIT_F32
     if -limit <= scale <= limit:  # false for NaN
         return scale
     raise ValueError(

@@ -1,0 +1,235 @@
+"""Calls planned ahead: one comparison, one launch. For servers that make the same call again and again."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from . import current, dispatch
+from .api import is_transformed, needs_operator
+from .checks import Request, check_softmax, check_softmax_backward
+from .checks.tensors import describe
+from .known import Flags, Known
+from .launcher import Executable
+
+_OP = "softmax_ops.plan"
+
+
+@overload
+def plan(
+    x: Tensor,
+    *,
+    scale: float | Tensor = ...,
+    mask: Tensor | None = ...,
+    causal: bool = ...,
+    causal_offset: int | None = ...,
+    batch_invariant: bool = ...,
+    out: Tensor | None = ...,
+    backward: Literal[False] = ...,
+) -> Planned: ...
+
+
+@overload
+def plan(
+    x: Tensor,
+    *,
+    scale: float | Tensor = ...,
+    mask: None = ...,
+    causal: bool = ...,
+    causal_offset: int | None = ...,
+    batch_invariant: bool = ...,
+    out: Tensor | None = ...,
+    backward: Literal[True],
+) -> PlannedBackward: ...
+
+
+def plan(
+    x: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    causal_offset: int | None = None,
+    batch_invariant: bool = False,
+    out: Tensor | None = None,
+    backward: bool = False,
+) -> Planned | PlannedBackward:
+    """A callable for calls of `softmax` like this one, at the least possible cost: checks and plan are behind it.
+
+        run = softmax_ops.plan(scores, scale=0.125, mask=mask, causal=True)
+        probs = run(scores, mask=mask)                  # scores and masks of that shape, at any address
+        run(scores, mask=mask, out=probs)
+
+    The arguments are those of `softmax`. Of tensors only what they look like is kept: shape, strides, dtype, device,
+    and the power of two, up to 16 bytes, that their addresses are multiples of. The kernel is found, loaded and made
+    ready now, so that calls may be captured in a CUDA graph, and `freeze()` changes nothing for them.
+
+    out       what results will be written to looks like this (x itself: in place, or anything like x). Without it
+              results are contiguous, new ones or such as a call is given.
+    backward  plan `softmax_backward` with dy and y like x: the callable takes (dy, y, out=None). It has no mask.
+
+    Raises what `softmax` raises, and ValueError for a layout that no kernel can follow without a copy.
+    """
+    if backward and mask is not None:
+        raise ValueError(f"{_OP}: mask is given, and backward is True; y is 0 where the mask hid: leave the mask out")
+    with torch.no_grad():  # what these tensors require is no matter: calls are looked at one by one
+        request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
+    flags = Flags(causal, causal_offset, bool(batch_invariant))
+    if backward:
+        return PlannedBackward("bwd", {"dy": x, "y": x}, None, request, flags)
+    return Planned("fwd", {"x": x}, mask, request, flags)
+
+
+class _Layout(NamedTuple):
+    """What a plan depends on of a tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # 0 for dimensions of one element
+    dtype: torch.dtype
+    device: torch.device
+    alignment: int  # bytes; that of a call may be larger
+    words: str  # for messages
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> _Layout:
+        alignment = dispatch.alignment(tensor)
+        words = f"{describe(tensor)}, {alignment}-byte aligned"
+        return cls(
+            name,
+            tuple(tensor.shape),
+            _strides(tensor.shape, tensor.stride()),
+            tensor.dtype,
+            tensor.device,
+            alignment,
+            words,
+        )
+
+    def check(self, tensor: Tensor) -> None:
+        """Raises ValueError for a tensor that is not so."""
+        given = tuple(tensor.shape), _strides(tensor.shape, tensor.stride()), tensor.dtype, tensor.device
+        if given != (self.shape, self.strides, self.dtype, self.device) or tensor.data_ptr() % self.alignment:
+            raise ValueError(
+                f"{_OP}: {self.name} is a {self.of(self.name, tensor).words}, and what was planned is a {self.words}; "
+                "make a plan for it, or call softmax_ops.softmax, which takes anything"
+            )
+
+
+class _Planned:
+    """What both directions have in common."""
+
+    def __init__(self, direction: str, inputs: dict[str, Tensor], mask: Tensor | None, request: Request, flags: Flags):
+        like = request.x
+        result = torch.empty(like.shape, dtype=like.dtype, device=like.device) if request.out is None else request.out
+        self._flags, self._scale = flags, request.scale
+        self._inputs = [_Layout.of(name, tensor) for name, tensor in inputs.items()]
+        self._mask = None if mask is None else _Layout.of("mask", mask)
+        self._result = _Layout.of("out", result)
+        self._makes_new = result.is_contiguous()
+        self._latest: list[Known | None] = [None, None]  # to out, to a new result
+        self._executable: Executable | None = None
+        if current.on_gpu(like) and like.numel() > 0:
+            scalars = dispatch.Scalars(request.scale, request.fill, request.causal_offset, flags.batch_invariant)
+            self._executable = dispatch.executable(direction, (*inputs.values(), result), mask, scalars)
+            if self._executable is None:
+                raise ValueError(
+                    f"{_OP}: no kernel follows a {describe(like)} without a copy; want a last stride of 1 and, of the "
+                    "leading dimensions, at most four that do not continue each other: plan for contiguous tensors"
+                )
+
+    def __repr__(self) -> str:
+        kernel = "torch operations" if self._executable is None else self._executable.plan.variant.name
+        operands = ", ".join(f"{each.name}: {each.words}" for each in (*self._inputs, self._mask, self._result) if each)
+        return f"<softmax_ops plan, {kernel}; {operands}>"
+
+    def _check(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> None:
+        """Whether valid tensors are as planned, and nobody has to record the call."""
+        if is_transformed() or needs_operator(*inputs, mask, out):
+            raise ValueError(
+                f"{_OP}: compilers, dispatch modes, tensor subclasses and transforms of torch.func cannot follow a "
+                "planned call; call softmax_ops.softmax there"
+            )
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            raise ValueError(
+                f"{_OP}: a tensor requires grad, and a planned call is invisible to autograd: "
+                "call softmax_ops.softmax, or make the call under torch.no_grad()"
+            )
+        if (mask is None) != (self._mask is None):
+            planned = "none" if self._mask is None else f"a {self._mask.words}"
+            raise ValueError(f"{_OP}: mask is {'None' if mask is None else 'given'}; planned is {planned}")
+        for layout, tensor in zip((*self._inputs, self._mask, self._result), (*inputs, mask, out), strict=True):
+            if layout is not None and tensor is not None:
+                layout.check(tensor)
+        if out is None and not self._makes_new:
+            raise ValueError(f"{_OP}: out is None; results were planned to be written to a {self._result.words}")
+
+    def _known(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> Known | None:
+        """For a call that was checked: the short way of calls like it, with the planned kernel. None on the CPU."""
+        if self._executable is None or any(each.requires_grad for each in (*inputs, out) if each is not None):
+            return None
+        known = self._latest[out is None]
+        if known is None or not known.knows(
+            inputs, mask, out
+        ):  # the first call, or another mode: torch.inference_mode()
+            known = Known(self._flags, inputs, mask, out)
+        known.add(self._executable, inputs, out, *(() if mask is None else (mask,)))
+        self._latest[out is None] = known
+        return known
+
+
+class Planned(_Planned):
+    """What `plan` returns for the forward."""
+
+    def __call__(self, x: Tensor, out: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The softmax of x, in `out` if there is one: what `softmax` with the planned arguments would return.
+
+        x, out, mask  as planned, `x` and `mask` at any address of the planned alignment; a mask if one was planned.
+
+        Raises ValueError for tensors that differ from the planned ones, that overlap, or that autograd would have to
+        record, TypeError for what is no tensor, and DriverError when CUDA refuses the launch.
+        """
+        latest = self._latest[out is None]
+        if latest is not None:
+            flags = self._flags
+            y = latest.forward(x, self._scale, flags[0], flags[1], flags[2], mask, out)
+            if y is not None:
+                return y
+        request = check_softmax(
+            x, scale=self._scale, mask=mask, causal=self._flags.causal, causal_offset=self._flags.causal_offset, out=out
+        )
+        self._check((x,), mask, out)
+        known = self._known((x,), mask, out)
+        y = None if known is None else known.forward(x, self._scale, *self._flags, mask, out)
+        with torch.no_grad():
+            return dispatch.forward(request, self._flags.batch_invariant) if y is None else y
+
+
+class PlannedBackward(_Planned):
+    """What `plan` returns for the backward."""
+
+    def __call__(self, dy: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+        """The gradient, in `out` if there is one: what `softmax_backward` with the planned arguments would return.
+
+        Raises what a planned forward raises.
+        """
+        latest = self._latest[out is None]
+        if latest is not None:
+            flags = self._flags
+            dx = latest.backward(dy, y, self._scale, flags[0], flags[1], flags[2], out)
+            if dx is not None:
+                return dx
+        request = check_softmax_backward(
+            dy, y, scale=self._scale, causal=self._flags.causal, causal_offset=self._flags.causal_offset, out=out
+        )
+        self._check((dy, y), None, out)
+        known = self._known((dy, y), None, out)
+        dx = None if known is None else known.backward(dy, y, self._scale, *self._flags, out)
+        with torch.no_grad():
+            return dispatch.backward(request, self._flags.batch_invariant) if dx is None else dx
+
+
+def _strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """In elements; 0 for dimensions that have no second element to lead to."""
+    return tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))

@@ -1,0 +1,238 @@
+"""The short way of calls that were made before agrees with the long one, in what is launched and in what is refused."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import softmax_ops
+from softmax_ops import dispatch, known, recent
+from softmax_ops.artifacts import catalog
+from tests import stub_driver
+from tests.posing import pose
+from tests.stub_driver import isolated
+from tests.test_launcher import STREAM, Serve, serve
+
+__all__ = ["serve"]  # a fixture
+
+Call = Callable[[], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def posing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pose(monkeypatch.setattr, STREAM)
+
+
+@contextmanager
+def long_way() -> Iterator[None]:
+    """Nothing is known inside, and nothing remembered."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("softmax", "softmax_backward", "remember"):
+            patch.setattr(recent, name, lambda *_: None)
+        yield
+
+
+def outcome(call: Call, *watched: Tensor) -> Any:
+    """What a call launches and returns, in words that another call can share, or how it fails."""
+    stub_driver.forget()
+    before = [tensor._version for tensor in watched]
+    try:
+        result = call()
+    except Exception as error:
+        return type(error), str(error), stub_driver.launches() == []
+    facts = result.shape, result.stride(), result.dtype, result.requires_grad, result.is_inference()
+    launched = [(each.kernel, each.grid, each.block, each.cluster, each.stream) for each in stub_driver.launches()]
+    at = [each.parameters for each in stub_driver.launches()]
+    bumped = [tensor._version - version for tensor, version in zip(watched, before, strict=True)]
+    writes = next((place for place, tensor in enumerate(watched) if tensor is result), None)
+    fixed = writes is not None and all(
+        tensor.stride(-1) == 1 for tensor in watched
+    )  # neither result nor copies are new
+    return facts, launched, at if fixed else [], bumped, writes
+
+
+def serve_everything(served: Serve) -> None:
+    served(*(each for each in catalog.load().variants.values() if each.plan in ("warp", "tile", "split")))
+
+
+@pytest.fixture
+def long_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The directions of calls that took the long way."""
+    taken: list[str] = []
+    compute = dispatch.compute
+
+    def noted(direction: str, *rest: Any) -> Tensor:
+        taken.append(direction)
+        return compute(direction, *rest)
+
+    monkeypatch.setattr(dispatch, "compute", noted)
+    return taken
+
+
+@isolated
+def test_the_second_call_is_short(serve: Serve, long_calls: list[str]) -> None:
+    """With other scales, other tensors and any offset too; interleaved with others."""
+    serve_everything(serve)
+    shapes = [(3, 5, 1000), (2, 5, 1000)]
+    for number in range(4):
+        for shape in shapes:
+            x, mask = torch.randn(shape).half(), torch.zeros(5, 1000, dtype=torch.bool)
+            y = softmax_ops.softmax(x, scale=0.1 + number, mask=mask, causal=True, causal_offset=10**6)
+            softmax_ops.softmax_(y)
+            softmax_ops.softmax_backward(x, y, out=x)
+    assert len(stub_driver.launches()) == 4 * 2 * 3 and len(long_calls) == 2 * 3
+    assert {call.stream for call in stub_driver.launches()} == {STREAM}
+
+
+@isolated
+def test_split_rows_get_a_workspace(serve: Serve, long_calls: list[str]) -> None:
+    stub_driver.devices("sm_80")
+    serve(catalog.load().variants["softmax_fwd_f32_none_split_kany_v1_t256r1"], held=("sm_80",))
+    x = torch.randn(3, 50257)
+    softmax_ops.softmax(x, out=x)
+    softmax_ops.softmax(x, out=x)
+    first, _, third, _ = stub_driver.launches()
+    differing = [i for i, pair in enumerate(zip(first.parameters, third.parameters, strict=True)) if len({*pair}) > 1]
+    assert long_calls == ["fwd"] and len(differing) <= 8, "the address of the workspace"
+
+
+def some_call(choose: random.Random) -> tuple[Call, list[Tensor]]:
+    """A call, valid or not, and the tensors to watch: few shapes, so that the same come again, at any alignment."""
+    dtype = choose.choice([torch.float16, torch.float32])
+    memory = torch.zeros(1 << 16, dtype=dtype)
+    q, k = choose.choice([(4, 24), (1, 24), (3, 7)])
+
+    def rows() -> Tensor:
+        start, step = choose.choice([0, 0, 1, 8, 64, 2048]), choose.choice([k, k, k + 1, 2 * k])
+        return memory.as_strided((2, q, k), (q * step, step, 1), start)
+
+    x = rows()
+    out = choose.choice([None, None, x, rows(), torch.empty_like(x), torch.empty(2, q, k + 1, dtype=dtype)])
+    causal, offset = choose.choice([(False, None), (True, None), (True, 0), (True, True), (1, None), (False, 0)])
+    scale = choose.choice([1.0, 0.5, 2, float("nan"), 1e39, True, 1.0, 1.0, 1.0])
+    facts: dict[str, Any] = {"scale": scale, "causal": causal, "causal_offset": offset, "out": out}
+    facts["batch_invariant"] = choose.random() < 0.2
+    tensors = [x] if out is None else [x, out]
+    if choose.random() < 0.3:
+        dy = choose.choice([x, rows(), torch.ones(()).to(dtype).expand(x.shape)])
+        return partial(softmax_ops.softmax_backward, dy, x, **facts), [*tensors, dy]
+    masks = [torch.zeros(q, k, dtype=torch.bool), torch.zeros(k + 1, dtype=torch.uint8)[1:]]
+    masks += [memory.view(torch.uint8)[:k], torch.zeros(k), torch.zeros(k, 1).bool().expand(k, q).t()]
+    mask = choose.choice([None, None, None, *masks])
+    return partial(softmax_ops.softmax, x, mask=mask, **facts), tensors
+
+
+@isolated
+def test_both_ways_agree(serve: Serve, long_calls: list[str]) -> None:
+    serve_everything(serve)
+    choose = random.Random(0)
+    short = 0
+    for _ in range(700):
+        call, tensors = some_call(choose)
+        with long_way():
+            expected = outcome(call, *tensors)
+        taken = len(long_calls)
+        for _ in range(2):
+            assert outcome(call, *tensors) == expected, call
+        short += len(long_calls) == taken
+    assert short > 100, "the short way was hardly ever taken"
+
+
+@isolated
+def test_all_checks_hold_for_known_calls(serve: Serve) -> None:
+    """Every call of the tests of the checks, good and bad, after good ones with tensors like theirs: as if alone."""
+    serve_everything(serve)
+
+    class Warm:
+        seen = 0
+
+        def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+            for module in {item.module for item in items}:  # type: ignore[attr-defined]
+                backward = module.__name__.endswith("backward")
+                op = softmax_ops.softmax_backward if backward else softmax_ops.softmax
+                for name in ("check", "refuse"):
+                    setattr(module, name, partial(self.agree, op, getattr(module, name), name))
+
+        def agree(
+            self, op: Callable[..., Tensor], original: Callable[..., Any], name: str, *given: Any, **facts: Any
+        ) -> Any:
+            result = original(*given, **facts)
+            tensors = given if name == "check" else ()
+            good = torch.zeros(2, 3, 4, 6)
+            call_facts = dict(facts)
+            if op is softmax_ops.softmax:
+                tensors = tensors or (call_facts.pop("x", good),)
+            else:
+                y = call_facts.pop("y", None)
+                dy = call_facts.pop("dy", None)
+                if not tensors:
+                    tensors = (dy if dy is not None else torch.zeros_like(y) if isinstance(y, Tensor) else good,)
+                if len(tensors) == 1:
+                    tensors = (*tensors, y if y is not None else tensors[0])
+            if tensors[0] is None:
+                tensors = (good,)
+            warm = [good.clone() for _ in tensors]
+            with torch.no_grad():
+                op(*warm), op(*warm, out=good), op(*warm, causal=True), op(*warm, causal=True, causal_offset=1)
+                if op is softmax_ops.softmax:
+                    op(*warm, mask=torch.zeros(4, 6, dtype=torch.bool))
+            call = partial(op, *tensors, **call_facts)
+            with long_way():
+                expected = outcome(call)
+            assert [outcome(call), outcome(call)] == [expected, expected]
+            type(self).seen += 1
+            return result
+
+    warm = Warm()
+    options = ["--noconftest", "-p", "no:cacheprovider", "-q", "-k", "not never_missed and not exact"]
+    assert pytest.main([*options, "tests/test_checks.py", "tests/test_checks_backward.py"], plugins=[warm]) == 0
+    assert warm.seen > 250
+
+
+@isolated
+def test_circumstances_of_a_known_call(serve: Serve) -> None:
+    """Each after the same call in plain ones."""
+    serve_everything(serve)
+    x, out = torch.zeros(4, 24), torch.zeros(4, 24)
+    plain = partial(softmax_ops.softmax, x, out=out)
+    for _ in range(2):
+        assert outcome(plain, out)[3:] == ([1], 0)
+        with torch.inference_mode():
+            assert outcome(plain, out)[3:] == ([1], 0)
+            made_inside = torch.zeros(4, 24)
+            assert softmax_ops.softmax(x, out=made_inside) is made_inside and softmax_ops.softmax(x).is_inference()
+        with torch.autograd.forward_ad.dual_level():
+            assert outcome(plain, out)[4] == 0
+        requires = torch.zeros(4, 24, requires_grad=True)
+        with torch.no_grad():
+            assert softmax_ops.softmax(requires, out=out) is out
+        with pytest.raises(ValueError, match="x requires grad"):
+            softmax_ops.softmax(requires, out=out)
+        assert softmax_ops.softmax(x.detach()).grad_fn is None
+        x.requires_grad_()
+        with pytest.raises(ValueError, match="x requires grad"):
+            plain()
+        assert softmax_ops.softmax(x).grad_fn is not None
+        x.requires_grad_(False)
+
+
+@isolated
+def test_what_is_forgotten_is_found_again(serve: Serve, monkeypatch: pytest.MonkeyPatch, long_calls: list[str]) -> None:
+    serve_everything(serve)
+    monkeypatch.setattr(recent.launcher, "PLANS", 3)
+    monkeypatch.setattr(known, "ADDRESSES", 4)
+    memory = torch.zeros(1 << 14)
+    calls = [
+        partial(softmax_ops.softmax_, memory[at : at + k].view(1, k)) for k in (24, 28, 32, 36) for at in range(40)
+    ]
+    with long_way():
+        expected = [outcome(call) for call in calls]
+    long_calls.clear()
+    assert [outcome(call) for call in calls * 2] == expected * 2
+    assert len(recent._known) <= 3 and all(len(each._checked) <= 4 for each in recent._known.values())
+    assert len(long_calls) < len(calls) / 4
