@@ -30,6 +30,8 @@ class DType(Enum):
     F64 = "f64"
     F16TOF32 = "f16tof32"
     BF16TOF32 = "bf16tof32"
+    F32TOF16 = "f32tof16"
+    F32TOBF16 = "f32tobf16"
 
     @property
     def input(self) -> "DType":

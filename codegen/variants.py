@@ -24,6 +24,8 @@ MASKS: dict[tuple[Direction, DType], tuple[Mask, ...]] = {
     (Direction.BACKWARD, DType.BF16): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
     (Direction.BACKWARD, DType.F32): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
     (Direction.BACKWARD, DType.F64): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F32TOF16): (Mask.GENERAL,),
+    (Direction.BACKWARD, DType.F32TOBF16): (Mask.GENERAL,),
 }
 """Mask kinds that every row length takes."""
 

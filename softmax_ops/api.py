@@ -152,8 +152,8 @@ def explain(
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     scalars = dispatch.Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)
     if backward:
-        return dispatch.explain("bwd", (x, x), None, out, scalars, arch)
-    return dispatch.explain("fwd", (x,), mask, out, scalars, arch)
+        return dispatch.explain("bwd", (x, x), {}, out, scalars, arch)
+    return dispatch.explain("fwd", (x,), {} if mask is None else {"mask": mask}, out, scalars, arch)
 
 
 def needs_operator(*tensors: Tensor | None) -> bool:

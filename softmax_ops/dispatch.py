@@ -5,38 +5,82 @@ The latter: the tensors in integers, their plan and its launch, copies where no 
 
 from __future__ import annotations
 
+import math
 import operator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import cpu, current, driver, launcher
+from . import cpu, current, driver, launcher, operands
 from .checks import BackwardRequest, Request
 from .explanation import Explanation, explain_geometry
 from .launch_plan import LaunchPlan, TooManyDimensions
-from .problem import OPERANDS, Geometry, Operand
+from .operands import Named
+from .problem import OPERANDS, General, Geometry, Operand
 
 _DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
 _ACCESS_BYTES = 16
+_PER_COLUMN = ("mask", "bias")
+"""Operands that have a number for each column; others have one for each row."""
 
 
-def forward(request: Request, batch_invariant: bool = False) -> Tensor:
-    """The softmax of a valid request, where its tensors are. Nothing may have to be recorded by autograd."""
+def forward(request: Request, batch_invariant: bool = False) -> Any:
+    """The softmax of a valid request, where its tensors are; with return_lse (that, lse).
+
+    Nothing may have to be recorded by autograd.
+    """
     if not current.on_gpu(request.x):
         return cpu.softmax(request)
+    if request.general:
+        return _general_forward(request, batch_invariant)
     scalars = Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)
-    return compute("fwd", (request.x,), request.mask, request.out, scalars)
+    others = {} if request.mask is None else {"mask": request.mask}
+    return compute("fwd", (request.x,), others, request.out, scalars)
 
 
-def backward(request: BackwardRequest, batch_invariant: bool = False) -> Tensor:
-    """The gradient of a valid request, where its tensors are."""
+def backward(request: BackwardRequest, batch_invariant: bool = False) -> Any:
+    """The gradient of a valid request, where its tensors are; with return_dot (that, d)."""
     if not current.on_gpu(request.y):
         return cpu.softmax_backward(request)
+    if request.general:
+        return _general_backward(request, batch_invariant)
     scalars = Scalars(request.scale, 0.0, request.causal_offset, batch_invariant)
-    return compute("bwd", (request.dy, request.y), None, request.out, scalars)
+    return compute("bwd", (request.dy, request.y), {}, request.out, scalars)
+
+
+def _general_forward(request: Request, batch_invariant: bool) -> Any:
+    x = request.x
+    named, general = operands.of_forward(request)
+    if request.return_lse:
+        named["lse"] = _of_rows(x, -math.inf)
+        if x.numel() == 0 and "sinks" in named:
+            named["lse"].copy_(named["sinks"].expand_as(named["lse"]))
+    scalars = Scalars(request.scale, request.fill, request.causal_offset, batch_invariant, general)
+    y = compute("fwd", (x,), named, request.out, scalars, request.dtype)
+    return (y, named["lse"]) if request.return_lse else y
+
+
+def _general_backward(request: BackwardRequest, batch_invariant: bool) -> Any:
+    y = request.y
+    named, general = operands.of_backward(request)
+    if request.return_dot:
+        named["d"] = _of_rows(y, 0.0)
+        if y.numel() == 0 and "dlse" in named:
+            named["d"].sub_(named["dlse"])
+    scalars = Scalars(request.scale, 0.0, request.causal_offset, batch_invariant, general)
+    dx = compute("bwd", (request.dy, y), named, request.out, scalars, request.dtype)
+    return (dx, named["d"]) if request.return_dot else dx
+
+
+def _of_rows(rows: Tensor, empty: float) -> Tensor:
+    """Numbers per row to be written; those of rows without columns are known."""
+    dtype, shape = operands.accumulator(rows.dtype), rows.shape[:-1]
+    if rows.numel() == 0:
+        return torch.full(shape, empty, dtype=dtype, device=rows.device)
+    return torch.empty(shape, dtype=dtype, device=rows.device)
 
 
 class Scalars(NamedTuple):
@@ -46,26 +90,33 @@ class Scalars(NamedTuple):
     fill: float
     causal_offset: int | None
     batch_invariant: bool
+    general: General | None = None  # of a general request
 
 
 def compute(
-    direction: str, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None, scalars: Scalars
+    direction: str,
+    inputs: tuple[Tensor, ...],
+    others: Named,
+    out: Tensor | None,
+    scalars: Scalars,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The operation of a direction on tensors of one GPU: its result, in `out` if there is one.
+    """The operation of a direction on tensors of one GPU: its result, in `out` if there is one, or a new one of a dtype.
 
-    A mask of a floating-point dtype, which is that of the inputs, hides where it is 1.
+    `others` are a mask, and what a general request has, by the names of operands. A mask of a floating-point dtype,
+    which is that of the inputs, hides where it is 1.
     """
     x = inputs[0]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device) if out is None else out
     if x.numel() == 0:
         return y
-    tensors, mask = _with_unit_strides((*inputs, y), mask)
+    tensors, others = _followed((*inputs, y), others)
     with _current(current.ordinal(x)):
         try:
-            _launch(direction, tensors, mask, scalars)
+            _launch(direction, tensors, others, scalars)
         except TooManyDimensions:
-            tensors, mask = _contiguous(tensors, mask)
-            _launch(direction, tensors, mask, scalars)
+            tensors, others = _contiguous(tensors, others)
+            _launch(direction, tensors, others, scalars)
             if tensors[-1] is not y:
                 y.copy_(tensors[-1])
     if out is not None and not out.is_inference():
@@ -76,53 +127,52 @@ def compute(
 def explain(
     direction: str,
     inputs: tuple[Tensor, ...],
-    mask: Tensor | None,
+    others: Named,
     out: Tensor | None,
     scalars: Scalars,
     arch: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Explanation:
     """What `compute` would do; for CPU tensors on a GPU of an architecture, "sm_90" unless said."""
     x = inputs[0]
     if arch is None:
         arch = driver.architecture(x.device.index) if x.device.type == "cuda" else "sm_90"
-    y = torch.empty(x.shape, dtype=x.dtype, device="meta") if out is None else out
-    tensors, mask = _with_unit_strides((*inputs, y), mask)
+    y = torch.empty(x.shape, dtype=dtype or x.dtype, device="meta") if out is None else out
+    tensors, others = _followed((*inputs, y), others)
     try:
-        return explain_geometry(_geometry(_metadata(direction, tensors, mask, scalars, arch)), arch)
+        return explain_geometry(_geometry(_metadata(direction, tensors, others, scalars, arch)), arch)
     except TooManyDimensions:
-        tensors, mask = _contiguous(tensors, mask)
-        return explain_geometry(_geometry(_metadata(direction, tensors, mask, scalars, arch)), arch)
+        tensors, others = _contiguous(tensors, others)
+        return explain_geometry(_geometry(_metadata(direction, tensors, others, scalars, arch)), arch)
 
 
 def executable(
-    direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, scalars: Scalars
+    direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars
 ) -> launcher.Executable | None:
     """What computes these tensors, inputs and output, as they are, with the kernel loaded; None if some must be copied.
 
     Raises what `compute` does.
     """
-    followed, followed_mask = _with_unit_strides(tensors, mask)
-    if followed_mask is not mask or any(map(operator.is_not, followed, tensors)):
+    followed, beside = _followed(tensors, others)
+    if any(map(operator.is_not, (*followed, *beside.values()), (*tensors, *others.values()))):
         return None
     try:
-        return _executable(direction, tensors, mask, scalars)
+        return _executable(direction, tensors, others, scalars)
     except TooManyDimensions:
         return None
 
 
-def _executable(
-    direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, scalars: Scalars
-) -> launcher.Executable:
+def _executable(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars) -> launcher.Executable:
     device = current.ordinal(tensors[0])
-    plan = _plan(_metadata(direction, tensors, mask, scalars, driver.architecture(device)))
+    plan = _plan(_metadata(direction, tensors, others, scalars, driver.architecture(device)))
     return launcher.executable(plan, device, current.stream(device))
 
 
-def _launch(direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, scalars: Scalars) -> None:
-    found = _executable(direction, tensors, mask, scalars)
+def _launch(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars) -> None:
+    found = _executable(direction, tensors, others, scalars)
     workspace = tensors[0].new_empty(found.workspace_bytes, dtype=torch.uint8) if found.workspace_bytes else None
     found.launch(
-        tuple(tensor.data_ptr() for tensor in (tensors if mask is None else (*tensors, mask))),
+        tuple(tensor.data_ptr() for tensor in (*tensors, *others.values())),
         scale=scalars.scale,
         fill=scalars.fill,
         workspace=0 if workspace is None else workspace.data_ptr(),
@@ -135,11 +185,12 @@ def _current(device: int) -> AbstractContextManager:
     return nullcontext() if current.device() == device else torch.cuda.device(device)
 
 
-def _with_unit_strides(tensors: tuple[Tensor, ...], mask: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Tensors and mask with the last stride that kernels want; a mask may also be broadcast along the row."""
+def _followed(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
+    """Tensors with the last stride that kernels want; a mask may also be broadcast along the row."""
+    mask = others.get("mask")
     if mask is not None and mask.dim() and mask.shape[-1] > 1 and mask.stride(-1) not in (0, 1):
-        mask = mask.contiguous()
-    return tuple(map(_with_unit_stride, tensors)), mask
+        others = others | {"mask": mask.contiguous()}
+    return tuple(map(_with_unit_stride, tensors)), others
 
 
 def _with_unit_stride(tensor: Tensor) -> Tensor:
@@ -150,40 +201,39 @@ def _with_unit_stride(tensor: Tensor) -> Tensor:
     return tensor[leading].contiguous().expand(tensor.shape)
 
 
-def _contiguous(tensors: tuple[Tensor, ...], mask: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Copies of the inputs and the mask, and a new output."""
+def _contiguous(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
+    """Copies of what is read, and a new output. Numbers per row that are written have no gaps anyway."""
     *inputs, y = tensors
-    mask = None if mask is None else mask.expand(y.shape).contiguous()
     output = y if y.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    return (*(tensor.contiguous() for tensor in inputs), output), mask
+    copies = {
+        name: tensor.expand(y.shape if name in _PER_COLUMN else y.shape[:-1]).contiguous()
+        for name, tensor in others.items()
+    }
+    return (*(tensor.contiguous() for tensor in inputs), output), copies
 
 
 class _Metadata(NamedTuple):
     """What torch knows of a call, as it comes: the key of its plan, cheaper to make and to hash than a Geometry."""
 
     direction: str
-    dtype: torch.dtype
     shape: torch.Size
-    strides: tuple[tuple[int, ...], ...]
-    alignments: tuple[int, ...]
-    mask: tuple[torch.Size, tuple[int, ...], int, torch.dtype] | None  # shape, strides, alignment
+    tensors: tuple[tuple, ...]  # dtype, strides, alignment of inputs and output
+    others: tuple[tuple, ...]  # name, dtype, strides, alignment, shape
     causal_offset: int | None
     batch_invariant: bool
+    general: General | None
     arch: str
 
 
-def _metadata(
-    direction: str, tensors: tuple[Tensor, ...], mask: Tensor | None, scalars: Scalars, arch: str
-) -> _Metadata:
+def _metadata(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars, arch: str) -> _Metadata:
     return _Metadata(
         direction,
-        tensors[0].dtype,
         tensors[0].shape,
-        tuple(tensor.stride() for tensor in tensors),
-        tuple(map(alignment, tensors)),
-        None if mask is None else (mask.shape, mask.stride(), alignment(mask), mask.dtype),
+        tuple([(tensor.dtype, tensor.stride(), alignment(tensor)) for tensor in tensors]),
+        tuple([(name, each.dtype, each.stride(), alignment(each), each.shape) for name, each in others.items()]),
         scalars.causal_offset,
         scalars.batch_invariant,
+        scalars.general,
         arch,
     )
 
@@ -195,27 +245,36 @@ def _plan(metadata: _Metadata) -> LaunchPlan:
 
 def _geometry(of: _Metadata) -> Geometry:
     """In integers: [K] is [1, K], and what broadcasts has stride 0."""
-    rank, size = max(len(of.shape), 2), of.dtype.itemsize
-    named = zip(OPERANDS[of.direction], of.strides, of.alignments, strict=True)
-    operands = [Operand(name, _strides(of.shape, strides, rank), alignment, size) for name, strides, alignment in named]
-    if of.mask is not None:
-        shape, strides, alignment, dtype = of.mask
-        operands.append(Operand("mask", _strides(shape, strides, rank), alignment, dtype.itemsize))
+    rank = max(len(of.shape), 2)
+    operands = [
+        Operand(name, _strides(of.shape, strides, rank), alignment, dtype.itemsize)
+        for name, (dtype, strides, alignment) in zip(OPERANDS[of.direction], of.tensors, strict=True)
+    ]
+    for name, dtype, strides, alignment, shape in of.others:
+        if name in _PER_COLUMN:
+            moves = _strides(shape, strides, rank)
+        else:
+            moves = (*_strides(shape, strides, rank - 1), 0)
+        operands.append(Operand(name, moves, alignment, dtype.itemsize))
+    read, written = of.tensors[0][0], of.tensors[-1][0]
     return Geometry(
         direction=of.direction,
-        dtype=_DTYPES[of.dtype],
+        dtype=_DTYPES[read] if read is written else f"{_DTYPES[read]}to{_DTYPES[written]}",
         mask_kind=_mask_kind(of),
         shape=(1,) * (rank - len(of.shape)) + tuple(of.shape),
         operands=tuple(operands),
         causal_offset=of.causal_offset,
         batch_invariant=of.batch_invariant,
+        general=of.general,
     )
 
 
 def _mask_kind(of: _Metadata) -> str:
-    if of.mask is not None and of.mask[3].is_floating_point:
+    if of.general is not None:
+        return "general"
+    if of.others and of.others[0][1].is_floating_point:
         return "like"
-    return ("" if of.mask is None else "bool") + ("" if of.causal_offset is None else "causal") or "none"
+    return ("bool" if of.others else "") + ("" if of.causal_offset is None else "causal") or "none"
 
 
 def _strides(shape: tuple[int, ...], strides: tuple[int, ...], rank: int) -> tuple[int, ...]:

@@ -1,12 +1,13 @@
 """What would run for a geometry, and why: the launch plan in words and numbers. Needs neither torch nor a GPU."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import prod
 
 from . import resolve
 from .artifacts import catalog
 from .launch_plan import LaunchPlan, plan
-from .problem import Geometry
+from .problem import Geometry, Operand
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def explain_geometry(geometry: Geometry, arch: str) -> Explanation:
         cluster=launch_plan.launches[0].cluster,
         shared_bytes=variant.shared_bytes,
         bytes_read=_bytes_read(launch_plan),
-        bytes_written=geometry.rows * geometry.k * geometry.element_bytes,
+        bytes_written=geometry.rows * geometry.k * geometry.output.element_bytes,
         workspace_bytes=launch_plan.workspace_bytes,
         reason=launch_plan.reason,
         cubin=cubin,
@@ -95,21 +96,27 @@ def _bytes_read(launch_plan: LaunchPlan) -> int:
     geometry, variant = launch_plan.geometry, launch_plan.variant
     times = 2 if variant.piece else 1
     inputs = _visible(geometry) * sum(operand.element_bytes for operand in geometry.inputs) * times
-    return inputs + _mask_bytes(geometry)
+    return inputs + sum(map(partial(_broadcast_bytes, geometry), (geometry.mask, geometry.operand("bias"))))
 
 
 def _visible(geometry: Geometry) -> int:
-    """Elements of an input that some query sees: what a causal kernel reads, but for the rounding to whole vectors."""
+    """Elements of an input that some query sees, but for the rounding to whole vectors. What only the GPU knows, lengths
+    and an offset in its memory, is not counted."""
     if geometry.causal_offset is None:
         return geometry.rows * geometry.k
-    queries = geometry.shape[-2]
-    seen = sum(min(max(query + geometry.causal_offset + 1, 0), geometry.k) for query in range(queries))
+    queries, k = geometry.shape[-2:]
+    left, right = (geometry.general.left, geometry.general.right) if geometry.general else (None, 0)
+    seen = 0
+    for position in range(geometry.causal_offset, geometry.causal_offset + queries):
+        begin = 0 if left is None else min(max(position - left, 0), k)
+        end = k if right is None else min(max(position + right + 1, 0), k)
+        seen += max(end - begin, 0)
     return geometry.rows // queries * seen
 
 
-def _mask_bytes(geometry: Geometry) -> int:
-    """Of the mask as it lies in memory, broadcast dimensions counted once."""
-    if geometry.mask is None:
+def _broadcast_bytes(geometry: Geometry, operand: Operand | None) -> int:
+    """Of a mask or bias as it lies in memory, broadcast dimensions counted once."""
+    if operand is None:
         return 0
-    present = (size for size, stride in zip(geometry.shape, geometry.mask.strides, strict=True) if stride)
-    return prod(present) * geometry.mask.element_bytes
+    present = (size for size, stride in zip(geometry.shape, operand.strides, strict=True) if stride)
+    return prod(present) * operand.element_bytes

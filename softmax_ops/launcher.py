@@ -63,12 +63,19 @@ class Executable:
         self.plan = launch_plan
         self.device = device
         self._handle = kernel.handle
-        tensors = OPERANDS[launch_plan.geometry.direction]
+        geometry = launch_plan.geometry
+        tensors = OPERANDS[geometry.direction]
         self._tensors = len(tensors)
         self._pack, self._at = _packer(launch_plan, *(f"{name}.address" for name in tensors), "scale")
-        self._masked = launch_plan.geometry.mask is not None
+        self._masked = geometry.mask is not None
         if self._masked:
             self._pack_mask, self._mask_at = _packer(launch_plan, "mask.address", "mask.fill")
+        self._others = [  # of the general kind
+            (position, *_packer(launch_plan, f"{operand.name}.address"))
+            for position, operand in enumerate(geometry.operands)
+            if geometry.general is not None and operand.name not in (*tensors, "mask")
+        ]
+        self._mask_position = -1 if geometry.mask is None else geometry.operands.index(geometry.mask)
         self.workspace_bytes = launch_plan.workspace_bytes
         if self.workspace_bytes:
             self._pack_workspace, self._workspace_at = _packer(launch_plan, WORKSPACE)
@@ -114,7 +121,9 @@ class Executable:
                 addresses = tuple(map(add, addresses, grid.step))
             self._pack(grid.buffer, self._at, *addresses[: self._tensors], scale)
             if self._masked:
-                self._pack_mask(grid.buffer, self._mask_at, addresses[-1], fill)
+                self._pack_mask(grid.buffer, self._mask_at, addresses[self._mask_position], fill)
+            for position, pack, at in self._others:
+                pack(grid.buffer, at, addresses[position])
             if self.workspace_bytes:
                 self._pack_workspace(grid.buffer, self._workspace_at, workspace)
             if stream != grid.stream:
@@ -133,7 +142,7 @@ class Executable:
             _Grid(launch, self.plan, step if any(step) else ())
             for launch, step in zip(launches, [(), *steps], strict=True)
         ]
-        if len(launches) == 1 and not self.workspace_bytes:
+        if len(launches) == 1 and not self.workspace_bytes and not self._others:
             (self._local.only_grid,) = self._local.grids
         return self._local.grids
 

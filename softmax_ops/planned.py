@@ -132,7 +132,8 @@ class _Planned:
         self._executable: Executable | None = None
         if current.on_gpu(like) and like.numel() > 0:
             scalars = dispatch.Scalars(request.scale, request.fill, request.causal_offset, flags.batch_invariant)
-            self._executable = dispatch.executable(direction, (*inputs.values(), result), mask, scalars)
+            others = {} if mask is None else {"mask": mask}
+            self._executable = dispatch.executable(direction, (*inputs.values(), result), others, scalars)
             if self._executable is None:
                 raise ValueError(
                     f"{_OP}: no kernel follows a {describe(like)} without a copy; want a last stride of 1 and, of the "

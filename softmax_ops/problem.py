@@ -7,7 +7,7 @@ call (addresses, scale, fill, stream) is passed at the launch.
 from math import prod
 from typing import NamedTuple
 
-DTYPE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16tof32": 2, "bf16tof32": 2}
+DTYPE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16tof32": 2, "bf16tof32": 2, "f32tof16": 4, "f32tobf16": 4}
 """Of an element of the inputs. Where the output is of another type, that stands behind "to"."""
 
 OPERANDS = {"fwd": ("x", "y"), "bwd": ("dy", "y", "dx")}

@@ -81,7 +81,7 @@ def remember(
     if any(tensor.requires_grad for tensor in (*inputs, out, mask) if tensor is not None):
         return
     scalars = dispatch.Scalars(1.0, -float("inf"), offset, flags.batch_invariant)
-    executable = dispatch.executable(direction, (*inputs, result), mask, scalars)
+    executable = dispatch.executable(direction, (*inputs, result), {} if mask is None else {"mask": mask}, scalars)
     if executable is None:
         return
     known = _known.get(key)

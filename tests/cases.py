@@ -267,6 +267,7 @@ def _backward_features(spec: Spec) -> list[Case]:
     between = middle(spec)
     anywhere = Layout(phase=0 if spec.vec > 1 else 1)
     all_but_few = _leading(spec, longest) if spec.plan is not Plan.CLUSTER else (2, 1, 1)
+    in_place = spec.dtype.output is spec.dtype
     apart = (Layout(phase=spec.vec, gap=spec.vec), Layout(gap=2 * spec.dtype.vector))
     return [
         Case(
@@ -284,7 +285,7 @@ def _backward_features(spec: Spec) -> list[Case]:
             spec,
             (*_leading(spec, between), between),
             2.0,
-            output="dy",
+            output="dy" if in_place else Layout(),
             first_pattern=5,
             causal_offset=between // 2,
             features=Features(2, 0, logarithms=True, offset=3, dlse=True, d=True),
@@ -303,7 +304,7 @@ def _backward_features(spec: Spec) -> list[Case]:
             spec,
             (*_leading(spec, between), between),
             1.0,
-            output="y",
+            output="y" if in_place else Layout(),
             first_pattern=7,
             features=Features(softcap=200.0, logarithms=True, lse=True),
         ),

@@ -8,12 +8,12 @@
 namespace softmax {
 
 // What every backward kernel is launched with. dx may be dy or y.
-template <class Element>
+template <class Element, class Output = Element>
 struct Backward
 {
   Element const* dy;
   Element const* y;
-  Element* dx;
+  Output* dx;
   typename Numeric<Element>::Accumulator scale;
   Rows rows;
   RowStrides dy_strides;
@@ -102,10 +102,10 @@ CUTE_DEVICE auto dot_of(Fragment const& rDy /* (V*C+E) */, Fragment const& rY /*
 }
 
 // dx, rounded once. Columns from `end` on are hidden: 0, or NaN where 0 * dot is.
-template <class Row, class Element, class Gradient, class Fragment>
+template <class Row, class Output, class Gradient, class Fragment>
 CUTE_DEVICE void store_gradient(
     Row const& row,
-    Element* dx,
+    Output* dx,
     int end,
     int k,
     Fragment const& rDy /* (V*C+E) */,
@@ -118,7 +118,7 @@ CUTE_DEVICE void store_gradient(
   for_each_part<Row>(k, [&](auto part) {
     Tensor rG  = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
     Tensor rP  = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
-    Tensor rDx = make_tensor<Element>(Shape<Int<part.Width>>{});      // (V)
+    Tensor rDx = make_tensor<Output>(Shape<Int<part.Width>>{});       // (V)
     if (part.reaches(end)) {
       widen(part.of(rDy), rG);
       widen(part.of(rY), rP);

@@ -1,0 +1,73 @@
+"""What the general kind reads and writes besides inputs and output: tensors by the names of operands.
+
+A mask and a bias broadcast to [..., K], aligned at the right; numbers per row broadcast to [...] in the same way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import BackwardRequest, Request
+from .problem import General
+
+Named = dict[str, Tensor]
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Of scores, sums and numbers per row."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def of_forward(request: Request) -> tuple[Named, General]:
+    """What a general request reads besides x."""
+    x = request.x
+    named = {
+        "mask": request.mask,
+        "bias": None if request.bias is None else _bias(request.bias, x),
+        "slopes": _of_heads(request.alibi_slopes),
+        "sinks": _of_heads(request.sinks),
+        **_of_rows(x, request.scale_tensor, request.offset_tensor, request.key_lengths),
+    }
+    general = General(request.left, request.right, request.softcap or 0.0, request.log)
+    return _given(named), general
+
+
+def of_backward(request: BackwardRequest) -> tuple[Named, General]:
+    """What a general request reads besides dy and y."""
+    named = {
+        "lse": request.lse,
+        "dlse": request.grad_lse,
+        **_of_rows(request.y, request.scale_tensor, request.offset_tensor, request.key_lengths),
+    }
+    general = General(request.left, request.right, request.softcap or 0.0, request.log)
+    return _given(named), general
+
+
+def _given(named: dict[str, Tensor | None]) -> Named:
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _of_rows(
+    rows: Tensor, scale: Tensor | None, offset: Tensor | None, lengths: Tensor | None
+) -> dict[str, Tensor | None]:
+    """The kernels read the lower half of an offset of 64 bits."""
+    return {
+        "row_scale": None if scale is None else scale.to(accumulator(rows.dtype)),
+        "offsets": None if offset is None else offset.reshape(()),
+        "lengths": None if lengths is None else lengths.reshape(-1, *(1 for _ in rows.shape[1:-1])),
+    }
+
+
+def _of_heads(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.unsqueeze(-1)
+
+
+def _bias(bias: Tensor, x: Tensor) -> Tensor:
+    """With the last dimension of x, which kernels do not broadcast along; of x's dtype or the accumulator's."""
+    if bias.dtype is not x.dtype:
+        bias = bias.to(accumulator(x.dtype))
+    whole = bias.dim() > 0 and bias.shape[-1] == x.shape[-1]
+    if whole and (bias.stride(-1) == 1 or x.shape[-1] == 1):
+        return bias
+    return bias.expand(*(bias.shape[:-1]), x.shape[-1]).contiguous()
