@@ -115,6 +115,171 @@ def softmax_backward(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_off
     return dx
 
 
+class General(NamedTuple):
+    """The forward with everything that a call may ask for, and what stands between."""
+
+    y: Array  # [..., Q, K]
+    log_y: Array  # [..., Q, K], -inf where y is 0 because nothing is to be seen
+    lse: Array  # [..., Q] log of the row's sum, or [] for [K]
+    z: Array  # [..., Q, K] scores as they are compared
+    visible: NDArray[np.bool_]  # [..., Q, K]
+
+
+def general(
+    x: ArrayLike,
+    *,
+    scale: ArrayLike = 1.0,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    offset: int = 0,
+    left: int | None = None,
+    right: int | None = None,
+    slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    softcap: float | None = None,
+) -> General:
+    """Softmax of z over what is visible, a sink beside it, for x [..., Q, K] or [K].
+
+        s = scale * x, then softcap * tanh(s / softcap);    z = s - slope * |i + offset - j| + bias
+        visible:    mask is not 1, j < length, i + offset - left <= j <= i + offset + right
+        lse = log(sum over visible of exp(z) + exp(sink));    log y = z - lse;    y = exp(z - lse)
+
+    scale broadcasts to x.shape[:-1], mask and bias to x; lengths [B] = x.shape[0], slopes and sinks [H] = x.shape[-3].
+    A row that sees nothing, or only -inf, is 0, its log -inf. A visible z, or a sink, of +inf or NaN makes a row NaN.
+    """
+    x = _floating(x)
+    seen = visible(x.shape, mask) & within(x.shape, lengths, offset, left, right)
+    with np.errstate(invalid="ignore", over="ignore"):
+        z = _floating(scale)[..., None] * x
+        z = z if softcap is None else softcap * np.tanh(z / softcap)
+        if slopes is not None:
+            i, j = np.arange(x.shape[-2])[:, None], np.arange(x.shape[-1])
+            z = z - _floating(slopes)[:, None, None] * np.abs(i + offset - j)
+        z = z if bias is None else z + _floating(bias)
+        sink = np.full((1, 1), -np.inf) if sinks is None else _floating(sinks)[:, None, None]
+        sink = np.broadcast_to(sink if x.ndim > 1 else sink[0], (*x.shape[:-1], 1))
+        shown = np.where(seen, z, -np.inf)
+        largest = np.maximum(np.max(shown, axis=-1, keepdims=True, initial=-np.inf), sink)
+        finite = np.where(np.isneginf(largest), 0.0, largest)  # nothing to see: exp(-inf - 0) = 0
+        total = np.exp(shown - finite).sum(axis=-1, keepdims=True) + np.exp(sink - finite)
+        with np.errstate(divide="ignore"):
+            lse = largest + np.log(np.where(total == 0.0, 1.0, total))
+        lse = np.where(np.isposinf(largest), np.nan, lse)  # and NaN of NaN
+        log_y = np.where(np.isneginf(shown) & ~np.isnan(lse), -np.inf, shown - lse)
+        y = np.exp(shown - finite) / np.where(total == 0.0, 1.0, total)
+        y = np.where(np.isnan(lse), np.nan, y)
+    return General(y, log_y, lse[..., 0], z, seen)
+
+
+def general_backward(
+    dy: ArrayLike,
+    y: ArrayLike,
+    *,
+    scale: ArrayLike = 1.0,
+    lengths: ArrayLike | None = None,
+    offset: int = 0,
+    left: int | None = None,
+    right: int | None = None,
+    softcap: float | None = None,
+    lse: ArrayLike | None = None,
+    grad_lse: ArrayLike | None = None,
+    log: bool = False,
+) -> tuple[Array, Array]:
+    """(dx [..., Q, K], d [..., Q]) for the gradients dy of y and grad_lse of lse; with `log`, y and dy are log y's.
+
+        d = sum y dy - grad_lse,    dz = y (dy - d);        of log y:  d = sum dy - grad_lse,  dz = dy - exp(log y) d
+        dx = scale * dz * (1 - (s / softcap)^2),    s = log y + lse
+
+    Sums are over what is visible: hidden columns of dy and y are not read. Where log y is -inf, dy is not read either.
+    """
+    dy, y = _floating(dy), _floating(y)
+    seen = within(y.shape, lengths, offset, left, right)
+    if log:
+        seen = seen & ~np.isneginf(y)
+    dy = np.where(seen, dy, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        log_y = np.where(seen, y if log else np.log(np.where(seen, y, 0.0)), -np.inf)
+        y = np.where(seen, np.exp(y) if log else y, 0.0)
+        d = (dy if log else y * dy).sum(axis=-1) - _floating(0.0 if grad_lse is None else grad_lse)
+        dz = np.where(seen, dy - y * d[..., None], 0.0) if log else y * (dy - d[..., None])
+        if softcap is not None:
+            s = np.where(np.isneginf(log_y), 0.0, log_y + _floating(0.0 if lse is None else lse)[..., None])
+            dz = dz * (1.0 - (s / softcap) ** 2)
+        dx: Array = _floating(scale)[..., None] * dz
+    return dx, d
+
+
+def general_rounding(
+    found: General,
+    *,
+    bias: ArrayLike | None = None,
+    offset: int = 0,
+    slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """[..., Q, K]: relative error of y, in unit roundoffs, that rounding the scores makes, as `score_rounding`.
+
+    s = scale * x is off by |s|, its tanh by some units more, slope * distance and each sum by their magnitude. As
+    u (1 - tanh(u)^2) <= tanh(u), the error of s is no more than the capped score behind softcap.
+    """
+    z = found.z
+    queries, columns = np.arange(z.shape[-2] if z.ndim > 1 else 1)[:, None], np.arange(z.shape[-1])
+    distance = np.abs(queries + offset - columns)
+    away = 0.0 if slopes is None else np.abs(_floating(slopes))[:, None, None] * distance
+    representable = found.y > (2.0**-150 if z.dtype == np.float64 else np.ldexp(np.longdouble(1), -1075))
+    with np.errstate(invalid="ignore"):
+        s = np.abs(z + away - (0.0 if bias is None else _floating(bias)))
+        largest = np.max(z, axis=-1, keepdims=True, where=representable, initial=-np.inf)
+        if sinks is not None:
+            largest = np.maximum(largest, _floating(sinks)[:, None, None])
+        exponent = s * (1 if softcap is None else 8) + 2 * away + 2 * np.abs(z) + 2 * np.abs(z - largest)
+    exponent = np.where(representable, exponent, 0.0)
+    common = (np.where(representable, found.y, 0.0) * exponent).sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        with np.errstate(invalid="ignore"):
+            past = 2 * np.abs(_floating(sinks)[:, None, None] - largest)
+        common = common + np.where(np.isfinite(past), past, 0.0) * np.exp(-past / 2)
+    rounding: Array = np.where(representable, exponent + common, 0.0)
+    return rounding
+
+
+def general_backward_magnitude(dy: ArrayLike, y: ArrayLike, **arguments: Any) -> Array:
+    """[..., Q, K]: what the rounding errors of `general_backward`'s dx are relative to, of the same arguments.
+
+    The terms of its sums by magnitude; and for softcap what rounding log y + lse moves the last factor by.
+    """
+    softcap, lse, log = (arguments.get(name) for name in ("softcap", "lse", "log"))
+    given, magnitudes = dict(arguments), np.abs(_floating(dy))
+    grad_lse = arguments.get("grad_lse")
+    given |= {"softcap": None, "scale": np.abs(_floating(arguments.get("scale", 1.0)))}
+    given["grad_lse"] = None if grad_lse is None else -np.abs(_floating(grad_lse))
+    p = np.exp(_floating(y)) if log else np.abs(_floating(y))
+    plain, d = general_backward(magnitudes, y if log else p, **given)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # the difference of the two terms, and twice the one that was taken off
+        magnitude: Array = plain + 2 * given["scale"][..., None] * p * d[..., None]
+        if softcap is None:
+            return magnitude
+        log_y = np.where(p == 0.0, 0.0, _floating(y) if log else np.log(p))
+        moved = 2 * (np.abs(log_y) + np.abs(_floating(0.0 if lse is None else lse))[..., None]) / softcap
+    magnitude = magnitude * (1.0 + np.where(np.isfinite(moved), moved, 0.0))
+    return magnitude
+
+
+def within(
+    shape: tuple[int, ...], lengths: ArrayLike | None, offset: int, left: int | None, right: int | None
+) -> NDArray[np.bool_]:
+    """[..., Q, K] True where j < lengths[b] and i + offset - left <= j <= i + offset + right."""
+    i, j = np.arange(shape[-2] if len(shape) > 1 else 1)[:, None], np.arange(shape[-1])
+    band = (left is None or j >= i + offset - left) & (right is None or j <= i + offset + right) & (i == i)
+    seen = np.broadcast_to(band if len(shape) > 1 else band[0], shape)
+    if lengths is None:
+        return seen
+    return seen & (j < np.asarray(lengths).reshape(-1, *(1 for _ in shape[1:])))
+
+
 def backward_magnitude(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_offset: int | None = None) -> Array:
     """|scale| * y * (|dy| + sum_j |y_j dy_j|): what dx's rounding errors are relative to, since dy - sum cancels.
 

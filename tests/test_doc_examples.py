@@ -11,7 +11,13 @@ import pytest
 import torch
 
 CHECKOUT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/torch.md", "docs/transformer_softmax_lib.md", "docs/migration.md"]
+PAGES = [
+    "README.md",
+    "docs/torch.md",
+    "docs/transformer_softmax_lib.md",
+    "docs/migration.md",
+    "docs/attention_inputs.md",
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)\)")
 
@@ -51,4 +57,5 @@ def test_blocks_are_found() -> None:
         "docs/torch.md": 6,
         "docs/transformer_softmax_lib.md": 2,
         "docs/migration.md": 3,
+        "docs/attention_inputs.md": 7,
     }
