@@ -32,47 +32,68 @@ def forward(request: Request, batch_invariant: bool = False) -> Any:
 
     Nothing may have to be recorded by autograd.
     """
-    if not current.on_gpu(request.x):
+    x = request.x
+    if not current.on_gpu(x):
         return cpu.softmax(request)
-    if request.general:
-        return _general_forward(request, batch_invariant)
-    scalars = Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)
-    others = {} if request.mask is None else {"mask": request.mask}
-    return compute("fwd", (request.x,), others, request.out, scalars)
+    others, scalars = _of_forward(request, batch_invariant)
+    if request.return_lse:
+        others["lse"] = _of_rows(x, -math.inf)
+        if x.numel() == 0 and "sinks" in others:
+            others["lse"].copy_(others["sinks"].expand_as(others["lse"]))
+    y = compute("fwd", (x,), others, request.out, scalars, request.dtype)
+    return (y, others["lse"]) if request.return_lse else y
 
 
 def backward(request: BackwardRequest, batch_invariant: bool = False) -> Any:
     """The gradient of a valid request, where its tensors are; with return_dot (that, d)."""
-    if not current.on_gpu(request.y):
-        return cpu.softmax_backward(request)
-    if request.general:
-        return _general_backward(request, batch_invariant)
-    scalars = Scalars(request.scale, 0.0, request.causal_offset, batch_invariant)
-    return compute("bwd", (request.dy, request.y), {}, request.out, scalars)
-
-
-def _general_forward(request: Request, batch_invariant: bool) -> Any:
-    x = request.x
-    named, general = operands.of_forward(request)
-    if request.return_lse:
-        named["lse"] = _of_rows(x, -math.inf)
-        if x.numel() == 0 and "sinks" in named:
-            named["lse"].copy_(named["sinks"].expand_as(named["lse"]))
-    scalars = Scalars(request.scale, request.fill, request.causal_offset, batch_invariant, general)
-    y = compute("fwd", (x,), named, request.out, scalars, request.dtype)
-    return (y, named["lse"]) if request.return_lse else y
-
-
-def _general_backward(request: BackwardRequest, batch_invariant: bool) -> Any:
     y = request.y
-    named, general = operands.of_backward(request)
+    if not current.on_gpu(y):
+        return cpu.softmax_backward(request)
+    others, scalars = _of_backward(request, batch_invariant)
     if request.return_dot:
-        named["d"] = _of_rows(y, 0.0)
-        if y.numel() == 0 and "dlse" in named:
-            named["d"].sub_(named["dlse"])
-    scalars = Scalars(request.scale, 0.0, request.causal_offset, batch_invariant, general)
-    dx = compute("bwd", (request.dy, y), named, request.out, scalars, request.dtype)
-    return (dx, named["d"]) if request.return_dot else dx
+        others["d"] = _of_rows(y, 0.0)
+        if y.numel() == 0 and "dlse" in others:
+            others["d"].sub_(others["dlse"])
+    dx = compute("bwd", (request.dy, y), others, request.out, scalars, request.dtype)
+    return (dx, others["d"]) if request.return_dot else dx
+
+
+def explain_forward(request: Request, batch_invariant: bool = False, arch: str | None = None) -> Explanation:
+    """What `forward` would do; for CPU tensors on a GPU of an architecture, "sm_90" unless said."""
+    others, scalars = _of_forward(request, batch_invariant)
+    if request.return_lse:
+        others["lse"] = torch.empty(request.x.shape[:-1], dtype=operands.accumulator(request.x.dtype), device="meta")
+    return _explain("fwd", (request.x,), others, request.out, scalars, arch, request.dtype)
+
+
+def explain_backward(request: Request, batch_invariant: bool = False, arch: str | None = None) -> Explanation:
+    """What the backward of a forward would do, its result and gradient being like x."""
+    x, dtype = request.x, request.dtype
+    y = x if dtype in (None, x.dtype) else torch.empty(x.shape, dtype=dtype, device="meta")
+    gradient = BackwardRequest(y, y, request.scale, request.causal_offset, request.out)
+    if request.general:
+        shared = ("scale_tensor", "offset_tensor", "key_lengths", "left", "right", "softcap", "log")
+        gradient = gradient._replace(dtype=x.dtype, **{name: getattr(request, name) for name in shared})
+    others, scalars = _of_backward(gradient, batch_invariant)
+    return _explain("bwd", (y, y), others, request.out, scalars, arch, x.dtype)
+
+
+def _of_forward(request: Request, batch_invariant: bool) -> tuple[Named, Scalars]:
+    """What a request has besides x."""
+    scalars = Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)
+    if not request.general:
+        return ({} if request.mask is None else {"mask": request.mask}), scalars
+    others, general = operands.of_forward(request)
+    return others, scalars._replace(general=general)
+
+
+def _of_backward(request: BackwardRequest, batch_invariant: bool) -> tuple[Named, Scalars]:
+    """What a request has besides dy and y."""
+    scalars = Scalars(request.scale, 0.0, request.causal_offset, batch_invariant)
+    if not request.general:
+        return {}, scalars
+    others, general = operands.of_backward(request)
+    return others, scalars._replace(general=general)
 
 
 def _of_rows(rows: Tensor, empty: float) -> Tensor:
@@ -101,7 +122,7 @@ def compute(
     scalars: Scalars,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The operation of a direction on tensors of one GPU: its result, in `out` if there is one, or a new one of a dtype.
+    """The operation of a direction on tensors of one GPU: its result, in `out` if there is one, else of a dtype.
 
     `others` are a mask, and what a general request has, by the names of operands. A mask of a floating-point dtype,
     which is that of the inputs, hides where it is 1.
@@ -124,16 +145,16 @@ def compute(
     return y
 
 
-def explain(
+def _explain(
     direction: str,
     inputs: tuple[Tensor, ...],
     others: Named,
     out: Tensor | None,
     scalars: Scalars,
-    arch: str | None = None,
-    dtype: torch.dtype | None = None,
+    arch: str | None,
+    dtype: torch.dtype | None,
 ) -> Explanation:
-    """What `compute` would do; for CPU tensors on a GPU of an architecture, "sm_90" unless said."""
+    """Of what `compute` would do."""
     x = inputs[0]
     if arch is None:
         arch = driver.architecture(x.device.index) if x.device.type == "cuda" else "sm_90"
@@ -246,23 +267,21 @@ def _plan(metadata: _Metadata) -> LaunchPlan:
 def _geometry(of: _Metadata) -> Geometry:
     """In integers: [K] is [1, K], and what broadcasts has stride 0."""
     rank = max(len(of.shape), 2)
-    operands = [
+    found = [
         Operand(name, _strides(of.shape, strides, rank), alignment, dtype.itemsize)
         for name, (dtype, strides, alignment) in zip(OPERANDS[of.direction], of.tensors, strict=True)
     ]
     for name, dtype, strides, alignment, shape in of.others:
-        if name in _PER_COLUMN:
-            moves = _strides(shape, strides, rank)
-        else:
-            moves = (*_strides(shape, strides, rank - 1), 0)
-        operands.append(Operand(name, moves, alignment, dtype.itemsize))
+        per_column = name in _PER_COLUMN
+        moves = _strides(shape, strides, rank if per_column else rank - 1)
+        found.append(Operand(name, moves if per_column else (*moves, 0), alignment, dtype.itemsize))
     read, written = of.tensors[0][0], of.tensors[-1][0]
     return Geometry(
         direction=of.direction,
         dtype=_DTYPES[read] if read is written else f"{_DTYPES[read]}to{_DTYPES[written]}",
         mask_kind=_mask_kind(of),
         shape=(1,) * (rank - len(of.shape)) + tuple(of.shape),
-        operands=tuple(operands),
+        operands=tuple(found),
         causal_offset=of.causal_offset,
         batch_invariant=of.batch_invariant,
         general=of.general,

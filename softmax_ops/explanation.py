@@ -100,8 +100,8 @@ def _bytes_read(launch_plan: LaunchPlan) -> int:
 
 
 def _visible(geometry: Geometry) -> int:
-    """Elements of an input that some query sees, but for the rounding to whole vectors. What only the GPU knows, lengths
-    and an offset in its memory, is not counted."""
+    """Elements of an input that some query sees, but for the rounding to whole vectors. What lengths and an offset in a
+    GPU's memory hide is not known here."""
     if geometry.causal_offset is None:
         return geometry.rows * geometry.k
     queries, k = geometry.shape[-2:]

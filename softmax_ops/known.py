@@ -43,7 +43,7 @@ class Flags(NamedTuple):
     """What a plan depends on beside the tensors, as given."""
 
     causal: bool
-    causal_offset: int | None
+    causal_offset: int | Tensor | None  # no tensor in calls that come here
     batch_invariant: bool
 
 

@@ -213,7 +213,7 @@ def gpu_path(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], N
 
     def softmax_(out: Tensor) -> None:
         request = check_softmax(out, scale=1.0, mask=None, causal=False, causal_offset=None, out=out)
-        dispatch.compute("fwd", (request.x,), None, request.out, dispatch.Scalars(1.0, 0.0, None, False))
+        dispatch.compute("fwd", (request.x,), {}, request.out, dispatch.Scalars(1.0, 0.0, None, False))
 
     return softmax_
 

@@ -24,13 +24,20 @@ def posing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compute(direction: str, inputs: Any, mask: Any = None, out: Any = None, **scalars: Any) -> torch.Tensor:
-    facts: dict[str, Any] = {"scale": 0.5, "fill": EXCLUDED, "causal_offset": None, "batch_invariant": False}
-    return dispatch.compute(direction, inputs, mask, out, dispatch.Scalars(**(facts | scalars)))
+    return dispatch.compute(direction, inputs, others(mask), out, of_call(**scalars))
 
 
 def plan_of(direction: str, tensors: Any, mask: Any = None, **scalars: Any) -> LaunchPlan:
+    return dispatch._plan(dispatch._metadata(direction, tensors, others(mask), of_call(**scalars), "sm_90"))
+
+
+def others(mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    return {} if mask is None else {"mask": mask}
+
+
+def of_call(**scalars: Any) -> dispatch.Scalars:
     facts: dict[str, Any] = {"scale": 0.5, "fill": EXCLUDED, "causal_offset": None, "batch_invariant": False}
-    return dispatch._plan(dispatch._metadata(direction, tensors, mask, dispatch.Scalars(**(facts | scalars)), "sm_90"))
+    return dispatch.Scalars(**(facts | scalars))
 
 
 def launched() -> list[stub_driver.Call]:

@@ -185,8 +185,9 @@ def prepared(call: Call | BackwardCall) -> Prepared:
     output = torch.full(inputs[0].shape, math.nan, dtype=inputs[0].dtype) if call.out is None else call.out
     direction = "fwd" if isinstance(call, Call) else "bwd"
     scalars = dispatch.Scalars(request.scale, -math.inf, request.causal_offset, False)
-    tensors, mask = dispatch._with_unit_strides((*inputs, output), mask)
-    return Prepared(direction, tensors, mask, dispatch._metadata(direction, tensors, mask, scalars, ARCHITECTURE))
+    tensors, others = dispatch._followed((*inputs, output), {} if mask is None else {"mask": mask})
+    metadata = dispatch._metadata(direction, tensors, others, scalars, ARCHITECTURE)
+    return Prepared(direction, tensors, others.get("mask"), metadata)
 
 
 # The public functions on the CPU

@@ -1,0 +1,87 @@
+"""A GPU that is the PTX interpreter: what the torch interface launches runs on CPU tensors where they lie."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softmax_ops import current, driver, launcher
+from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.problem import Geometry, Operand
+from tests import posing, ptx
+
+ARCHITECTURE = "sm_90"
+
+
+class Interpreted:
+    """Of a plan, in the place of a launcher.Executable. Every access is checked against the operands' extents."""
+
+    def __init__(self, plan: LaunchPlan, program: ptx.Program):
+        self.plan = plan
+        self.device = 0
+        self.workspace_bytes = plan.workspace_bytes
+        self._program = program
+
+    def launch(
+        self, addresses: tuple[int, ...], *, scale: float, fill: float = 0.0, workspace: int = 0, stream: int
+    ) -> None:
+        geometry = self.plan.geometry
+        memory = ptx.GlobalMemory()
+        written = {geometry.output.name, *({"lse"} if geometry.direction == "fwd" else {"d"})}
+        placed: dict[int, str] = {}
+        for operand, address in zip(geometry.operands, addresses, strict=True):
+            shared = [other for other, at in zip(geometry.operands, addresses, strict=True) if at == address]
+            if address not in placed:
+                writes = any(other.name in written for other in shared)
+                kind: Any = "read" if not writes else "write" if len(shared) == 1 else "readwrite"
+                memory.add(operand.name, _host(address, _extent(geometry, operand)).copy(), kind, at=address)
+                placed[address] = operand.name
+        values: dict[str, float] = {"scale": scale, "mask.fill": fill}
+        values |= {f"{each.name}.address": at for each, at in zip(geometry.operands, addresses, strict=True)}
+        if workspace:
+            values["workspace.address"] = memory.add("workspace", self.workspace_bytes, "write")
+        for launch in self.plan.launches:
+            ptx.run(
+                self._program,
+                grid=launch.grid,
+                block=self.plan.variant.threads,
+                cluster=launch.cluster,
+                shared_bytes=self.plan.variant.shared_bytes,
+                params=self.plan.arguments(launch, values),
+                memory=memory,
+            )
+        for operand, address in zip(geometry.operands, addresses, strict=True):
+            if operand.name in written:
+                _host(address, _extent(geometry, operand))[:] = memory.read(placed[address])
+
+
+def install(patch: Callable[[object, str, object], None], images: Mapping[str, Cubin]) -> None:
+    """Every tensor is on a GPU whose kernels these are. `patch` sets an attribute of a module."""
+    programs: dict[str, ptx.Program] = {}
+
+    def executable(plan: LaunchPlan, device: int, stream: int = 0) -> Interpreted:
+        name = plan.variant.name
+        if name not in programs:
+            programs[name] = ptx.parse(images[name].code.decode(), name)
+        return Interpreted(plan, programs[name])
+
+    posing.pose(patch, 0)
+    patch(launcher, "executable", executable)
+    patch(driver, "architecture", lambda device: ARCHITECTURE)
+    patch(current, "increment_version", lambda tensors: None)
+
+
+def _extent(geometry: Geometry, operand: Operand) -> int:
+    """Bytes from the first element to behind the last."""
+    steps = zip(geometry.shape, operand.strides, strict=True)
+    return (1 + sum((size - 1) * stride for size, stride in steps)) * operand.element_bytes
+
+
+def _host(address: int, bytes: int) -> NDArray[np.uint8]:
+    memory: Any = (ctypes.c_uint8 * bytes).from_address(address)
+    return np.frombuffer(memory, np.uint8)

@@ -1,0 +1,113 @@
+"""General requests through the torch interface, down to kernels on the interpreter, beside the CPU path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import softmax_ops
+from codegen import variants
+from codegen.spec import Direction, Mask, Plan
+from tests import interpreted, targets
+from tests.targets import Target
+
+pytestmark = pytest.mark.kernels
+
+B, H, Q = 3, 2, 5
+KERNELS = [
+    Target(targets.WHOLE, spec)
+    for spec in variants.shipped()
+    if spec.plan is Plan.WARP and spec.max_k in (64, 128)
+    if spec.mask is Mask.GENERAL or spec.direction is Direction.BACKWARD
+]
+
+
+@pytest.fixture(autouse=True)
+def gpu(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[pytest.MonkeyPatch]:
+    """What undoes it, for the CPU's side of a comparison."""
+    images = targets.images(set(KERNELS), "ptx", tmp_path_factory.getbasetemp().parent)[targets.WHOLE]
+    with monkeypatch.context() as patch:
+        interpreted.install(patch.setattr, images)
+        yield patch
+
+
+def made(k: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(k)
+    return torch.randn(*shape, k, generator=generator, dtype=torch.float32).to(dtype) * 3
+
+
+def arguments(k: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    row_dtype = torch.float64 if dtype is torch.float64 else torch.float32
+    lengths = torch.tensor([0, k, k // 2 + 1], dtype=torch.int32)
+    slopes, sinks = torch.tensor([0.5, 0.25], dtype=row_dtype), torch.tensor([-1.0, 2.0], dtype=row_dtype)
+    scales = torch.linspace(0.1, 1.5, B * H * Q, dtype=row_dtype).reshape(B, H, Q)
+    mask = made(k, torch.float32, B, 1, Q) > 2
+    return [
+        {"key_lengths": lengths, "return_lse": True},
+        {"scale": scales, "causal": True, "causal_offset": torch.tensor([k - Q - 2])},
+        {"scale": scales[0, 0, 0], "window": (3, 1), "causal_offset": 4, "mask": mask},
+        {"bias": made(k, dtype, 1, H, Q), "mask": mask, "causal": True, "scale": 0.25},
+        {"bias": made(k, torch.float32, B, 1, 1), "alibi_slopes": slopes, "sinks": sinks, "return_lse": True},
+        {"softcap": 5.0, "window": (None, 2), "sinks": sinks, "return_lse": True},
+        {"bias": made(k, dtype, Q)[:, :1], "return_lse": True},
+        {"mask": mask, "return_lse": True},
+    ]
+
+
+NAMES = ("lengths", "device offset", "device scale", "bias", "f32 bias", "softcap", "bias along a row", "mask")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def close(found: Any, expected: Any) -> None:
+    for a, b in zip(*((each if isinstance(each, tuple) else (each,)) for each in (found, expected)), strict=True):
+        assert a.dtype is b.dtype and a.shape == b.shape
+        tolerance = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 3e-6, torch.float64: 1e-12}[a.dtype]
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["", "log"])
+@pytest.mark.parametrize("case", range(len(NAMES)), ids=NAMES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_forward(dtype: torch.dtype, case: int, log: bool, gpu: pytest.MonkeyPatch) -> None:
+    k = (40, 77)[case % 2]
+    x, given = made(k, dtype, B, H, Q), arguments(k, dtype)[case]
+    if case == 1:
+        x = x.transpose(0, 2).contiguous().transpose(0, 2)
+    softmax = softmax_ops.log_softmax if log else softmax_ops.softmax
+    half = dtype in (torch.float16, torch.bfloat16)
+    found = [softmax(x, **given), *([softmax(x, dtype=torch.float32, **given)] if half else [])]
+    gpu.undo()
+    close(found[0], softmax(x, **given))
+    if half:
+        close(found[1], softmax(x, dtype=torch.float32, **given))
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["", "log"])
+@pytest.mark.parametrize("case", [*range(4), 5, 7], ids=lambda case: NAMES[case])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients(dtype: torch.dtype, case: int, log: bool, gpu: pytest.MonkeyPatch) -> None:
+    """Of x, bias and sinks, for random gradients of the result and of lse."""
+    k = (40, 77)[case % 2]
+    given = arguments(k, dtype)[case]
+    softmax = softmax_ops.log_softmax if log else softmax_ops.softmax
+    rows = made(k, dtype, B, H, Q)
+
+    def gradients(**more: Any) -> tuple[torch.Tensor, ...]:
+        x = rows.clone().requires_grad_()
+        wanted = {n: given[n].clone().requires_grad_() for n in ("bias", "sinks") if n in given}
+        result = softmax(x, **(given | wanted | more))
+        results = result if isinstance(result, tuple) else (result,)
+        seeds = [made(k, y.dtype, *y.shape[:-1])[..., : y.shape[-1]].reshape(y.shape) for y in results]
+        return torch.autograd.grad(results, [x, *wanted.values()], seeds)
+
+    half = {"dtype": torch.float32} if dtype in (torch.float16, torch.bfloat16) else {}
+    found, wide = gradients(), gradients(**half)
+    gpu.undo()
+    for a, b in zip((*found, *wide), (*gradients(), *gradients(**half)), strict=True):
+        scale = b.abs().max().item() or 1.0
+        close(a / scale, b / scale)
