@@ -1,7 +1,9 @@
 # `make help` lists the targets. Each does its own set-up: it needs Python 3.11 or newer, and nothing else.
 
 PYTHON ?= python3
-CUDA   ?= 13
+
+# What ships is for every architecture, and serves drivers of CUDA 12 too: 13.0 starts at sm_75.
+CUDA   ?= $(if $(filter bundle wheel,$(MAKECMDGOALS)),12,13)
 
 VENV    := $(if $(filter 13,$(CUDA)),.venv,.venv-cuda$(CUDA))
 BIN     := $(VENV)/bin
@@ -16,7 +18,7 @@ FLAGS   := $(foreach arch,$(ARCH),--arch $(arch))
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  CUDA=12 selects the 12.9 toolchain (sm_70), ARCH='sm_80 sm_90' the architectures."
+	@echo "  CUDA=12 selects the 12.9 toolchain (sm_70; bundle and wheel take it), ARCH='sm_80 sm_90' the architectures."
 
 generate: $(TOOLS)  ## Render the kernels into generated/ and compile them for the GPUs found, or for sm_90
 	$(BIN)/python -m codegen write

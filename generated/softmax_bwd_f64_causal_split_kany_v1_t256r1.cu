@@ -56,13 +56,13 @@ softmax_bwd_f64_causal_split_kany_v1_t256r1(Params const __grid_constant__ p)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
-  if (p.split.pass == 0) {
-    Partial const lane = dot_of<Row>(rDy, rY, end, gradient);
-    Partial const mine = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials);
-    if (threadIdx.x == 0) { gPartials[segment] = mine; }
-  } else {
-    Partial const whole = over_segments<Threads>(gPartials, segments, sPartials);
+  bool const combines      = p.split.pass == 1;
+  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : dot_of<Row>(rDy, rY, end, gradient);
+  Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
+  if (combines) {
     store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
+  } else if (threadIdx.x == 0) {
+    gPartials[segment] = whole;
   }
 }
 

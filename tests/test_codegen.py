@@ -286,6 +286,8 @@ def test_layers() -> None:
     assert importers("codegen", "cuda.bindings.nvrtc") == {"codegen/toolchain.py"}
     assert importers("codegen", "cuda.bindings.nvjitlink") == {"codegen/toolchain.py"}
     assert importers("softmax_ops", "codegen") == {"softmax_ops/resolve.py"}
+    assert importers("softmax_ops", "cryptography") == {"softmax_ops/artifacts/signature.py"}
+    assert importers("codegen", "cryptography") == set()
     checks = ("backward", "forward", "memory", "out", "scalars", "tensors")
     of_torch = {f"softmax_ops/{name}.py" for name in ("api", "autograd", "cpu", "dispatch", "modules", "ops")}
     of_checks = {f"softmax_ops/checks/{name}.py" for name in checks}

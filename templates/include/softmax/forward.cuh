@@ -33,20 +33,36 @@ CUTE_DEVICE Accumulator max_of(ScoreTensor const& rZ /* (V*C+E) */, int end)
 }
 
 // The sum of unit * exp(z - max), which take the place of z unless it is kept.
+//
+// A long exp stands once, in a loop that the registers pass by; no vector of f64 is left out.
 template <class Row, class Numeric, class Accumulator, class ScoreTensor, class Keep = cute::false_type>
 CUTE_DEVICE Accumulator exponentiate(ScoreTensor& rZ /* (V*C+E) */, int end, Accumulator max, Keep keep = {})
 {
   typename Numeric::Exp const exp(max);
   Accumulator sum = 0;
-  for_each_part<Row>(end, [&](auto part) {
-    cute::Tensor rV = part.of(rZ);  // (V)
-    CUTE_UNROLL
-    for (int v = 0; v < part.Width; ++v) {
-      Accumulator const power = exp(rV(v));
-      rV(v)                   = keep ? rV(v) : power;
-      sum += power;
+  if constexpr (Numeric::LongExp) {
+    static_assert(Row::Vec < 4, "every vector is visited");
+    constexpr int Size = decltype(cute::size(rZ))::value;
+    CUTE_NO_UNROLL
+    for (int i = 0; i < Size; ++i) {
+      Accumulator const z = rZ(0);
+      Accumulator const e = exp(z);
+      sum += e;
+      CUTE_UNROLL
+      for (int v = 1; v < Size; ++v) { rZ(v - 1) = rZ(v); }
+      rZ(Size - 1) = keep ? z : e;
     }
-  });
+  } else {
+    for_each_part<Row>(end, [&](auto part) {
+      cute::Tensor rV = part.of(rZ);  // (V)
+      CUTE_UNROLL
+      for (int v = 0; v < part.Width; ++v) {
+        Accumulator const power = exp(rV(v));
+        rV(v)                   = keep ? rV(v) : power;
+        sum += power;
+      }
+    });
+  }
   return sum;
 }
 

@@ -33,6 +33,7 @@ struct Numeric
 {
   static_assert(sizeof(Element) == 2, "the general case is for half_t and bfloat16_t");
   using Accumulator = float;
+  static constexpr bool LongExp = false;
 
   // unit * exp(z - m). The rounding of m c is a factor that all exponentials relative to one m share; between different ones,
   // weight(max) = exp(max - m) and unit_weight(max) = unit * exp(max - m) have none.
@@ -80,6 +81,7 @@ template <>
 struct Numeric<float>
 {
   using Accumulator = float;
+  static constexpr bool LongExp = false;
 
   struct Exp
   {
@@ -109,6 +111,10 @@ template <>
 struct Numeric<double>
 {
   using Accumulator = double;
+
+  // Whether one exp is to serve all elements. sm_103 and sm_120 compute in double at 1/64 of the rate of float, and ptxas puts
+  // four NOPs behind each such instruction: exp is 3 KB of code there, and to move registers costs nothing beside it.
+  static constexpr bool LongExp = __CUDA_ARCH__ > 1000;
 
   struct Exp
   {

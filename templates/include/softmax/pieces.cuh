@@ -32,14 +32,14 @@ struct SplitParams
   int32_t pass;       // 0: write them; 1: combine them
 };
 
-// The partials of all pieces of a row become its own, in every thread, added up in the same order everywhere.
+// A thread's share of the partials of all pieces of a row, added up in the same order in every CTA.
 template <int Threads, class Partial>
-CUTE_DEVICE Partial over_segments(Partial const* gPartials /* (segments) */, int segments, Partial* sPartials)
+CUTE_DEVICE Partial over_segments(Partial const* gPartials /* (segments) */, int segments)
 {
   Partial lane = Partial::nothing();
   CUTE_NO_UNROLL
   for (int i = threadIdx.x; i < segments; i += Threads) { lane.add(gPartials[i]); }
-  return over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
+  return lane;
 }
 
 }  // namespace softmax
