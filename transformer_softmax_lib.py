@@ -15,6 +15,7 @@ from torch import Tensor
 import softmax_ops
 from softmax_ops import dispatch
 from softmax_ops.checks import check_masked_fill
+from softmax_ops.checks.tensors import describe
 
 __all__ = ["VAL", "scaled_masked_softmax_backward", "scaled_masked_softmax_forward"]
 
@@ -37,7 +38,7 @@ def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: flo
     Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together, and what
     `softmax_ops.softmax` raises beyond.
     """
-    request = check_masked_fill(input, mask, _number(scale), fill=-VAL)
+    request = check_masked_fill(input, mask, _number("forward", scale), fill=-VAL)
     if mask is not None and mask.is_floating_point() and (mask.dtype is not input.dtype or mask.element_size() == 8):
         request = request._replace(mask=mask == 1)  # of another dtype than input's, and in float64, no kernel reads it
     with torch.no_grad():
@@ -54,8 +55,13 @@ def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: f
     contiguous tensor; raises what `softmax_ops.softmax_backward` raises.
     """
     with torch.no_grad():
-        return softmax_ops.softmax_backward(grad_output, output, scale=_number(scale))
+        return softmax_ops.softmax_backward(grad_output, output, scale=_number("backward", scale))
 
 
-def _number(scale: float | Tensor) -> float | Tensor:
-    return scale.item() if isinstance(scale, Tensor) and scale.numel() == 1 else scale
+def _number(direction: str, scale: float | Tensor) -> float:
+    if not isinstance(scale, Tensor):
+        return scale
+    if scale.numel() != 1:
+        function = f"transformer_softmax_lib.scaled_masked_softmax_{direction}"
+        raise ValueError(f"{function}: scale is a {describe(scale)}; want a number or a tensor of one element")
+    return scale.item()

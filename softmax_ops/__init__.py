@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .driver import DriverError
     from .launch_plan import NoVariant
     from .launcher import NotLoaded, freeze
+    from .logarithm import log_softmax, log_softmax_backward
     from .modules import FusedSoftmax
     from .planned import Planned, PlannedBackward, plan
     from .resolve import KernelNotFound
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "log_softmax": "logarithm",
+    "log_softmax_backward": "logarithm",
     "softmax": "api",
     "softmax_": "api",
     "softmax_backward": "api",
@@ -51,6 +54,8 @@ __all__ = [
     "__version__",
     "explain",
     "freeze",
+    "log_softmax",
+    "log_softmax_backward",
     "plan",
     "softmax",
     "softmax_",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import dispatch, ops, recent  # noqa: F401 (ops registers torch.ops.softmax_ops)
+from . import dispatch, general, ops, recent  # noqa: F401 (ops registers torch.ops.softmax_ops)
 from .autograd import Softmax, SoftmaxBackward
-from .checks import check_softmax, check_softmax_backward
-from .checks.out import check_out, recorded_error
+from .checks import check_general, check_softmax, check_softmax_backward
 from .checks.scalars import finite_scale
 from .explanation import Explanation
 from .known import Flags
+from .modes import copied, is_differentiated, is_transformed, needs_operator
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+Window = tuple[int | None, int | None]
+
 _SOFTMAX = "softmax_ops.softmax"
 _BACKWARD = "softmax_ops.softmax_backward"
 
@@ -24,37 +26,78 @@ def softmax(
     *,
     scale: float | Tensor = 1.0,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    key_lengths: Tensor | None = None,
     causal: bool = False,
-    causal_offset: int | None = None,
+    causal_offset: int | Tensor | None = None,
+    window: Window | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+    dtype: torch.dtype | None = None,
+    return_lse: bool = False,
     batch_invariant: bool = False,
     out: Tensor | None = None,
-) -> Tensor:
-    """Softmax over the last dimension of scores, with scale and mask fused.
+) -> Any:
+    """Softmax over the last dimension of scores, with scale, mask and what else changes scores fused.
 
-        z = scale * x;   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere
+        s = scale * x;   s = softcap * tanh(s / softcap);   z_ij = s_ij - slope_h * |i + causal_offset - j| + bias_ij
+        y_ij = exp(z_ij - m_i) / (sum_j exp(z_ij - m_i) + exp(sink_h - m_i)) over visible j, 0 elsewhere
 
     x                [..., Q, K] or [K]; float16, bfloat16, float32 or float64, on a GPU or the CPU, any strides (a last
                      stride other than 1 is copied first).
-    scale            finite number, or 0-d CPU tensor; never rounded to x's dtype.
+    scale            finite number, or 0-d CPU tensor; never rounded to x's dtype. Or a float32 tensor on x's device, of
+                     one element or one for each row: broadcast against x.shape[:-1] from the right.
     mask             bool or uint8, broadcast against x from the right; exactly 1 (True) hides a score.
+    bias             x's dtype or float32, broadcast like a mask; differentiable. -inf in it hides.
+    key_lengths      int32 [B] on x's device, B = x.shape[0]: columns at and beyond the length are hidden, and not read.
     causal           column j is visible to query i when j <= i + causal_offset.
-    causal_offset    K - Q by default, which aligns the last query with the last column; 0 aligns the first ones.
+    causal_offset    K - Q by default, which aligns the last query with the last column; 0 aligns the first ones. A
+                     number, or a tensor of one int32 or int64 on x's device. For window and alibi_slopes too.
+    window           (left, right), integers or None: i + causal_offset - left <= j <= i + causal_offset + right is
+                     visible; with causal, right is 0. Other columns are not read.
+    alibi_slopes     float32 [H] on x's device, H = x.shape[-3].
+    sinks            float32 [H] on x's device: a score that joins the sum without a column; differentiable.
+    softcap          number above 0 that bounds |s|.
+    dtype            x's, or torch.float32 for float16 and bfloat16: the result before it is rounded. out's too.
+    return_lse       return (y, lse): lse = m + log(sum), [..., Q] float32 (float64 for float64), differentiable.
     batch_invariant  choose the kernel without looking at the number of rows: a row's bits never depend on its batch.
-    out              tensor of x's shape, dtype and device to write to, x itself included.
+    out              tensor of x's shape, device and `dtype` to write to, x itself included.
 
     Returns a tensor of x's shape and dtype, contiguous unless `out` is given. Sums and exponentials are computed in
-    float32 (float64 for float64). A row that sees nothing, or only z = -inf, is all zeros; a visible NaN or z = +inf
-    makes its row NaN.
+    float32 (float64 for float64). A row that sees nothing, or only z = -inf, is all zeros, and its lse is -inf, or the
+    sink; a visible NaN or z = +inf makes its row NaN. docs/attention_inputs.md says which arguments go together.
 
     Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together;
-    KernelNotFound when no kernel for this GPU can be had; NoVariant when none ships for rows of this length; NotLoaded
-    when a kernel would have to be loaded after `freeze()` or while a CUDA graph is captured; DriverError when CUDA
-    refuses.
+    NotImplementedError for a gradient or a transform that there is not; KernelNotFound when no kernel for this GPU can
+    be had; NoVariant when none ships for rows of this length; NotLoaded when a kernel would have to be loaded after
+    `freeze()` or while a CUDA graph is captured; DriverError when CUDA refuses.
     """
-    if not torch.compiler.is_dynamo_compiling():
+    plain = bias is None and key_lengths is None and window is None and alibi_slopes is None and sinks is None
+    plain = plain and softcap is None and dtype is None and not return_lse
+    if plain and not torch.compiler.is_dynamo_compiling():
         known = recent.softmax(x, scale, causal, causal_offset, batch_invariant, mask, out)
         if known is not None:
             return known
+    if not plain or _converts(x, out, scale, causal_offset):
+        return general.softmax(
+            x,
+            log=False,
+            scale=scale,
+            mask=mask,
+            bias=bias,
+            key_lengths=key_lengths,
+            causal=causal,
+            causal_offset=causal_offset,
+            window=window,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
+            softcap=softcap,
+            dtype=dtype,
+            return_lse=return_lse,
+            batch_invariant=batch_invariant,
+            out=out,
+        )
     operator = needs_operator(x, mask, out)
     if out is not None and (operator or is_transformed()):
         y = softmax(
@@ -65,15 +108,15 @@ def softmax(
             causal_offset=causal_offset,
             batch_invariant=batch_invariant,
         )
-        return _copied(_SOFTMAX, y, out, x=x)
+        return copied(_SOFTMAX, y, out, x=x)
     if operator:
         scale = _number(_SOFTMAX, scale, x)
         return torch.ops.softmax_ops.softmax(x, scale, mask, causal, causal_offset, batch_invariant)
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
-    if _is_differentiated(x):
+    if is_differentiated(x):
         return Softmax.apply(x, request.scale, mask, causal, causal_offset, batch_invariant)
     result = dispatch.forward(request, batch_invariant)
-    flags = Flags(causal, causal_offset, batch_invariant)
+    flags = Flags(causal, cast("int | None", causal_offset), batch_invariant)  # `_converts` let no tensor through
     recent.remember("fwd", (x,), mask, out, result, flags, request.causal_offset)
     return result
 
@@ -89,44 +132,73 @@ def softmax_backward(
     *,
     scale: float | Tensor = 1.0,
     causal: bool = False,
-    causal_offset: int | None = None,
+    causal_offset: int | Tensor | None = None,
+    window: Window | None = None,
+    key_lengths: Tensor | None = None,
+    softcap: float | None = None,
+    lse: Tensor | None = None,
+    grad_lse: Tensor | None = None,
+    dtype: torch.dtype | None = None,
     batch_invariant: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
     """Gradient of `softmax` with respect to its scores, from the gradient of its result and the result itself.
 
-        dx = scale * y * (dy - sum_j y_j dy_j)
+        dx = scale * y * (dy - sum_j y_j dy_j + grad_lse), with softcap times 1 - ((log y + lse) / softcap)^2
 
     dy, y            [..., Q, K] or [K], of one shape, dtype and device, as `softmax` takes them. dy may be expanded.
-    scale            that of the forward; a mask needs no argument, for y is 0 where it hid.
+    scale            that of the forward; mask, bias, slopes and sinks need no argument: y says all about them.
     causal           dy and y are read as far as they are visible, and dx is 0 elsewhere.
-    causal_offset    that of the forward.
+    causal_offset, window, key_lengths
+                     those of the forward; an offset that only slopes used is left out.
+    softcap, lse     those of the forward; not after a forward with bias or slopes.
+    grad_lse         [..., Q], the gradient of lse if that was used.
+    dtype            of dx: y's, or 16 bits for float32 y, where x had them. out's too.
     batch_invariant  choose the kernel without looking at the number of rows: a row's bits never depend on its batch.
-    out              tensor of y's shape, dtype and device to write to, dy or y itself included.
+    out              tensor of y's shape, device and `dtype` to write to, dy or y itself included.
 
     Returns a tensor of y's shape and dtype, contiguous unless `out` is given. The products and their sum are computed
     in float32 (float64 for float64).
 
     Raises what `softmax` raises.
     """
-    if not torch.compiler.is_dynamo_compiling():
+    plain = window is None and key_lengths is None and softcap is None and lse is None and grad_lse is None
+    plain = plain and dtype is None
+    if plain and not torch.compiler.is_dynamo_compiling():
         known = recent.softmax_backward(dy, y, scale, causal, causal_offset, batch_invariant, out)
         if known is not None:
             return known
+    if not plain or _converts(y, out, scale, causal_offset):
+        return general.softmax_backward(
+            dy,
+            y,
+            log=False,
+            scale=scale,
+            causal=causal,
+            causal_offset=causal_offset,
+            window=window,
+            key_lengths=key_lengths,
+            softcap=softcap,
+            lse=lse,
+            grad_lse=grad_lse,
+            dtype=dtype,
+            batch_invariant=batch_invariant,
+            out=out,
+        )
     operator = needs_operator(dy, y, out)
     if out is not None and (operator or is_transformed()):
         dx = softmax_backward(
             dy, y, scale=scale, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
         )
-        return _copied(_BACKWARD, dx, out, dy=dy, y=y)
+        return copied(_BACKWARD, dx, out, dy=dy, y=y)
     if operator:
         scale = _number(_BACKWARD, scale, y)
         return torch.ops.softmax_ops.softmax_backward(dy, y, scale, causal, causal_offset, batch_invariant)
     request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
-    if _is_differentiated(dy, y):
+    if is_differentiated(dy, y):
         return SoftmaxBackward.apply(dy, y, request.scale, causal, causal_offset, batch_invariant)
     dx = dispatch.backward(request, batch_invariant)
-    flags = Flags(causal, causal_offset, batch_invariant)
+    flags = Flags(causal, cast("int | None", causal_offset), batch_invariant)  # `_converts` let no tensor through
     recent.remember("bwd", (dy, y), None, out, dx, flags, request.causal_offset)
     return dx
 
@@ -136,8 +208,17 @@ def explain(
     *,
     scale: float | Tensor = 1.0,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    key_lengths: Tensor | None = None,
     causal: bool = False,
-    causal_offset: int | None = None,
+    causal_offset: int | Tensor | None = None,
+    window: Window | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+    dtype: torch.dtype | None = None,
+    return_lse: bool = False,
+    log: bool = False,
     batch_invariant: bool = False,
     out: Tensor | None = None,
     backward: bool = False,
@@ -145,45 +226,42 @@ def explain(
 ) -> Explanation:
     """What `softmax` would do with the same arguments: kernel, tile, grid, bytes, where its cubin comes from, and why.
 
-    With backward=True: what `softmax_backward` would do with dy and y like x (a mask plays no part in it). Loads and
-    launches no kernel; what would have to be copied first is copied. For CPU tensors it tells what a GPU of
-    architecture `arch` ("sm_90") would run.
+    With log=True: what `log_softmax` would do. With backward=True: what `softmax_backward` would do with dy and y like
+    x (a mask plays no part in it). Loads and launches no kernel; what would have to be copied first is copied. For CPU
+    tensors it tells what a GPU of architecture `arch` ("sm_90") would run.
     """
-    request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
+    request = check_general(
+        x,
+        scale=scale,
+        mask=mask,
+        causal=causal,
+        causal_offset=causal_offset,
+        out=out,
+        bias=bias,
+        key_lengths=key_lengths,
+        window=window,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        softcap=softcap,
+        dtype=dtype,
+        return_lse=return_lse,
+        log=log,
+    )
+    if request.general:
+        raise NotImplementedError("softmax_ops.explain: of these arguments only the plain ones are explained")
     scalars = dispatch.Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)
     if backward:
         return dispatch.explain("bwd", (x, x), None, out, scalars, arch)
     return dispatch.explain("fwd", (x,), mask, out, scalars, arch)
 
 
-def needs_operator(*tensors: Tensor | None) -> bool:
-    """Whether somebody looks on who knows operators only: a compiler, a dispatch mode, a tensor subclass."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or any(isinstance(tensor, Tensor) and type(tensor) not in _PLAIN for tensor in tensors)
-    )
-
-
-def _is_differentiated(*inputs: Tensor) -> bool:
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return recorded or is_transformed()
-
-
-def is_transformed() -> bool:
-    """Batched or differentiated by a transform of torch.func, or differentiated in forward mode."""
-    in_forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
-    return in_forward_mode or torch._C._are_functorch_transforms_active()
-
-
-def _copied(op: str, result: Tensor, out: Tensor, **inputs: Tensor) -> Tensor:
-    """The result in out, by an operation that compilers and transforms know. Out may overlap the inputs in any way."""
-    name, like = list(inputs.items())[-1]
-    if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (like.shape, like.dtype, like.device):
-        check_out(op, out, like, name)  # raises; of the rest that it wants, nothing matters to a copy
-    if torch.is_grad_enabled() and (out.requires_grad or any(tensor.requires_grad for tensor in inputs.values())):
-        raise recorded_error(op, **inputs, out=out)
-    return out.copy_(result)
+def _converts(rows: Tensor, out: Tensor | None, scale: Any, causal_offset: Any) -> bool:
+    """Whether the result has another dtype than rows, or a number is a tensor."""
+    if type(scale) is not float and isinstance(scale, Tensor) and (scale.dim() > 0 or scale.device.type != "cpu"):
+        return True
+    if out is not None and isinstance(out, Tensor) and isinstance(rows, Tensor) and out.dtype is not rows.dtype:
+        return True
+    return causal_offset is not None and isinstance(causal_offset, Tensor)
 
 
 def _number(op: str, scale: float | Tensor, rows: Tensor) -> float:

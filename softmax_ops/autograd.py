@@ -1,16 +1,18 @@
 """Gradients of both directions, for autograd and for torch.func.
 
-The forward saves its result and nothing else. The backward has a gradient too, in torch operations: that of dx is
-seldom asked for.
+The forward saves its result, for softcap and sinks also lse, and nothing else of the size of the scores. The backward
+of plain arguments has a gradient too, in torch operations: that of dx is seldom asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .checks import Request
 
 
 class Softmax(torch.autograd.Function):
@@ -75,6 +77,124 @@ class SoftmaxBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
         return vmap_softmax_backward(SoftmaxBackward.apply, info, in_dims, *arguments)
+
+
+class General(torch.autograd.Function):
+    """(x, bias, sinks, request, batch_invariant) -> (y, lse), lse None where nobody needs it"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, sinks: Tensor | None, request: Request, batch_invariant):
+        from . import dispatch
+
+        with_lse = request._replace(return_lse=request.return_lse or request.softcap is not None or sinks is not None)
+        result: Any = dispatch.forward(with_lse, batch_invariant)
+        y, lse = result if with_lse.return_lse else (result, None)
+        keep(ctx, request._asdict() | {"batch_invariant": batch_invariant}, y, lse)
+        return y, lse
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, grad_lse: Tensor | None) -> tuple:
+        wanted = dict(zip(("x", "bias", "sinks"), ctx.needs_input_grad, strict=False))
+        found = general_gradients(ctx, dy, grad_lse, **wanted)
+        return found["x"], found["bias"], found["sinks"], None, None
+
+
+class GeneralBackward(torch.autograd.Function):
+    """(dy, y, lse, grad_lse, the other arguments of `general.softmax_backward`) -> (dx, d), d None unless asked for"""
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, y: Tensor, lse: Tensor | None, grad_lse: Tensor | None, arguments: dict) -> Any:
+        from . import general
+
+        result = general.softmax_backward(dy, y, lse=lse, grad_lse=grad_lse, out=None, **arguments)
+        return result if arguments.get("return_dot") else (result, None)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        raise NotImplementedError(
+            "softmax_ops: this gradient has none itself: only that of softmax with a number as scale, mask and causal "
+            "has, not with more (such as a bias, a window, softcap, return_lse) nor that of log_softmax; want "
+            "create_graph=False, or this softmax in torch operations"
+        )
+
+
+def keep(ctx: Any, request: Mapping[str, Any], y: Tensor, lse: Tensor | None) -> None:
+    """Save what the gradient of a general request needs: y, lse for softcap and sinks, and what broadcasts.
+
+    request   its fields by name: a Request's, or an operator's arguments.
+    """
+    x, bias, sinks = request["x"], request["bias"], request["sinks"]
+    bounded = request["left"] is not None or request["right"] is not None
+    offset = request["causal_offset"] if request["offset_tensor"] is None else None
+    ctx.numbers = {name: request[name] for name in ("scale", "softcap", "log", "batch_invariant")}
+    ctx.numbers |= {"window": (request["left"], request["right"]), "causal_offset": offset if bounded else None}
+    ctx.x_dtype, ctx.bias_like = x.dtype, None if bias is None else (bias.shape, bias.dtype)
+    moved = request["offset_tensor"] if bounded else None
+    saved_lse = lse if request["softcap"] is not None or sinks is not None else None
+    ctx.save_for_backward(y, saved_lse, request["scale_tensor"], request["key_lengths"], moved, sinks)
+    ctx.set_materialize_grads(False)
+
+
+def general_gradients(
+    ctx: Any, dy: Tensor | None, grad_lse: Tensor | None, *, x: bool, bias: bool, sinks: bool
+) -> dict[str, Tensor | None]:
+    """The gradients of x, bias and sinks that are wanted, from those of y (or log y) and of lse, if there are any.
+
+    One launch, and another one where a bias wants dz and x wants scale * dz.
+    """
+    y, _, scale_tensor, _, _, sink_values = ctx.saved_tensors
+    if dy is None:
+        dy = y.new_zeros(()).expand(y.shape)
+    dx: Any = None
+    dz: Any = None
+    d: Any = None
+    scaled = scale_tensor is not None or ctx.numbers["scale"] != 1.0
+    if bias:
+        dz, d = _rows(ctx, dy, grad_lse, scaled=False, dtype=y.dtype, return_dot=sinks)
+        if x and not scaled:
+            dx = dz.to(ctx.x_dtype)
+    if (x and dx is None) or (sinks and d is None):
+        dx, d = _rows(ctx, dy, grad_lse, scaled=True, dtype=ctx.x_dtype, return_dot=sinks)
+    return {
+        "x": dx if x else None,
+        "bias": None if dz is None else _summed(dz, *ctx.bias_like),
+        "sinks": _of_sinks(ctx, sink_values, d) if sinks else None,
+    }
+
+
+def _rows(ctx: Any, dy: Tensor, grad_lse: Tensor | None, *, scaled: bool, dtype: torch.dtype, return_dot: bool) -> Any:
+    """(dx, d) by the backward, differentiable in form only. d is None unless asked for."""
+    if torch._C._functorch.is_legacy_batchedtensor(dy):
+        raise NotImplementedError(
+            "softmax_ops: is_grads_batched=True has no rule for what was asked for here: call torch.autograd.grad once "
+            "for each gradient"
+        )
+    y, lse, scale, key_lengths, offset, _ = ctx.saved_tensors
+    arguments = ctx.numbers | {"causal": False, "key_lengths": key_lengths, "dtype": dtype, "return_dot": return_dot}
+    if not scaled:
+        arguments["scale"] = 1.0
+    elif scale is not None:
+        arguments["scale"] = scale
+    if offset is not None:
+        arguments["causal_offset"] = offset
+    return GeneralBackward.apply(dy, y, lse if ctx.numbers["softcap"] is not None else None, grad_lse, arguments)
+
+
+def _summed(dz: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """dz [..., Q, K] summed to the shape that was broadcast to it."""
+    aligned = (1,) * (dz.dim() - len(shape)) + tuple(shape)
+    dims = [dim for dim, (size, of_dz) in enumerate(zip(aligned, dz.shape, strict=True)) if size != of_dz]
+    total = dz.sum(dims, keepdim=True, dtype=dtype) if dims else dz.to(dtype)
+    return total.reshape(shape)
+
+
+def _of_sinks(ctx: Any, sinks: Tensor, d: Tensor) -> Tensor:
+    """[H]: - sum over rows of exp(sink - lse) * d, for d and lse [..., H, Q]."""
+    lse = ctx.saved_tensors[1]
+    share = (sinks.to(lse.dtype).unsqueeze(-1) - lse).exp()  # of the row's sum
+    share = share.masked_fill(lse == -torch.inf, 0.0)  # no column and no sink: -inf less -inf
+    total = (share * d).sum([dim for dim in range(d.dim()) if dim != d.dim() - 2])
+    return -total.to(sinks.dtype)
 
 
 def vmap_softmax(

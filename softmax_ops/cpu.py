@@ -8,12 +8,15 @@ Accumulation and exp are in float32, for float64 in float64. Forward:
 With fill = -inf a column hidden by the mask is excluded like a causal one: exp(-inf) is exactly 0. Backward:
 
     y = dy = 0 where causality hides;   dx = scale * y * (dy - sum y dy)
+
+General requests have the formulas of `_forward_general` and `_backward_general`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +27,10 @@ from .checks import BackwardRequest, Request
 _BLOCK_ELEMENTS = 1 << 20
 
 
-def softmax(request: Request) -> Tensor:
+def softmax(request: Request) -> Any:
     """Softmax over the last dimension of request.x, [..., Q, K] or [K]; of x's dtype, contiguous unless request.out.
+
+    Of a general request: of its dtype, log y with request.log, and (result, lse [..., Q]) with request.return_lse.
 
     A row that sees nothing, or only z = -inf, is all zeros. A visible z of +inf or NaN makes the whole row NaN, its
     hidden columns included, as it does in torch's own scale, masked_fill and softmax; the value of a hidden x never
@@ -33,35 +38,117 @@ def softmax(request: Request) -> Tensor:
 
     The request is taken as valid: it raises nothing of its own. Call it with gradients disabled.
     """
+    if request.general:
+        return _softmax_general(request)
     x, mask = request.x, request.mask
     y = _result(x, request.out)
     if x.numel() == 0:  # there is no maximum of no columns
         return y
     tensors = [y, x]
     if mask is not None:
-        hidden = mask if mask.dtype is torch.bool else mask == 1
-        tensors.append(hidden.expand(x.shape))  # a view, of stride 0 where it broadcasts
+        tensors.append(_hides(mask).expand(x.shape))  # a view, of stride 0 where it broadcasts
     for (y_part, x_part, *hidden_part), offset in _blocks(tensors, request.causal_offset):
         y_part.copy_(_forward(x_part, hidden_part[0] if hidden_part else None, offset, request))
     return y
 
 
-def softmax_backward(request: BackwardRequest) -> Tensor:
+def softmax_backward(request: BackwardRequest) -> Any:
     """Gradient of the forward's x, [..., Q, K] or [K]; of y's dtype, contiguous unless request.out.
+
+    Of a general request: of its dtype, and (gradient, d [..., Q]) with request.return_dot.
 
     Columns that causality hides are not read, and their dx is 0; so it is where y is 0, in particular where the forward
     saw a mask. A row whose sum of y * dy is NaN or inf is NaN in those columns too: 0 times that.
 
     The request is taken as valid: it raises nothing of its own. Call it with gradients disabled.
     """
+    if request.general:
+        return _softmax_backward_general(request)
     dx = _result(request.y, request.out)
     for (dx_part, dy_part, y_part), offset in _blocks([dx, request.dy, request.y], request.causal_offset):
         dx_part.copy_(_backward(dy_part, y_part, offset, request.scale))
     return dx
 
 
-def _result(like: Tensor, out: Tensor | None) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device) if out is None else out
+def _softmax_general(request: Request) -> Any:
+    """A general request in blocks: everything that broadcasts becomes a view of x's shape, stride 0 where it does."""
+    x, wide = request.x, _accumulation(request.x)
+    y = _result(x, request.out, request.dtype)
+    lse = torch.full(x.shape[:-1], -math.inf, dtype=wide, device=x.device)
+    if x.numel() == 0:  # what the sum of nothing and a sink is
+        if request.sinks is not None:
+            lse.copy_(request.sinks[:, None].expand(lse.shape))
+        return (y, lse) if request.return_lse else y
+    given = {
+        "y": y,
+        "x": x,
+        "lse": lse.unsqueeze(-1),
+        "mask": None if request.mask is None else _hides(request.mask),
+        "bias": request.bias,
+        "scale": None if request.scale_tensor is None else request.scale_tensor.unsqueeze(-1),
+        "lengths": _by_batch(request.key_lengths, x),
+        "slopes": _by_head(request.alibi_slopes),
+        "sinks": _by_head(request.sinks),
+    }
+    present = {name: tensor.expand(x.shape) for name, tensor in given.items() if tensor is not None}
+    for parts, offset in _blocks(list(present.values()), _offset(request)):
+        part = dict(zip(present, parts, strict=True))
+        result, row = _forward_general(part, offset, request)
+        part["y"].copy_(result)
+        part["lse"][..., :1].copy_(row)
+    return (y, lse) if request.return_lse else y
+
+
+def _softmax_backward_general(request: BackwardRequest) -> Any:
+    """As `_softmax_general`."""
+    y = request.y
+    dx = _result(y, request.out, request.dtype)
+    dot = torch.zeros(y.shape[:-1], dtype=_accumulation(y), device=y.device)
+    if y.numel() == 0:
+        if request.grad_lse is not None:
+            dot -= request.grad_lse
+        return (dx, dot) if request.return_dot else dx
+    given = {
+        "dx": dx,
+        "dy": request.dy,
+        "y": y,
+        "dot": dot.unsqueeze(-1),
+        "scale": None if request.scale_tensor is None else request.scale_tensor.unsqueeze(-1),
+        "lengths": _by_batch(request.key_lengths, y),
+        "lse": None if request.lse is None else request.lse.unsqueeze(-1),
+        "grad_lse": None if request.grad_lse is None else request.grad_lse.unsqueeze(-1),
+    }
+    present = {name: tensor.expand(y.shape) for name, tensor in given.items() if tensor is not None}
+    for parts, offset in _blocks(list(present.values()), _offset(request)):
+        part = dict(zip(present, parts, strict=True))
+        result, row = _backward_general(part, offset, request)
+        part["dx"].copy_(result)
+        part["dot"][..., :1].copy_(row)
+    return (dx, dot) if request.return_dot else dx
+
+
+def _result(like: Tensor, out: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(like.shape, dtype=dtype or like.dtype, device=like.device) if out is None else out
+
+
+def _hides(mask: Tensor) -> Tensor:
+    return mask if mask.dtype is torch.bool else mask == 1
+
+
+def _by_batch(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    """[B] as [B, 1, ...], for rows [B, ..., K]."""
+    return None if values is None else values.reshape(-1, *(1,) * (rows.dim() - 1))
+
+
+def _by_head(values: Tensor | None) -> Tensor | None:
+    """[H] as [H, 1, 1]."""
+    return None if values is None else values[:, None, None]
+
+
+def _offset(request: Request | BackwardRequest) -> int | None:
+    """Of a general request; on the CPU one in a tensor can be read."""
+    moved = 0 if request.offset_tensor is None else int(request.offset_tensor)
+    return None if request.causal_offset is None else request.causal_offset + moved
 
 
 def _blocks(tensors: list[Tensor], offset: int | None) -> Iterator[tuple[list[Tensor], int | None]]:
@@ -99,6 +186,62 @@ def _forward(x: Tensor, hidden: Tensor | None, offset: int | None, request: Requ
     return z.div_(total.masked_fill_(total == 0.0, 1.0))
 
 
+def _forward_general(part: dict[str, Tensor], offset: int | None, request: Request) -> tuple[Tensor, Tensor]:
+    """y, or log y, of a block [..., Q, K], and lse [..., Q, 1], new tensors of the accumulation type:
+
+    s = scale * x, then softcap * tanh(s / softcap);   z = s - slope * |i + offset - j| + bias, -inf where hidden
+    m = max(z, sink);   D = sum exp(z - m) + exp(sink - m);   y = exp(z - m) / D;   log y = z - m - log D
+    """
+    x = part["x"]
+    z = x.to(_accumulation(x)) * part.get("scale", request.scale)
+    if request.softcap is not None:
+        z.div_(request.softcap).tanh_().mul_(request.softcap)
+    if "slopes" in part:
+        z.sub_(part["slopes"] * _distance(x, offset or 0).abs())
+    if "bias" in part:
+        z.add_(part["bias"])
+    for hidden in _hidden(part, x, offset, request):
+        z.masked_fill_(hidden, -math.inf)
+    largest = z.amax(-1, keepdim=True)  # (...,Q,1)
+    if "sinks" in part:
+        largest = torch.maximum(largest, part["sinks"][..., :1])
+    largest.masked_fill_(largest == -math.inf, 0.0)  # as in _forward
+    weight = z.sub_(largest).exp()
+    total = weight.sum(-1, keepdim=True)
+    if "sinks" in part:
+        total.add_(part["sinks"][..., :1].sub(largest).exp_())
+    lse = total.log().add_(largest)  # log 0 is -inf: of a row that sees nothing
+    total.masked_fill_(total == 0.0, 1.0)
+    return z.sub_(total.log_()) if request.log else weight.div_(total), lse
+
+
+def _backward_general(part: dict[str, Tensor], offset: int | None, request: BackwardRequest) -> tuple[Tensor, Tensor]:
+    """dx of a block [..., Q, K], and d [..., Q, 1], new tensors of the accumulation type:
+
+    of y:      d = sum y dy - grad_lse;   dz = y * (dy - d)
+    of log y:  d = sum dy - grad_lse;     dz = dy - y * d where log y is not -inf, and dy is read there only
+    dx = scale * dz * (1 - (s / softcap)^2),   s = log y + lse
+    """
+    wide = _accumulation(part["y"])
+    dy, given = part["dy"].to(wide), part["y"].to(wide)
+    hidden = _hidden(part, given, offset, request)
+    if request.log:
+        hidden.append(given == -math.inf)
+    for each in hidden:
+        dy, given = dy.masked_fill(each, 0.0), given.masked_fill(each, -math.inf if request.log else 0.0)
+    y = given.exp() if request.log else given
+    d = (dy if request.log else y * dy).sum(-1, keepdim=True)  # (...,Q,1)
+    if "grad_lse" in part:
+        d.sub_(part["grad_lse"][..., :1])
+    nothing = given == (-math.inf if request.log else 0.0)
+    dz = (dy - y * d).masked_fill_(nothing, 0.0) if request.log else (dy - d).mul_(y)
+    if request.softcap is not None:
+        s = (given if request.log else y.log()) + part["lse"]
+        s.div_(request.softcap).masked_fill_(nothing, 0.0)  # log y is -inf there, and dz 0
+        dz.mul_((1.0 - s * s).clamp_(min=0.0))  # rounding of y may take s beyond softcap
+    return dz.mul_(part.get("scale", request.scale)), d
+
+
 def _backward(dy: Tensor, y: Tensor, offset: int | None, scale: float) -> Tensor:
     """Gradient for dy, y [..., Q, K] in the accumulation type, as a new tensor: dx may be the memory of dy or y."""
     dy, y = dy.to(_accumulation(dy)), y.to(_accumulation(y))
@@ -116,3 +259,25 @@ def _accumulation(tensor: Tensor) -> torch.dtype:
 def _future(rows: Tensor, offset: int) -> Tensor:
     """(Q,K): True where causality hides, j > i + offset."""
     return torch.ones(rows.shape[-2:], dtype=torch.bool, device=rows.device).triu_(offset + 1)
+
+
+def _hidden(
+    part: dict[str, Tensor], rows: Tensor, offset: int | None, bounds: Request | BackwardRequest
+) -> list[Tensor]:
+    """What hides columns of rows [..., Q, K], one after the other, each True where it does."""
+    hidden = [part["mask"]] if "mask" in part else []
+    if "bias" in part:
+        hidden.append(part["bias"] == -math.inf)  # hides NaN and +inf too
+    if "lengths" in part:
+        hidden.append(torch.arange(rows.shape[-1], device=rows.device) >= part["lengths"])
+    if bounds.left is not None:
+        hidden.append(_distance(rows, offset or 0) < -bounds.left)
+    if bounds.right is not None:
+        hidden.append(_distance(rows, offset or 0) > bounds.right)
+    return hidden
+
+
+def _distance(rows: Tensor, offset: int) -> Tensor:
+    """(Q,K): j - (i + offset), columns after a query's own."""
+    queries, columns = (torch.arange(size, device=rows.device) for size in rows.shape[-2:])
+    return columns - queries[:, None] - offset

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import api
+from . import api, logarithm
+from .api import Window
 
 
 class FusedSoftmax(torch.nn.Module):
-    """`softmax_ops.softmax` with everything but scores and mask fixed.
+    """`softmax_ops.softmax` with everything but scores and the tensors that go with them fixed.
 
         softmax = FusedSoftmax(scale=head_size**-0.5, causal=True)
         probabilities = softmax(scores, mask)
 
-    Scale, causal, causal_offset and batch_invariant are those of the function. The layer has no parameters and no
-    state, so that checkpoints of a model are what they were without it.
+    The arguments are those of the function; with log=True it is `softmax_ops.log_softmax`. The layer has no parameters
+    and no state, so that checkpoints of a model are what they were without it.
     """
 
     def __init__(
@@ -24,23 +25,47 @@ class FusedSoftmax(torch.nn.Module):
         causal: bool = False,
         causal_offset: int | None = None,
         batch_invariant: bool = False,
+        *,
+        window: Window | None = None,
+        softcap: float | None = None,
+        dtype: torch.dtype | None = None,
+        log: bool = False,
     ) -> None:
         super().__init__()
-        if causal_offset is not None and not causal:
+        if causal_offset is not None and not causal and window is None:
             raise ValueError(f"FusedSoftmax: causal_offset is {causal_offset} and causal is False; set causal=True")
         self.scale = scale
         self.causal = causal
         self.causal_offset = causal_offset
         self.batch_invariant = batch_invariant
+        self.window = window
+        self.softcap = softcap
+        self.dtype = dtype
+        self.log = log
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Of scores x, [..., Q, K] or [K], and a mask that broadcasts to them and hides where it is 1."""
-        return api.softmax(
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        bias: Tensor | None = None,
+        key_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Of scores x, [..., Q, K] or [K], with a mask that broadcasts to them and hides where it is 1, a bias to add
+        to them, and lengths [B] of what there is to see.
+        """
+        function = logarithm.log_softmax if self.log else api.softmax
+        return function(
             x,
             scale=self.scale,
             mask=mask,
+            bias=bias,
+            key_lengths=key_lengths,
             causal=self.causal,
             causal_offset=self.causal_offset,
+            window=self.window,
+            softcap=self.softcap,
+            dtype=self.dtype,
             batch_invariant=self.batch_invariant,
         )
 
@@ -48,7 +73,10 @@ class FusedSoftmax(torch.nn.Module):
         """What differs from the defaults, and scale."""
         said = [f"scale={self.scale:g}"]
         if self.causal:
-            said.append("causal=True" + ("" if self.causal_offset is None else f", causal_offset={self.causal_offset}"))
-        if self.batch_invariant:
-            said.append("batch_invariant=True")
+            said.append("causal=True")
+        for name in ("causal_offset", "window", "softcap", "dtype"):
+            value = getattr(self, name)
+            if value is not None:
+                said.append(f"{name}={value}")
+        said += [f"{name}=True" for name in ("log", "batch_invariant") if getattr(self, name)]
         return ", ".join(said)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from . import current, dispatch
-from .api import is_transformed, needs_operator
 from .checks import Request, check_softmax, check_softmax_backward
 from .checks.tensors import describe
 from .known import Flags, Known
 from .launcher import Executable
+from .modes import is_transformed, needs_operator
 
 _OP = "softmax_ops.plan"
 

@@ -154,7 +154,7 @@ def test_scale_must_be_finite_in_the_accumulation_type() -> None:
 @pytest.mark.parametrize(
     ("scale", "words"),
     [
-        (on_cuda(), ["on cuda:0", "wait for the device", "float(scale)"]),
+        (on_cuda(), ["on cuda:0", "0-d CPU tensor", "float(scale)"]),
         (torch.zeros((), device="meta"), ["on meta", "0-d CPU tensor"]),
         (torch.ones(1), ["shape (1,)", "0-d CPU tensor", "float(scale)"]),
         (torch.ones(2, 2), ["shape (2, 2)", "0-d CPU tensor"]),

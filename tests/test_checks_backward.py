@@ -162,7 +162,7 @@ def test_scale_must_be_a_real_number(scale: Any) -> None:
         (torch.tensor(NAN), ["scale is nan", "finite"]),
         (-1e39, ["scale is -1e+39", "1.701e+38"]),
         (10**400, ["beyond the range of float"]),
-        (on_cuda(), ["on cuda:0", "wait for the device"]),
+        (on_cuda(), ["on cuda:0", "0-d CPU tensor"]),
         (torch.ones(1), ["shape (1,)", "0-d CPU tensor"]),
         (torch.tensor(1.0, requires_grad=True), ["requires grad", "scale.detach()"]),
     ],

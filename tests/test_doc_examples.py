@@ -14,7 +14,13 @@ import pytest
 import torch
 
 CHECKOUT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/torch.md", "docs/transformer_softmax_lib.md", "docs/migration.md"]
+PAGES = [
+    "README.md",
+    "docs/torch.md",
+    "docs/transformer_softmax_lib.md",
+    "docs/migration.md",
+    "docs/attention_inputs.md",
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)\)")
 
@@ -54,4 +60,5 @@ def test_blocks_are_found() -> None:
         "docs/torch.md": 7,
         "docs/transformer_softmax_lib.md": 2,
         "docs/migration.md": 3,
+        "docs/attention_inputs.md": 7,
     }

@@ -17,6 +17,8 @@ import softmax_ops
         ({"scale": 0.125, "causal": True}, "FusedSoftmax(scale=0.125, causal=True)"),
         ({"causal": True, "causal_offset": -1}, "FusedSoftmax(scale=1, causal=True, causal_offset=-1)"),
         ({"batch_invariant": True}, "FusedSoftmax(scale=1, batch_invariant=True)"),
+        ({"window": (2, None), "softcap": 5.0}, "FusedSoftmax(scale=1, window=(2, None), softcap=5.0)"),
+        ({"dtype": torch.float32, "causal": True}, "FusedSoftmax(scale=1, causal=True, dtype=torch.float32)"),
     ],
 )
 def test_layer_is_the_function(arguments: dict[str, Any], shown: str) -> None:
@@ -34,8 +36,17 @@ def test_every_argument_reaches_the_function(monkeypatch: pytest.MonkeyPatch) ->
     seen: dict[str, Any] = {}
     monkeypatch.setattr("softmax_ops.api.softmax", lambda x, **arguments: seen.update(arguments))
     arguments = {"scale": 0.5, "causal": True, "causal_offset": 2, "batch_invariant": True}
-    softmax_ops.FusedSoftmax(0.5, True, 2, True)(torch.ones(3))
-    assert seen == arguments | {"mask": None}
+    new: dict[str, Any] = {"window": (3, 1), "softcap": 2.0, "dtype": torch.float32}
+    tensors = {"mask": torch.ones(1), "bias": torch.ones(2), "key_lengths": torch.ones(3)}
+    softmax_ops.FusedSoftmax(0.5, True, 2, True, **new)(torch.ones(3), **tensors)
+    assert seen == arguments | new | tensors
+
+
+def test_log_is_the_other_function() -> None:
+    x, bias = torch.randn(2, 4, 6), torch.randn(4, 6)
+    layer = softmax_ops.FusedSoftmax(0.5, log=True)
+    assert repr(layer) == "FusedSoftmax(scale=0.5, log=True)"
+    assert torch.equal(layer(x, bias=bias), softmax_ops.log_softmax(x, scale=0.5, bias=bias))
 
 
 def test_causal_offset_needs_causal() -> None:

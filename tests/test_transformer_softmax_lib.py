@@ -218,7 +218,7 @@ def test_forward_refuses_a_mask_elsewhere() -> None:
     [
         ((torch.ones(Q, K), torch.ones(K), 1.0), ValueError, "dy is a float32 tensor of shape (4, 7)"),
         ((torch.ones(K).half(), torch.ones(K), 1.0), ValueError, "want one dtype, shape and device for both"),
-        ((torch.ones(K), torch.ones(K), torch.ones(2)), ValueError, "want a number or a 0-d CPU tensor"),
+        ((torch.ones(K), torch.ones(K), torch.ones(2)), ValueError, "want a number or a tensor of one element"),
     ],
 )
 def test_backward_refuses(arguments: tuple[Any, ...], error: type[Exception], words: str) -> None:

@@ -5,7 +5,17 @@ A valid call pays for the comparisons alone, since each message is built in the 
 type raises TypeError, everything else ValueError. Every check takes the operation that its message names.
 """
 
-from .backward import BackwardRequest, check_softmax_backward
-from .forward import Request, check_masked_fill, check_softmax
+from .backward import BackwardRequest, check_general_backward, check_softmax_backward
+from .forward import check_masked_fill, check_softmax
+from .general import check_general
+from .request import Request
 
-__all__ = ["BackwardRequest", "Request", "check_masked_fill", "check_softmax", "check_softmax_backward"]
+__all__ = [
+    "BackwardRequest",
+    "Request",
+    "check_general",
+    "check_general_backward",
+    "check_masked_fill",
+    "check_softmax",
+    "check_softmax_backward",
+]

@@ -7,11 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .out import check_apart, check_out, recorded_error
-from .scalars import clamped_offset, finite_scale
+from .band import band_of
+from .out import check_apart, check_out, check_unmet, gradient_dtype, recorded_error
+from .scalars import clamped_offset, finite_scale, positive_softcap
 from .tensors import check_rows, describe
+from .values import check_key_lengths, per_row, scale_of
 
 _OP = "softmax_ops.softmax_backward"
+_LOG_OP = "softmax_ops.log_softmax_backward"
+_READ_BESIDE = ("scale_tensor", "offset_tensor", "key_lengths", "lse", "grad_lse")
 
 
 class BackwardRequest(NamedTuple):
@@ -23,6 +27,28 @@ class BackwardRequest(NamedTuple):
     causal_offset: int | None  # None: not causal; otherwise column j is visible to query i iff j <= i + causal_offset
     out: Tensor | None  # [..., Q, K] with strides of its own, or dy itself, or y itself
 
+    # What follows is None or False in a plain request.
+    scale_tensor: Tensor | None = None  # [] or right-aligned broadcastable to y.shape[:-1]; then scale is 1
+    offset_tensor: Tensor | None = None  # one int32 or int64, added to causal_offset
+    key_lengths: Tensor | None = None  # [B] int32
+    left: int | None = None  # visible if j >= i + offset - left
+    right: int | None = None  # visible if j <= i + offset + right; 0 where causal
+    softcap: float | None = None  # above 0
+    lse: Tensor | None = None  # [..., Q] of the accumulation type, any strides; with softcap
+    grad_lse: Tensor | None = None  # [..., Q] of the accumulation type, any strides
+    log: bool = False  # y is log y, and dy its gradient
+    dtype: torch.dtype | None = None  # of dx; None in a plain request, which keeps y's
+    return_dot: bool = False  # return (dx, d), d [..., Q]: sum y dy, or sum dy of log y, less grad_lse
+
+    @property
+    def general(self) -> bool:
+        """Whether more is asked for than scale * y * (dy - sum y dy), causality and y's dtype."""
+        return self[_FIRST_OF_GENERAL:] != _PLAIN  # by identity first: comparing a tensor with None reads nothing
+
+
+_FIRST_OF_GENERAL = BackwardRequest._fields.index("scale_tensor")
+_PLAIN = tuple(BackwardRequest._field_defaults.values())
+
 
 def check_softmax_backward(
     dy: Tensor,
@@ -30,10 +56,10 @@ def check_softmax_backward(
     *,
     scale: float | Tensor,
     causal: bool,
-    causal_offset: int | None,
+    causal_offset: int | Tensor | None,
     out: Tensor | None,
 ) -> BackwardRequest:
-    """Validate one call of the backward and bring its scalars to plain Python numbers.
+    """Validate one plain call of the backward and bring its scalars to plain Python numbers.
 
     dy             [..., Q, K] or [K], like y; any strides, 0 included: out.sum().backward() hands over one element.
     y              what the forward returned: float16, bfloat16, float32 or float64; strided, on cpu or cuda, any
@@ -46,30 +72,100 @@ def check_softmax_backward(
 
     Raises TypeError for an argument of the wrong Python type, ValueError for anything else.
     """
-    check_rows(_OP, y, "y")
-    check_rows(_OP, dy, "dy")
-    if dy.dtype is not y.dtype or dy.shape != y.shape or dy.device != y.device:
-        raise _unlike_error(dy, y)
+    _check_pair(_OP, dy, y)
     number = finite_scale(_OP, scale, y)
     offset = clamped_offset(_OP, y, causal, causal_offset)
     if out is not None:
-        _check_out(out, dy, y)
+        _check_out(_OP, out, dy, y)
     return BackwardRequest(dy, y, number, offset, out)
 
 
-def _unlike_error(dy: Tensor, y: Tensor) -> ValueError:
+def check_general_backward(
+    dy: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor,
+    causal: bool,
+    causal_offset: int | Tensor | None,
+    out: Tensor | None,
+    window: tuple[int | None, int | None] | None = None,
+    key_lengths: Tensor | None = None,
+    softcap: float | None = None,
+    lse: Tensor | None = None,
+    grad_lse: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    log: bool = False,
+    return_dot: bool = False,
+) -> BackwardRequest:
+    """`check_softmax_backward` with whatever a call may ask for. If it asks for nothing new the request is a plain one.
+
+    scale, causal_offset, window, key_lengths, softcap
+                   those of the forward, as `check_general` takes them.
+    lse, grad_lse  [..., Q] float32, or float64 for float64 y, on y's device. lse is for softcap, which needs it.
+    dtype          y's, or float16 or bfloat16 for float32 y; out's, if both are given.
+    out            of that dtype; dy or y exactly only if it is theirs.
+    """
+    op = _LOG_OP if log else _OP
+    _check_pair(op, dy, y)
+    number, scale_tensor = scale_of(op, scale, y, "y")
+    band = band_of(op, y, "y", causal=causal, causal_offset=causal_offset, window=window)
+    if key_lengths is not None:
+        check_key_lengths(op, key_lengths, y, "y")
+    cap = positive_softcap(op, softcap, y)
+    if (cap is None) != (lse is None):
+        given, other = ("softcap", "lse") if lse is None else ("lse", "softcap")
+        raise ValueError(
+            f"{op}: {given} is given without {other}; want both or none, since the capped scores are log y + lse: "
+            "pass the lse that the forward returns with return_lse=True, and its softcap"
+        )
+    result = gradient_dtype(op, dtype, out, y, "y")
+    request = BackwardRequest(
+        dy,
+        y,
+        number,
+        band.offset,
+        out,
+        scale_tensor=scale_tensor,
+        offset_tensor=band.offset_tensor,
+        key_lengths=key_lengths,
+        left=band.left,
+        right=band.right,
+        softcap=cap,
+        lse=None if lse is None else per_row(op, lse, y, "lse"),
+        grad_lse=None if grad_lse is None else per_row(op, grad_lse, y, "grad_lse"),
+        log=log,
+        dtype=result,
+        return_dot=return_dot,
+    )
+    if out is not None:
+        _check_out(op, out, dy, y, result)
+        for name in _READ_BESIDE:
+            check_unmet(op, out, getattr(request, name), name)
+    if band.left is None and band.right == 0 and not request._replace(right=None).general:
+        return request._replace(right=None)  # causality alone
+    return request._replace(dtype=result or y.dtype) if request.general else request
+
+
+def _check_pair(op: str, dy: Tensor, y: Tensor) -> None:
+    check_rows(op, y, "y")
+    check_rows(op, dy, "dy")
+    if dy.dtype is not y.dtype or dy.shape != y.shape or dy.device != y.device:
+        raise _unlike_error(op, dy, y)
+
+
+def _unlike_error(op: str, dy: Tensor, y: Tensor) -> ValueError:
     if dy.shape != y.shape:
         advice = "dy is the gradient of this y, element by element, so pass dy.expand_as(y) if it broadcasts"
     else:
         advice = "pass dy.to(y)"
     return ValueError(
-        f"{_OP}: dy is a {describe(dy)} and y a {describe(y)}; want one dtype, shape and device for both: {advice}"
+        f"{op}: dy is a {describe(dy)} and y a {describe(y)}; want one dtype, shape and device for both: {advice}"
     )
 
 
-def _check_out(out: Tensor, dy: Tensor, y: Tensor) -> None:
-    check_out(_OP, out, y, "y")
+def _check_out(op: str, out: Tensor, dy: Tensor, y: Tensor, dtype: torch.dtype | None = None) -> None:
+    check_out(op, out, y, "y", dtype)
     if (dy.requires_grad or y.requires_grad or out.requires_grad) and torch.is_grad_enabled():
-        raise recorded_error(_OP, dy=dy, y=y, out=out)
-    check_apart(_OP, out, dy, "dy")
-    check_apart(_OP, out, y, "y")
+        raise recorded_error(op, dy=dy, y=y, out=out)
+    check_apart(op, out, dy, "dy")
+    check_apart(op, out, y, "y")

@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .memory import may_overlap_itself, may_share, ranges_meet, same_elements
 from .tensors import check_plain, describe, type_name
 
+_HALF = (torch.float16, torch.bfloat16)
 
-def check_out(op: str, out: Tensor, like: Tensor, name: str) -> None:
-    """Refuse an out that differs from `like`, [..., K], in more than strides, or that cannot be written row by row."""
+
+def result_dtype(op: str, dtype: Any, out: Tensor | None, rows: Tensor, name: str) -> torch.dtype | None:
+    """The dtype of a forward's result, None for that of its scores `rows`: theirs, or float32 for 16 bits."""
+    return _agreed(op, dtype, out, rows, name, (torch.float32,) if rows.dtype in _HALF else ())
+
+
+def gradient_dtype(op: str, dtype: Any, out: Tensor | None, rows: Tensor, name: str) -> torch.dtype | None:
+    """The dtype of a backward's result, None for that of the forward's, `rows`: theirs, or 16 bits for float32."""
+    return _agreed(op, dtype, out, rows, name, _HALF if rows.dtype is torch.float32 else ())
+
+
+def _agreed(op: str, dtype: Any, out: Any, rows: Tensor, name: str, others: tuple[torch.dtype, ...]) -> Any:
+    if dtype is None:
+        if isinstance(out, Tensor) and out.dtype in others:
+            return out.dtype
+        return None  # an out of any other dtype is check_out's to refuse
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{op}: dtype is {dtype!r} of type {type_name(dtype)}; want a torch.dtype, or None")
+    if dtype is not rows.dtype and dtype not in others:
+        wanted = " or ".join(str(each) for each in (rows.dtype, *others))
+        raise ValueError(
+            f"{op}: dtype is {dtype} and {name} a {describe(rows)}; want {wanted}: convert the result, or {name}"
+        )
+    if isinstance(out, Tensor) and out.dtype is not dtype:
+        raise ValueError(
+            f"{op}: out is a {describe(out)} and dtype is {dtype}; want them to agree: leave one of the two away"
+        )
+    return None if dtype is rows.dtype else dtype
+
+
+def check_out(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dtype | None = None) -> None:
+    """Refuse an out that differs from `like`, [..., K], in more than strides, or that cannot be written row by row.
+
+    With a dtype it is to have that one.
+    """
     if not isinstance(out, Tensor):
         raise TypeError(f"{op}: out is of type {type_name(out)}; want a torch.Tensor like {name}, or None")
     check_plain(op, out, "out")
-    if out.dtype is not like.dtype or out.shape != like.shape or out.device != like.device:
+    if out.dtype is not (dtype or like.dtype) or out.shape != like.shape or out.device != like.device:
         raise ValueError(
             f"{op}: out is a {describe(out)} and {name} a {describe(like)}; want one dtype, shape and device for both: "
             f"allocate out with torch.empty_like({name})"
@@ -31,11 +68,23 @@ def check_out(op: str, out: Tensor, like: Tensor, name: str) -> None:
 
 def check_apart(op: str, out: Tensor, other: Tensor, name: str) -> None:
     """Refuse an out, as `check_out` wants it, of which one write could change another element of `other`, [..., K]."""
-    if out is not other and ranges_meet(out, other) and not same_elements(out, other) and may_share(out, other):
+    if out is other or not ranges_meet(out, other):
+        return
+    if out.dtype is not other.dtype or (not same_elements(out, other) and may_share(out, other)):
         raise ValueError(
             f"{op}: out, a {describe(out)}, overlaps {name}, a {describe(other)}, {out.data_ptr() - other.data_ptr()} "
-            f"bytes after it; want out to be {name} exactly, or apart from it (views with different strides count as "
-            "overlapping if their address ranges do): write to a new tensor"
+            f"bytes after it; want out to be {name} exactly, or apart from it (views with different strides or dtypes "
+            "count as overlapping if their address ranges do): write to a new tensor"
+        )
+
+
+def check_unmet(op: str, out: Tensor, other: Tensor | None, name: str) -> None:
+    """Refuse an out whose address range meets that of a tensor which is read more than once, by its field's name."""
+    if other is not None and ranges_meet(out, other):
+        name = {"scale_tensor": "scale", "offset_tensor": "causal_offset"}.get(name, name)
+        raise ValueError(
+            f"{op}: the address range of out, a {describe(out)}, meets that of {name}, a {describe(other)}; "
+            f"want them apart: pass {name}.clone()"
         )
 
 

@@ -42,12 +42,7 @@ def _float(op: str, scale: Any) -> float:
 
 def _scale_of_tensor(op: str, scale: Tensor) -> float:
     given = f"{op}: scale is a {describe(scale)}"
-    if scale.device.type != "cpu":
-        raise ValueError(
-            f"{given}; want a number or a 0-d CPU tensor, since reading a value from {scale.device} would make the "
-            "host wait for the device on every call: read it once, outside the loop, with float(scale)"
-        )
-    if scale.layout is not torch.strided or scale.dim() != 0:
+    if scale.layout is not torch.strided or scale.dim() != 0 or scale.device.type != "cpu":
         raise ValueError(f"{given}; want a number or a 0-d CPU tensor: pass float(scale) if it has one element")
     if scale.dtype is torch.bool or scale.is_complex():
         raise TypeError(f"{given}; want a real number: pass float(scale)")
@@ -64,7 +59,10 @@ def clamped_offset(op: str, rows: Tensor, causal: Any, causal_offset: Any) -> in
     if causal is False:
         if causal_offset is None:
             return None
-        raise ValueError(f"{op}: causal_offset is {causal_offset!r} and causal is False; pass causal=True as well")
+        raise ValueError(
+            f"{op}: causal_offset is {causal_offset!r} and causal is False; pass causal=True as well, or what else "
+            "measures from it: a window, alibi_slopes"
+        )
     if causal is not True:
         raise TypeError(f"{op}: causal is {causal!r} of type {type_name(causal)}; want a bool: pass True or False")
     columns = rows.shape[-1]
@@ -77,3 +75,19 @@ def clamped_offset(op: str, rows: Tensor, causal: Any, causal_offset: Any) -> in
             "visible to query i if j <= i + causal_offset"
         )
     return max(-queries, min(int(causal_offset), columns))
+
+
+def positive_softcap(op: str, given: Any, rows: Tensor) -> float | None:
+    """`given` as a float whose reciprocal is a normal number of the accumulation type of `rows` too."""
+    if given is None:
+        return None
+    if isinstance(given, (bool, Tensor)) or not isinstance(given, Real):
+        raise TypeError(f"{op}: softcap is {given!r} of type {type_name(given)}; want a real number: pass a float")
+    limit = 2.0**1022 if rows.dtype is torch.float64 else 2.0**126
+    softcap = float(given)
+    if not 1 / limit <= softcap <= limit:  # so for NaN
+        raise ValueError(
+            f"{op}: softcap is {softcap}; want a finite number above 0, within {1 / limit:.4g} and {limit:.4g} for a "
+            f"{describe(rows)}: pass None for no softcap"
+        )
+    return softcap

@@ -1,0 +1,111 @@
+"""Which columns a query sees by their place: causal, causal_offset and window, brought to bounds."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .scalars import clamped_offset
+from .tensors import check_plain, describe
+from .values import check_device
+
+# Bounds that a kernel takes in 32 bits, with room for the number of a query to be added.
+_FAR = 2**30
+
+
+class Band(NamedTuple):
+    """Column j is visible to query i if i + offset - left <= j <= i + offset + right; None is no bound."""
+
+    offset: int | None
+    offset_tensor: Tensor | None  # one integer, to be added to offset
+    left: int | None
+    right: int | None
+
+
+def band_of(
+    op: str, rows: Tensor, name: str, *, causal: Any, causal_offset: Any, window: Any, alibi: bool = False
+) -> Band:
+    """The band of rows, [..., Q, K] or [K]. All None if nothing says where queries are.
+
+    causal         right = 0, whatever the window says of it.
+    causal_offset  K - Q by default. A number, also as a 0-d CPU tensor, or a tensor of one int32 or int64 on the device
+                   of rows; with causal, a window or alibi only.
+    window         (left, right), each an integer from 0 or None; or None.
+
+    Offset and bounds are brought to [-Q, K] where the same columns stay visible. With alibi, which measures distances
+    from it, the offset remains what it is, within 2^30.
+    """
+    left, right = window_bounds(op, window)
+    if causal is True:
+        right = 0
+    placed = left is not None or right is not None or alibi
+    asked = True if causal is False and placed else causal  # whether something measures from the offset
+    if isinstance(causal_offset, Tensor) and (causal_offset.dim() or causal_offset.device.type != "cpu"):
+        _check_offset_tensor(op, causal_offset, rows, name)
+        clamped_offset(op, rows, asked, 0)  # refuses what is asked for by nothing
+        return Band(0, causal_offset, _near(left), _near(right))
+    if isinstance(causal_offset, Tensor) and causal_offset.dtype in (torch.int32, torch.int64):
+        causal_offset = int(causal_offset)
+    offset = clamped_offset(op, rows, asked, causal_offset)
+    if offset is None or (left is None and not alibi and not right):
+        return Band(offset, None, left, right)
+    if causal_offset is not None:
+        offset = max(-_FAR, min(int(causal_offset), _FAR)) if alibi else int(causal_offset)
+    columns, queries = rows.shape[-1], rows.shape[-2] if rows.dim() > 1 else 1
+    if type(columns) is int and type(queries) is int:  # not while a compiler traces symbols
+        return _tight(Band(offset, None, left, right), queries, columns, alibi)
+    return Band(offset, None, left, right)
+
+
+def _tight(band: Band, queries: int, columns: int, alibi: bool) -> Band:
+    """The same columns for `queries` rows, by an offset and bounds no further from them than needed."""
+    offset = band.offset or 0
+    low = -queries if band.left is None else max(-queries, min(offset - band.left, columns))
+    high = columns if band.right is None else max(-queries, min(offset + band.right, columns))
+    if not alibi:
+        offset = max(low, min(offset, high))
+    left = None if band.left is None else max(0, offset - low)
+    right = None if band.right is None else max(0, high - offset)
+    return Band(offset, None, left, right)
+
+
+def window_bounds(op: str, window: Any) -> tuple[int | None, int | None]:
+    """(left, right) of a window, or of none."""
+    if window is None:
+        return None, None
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise TypeError(
+            f"{op}: window is {window!r}; want (left, right), columns before and after a query's own that it sees, "
+            "None for all of them: for instance window=(1023, 0)"
+        )
+    left, right = (_bound(op, window, bound) for bound in window)
+    return left, right
+
+
+def _bound(op: str, window: Any, bound: Any) -> int | None:
+    if bound is None:
+        return None
+    if isinstance(bound, bool) or not isinstance(bound, Integral):
+        raise TypeError(f"{op}: window is {window!r}; want each of its two an int from 0, or None")
+    if bound < 0:
+        raise ValueError(
+            f"{op}: window is {window!r}; want each of its two an int from 0, or None: another causal_offset moves it"
+        )
+    return int(bound)
+
+
+def _near(bound: int | None) -> int | None:
+    return None if bound is None else min(bound, _FAR)
+
+
+def _check_offset_tensor(op: str, offset: Tensor, rows: Tensor, name: str) -> None:
+    check_plain(op, offset, "causal_offset")
+    if offset.dtype not in (torch.int32, torch.int64) or offset.numel() != 1:
+        raise ValueError(
+            f"{op}: causal_offset is a {describe(offset)}; want an int, or a tensor of one int32 or int64 on "
+            f"{name}'s device: column j is visible to query i if j <= i + causal_offset"
+        )
+    check_device(op, offset, rows, "causal_offset", name)

@@ -1,0 +1,110 @@
+"""The arguments of `softmax_ops.softmax` and `softmax_ops.log_softmax` beyond the plain ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .band import band_of
+from .mask import check_mask
+from .out import check_apart, check_out, check_unmet, recorded_error, result_dtype
+from .request import Request
+from .scalars import positive_softcap
+from .tensors import check_rows
+from .values import check_bias, check_key_lengths, check_no_gradient, per_head, scale_of
+
+_OPS = {False: "softmax_ops.softmax", True: "softmax_ops.log_softmax"}
+_READ_BESIDE = ("mask", "scale_tensor", "bias", "key_lengths", "offset_tensor", "alibi_slopes", "sinks")
+
+
+def check_general(
+    x: Tensor,
+    *,
+    scale: float | Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    causal_offset: int | Tensor | None,
+    out: Tensor | None,
+    bias: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+    dtype: torch.dtype | None = None,
+    return_lse: bool = False,
+    log: bool = False,
+) -> Request:
+    """`check_softmax` with whatever a call may ask for. If it asks for nothing new the request is a plain one.
+
+    scale          also a float32 tensor on x's device (for float64 x also float64), of one element or one for each row.
+    causal_offset  also for a window or alibi_slopes; also a tensor of one int32 or int64 on x's device: `band_of`.
+    out            of the result's dtype; shares no byte with what is read but x, which it may be if it has its dtype.
+    bias           x's dtype or float32, broadcastable like a mask.
+    key_lengths    int32 [B] on x's device, B = x.shape[0] of at least two dimensions.
+    window         (left, right), each an integer from 0 or None.
+    alibi_slopes, sinks
+                   [H] float32 (for float64 x also float64) on x's device, H = x.shape[-3]. Slopes require no gradient.
+    softcap        finite number above 0.
+    dtype          x's, or float32 for float16 and bfloat16; out's, if both are given.
+    """
+    op = _OPS[log is True]
+    check_rows(op, x, "x")
+    number, scale_tensor = scale_of(op, scale, x, "x")
+    if mask is not None:
+        check_mask(op, mask, x)
+    slopes = None if alibi_slopes is None else per_head(op, alibi_slopes, x, "alibi_slopes")
+    band = band_of(op, x, "x", causal=causal, causal_offset=causal_offset, window=window, alibi=slopes is not None)
+    result = result_dtype(op, dtype, out, x, "x")
+    request = Request(
+        x,
+        number,
+        mask,
+        band.offset,
+        out,
+        scale_tensor=scale_tensor,
+        bias=bias,
+        key_lengths=key_lengths,
+        offset_tensor=band.offset_tensor,
+        left=band.left,
+        right=band.right,
+        alibi_slopes=slopes,
+        sinks=None if sinks is None else per_head(op, sinks, x, "sinks"),
+        softcap=positive_softcap(op, softcap, x),
+        dtype=result,
+        log=log,
+        return_lse=return_lse,
+    )
+    _check_added(op, request, alibi_slopes)
+    if out is not None:
+        _check_written(op, request)
+    if band.left is None and band.right == 0 and not request._replace(right=None).general:
+        return request._replace(right=None)  # causality alone
+    return request._replace(dtype=result or x.dtype) if request.general else request
+
+
+def _check_added(op: str, request: Request, alibi_slopes: Tensor | None) -> None:
+    """What only a general request has."""
+    if request.bias is not None:
+        check_bias(op, request.bias, request.x)
+    if request.key_lengths is not None:
+        check_key_lengths(op, request.key_lengths, request.x, "x")
+    if alibi_slopes is not None:
+        check_no_gradient(op, alibi_slopes, "alibi_slopes", "add them as a bias")
+    if request.return_lse not in (True, False):
+        raise TypeError(f"{op}: return_lse is {request.return_lse!r}; want a bool: pass True or False")
+
+
+def _check_written(op: str, request: Request) -> None:
+    """Refuse an out of a request that cannot be written, is recorded, or would overwrite what is still to be read."""
+    out, x, bias, sinks = request.out, request.x, request.bias, request.sinks
+    assert out is not None
+    check_out(op, out, x, "x", request.dtype)
+    if torch.is_grad_enabled():
+        given = {"x": x, "bias": bias, "sinks": sinks, "out": out}
+        recorded = {name: tensor for name, tensor in given.items() if tensor is not None and tensor.requires_grad}
+        if recorded:
+            raise recorded_error(op, **recorded)
+    check_apart(op, out, x, "x")
+    for name in _READ_BESIDE:
+        check_unmet(op, out, getattr(request, name), name)

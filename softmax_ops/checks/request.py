@@ -1,0 +1,42 @@
+"""What a valid call of the forward is: a plain request, or a general one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Request(NamedTuple):
+    """A validated call of the forward; see `check_softmax` for what has been established about each field."""
+
+    x: Tensor  # [..., Q, K], or [K], which is Q = 1
+    scale: float  # finite
+    mask: Tensor | None  # not expanded, right-aligned broadcastable to x; exactly 1 hides. Of a float dtype: x's
+    causal_offset: int | None  # of a plain request: None: not causal; otherwise j <= i + causal_offset is visible
+    out: Tensor | None  # [..., Q, K] with strides of its own, or x itself
+    fill: float = -float("inf")  # score of a column hidden by the mask; -inf excludes it, finite is masked fill
+
+    # What follows is None or False in a plain request.
+    scale_tensor: Tensor | None = None  # [] or right-aligned broadcastable to x.shape[:-1]; then scale is 1
+    bias: Tensor | None = None  # of x's dtype or float32, not expanded, right-aligned broadcastable to x
+    key_lengths: Tensor | None = None  # [B] int32: column j of batch b is visible if j < key_lengths[b]
+    offset_tensor: Tensor | None = None  # one int32 or int64, added to causal_offset
+    left: int | None = None  # visible if j >= i + offset - left
+    right: int | None = None  # visible if j <= i + offset + right; 0 where causal
+    alibi_slopes: Tensor | None = None  # [H] of the accumulation type
+    sinks: Tensor | None = None  # [H] of the accumulation type
+    softcap: float | None = None  # above 0
+    dtype: torch.dtype | None = None  # of the result; None in a plain request, which keeps x's
+    log: bool = False  # the result is log y
+    return_lse: bool = False
+
+    @property
+    def general(self) -> bool:
+        """Whether more is asked for than softmax of scale * x, a mask, causality and x's dtype."""
+        return self[_FIRST_OF_GENERAL:] != _PLAIN  # by identity first: comparing a tensor with None reads nothing
+
+
+_FIRST_OF_GENERAL = Request._fields.index("scale_tensor")
+_PLAIN = tuple(Request._field_defaults.values())[1:]

@@ -1,0 +1,144 @@
+"""Tensors whose values stay on the device: of them only type, shape and place are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .scalars import finite_scale
+from .tensors import check_plain, describe, type_name
+
+
+def accumulation(rows: Tensor) -> torch.dtype:
+    """What sums and exponentials of rows are computed in, and what comes one to a row is stored in."""
+    return torch.float64 if rows.dtype is torch.float64 else torch.float32
+
+
+def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tensor | None]:
+    """The scale as a number; or 1 and a tensor of the accumulation type, of one element or one for each row.
+
+    The one copy that a check makes: float32 is widened for float64 rows.
+    """
+    if not isinstance(given, Tensor) or (given.dim() == 0 and given.device.type == "cpu"):
+        return finite_scale(op, given, rows), None
+    said = f"{op}: scale is a {describe(given)}"
+    check_plain(op, given, "scale")
+    _check_float(op, given, rows, "scale", name, "a number, a 0-d CPU tensor, or a float32 tensor")
+    check_no_gradient(op, given, "scale", "leave scale at 1 and multiply by it in torch")
+    if given.numel() == 1:
+        return 1.0, given.reshape(()).to(accumulation(rows))
+    if not broadcasts(given.shape, rows.shape[:-1]):
+        raise ValueError(
+            f"{said} and {name} has shape {tuple(rows.shape)}; want one element, or one for each row, aligned at the "
+            f"right with {tuple(rows.shape[:-1])}: reshape it, for instance [B] to [B, 1, 1]"
+        )
+    return 1.0, given.to(accumulation(rows))
+
+
+def check_no_gradient(op: str, tensor: Tensor, name: str, instead: str) -> None:
+    if tensor.requires_grad:
+        raise ValueError(
+            f"{op}: {name} is a {describe(tensor)} that requires grad, and no gradient with respect to {name} is "
+            f"computed: pass {name}.detach(), or {instead}"
+        )
+
+
+def per_head(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
+    """[H] of the accumulation type, one for each head of rows, [..., H, Q, K]."""
+    check_tensor(op, given, name, "float32 torch.Tensor [H]")
+    if rows.dim() < 3:
+        raise ValueError(
+            f"{op}: {name} is one number for each head, and x has shape {tuple(rows.shape)}; want x [..., H, Q, K]: "
+            "give x the dimension of the heads, such as x.unsqueeze(-3)"
+        )
+    _check_float(op, given, rows, name, "x", "a float32 tensor")
+    heads = rows.shape[-3]
+    if given.dim() != 1 or given.shape[0] != heads:
+        raise ValueError(
+            f"{op}: {name} has shape {tuple(given.shape)} and x has shape {tuple(rows.shape)}; want one number for "
+            f"each head, shape ({heads},): heads are the third dimension from the right"
+        )
+    return given.to(accumulation(rows))
+
+
+def per_row(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
+    """[..., Q] of the accumulation type, as the forward returns lse for rows [..., Q, K]."""
+    wanted = accumulation(rows)
+    check_tensor(op, given, name, "torch.Tensor like the lse that the forward returns")
+    if given.dtype is not wanted or given.shape != rows.shape[:-1] or given.device != rows.device:
+        raise ValueError(
+            f"{op}: {name} is a {describe(given)} and y a {describe(rows)}; want one {str(wanted)[6:]} for each row, "
+            f"shape {tuple(rows.shape[:-1])}, on y's device, as return_lse=True gives it"
+        )
+    return given
+
+
+def check_key_lengths(op: str, given: Any, rows: Tensor, name: str) -> None:
+    """Refuse all but int32 [B] for rows [B, ..., K]."""
+    check_tensor(op, given, "key_lengths", "int32 torch.Tensor [B]")
+    if rows.dim() < 2:
+        raise ValueError(
+            f"{op}: key_lengths is one number for each batch, and {name} has shape {tuple(rows.shape)}; "
+            f"want {name} [B, ..., K]: pass {name}.unsqueeze(0)"
+        )
+    if given.dtype is not torch.int32:
+        raise ValueError(f"{op}: key_lengths is a {describe(given)}; want dtype int32: pass key_lengths.int()")
+    check_device(op, given, rows, "key_lengths", name)
+    if given.dim() != 1 or given.shape[0] != rows.shape[0]:
+        raise ValueError(
+            f"{op}: key_lengths has shape {tuple(given.shape)} and {name} has shape {tuple(rows.shape)}; want one "
+            f"length for each of {name}'s first dimension, shape ({rows.shape[0]},): a length for each row of a "
+            "batch is a mask"
+        )
+
+
+def check_bias(op: str, given: Any, x: Tensor) -> None:
+    """Refuse all but a tensor of x's dtype or float32 that broadcasts to x, [..., Q, K]."""
+    check_tensor(op, given, "bias", "torch.Tensor of x's dtype or float32")
+    if given.dtype is not x.dtype and given.dtype is not torch.float32:
+        advice = "a mask that hides goes to mask=" if given.dtype in (torch.bool, torch.uint8) else "pass bias.to(x)"
+        raise ValueError(
+            f"{op}: bias is a {describe(given)} and x a {describe(x)}; want x's dtype or float32 for what is added to "
+            f"the scores: {advice}"
+        )
+    check_device(op, given, x, "bias", "x")
+    if not broadcasts(given.shape, x.shape):
+        raise ValueError(
+            f"{op}: bias has shape {tuple(given.shape)} and x has shape {tuple(x.shape)}; want each dimension of bias, "
+            "aligned at the right, to be 1 or x's, and no more of them than x has: reshape the bias, for instance "
+            "[H, Q, K] to [1, H, Q, K]"
+        )
+
+
+def check_tensor(op: str, given: Any, name: str, wanted: str) -> None:
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{op}: {name} is of type {type_name(given)}; want a {wanted}, or None")
+    check_plain(op, given, name)
+
+
+def check_device(op: str, given: Tensor, rows: Tensor, name: str, rows_name: str) -> None:
+    if given.device != rows.device:
+        raise ValueError(
+            f"{op}: {name} is a {describe(given)} and {rows_name} a {describe(rows)}; want both on one device: "
+            f"pass {name}.to({rows_name}.device)"
+        )
+
+
+def broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether each dimension, aligned at the right, is 1 or the target's."""
+    if len(shape) > len(target):
+        return False
+    return all(n in (1, size) for n, size in zip(reversed(shape), reversed(target), strict=False))
+
+
+def _check_float(op: str, given: Tensor, rows: Tensor, name: str, rows_name: str, wanted: str) -> None:
+    """Refuse all but float32, or rows' float64, on the device of rows."""
+    if given.dtype is not torch.float32 and given.dtype is not accumulation(rows):
+        also = " or float64" if rows.dtype is torch.float64 else ""
+        raise ValueError(
+            f"{op}: {name} is a {describe(given)}; want {wanted}{also} on {rows_name}'s device: pass {name}.float()"
+        )
+    check_device(op, given, rows, name, rows_name)

@@ -1,0 +1,93 @@
+"""The logarithm of softmax, and its gradient: for losses, samplers and scores of sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import general, ops  # noqa: F401 (ops registers torch.ops.softmax_ops)
+from .api import Window
+
+
+def log_softmax(
+    x: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    causal: bool = False,
+    causal_offset: int | Tensor | None = None,
+    window: Window | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+    dtype: torch.dtype | None = None,
+    return_lse: bool = False,
+    batch_invariant: bool = False,
+    out: Tensor | None = None,
+) -> Any:
+    """The logarithm of `softmax`, of the same arguments, without taking one:
+
+        log y_ij = z_ij - m_i - log(sum_j exp(z_ij - m_i) + exp(sink_h - m_i)) over visible j, -inf elsewhere
+
+    Returns and raises what `softmax` does. A row that sees nothing is -inf.
+    """
+    return general.softmax(
+        x,
+        log=True,
+        scale=scale,
+        mask=mask,
+        bias=bias,
+        key_lengths=key_lengths,
+        causal=causal,
+        causal_offset=causal_offset,
+        window=window,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        softcap=softcap,
+        dtype=dtype,
+        return_lse=return_lse,
+        batch_invariant=batch_invariant,
+        out=out,
+    )
+
+
+def log_softmax_backward(
+    dy: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    causal: bool = False,
+    causal_offset: int | Tensor | None = None,
+    window: Window | None = None,
+    key_lengths: Tensor | None = None,
+    softcap: float | None = None,
+    lse: Tensor | None = None,
+    grad_lse: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    batch_invariant: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`softmax_backward` for `log_softmax`: y is its result, dy the gradient of that. Where y is -inf dy is not read.
+
+    dx = scale * (dy - exp(y) * (sum_j dy_j - grad_lse)), with softcap times 1 - ((y + lse) / softcap)^2
+    """
+    return general.softmax_backward(
+        dy,
+        y,
+        log=True,
+        scale=scale,
+        causal=causal,
+        causal_offset=causal_offset,
+        window=window,
+        key_lengths=key_lengths,
+        softcap=softcap,
+        lse=lse,
+        grad_lse=grad_lse,
+        dtype=dtype,
+        batch_invariant=batch_invariant,
+        out=out,
+    )

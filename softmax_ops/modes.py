@@ -1,0 +1,71 @@
+"""Who looks on at a call: autograd, a transform of torch.func, or somebody who knows operators only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .checks.out import check_out, recorded_error
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def needs_operator(*arguments: Any) -> bool:
+    """Whether somebody looks on who knows operators only: a compiler, a dispatch mode, a tensor subclass."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(isinstance(argument, Tensor) and type(argument) not in _PLAIN for argument in arguments)
+    )
+
+
+def is_differentiated(*inputs: Tensor) -> bool:
+    """Whether autograd is to see a call with these inputs, or a transform sees every call."""
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    return recorded or is_transformed()
+
+
+def is_recorded(*inputs: Any) -> bool:
+    """Whether autograd records a call with these inputs, whatever they are."""
+    return torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in inputs)
+
+
+def is_transformed() -> bool:
+    """Batched or differentiated by a transform of torch.func, or differentiated in forward mode."""
+    in_forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+    return in_forward_mode or in_functorch()
+
+
+def in_functorch() -> bool:
+    """Batched or differentiated by a transform of torch.func."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def no_rule(op: str) -> NotImplementedError:
+    """For a call that has no rule for transforms, within one."""
+    return NotImplementedError(
+        f"{op}: a transform of torch.func, such as vmap or grad, is at work; want arguments that have rules for it: x, "
+        "mask, causal and numbers as scale and causal_offset; or call it outside, with the batch as a dimension of x, "
+        "where torch.autograd.grad differentiates it"
+    )
+
+
+def copied(
+    op: str, result: Tensor, out: Tensor, *, dtype: torch.dtype | None = None, **inputs: Tensor | None
+) -> Tensor:
+    """The result in out, by an operation that compilers and transforms know. Out may overlap the inputs in any way.
+
+    The last of the inputs is what out is to be like, but for the dtype if one is given.
+    """
+    name, like = list(inputs.items())[-1]
+    assert like is not None
+    wanted = dtype or like.dtype
+    if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (like.shape, wanted, like.device):
+        check_out(op, out, like, name, dtype)  # raises; of the rest that it wants, nothing matters to a copy
+    recorded = {name: tensor for name, tensor in inputs.items() if tensor is not None and tensor.requires_grad}
+    if torch.is_grad_enabled() and (out.requires_grad or recorded):
+        raise recorded_error(op, **recorded, out=out)
+    return out.copy_(result)

@@ -1,0 +1,345 @@
+"""Gradients of general calls: against finite differences and operations of torch; what is saved, launched, refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import softmax_ops
+from softmax_ops import dispatch
+from softmax_ops.checks import BackwardRequest
+
+B, H, Q, K = 2, 3, 4, 5
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return normal(*shape, seed=seed, dtype=dtype).requires_grad_()
+
+
+LENGTHS = torch.tensor([4, 0], dtype=torch.int32)
+MASK = torch.rand(B, 1, Q, K, generator=torch.Generator().manual_seed(1)) < 0.3
+HIDING = normal(H, 1, K, seed=3)
+HIDING[1, 0, 2] = -torch.inf
+
+# Arguments, and which of them are differentiated beside x.
+CALLS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "scale": {"scale": -0.7},
+    "scale in a tensor": {"scale": torch.tensor([0.7])},
+    "scale of each row": {"scale": normal(B, 1, Q, seed=1)},
+    "mask": {"mask": MASK},
+    "lengths": {"key_lengths": LENGTHS},
+    "causal": {"causal": True, "causal_offset": -1},
+    "offset in a tensor": {"causal": True, "causal_offset": torch.tensor([1])},
+    "window": {"window": (1, 1)},
+    "window, offset in a tensor": {"window": (1, None), "causal_offset": torch.tensor([0])},
+    "slopes": {"alibi_slopes": normal(H, seed=2), "causal_offset": 9},
+    "slopes, causal": {"alibi_slopes": normal(H, seed=2, dtype=torch.float32), "causal": True},
+    "softcap": {"softcap": 1.5},
+    "softcap, mask, lengths": {"softcap": 0.7, "scale": 2.0, "mask": MASK, "key_lengths": LENGTHS, "window": (2, 2)},
+    "bias": {"bias": HIDING, "scale": 0.7},
+    "bias of rows": {"bias": normal(Q, 1, seed=4), "causal": True},
+    "bias, scale of each row": {"bias": normal(1, H, Q, K, seed=5), "scale": normal(Q, seed=1), "mask": MASK},
+    "sinks": {"sinks": normal(H, seed=6), "scale": 0.7},
+    "sinks, window": {"sinks": normal(H, seed=6), "window": (1, 0), "causal_offset": -2},
+    "sinks, softcap": {"sinks": normal(H, seed=6), "softcap": 1.5, "causal": True},
+    "most": {
+        "bias": normal(B, 1, 1, K, seed=7),
+        "sinks": normal(H, seed=6),
+        "scale": normal(H, 1, seed=8),
+        "mask": MASK,
+        "key_lengths": LENGTHS,
+        "window": (3, 1),
+        "alibi_slopes": normal(H, seed=2),
+    },
+}
+
+every_call = pytest.mark.parametrize("name", CALLS)
+either = pytest.mark.parametrize("function", [softmax_ops.softmax, softmax_ops.log_softmax], ids=["y", "log y"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only wait for other threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def of(name: str) -> tuple[list[Tensor], Callable[..., dict[str, Any]]]:
+    """What is differentiated, x first; and the arguments with the rest of that in place."""
+    arguments = CALLS[name]
+    names = [each for each in ("bias", "sinks") if each in arguments]
+    inputs = [leaf(B, H, Q, K), *(arguments[each].clone().requires_grad_() for each in names)]
+    return inputs, lambda *given: arguments | dict(zip(names, given, strict=True))
+
+
+def finite(*outputs: Tensor) -> tuple[Tensor, ...]:
+    """0 for -inf, which log y and lse have where there is nothing to differentiate."""
+    return tuple(torch.where(output == -torch.inf, 0.0, output) for output in outputs)
+
+
+# numbers
+
+
+@either
+@every_call
+def test_derivatives_of_y_and_of_lse(name: str, function: Callable[..., Any]) -> None:
+    inputs, arguments = of(name)
+
+    def both(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        return finite(*function(x, return_lse=True, **arguments(*rest)))
+
+    assert torch.autograd.gradcheck(both, inputs)
+    assert torch.autograd.gradcheck(lambda x, *rest: finite(function(x, **arguments(*rest))), inputs)
+
+
+@every_call
+def test_derivative_of_lse_alone(name: str) -> None:
+    inputs, arguments = of(name)
+    assert torch.autograd.gradcheck(
+        lambda x, *rest: finite(softmax_ops.softmax(x, return_lse=True, **arguments(*rest))[1]), inputs
+    )
+
+
+@either
+@pytest.mark.parametrize("frozen", ["x", "bias", "sinks"])
+def test_what_is_not_asked_for_changes_nothing(frozen: str, function: Callable[..., Any]) -> None:
+    tensors = {"x": leaf(B, H, Q, K), "bias": leaf(Q, K, seed=1), "sinks": leaf(H, seed=2)}
+    dy = normal(B, H, Q, K, seed=3)
+    expected = torch.autograd.grad(function(**tensors, scale=0.5), list(tensors.values()), dy)
+    wanted = [name for name in tensors if name != frozen]
+    tensors[frozen] = tensors[frozen].detach()
+    found = torch.autograd.grad(function(**tensors, scale=0.5), [tensors[name] for name in wanted], dy)
+    for name, gradient in zip(("x", "bias", "sinks"), expected, strict=True):
+        if name in wanted:
+            assert torch.equal(found[wanted.index(name)], gradient)
+
+
+@pytest.mark.parametrize("shape", [(B, H, Q, K), (1, H, 1, K), (Q, 1), (K,), (1,), (B, 1, Q, K)], ids=str)
+def test_bias_gradient_sums_what_was_broadcast(shape: tuple[int, ...]) -> None:
+    x, bias, dy = normal(B, H, Q, K), leaf(*shape, seed=1), normal(B, H, Q, K, seed=2)
+    (found,) = torch.autograd.grad(softmax_ops.softmax(x, bias=bias, scale=0.5), bias, dy)
+    (expected,) = torch.autograd.grad((x * 0.5 + bias).softmax(-1), bias, dy)
+    torch.testing.assert_close(found, expected)
+
+
+# 16 bits and float32
+
+
+@either
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("wide", [False, True], ids=["as x", "float32"])
+@pytest.mark.parametrize("bias_wide", [False, True], ids=["bias as x", "float32 bias"])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_dtypes_of_gradients(
+    scale: float, bias_wide: bool, wide: bool, dtype: torch.dtype, function: Callable[..., Any]
+) -> None:
+    """Each of its input's, and within some units of those in float64 from the same y."""
+    x, sinks = leaf(B, H, Q, K, dtype=dtype), leaf(H, seed=1, dtype=torch.float32)
+    bias = leaf(H, 1, K, seed=2, dtype=torch.float32 if bias_wide else dtype)
+    inputs = [x, bias, sinks]
+    result = torch.float32 if wide else dtype
+    y = function(x, bias=bias, sinks=sinks, scale=scale, dtype=result)
+    dy = normal(B, H, Q, K, seed=3, dtype=result)
+    found = torch.autograd.grad(y, inputs, dy)
+    doubles = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = torch.autograd.grad(
+        function(doubles[0], bias=doubles[1], sinks=doubles[2], scale=scale), doubles, dy.double()
+    )
+    eps = torch.finfo(dtype).eps
+    for gradient, tensor, close in zip(found, inputs, expected, strict=True):
+        assert gradient.dtype is tensor.dtype
+        torch.testing.assert_close(gradient.double(), close, rtol=4 * eps, atol=8 * eps)
+    if wide and bias_wide:  # nothing was rounded to 16 bits on the way
+        torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-5)
+
+
+# what is saved and launched
+
+
+def saved_by(call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return call(), saved
+
+
+@either
+def test_the_result_alone_is_saved(function: Callable[..., Any]) -> None:
+    x, bias = leaf(B, H, Q, K), leaf(H, Q, K)
+    arguments = {"mask": MASK, "alibi_slopes": normal(H), "window": (2, 0), "return_lse": True}
+    (y, _), saved = saved_by(lambda: function(x, bias=bias, **arguments))
+    assert [tensor.data_ptr() for tensor in saved] == [y.data_ptr()]
+
+
+@pytest.mark.parametrize("arguments", [{"softcap": 1.0}, {"sinks": normal(H)}], ids=["softcap", "sinks"])
+def test_lse_is_saved_where_it_is_needed(arguments: dict[str, Any]) -> None:
+    y, saved = saved_by(lambda: softmax_ops.softmax(leaf(B, H, Q, K), **arguments))
+    shapes = [tuple(tensor.shape) for tensor in saved]
+    assert saved[0].data_ptr() == y.data_ptr() and shapes[1] == (B, H, Q) and shapes[2:] in ([], [(H,)])
+
+
+def test_what_is_saved_does_not_hold_the_scores() -> None:
+    import weakref
+
+    x = leaf(B, H, Q, K)
+    scores = x * 2
+    held = weakref.ref(scores)
+    y = softmax_ops.softmax(scores, softcap=2.0, key_lengths=LENGTHS)
+    del scores
+    assert held() is None and y.grad_fn is not None
+
+
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[BackwardRequest]:
+    requests: list[BackwardRequest] = []
+    compute = dispatch.backward
+
+    def counted(request: BackwardRequest, batch_invariant: bool = False) -> Any:
+        requests.append(request)
+        return compute(request, batch_invariant)
+
+    monkeypatch.setattr(dispatch, "backward", counted)
+    return requests
+
+
+@pytest.mark.parametrize(
+    ("wanted", "scale", "launched"),
+    [
+        ("x", 0.5, [0.5]),
+        ("bias", 0.5, [1.0]),
+        ("bias sinks", 0.5, [1.0]),
+        ("x bias sinks", 1.0, [1.0]),
+        ("x bias", 0.5, [1.0, 0.5]),
+        ("sinks", 0.5, [0.5]),
+    ],
+)
+def test_launches_of_the_backward(
+    wanted: str, scale: float, launched: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One, and another one only where x wants scale * dz and a bias dz. The row values only for sinks."""
+    requests = launches(monkeypatch)
+    tensors: dict[str, Any] = {"x": normal(B, H, Q, K), "bias": normal(Q, K), "sinks": normal(H)}
+    for name in wanted.split():
+        tensors[name].requires_grad_()
+    softmax_ops.softmax(**tensors, scale=scale).sum().backward()
+    assert sorted(request.scale for request in requests) == sorted(launched)
+    assert any(request.return_dot for request in requests) == ("sinks" in wanted)
+
+
+def test_bounds_reach_the_backward_and_slopes_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the forward did not read the backward does not read either; for a mask it has y."""
+    requests = launches(monkeypatch)
+    offset = torch.tensor([1])
+    arguments: dict[str, Any] = {"window": (2, None), "causal": True, "causal_offset": offset, "key_lengths": LENGTHS}
+    softmax_ops.log_softmax(leaf(B, H, Q, K), alibi_slopes=normal(H), **arguments).sum().backward()
+    (request,) = requests
+    assert (request.left, request.right, request.offset_tensor, request.key_lengths) == (2, 0, offset, LENGTHS)
+    assert request.log and request.lse is None and request.grad_lse is None and request.dtype is torch.float64
+    softmax_ops.softmax(leaf(B, H, Q, K), alibi_slopes=normal(H), causal_offset=3).sum().backward()
+    assert not requests[1].general and requests[1].causal_offset is None
+
+
+def test_unused_results_cost_no_gradient() -> None:
+    x = leaf(Q, K)
+    y, lse = softmax_ops.softmax(x, return_lse=True)
+    (of_lse,) = torch.autograd.grad(lse.sum(), x, retain_graph=True)
+    torch.testing.assert_close(of_lse, y.detach())  # d logsumexp = softmax
+    (of_y,) = torch.autograd.grad(y, x, normal(Q, K, seed=1))
+    assert torch.equal(of_y, softmax_ops.softmax_backward(normal(Q, K, seed=1), y.detach()))
+
+
+# what is refused
+
+
+@either
+@pytest.mark.parametrize("beside", ["bias", "alibi_slopes"])
+def test_softcap_with_what_is_added_has_no_backward(beside: str, function: Callable[..., Any]) -> None:
+    x, arguments = normal(B, H, Q, K), {"softcap": 1.0, beside: normal(H, 1, 1) if beside == "bias" else normal(H)}
+    assert function(x, **arguments).grad_fn is None
+    with pytest.raises(NotImplementedError, match=f"softcap with {beside} has no backward.*want softcap alone"):
+        function(x.clone().requires_grad_(), **arguments)
+    with torch.no_grad():
+        assert not function(x.clone().requires_grad_(), **arguments).requires_grad
+    if beside == "bias":
+        with pytest.raises(NotImplementedError, match="no backward"):
+            function(x, softcap=1.0, bias=leaf(K))
+
+
+@either
+@pytest.mark.parametrize("arguments", [{"return_lse": True}, {"softcap": 2.0}, {"bias": normal(K)}], ids=str)
+def test_second_derivatives_are_refused(arguments: dict[str, Any], function: Callable[..., Any]) -> None:
+    x = leaf(Q, K)
+    result = function(x, **arguments)
+    y = result[0] if isinstance(result, tuple) else result
+    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    assert dx.requires_grad
+    with pytest.raises(NotImplementedError, match=r"this gradient has none itself.*create_graph=False"):
+        torch.autograd.grad(dx.sum(), x)
+
+
+@pytest.mark.parametrize("function", [softmax_ops.softmax_backward, softmax_ops.log_softmax_backward])
+def test_derivatives_of_the_general_backward_are_refused(function: Callable[..., Any]) -> None:
+    dy, y = leaf(Q, K), normal(Q, K).softmax(-1)
+    dx = function(dy, y, window=(1, 1))
+    assert torch.equal(dx.detach(), function(dy.detach(), y, window=(1, 1)))
+    with pytest.raises(NotImplementedError, match="this gradient has none itself"):
+        dx.sum().backward()
+
+
+TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Any], Tensor], Any]] = {
+    "vmap": lambda function, x: torch.vmap(function)(x),
+    "grad": lambda function, x: torch.func.grad(lambda x: function(x).sum())(x),
+    "jvp": lambda function, x: torch.func.jvp(function, (x,), (x,)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")  # torch's own, when it prepares a jvp
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_are_refused(name: str) -> None:
+    x = normal(B, Q, K)
+    for function in (
+        lambda x: softmax_ops.softmax(x, softcap=2.0),
+        softmax_ops.log_softmax,
+        lambda x: softmax_ops.log_softmax_backward(x, x),
+        lambda x: softmax_ops.softmax(x, scale=torch.tensor([2.0])),
+    ):
+        with pytest.raises(NotImplementedError, match=r"transform of torch\.func.*call it outside"):
+            TRANSFORMS[name](function, x)
+
+
+def test_forward_mode_is_refused_and_what_has_no_tangent_computed() -> None:
+    x = normal(Q, K)
+    expected = softmax_ops.log_softmax(x)
+    with forward_ad.dual_level():
+        assert torch.equal(softmax_ops.log_softmax(x), expected)
+        with pytest.raises(NotImplementedError, match="forward mode AD"):
+            softmax_ops.log_softmax(forward_ad.make_dual(x, x))
+
+
+def test_batched_gradients_are_refused() -> None:
+    x = leaf(Q, K)
+    with pytest.raises(NotImplementedError, match="is_grads_batched"):
+        torch.autograd.grad(softmax_ops.log_softmax(x), x, normal(3, Q, K), is_grads_batched=True)
+
+
+def test_autocast_keeps_the_dtype() -> None:
+    x = normal(Q, K, dtype=torch.float16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, lse = softmax_ops.log_softmax(x, return_lse=True)
+    assert y.dtype is torch.float16 and lse.dtype is torch.float32
