@@ -233,12 +233,11 @@ def _backward_general(part: dict[str, Tensor], offset: int | None, request: Back
     d = (dy if request.log else y * dy).sum(-1, keepdim=True)  # (...,Q,1)
     if "grad_lse" in part:
         d.sub_(part["grad_lse"][..., :1])
-    nothing = given == (-math.inf if request.log else 0.0)
-    dz = (dy - y * d).masked_fill_(nothing, 0.0) if request.log else (dy - d).mul_(y)
+    dz = (dy - y * d).masked_fill_(given == -math.inf, 0.0) if request.log else (dy - d).mul_(y)
     if request.softcap is not None:
         s = (given if request.log else y.log()) + part["lse"]
-        s.div_(request.softcap).masked_fill_(nothing, 0.0)  # log y is -inf there, and dz 0
-        dz.mul_((1.0 - s * s).clamp_(min=0.0))  # rounding of y may take s beyond softcap
+        s.div_(request.softcap)
+        dz.mul_((1.0 - s * s).clamp_(min=0.0))  # rounding of y may take s beyond softcap; y = 0 takes it to -inf
     return dz.mul_(part.get("scale", request.scale)), d
 
 
@@ -266,6 +265,8 @@ def _hidden(
 ) -> list[Tensor]:
     """What hides columns of rows [..., Q, K], one after the other, each True where it does."""
     hidden = [part["mask"]] if "mask" in part else []
+    if "bias" in part:
+        hidden.append(part["bias"] == -math.inf)  # hides NaN and +inf too
     if "lengths" in part:
         hidden.append(torch.arange(rows.shape[-1], device=rows.device) >= part["lengths"])
     if bounds.left is not None:

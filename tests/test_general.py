@@ -42,7 +42,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "scale in a tensor": {"scale": torch.tensor([0.4])},
     "scale of each row": {"scale": normal(B, 1, Q, seed=1, dtype=torch.float32)},
     "mask": {"mask": HIDDEN},
-    "uint8 mask": {"mask": 2 * HIDDEN[0, 0].byte() - HIDDEN[0, 0].byte()},
+    "uint8 mask": {"mask": HIDDEN[0, 0].byte() + 2 * HIDDEN[1, 0].byte()},
     "bias": {"bias": ADDED},
     "bias of columns": {"bias": normal(1, 1, 1, K, seed=5, dtype=torch.float32)},
     "lengths": {"key_lengths": torch.tensor([4, 0], dtype=torch.int32)},
@@ -231,6 +231,14 @@ def test_values_that_are_not_finite(where: str, value: float, log: bool) -> None
     near(y, expected.log_y if log else expected.y, 1e-13)
 
 
+@pytest.mark.parametrize("value", [INF, NAN], ids=str)
+def test_a_bias_hides_whatever_the_score_is(value: float) -> None:
+    x, bias = normal(Q, K), torch.zeros(Q, K, dtype=torch.float64)
+    x[1, 2], bias[1, 2] = value, -INF
+    expected = verify(x, bias=bias)
+    assert expected.y[1, 2] == 0 and not np.isnan(expected.y).any()
+
+
 def test_softcap_bounds_what_is_infinite() -> None:
     y, lse = softmax_ops.softmax(torch.tensor([INF, -INF, 0.0]), softcap=2.0, return_lse=True)
     torch.testing.assert_close(y, torch.tensor([2.0, -2.0, 0.0]).softmax(-1))
@@ -351,6 +359,9 @@ def test_backward_of_log_reads_no_gradient_where_nothing_was_seen() -> None:
     y, dy = softmax_ops.log_softmax(x, mask=mask), normal(Q, K, seed=1)
     dx = verify_backward(dy.masked_fill(mask, NAN), y, log=True)
     assert (dx[mask] == 0).all() and torch.equal(dx, softmax_ops.log_softmax_backward(dy, y))
+    dy[~mask] = NAN  # makes its row NaN, but for what was hidden
+    dx = verify_backward(dy, y, log=True)
+    assert (dx[mask] == 0).all() and dx[~mask].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
