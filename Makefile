@@ -30,8 +30,8 @@ check-generated: $(TOOLS)  ## Fail when generated/ is not what the templates ren
 test: $(TESTING)  ## Run every test; without a GPU the kernels run on the PTX interpreter
 	$(BIN)/python -m pytest $(TESTFLAGS)
 
-test-quick: $(TESTING)  ## Run what takes seconds: all but the executed kernels
-	$(BIN)/python -m pytest -m "not kernels" $(TESTFLAGS)
+test-quick: $(TESTING)  ## Run what is quick: all but the executed kernels and tests of many processes
+	$(BIN)/python -m pytest -m "not kernels and not slow" $(TESTFLAGS)
 
 test-all: $(TESTING)  ## Run every test, every kernel for every architecture in reach
 	$(BIN)/python -m pytest --all-architectures $(TESTFLAGS)

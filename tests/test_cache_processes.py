@@ -29,6 +29,8 @@ from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import SCHEMA, Cubin, encode
 from tests.cubins import CHECKOUT, NAME, NOBODY, failing, file_of, hidden, look, make, reason
 
+pytestmark = pytest.mark.slow
+
 WRITERS = 16
 KILLS = 200
 

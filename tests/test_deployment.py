@@ -30,6 +30,8 @@ from softmax_ops.artifacts.cubin import Cubin
 from tests import stub_driver
 from tests.cubins import CHECKOUT, key_pair
 
+pytestmark = pytest.mark.slow
+
 VARIANT = "softmax_fwd_f16_none_warp_k1024_v8_t128r4"
 BESIDE_TORCH = (
     *("torch", "torchgen", "functorch", "filelock", "fsspec", "mpmath", "networkx", "sympy", "typing_extensions"),

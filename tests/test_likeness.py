@@ -77,7 +77,9 @@ class Mode(TorchDispatchMode):
 
 @every_way
 @pytest.mark.parametrize(
-    "circumstance", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), Mode], ids=str
+    "circumstance",
+    [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), Mode],
+    ids=["inference", "autocast", "dispatch mode"],
 )
 def test_circumstances(matcher: Callable[..., Any], circumstance: Callable[[], Any]) -> None:
     x = torch.zeros(Q, K)

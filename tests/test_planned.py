@@ -206,16 +206,16 @@ def test_one_kernel_whatever_the_alignment(gpu: None) -> None:
 
 
 @isolated
-@pytest.mark.parametrize("other", ["shape", "strides", "dtype", "alignment", "overlap", "requires grad"])
-def test_others_launch_nothing(gpu: None, other: str) -> None:
+def test_others_launch_nothing(gpu: None) -> None:
     run = softmax_ops.plan(scores())
     run(scores(), out=scores()), run(scores())
     stub_driver.forget()
-    make, says = OTHERS[other]
-    with pytest.raises(ValueError, match=says):
-        run(**{"x": scores(), **make()})
-    with pytest.raises(ValueError):
-        run(**{"x": scores(), "out": scores(), **make()})
+    for other in ("shape", "strides", "dtype", "alignment", "overlap", "requires grad"):
+        make, says = OTHERS[other]
+        with pytest.raises(ValueError, match=says):
+            run(**{"x": scores(), **make()})
+        with pytest.raises(ValueError):
+            run(**{"x": scores(), "out": scores(), **make()})
     assert stub_driver.launches() == []
 
 

@@ -212,6 +212,7 @@ def test_softmax_in_place(call: Call) -> None:
     assert torch.equal(call.x, expected)
 
 
+@pytest.mark.slow
 @given(calls(), st.booleans())
 @settings(examples, max_examples=100)
 def test_explain(call: Call, backward: bool) -> None:

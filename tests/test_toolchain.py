@@ -12,6 +12,8 @@ import pytest
 from codegen import build, devices, inspection, render, sources, toolchain, variants
 from softmax_ops.artifacts.cache import Cache
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 SPEC = variants.by_name()["softmax_fwd_f16_none_warp_k64_v8_t128r32"]
 CLUSTER = next(spec for spec in variants.shipped() if spec.cluster > 1)

@@ -229,6 +229,7 @@ def test_backward_refuses(arguments: tuple[Any, ...], error: type[Exception], wo
 # the program
 
 
+@pytest.mark.slow
 def test_the_program() -> None:
     """Output within a unit in the last place of torch's, the gradients as close to the exact one as torch's."""
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": ""}
