@@ -10,15 +10,15 @@ from typing import Any, NamedTuple, TypeVar
 
 from .plans import CLUSTERS, MAX_SPLIT_ROWS, RowPlan, row_plans
 from .spec import ANY_K, Direction, DType, Mask, Plan
-from .variants import ARCHITECTURES, dispatch
+from .variants import ARCHITECTURES, MASKS, dispatch
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "plans.md"
 PICTURE = DOCS / "plans.svg"
 
 Key = TypeVar("Key")
-Kind = tuple[Direction, DType]
-"""What has row plans of its own."""
+Kind = tuple[Direction, DType, bool]
+"""What has row plans of its own: a direction and element types, of the general mask kind or of the others."""
 
 FEW, MANY = MAX_SPLIT_ROWS, MAX_SPLIT_ROWS + 1
 """Numbers of rows on either side of the one threshold."""
@@ -56,7 +56,11 @@ def alike(keys: Iterable[Key], of: Callable[[Key], Hashable]) -> list[list[Key]]
     return list(groups.values())
 
 
-KINDS: list[Kind] = list(product(Direction, DType))
+KINDS: list[Kind] = [
+    (direction, dtype, general)
+    for general, direction, dtype in product((False, True), Direction, DType)
+    if any(mask.general is general for mask in MASKS.get((direction, dtype), ()))
+]
 ARCHITECTURE_GROUPS = alike(ARCHITECTURES, lambda arch: tuple(arch in some for some, _ in CLUSTERS))
 """Architectures that dispatch does not tell apart."""
 
@@ -120,7 +124,10 @@ def _range(first: Any, last: Any) -> str:
 
 def _names(kinds: list[Kind]) -> str:
     """Element types, behind their direction where the other one is not among them."""
-    found = [", ".join(dtype.value for own, dtype in kinds if own is direction) for direction in Direction]
+    found = [
+        ", ".join(f"{dtype.value} general" if general else dtype.value for own, dtype, general in kinds if own is each)
+        for each in Direction
+    ]
     if found[0] == found[1]:
         return found[0]
     return "; ".join(f"{direction.label} {names}" for direction, names in zip(Direction, found, strict=True) if names)
@@ -141,7 +148,8 @@ def _ctas() -> list[list[str]]:
 def _cells(kind: Kind) -> dict[tuple[Plan, int], str]:
     """The CTA of each plan and longest row."""
     found: dict[tuple[Plan, int], dict[str, str]] = {}
-    for plan, spec in dispatch(*kind, Mask.CAUSAL) or ():
+    direction, dtype, general = kind
+    for plan, spec in dispatch(direction, dtype, Mask.GENERAL if general else Mask.CAUSAL) or ():
         text = f"{spec.lanes} x {spec.rows}"
         if spec.piece:
             text = f"{spec.threads}, {spec.piece} columns"

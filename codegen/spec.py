@@ -257,8 +257,8 @@ class Spec:
                 rows=int(match["rows"]),
                 cluster=int(match["cluster"] or 1),
             )
-        except StopIteration:
-            raise ValueError(f"{name!r} names an unknown mask kind or plan") from None
+        except (StopIteration, ValueError):
+            raise ValueError(f"{name!r} is not a variant name: no such element type, mask kind or plan") from None
         if spec.name != name:
             raise ValueError(f"{name!r} is not a variant name: it is written {spec.name}")
         return spec

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from softmax_ops.problem import DTYPE_BYTES, OPERANDS, Geometry, Operand, broadcast_strides, contiguous_strides
+from softmax_ops.problem import DTYPE_BYTES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
 
 MASKED = ("bool", "boolcausal", "like")
 CAUSAL = ("causal", "boolcausal")
@@ -24,8 +24,10 @@ def geometry(
 
     `strides` and `alignments` differ for the operands named.
     """
-    size = DTYPE_BYTES[dtype]
-    facts = [(name, contiguous_strides(shape), size) for name in OPERANDS[direction]]
+    size, *_ = sizes = [DTYPE_BYTES[each] for each in dtype.split("to")]
+    *inputs, output = OPERANDS[direction]
+    facts = [(name, contiguous_strides(shape), size) for name in inputs]
+    facts.append((output, contiguous_strides(shape), sizes[-1]))
     if mask_kind in MASKED:
         facts.append(("mask", broadcast_strides(mask_shape or shape, shape), size if mask_kind == "like" else 1))
     operands = tuple(
@@ -33,4 +35,5 @@ def geometry(
         for name, moves, bytes in facts
     )
     offset = shape[-1] - shape[-2] if mask_kind in CAUSAL else None
-    return Geometry(direction, dtype, mask_kind, shape, operands, **{"causal_offset": offset} | changes)
+    facts_of_kind = {"causal_offset": offset, "general": General() if mask_kind == "general" else None}
+    return Geometry(direction, dtype, mask_kind, shape, operands, **facts_of_kind | changes)

@@ -79,7 +79,7 @@ def test_a_mask_of_ones_and_zeros_has_kernels_of_its_own(serve: Serve) -> None:
 @isolated
 def test_a_last_stride_other_than_1_is_copied(serve: Serve) -> None:
     """x transposed, as a whole; an expanded dy, one row of it; a mask too."""
-    serve_all(serve, "fwd_f32_bool_warp", "bwd_f32_causal_warp")
+    serve_all(serve, "fwd_f32_boolcausal_warp", "bwd_f32_causal_warp")
     x = torch.randn(300, 7).t()
     compute("fwd", (x,), torch.zeros(300, 7, dtype=torch.bool).t())
     dy = torch.tensor(2.0).expand(7, 300)

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from codegen import chart, variants
 from codegen.__main__ import main as command_line
 from codegen.plans import MAX_SPLIT_ROWS
-from codegen.spec import Direction, DType
+from codegen.spec import Mask
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import plan
 from tests.geometries import geometry
@@ -35,18 +35,22 @@ def test_a_page_without_one_block_is_refused(page: str) -> None:
 
 @pytest.mark.parametrize("arch", variants.ARCHITECTURES)
 @pytest.mark.parametrize("rows", [1, MAX_SPLIT_ROWS, MAX_SPLIT_ROWS + 1])
-@pytest.mark.parametrize("kind", chart.KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}")
-def test_spans_are_what_dispatch_chooses(kind: tuple[Direction, DType], rows: int, arch: str) -> None:
+@pytest.mark.parametrize(
+    "kind", chart.KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}{'-general' if kind[2] else ''}"
+)
+def test_spans_are_what_dispatch_chooses(kind: chart.Kind, rows: int, arch: str) -> None:
     """At both ends of each, aligned and not."""
-    direction, dtype = kind
+    direction, dtype, general = kind
     for vec in (dtype.vector, 1):
         for span in chart.spans(kind, arch, vec, rows):
             for k in {-(-span.first // vec) * vec, span.last // vec * vec}:
-                alignment = vec * dtype.bytes
-                of = geometry((rows, k), dtype.value, direction=direction.label, alignment=alignment)
+                mask = "general" if general else "none"
+                of = geometry((rows, k), dtype.value, mask, direction=direction.label, alignment=16 if vec > 1 else 1)
                 assert plan(of, catalog.load(), arch).variant.name == named(kind, span.plan), (k, vec)
 
 
-def named(kind: tuple[Direction, DType], row_plan: chart.RowPlan) -> str:
-    """Of the variant without a mask."""
-    return next(spec.name for own, spec in variants.dispatch(*kind, variants.Mask.NONE) or () if own == row_plan)
+def named(kind: chart.Kind, row_plan: chart.RowPlan) -> str:
+    """Of the variant without a mask, or of the general one."""
+    direction, dtype, general = kind
+    table = variants.dispatch(direction, dtype, Mask.GENERAL if general else Mask.NONE)
+    return next(spec.name for own, spec in table or () if own == row_plan)

@@ -10,12 +10,14 @@ from tests.cases import cases
 from tests.engines import DriverEngine, gpu_architecture
 
 WHICH = (
-    (Direction.FORWARD, Mask.BOOL, Plan.TILE),
+    (Direction.FORWARD, Mask.BOOLCAUSAL, Plan.TILE),
     (Direction.FORWARD, Mask.BOOLCAUSAL, Plan.CLUSTER),
     (Direction.BACKWARD, Mask.CAUSAL, Plan.WARP),
     (Direction.BACKWARD, Mask.CAUSAL, Plan.SPLIT),
+    (Direction.FORWARD, Mask.GENERAL, Plan.BLOCK),
+    (Direction.BACKWARD, Mask.GENERAL, Plan.SPLIT),
 )
-"""Masked or not, with two tensors or three, in clusters, and in two launches with a workspace."""
+"""Masked or not, with two tensors or three, in clusters, in two launches with a workspace; with everything else."""
 
 
 @stub_driver.isolated
@@ -38,6 +40,7 @@ def test_driver_engine_launches_the_plan(direction: Direction, mask: Mask, plan:
         tensors = {name: call.operand(name) for name in direction.tensors}
         if call.operands.mask is not None:
             tensors["mask"] = call.operands.mask
+        tensors |= {**call.operands.others, **call.operands.results}
         values: dict[str, float] = {"workspace.address": 0, "scale": case.scale, "mask.fill": case.fill}
         values |= {f"{name}.address": operand.phase + operand.first for name, operand in tensors.items()}
         made = stub_driver.launches()

@@ -103,7 +103,8 @@ def rows_of(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
             p[f"{operand.name}.address"][0] + offset(p, index, f"{operand.name}.strides") * operand.element_bytes
             for operand in of.operands
         ]
-        edge = offset(p, index, "causal.query") + p["causal.offset"][0] if "causal.query" in p else 0 * index[0]
+        kind = next((kind for kind in ("causal", "band") if f"{kind}.query" in p), None)
+        edge = offset(p, index, f"{kind}.query") + p[f"{kind}.offset"][0] if kind else 0 * index[0]
         turns[number % len(turns)] += zip(*(column.tolist() for column in (*places, edge)), strict=True)
     assert all(turn == turns[0] for turn in turns)
     return turns[0]
@@ -112,7 +113,7 @@ def rows_of(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
 def expected_rows(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
     """The same by indexing every leading dimension; where nothing is causal the edge is where it hides nothing."""
     rows: list[tuple[int, ...]] = []
-    has_edge = "causal.query" in dict(CATALOG.layout(launch_plan.variant))
+    has_edge = {"causal.query", "band.query"} & {*dict(CATALOG.layout(launch_plan.variant))}
     for index in itertools.product(*map(range, of.shape[:-1])):
         places = [
             operand.element_bytes * sum(i * stride for i, stride in zip(index, operand.strides, strict=False))
@@ -127,6 +128,7 @@ def expected_rows(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]
 def geometries(draw: st.DrawFn) -> Geometry:
     """Up to five leading dimensions; each operand in its own order in memory, padded, all but the output broadcast."""
     direction, dtype, mask_kind = draw(st.sampled_from(KINDS))
+    general = mask_kind == "general"
     k = draw(st.sampled_from([1, 7, 8, 48, 1000, 5000, 20000, 50257, 300000]))
     shape = (*draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)), k)
 
@@ -144,7 +146,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
     moves = {name: strides(may_broadcast=True) for name in inputs} | {output: strides(may_broadcast=False)}
     if mask_kind in MASKED:
         moves["mask"] = (*strides(may_broadcast=True)[:-1], draw(st.integers(0, 1)))
-    changes: dict[str, Any] = {"causal_offset": draw(st.integers(-5, 60))} if mask_kind in CAUSAL else {}
+    changes: dict[str, Any] = {"causal_offset": draw(st.integers(-5, 60))} if mask_kind in CAUSAL or general else {}
     return geometry(
         shape,
         dtype,
@@ -168,7 +170,8 @@ def test_rows_are_where_the_strides_say(of: Geometry, arch: str) -> None:
         return
     assert sorted(rows_of(of, launch_plan)) == sorted(expected_rows(of, launch_plan))
     column_stride = parameters(launch_plan).get("mask.column_stride")
-    assert column_stride == (None if of.mask is None else (of.mask.strides[-1],))
+    if of.general is None:
+        assert column_stride == (None if of.mask is None else (of.mask.strides[-1],))
 
 
 @given(geometries(), st.integers(1, 30))
@@ -357,20 +360,25 @@ CLUSTER_CTAS = {"sm_90": 16, "sm_100": 16, "sm_103": 16, "sm_120": 8}
 
 
 LONGEST_BLOCK = {"f16": 16384, "bf16": 16384, "f32": 16384, "f64": 8192}
+LONGEST_BLOCK_OF_GENERAL = {
+    **{("fwd", dtype): k for dtype, k in {"f16": 8192, "bf16": 8192, "f32": 8192, "f64": 2048}.items()},
+    **{("bwd", dtype): k for dtype, k in {"f16": 8192, "bf16": 8192, "f32": 4096, "f64": 2048}.items()},
+}
 """Columns that one CTA holds, of a cluster too."""
 
 
-def documented_plan(dtype: str, k: int, rows: int, arch: str) -> str:
-    """Who holds a row: the whole policy in a few lines, apart from codegen.plans where it is made. Direction, mask and
-    alignment have no part in it."""
+def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, general: bool) -> str:
+    """Who holds a row: the whole policy in a few lines, apart from codegen.plans where it is made. Alignment has no part
+    in it, direction and mask only where the general kind holds half as much, in no tiles."""
     row_bytes = k * DTYPE_BYTES[dtype]
-    if k <= 32:
+    longest = LONGEST_BLOCK_OF_GENERAL[direction, dtype.split("to")[0]] if general else LONGEST_BLOCK[dtype]
+    if k <= 32 and not general:
         return "tile"
-    if row_bytes <= 2048:
+    if row_bytes <= (1024 if general else 2048):
         return "warp"
-    if k <= LONGEST_BLOCK[dtype]:
+    if k <= longest:
         return "block"
-    if k <= LONGEST_BLOCK[dtype] * CLUSTER_CTAS.get(arch, 0):
+    if k <= longest * CLUSTER_CTAS.get(arch, 0):
         return "cluster"
     return "split" if rows <= 128 else "stream"
 
@@ -394,7 +402,7 @@ def test_every_row_length_is_served_as_documented(direction: str, dtype: str, ma
             found, reason = _select(any_length._replace(shape=(rows, k), operands=operands), CATALOG, arch)
             aligned = alignment == 16 and k * DTYPE_BYTES[dtype] % 16 == 0
             at = (k, rows, alignment, arch)
-            assert found.plan == documented_plan(dtype, k, rows, arch), at
+            assert found.plan == documented_plan(dtype, k, rows, arch, direction, mask_kind == "general"), at
             assert arch in found.architectures and k <= found.max_k and reason, at
             assert (found.direction, found.dtype) == (direction, dtype), at
             assert (found.vec > 1) == (aligned and found.plan not in ("split", "stream")), at
@@ -493,10 +501,10 @@ def test_no_variant() -> None:
     assert planned(geometry((3, ANY_K))).variant.plan == "split"
     with pytest.raises(
         NoVariant,
-        match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: bool, boolcausal, causal, none$",
+        match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: bool, boolcausal, causal, general, none$",
     ):
         planned(geometry((3, 7), "f64", "like"))
-    with pytest.raises(NoVariant, match=r"^no bwd f16 kernel ships for mask kind 'bool'; these do: causal, none$"):
+    with pytest.raises(NoVariant, match=r"^no bwd f16 kernel ships for mask kind 'bool'; these do: causal, general, none$"):
         planned(geometry((3, 7), "f16", "bool", direction="bwd"))
 
 

@@ -151,7 +151,7 @@ def test_the_version_is_bumped() -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
     pose(monkeypatch.setattr, STREAM)
-    serve_all(serve, "fwd_f16_none_warp", "fwd_f16_bool_warp", "fwd_f16_boolcausal_warp", "bwd_f16_causal_warp")
+    serve_all(serve, "fwd_f16_none_warp", "fwd_f16_boolcausal_warp", "bwd_f16_causal_warp")
 
 
 def to(target: Tensor, call: Callable[..., Tensor], *watched: Tensor) -> Any:

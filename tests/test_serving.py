@@ -27,10 +27,10 @@ def test_a_shape_loads_the_kernels_of_either_alignment(serve: Serve) -> None:
 @isolated
 def test_calls_of_every_kind(serve: Serve) -> None:
     """A mask, the backward, rows that share CTAs of a cluster; a single row; nothing to compute."""
-    serve_all(serve, "f16_bool_warp", "bwd_f16_causal_warp", "fwd_f32_none_cluster")
+    serve_all(serve, "f16_boolcausal_warp", "bwd_f16_causal_warp", "fwd_f32_none_cluster")
     call = softmax_ops.Call
     masked = softmax_ops.warm_up(call((3, 5, 1000), "f16", mask_shape=(3, 1, 1000)))
-    assert [name.split("_")[3] for name in masked] == ["bool", "bool"]
+    assert [name.split("_")[3] for name in masked] == ["boolcausal", "boolcausal"]
     (aligned, _) = softmax_ops.warm_up(call((3, 5, 1000), "float16", mask_shape=(1000,), backward=True))
     assert aligned.startswith("softmax_bwd_f16_causal_warp")
     assert len(softmax_ops.warm_up(call((50000,), "f32"), call((4, 50000), "f32"))) == 2

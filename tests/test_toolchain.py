@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 CHECKOUT = Path(__file__).resolve().parents[1]
 SPEC = variants.by_name()["softmax_fwd_f16_none_warp_k64_v8_t128r32"]
 CLUSTER = next(spec for spec in variants.shipped() if spec.cluster > 1)
-OTHER = variants.by_name()["softmax_fwd_f16_bool_warp_k64_v8_t128r32"]
+OTHER = variants.by_name()["softmax_fwd_f16_boolcausal_warp_k64_v8_t128r32"]
 SOURCE = render.render(SPEC)
 
 
