@@ -268,7 +268,7 @@ def test_calls_that_differ_in_what_is_looked_at_each_time(serve: Serve) -> None:
         ),
         (partial(softmax_ops.softmax_backward, rows(8), rows(512), out=rows(0)), ValueError),
         (partial(softmax_ops.softmax_backward, rows(0), rows(520), out=rows(512)), ValueError),
-        (partial(softmax_ops.softmax, rows(0), mask=mask, causal=1, causal_offset=1), TypeError),
+        (partial(softmax_ops.softmax, rows(0), mask=mask, causal=1, causal_offset=1), TypeError),  # type: ignore[arg-type]
         (partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=True), TypeError),
         (partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=1.0), TypeError),  # type: ignore[arg-type]
     ]
