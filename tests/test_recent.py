@@ -238,3 +238,53 @@ def test_what_is_forgotten_is_found_again(serve: Serve, monkeypatch: pytest.Monk
     assert [outcome(call) for call in calls * 2] == expected * 2
     assert len(recent._known) <= 3 and all(len(each._checked) <= 4 for each in recent._known.values())
     assert len(long_calls) < len(calls) / 4
+
+
+@isolated
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # of the first dual tensor
+def test_calls_that_differ_in_what_is_looked_at_each_time(serve: Serve) -> None:
+    """Where tensors lie, types of flags, modes that no tensor shows: after a good call that is like them otherwise."""
+    serve_everything(serve)
+    memory = torch.zeros(1 << 12)
+
+    def rows(start: int) -> Tensor:
+        return memory[start : start + 96].view(4, 24)
+
+    mask = torch.zeros(4, 24, dtype=torch.bool)
+    good: list[Call] = [
+        partial(softmax_ops.softmax, rows(0), out=rows(1024)),
+        partial(softmax_ops.softmax, rows(0), mask=memory.view(torch.bool)[4096:4192].view(4, 24), out=rows(2048)),
+        partial(softmax_ops.softmax_backward, rows(0), rows(512), out=rows(1024)),
+        partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=1),
+        partial(softmax_ops.softmax, rows(0)),
+    ]
+    dual = torch.autograd.forward_ad.make_dual
+    bad: list[tuple[Call, type[Exception]]] = [
+        (partial(softmax_ops.softmax, rows(0), out=rows(8)), ValueError),
+        (partial(softmax_ops.softmax, rows(64), out=rows(0)), ValueError),
+        (
+            partial(softmax_ops.softmax, rows(0), mask=memory.view(torch.bool)[4096:4192].view(4, 24), out=rows(1016)),
+            ValueError,
+        ),
+        (partial(softmax_ops.softmax_backward, rows(8), rows(512), out=rows(0)), ValueError),
+        (partial(softmax_ops.softmax_backward, rows(0), rows(520), out=rows(512)), ValueError),
+        (partial(softmax_ops.softmax, rows(0), mask=mask, causal=1, causal_offset=1), TypeError),  # type: ignore[arg-type]
+        (partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=True), TypeError),
+        (partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=1.0), TypeError),  # type: ignore[arg-type]
+    ]
+    for _ in range(2):
+        for call in good:
+            assert len(outcome(call)[1]) == 1
+        for refused, error in bad:
+            for call in good:  # each is the latest once
+                call()
+                assert outcome(refused)[::2] == (error, True), refused
+        with torch.autograd.forward_ad.dual_level():
+            assert outcome(lambda: softmax_ops.softmax(dual(rows(0), rows(256))))[0] is NotImplementedError
+        fake = torch._subclasses.FakeTensorMode()
+        for call in good[:1]:
+            with fake, long_way():
+                expected = outcome(call)
+            call()
+            with fake:
+                assert outcome(call) == expected
