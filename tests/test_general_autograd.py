@@ -162,6 +162,8 @@ def test_dtypes_of_gradients(
     for gradient, tensor, close in zip(found, inputs, expected, strict=True):
         assert gradient.dtype is tensor.dtype
         torch.testing.assert_close(gradient.double(), close, rtol=4 * eps, atol=8 * eps)
+    if bias_wide:  # summed in float32
+        assert not torch.equal(found[1], found[1].to(dtype).float())
     if wide and bias_wide:  # nothing was rounded to 16 bits on the way
         torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-5)
 
