@@ -329,6 +329,7 @@ def test_out_of_another_dtype_is_not_x() -> None:
     memory = torch.zeros(Q, K, dtype=torch.float32)
     x = memory.view(torch.float16)[:, :K]
     refuse(ValueError, "overlaps x", "new tensor", x=x, out=memory)
+    refuse(ValueError, "overlaps x", x=memory[0].view(torch.float16)[:K], out=memory[0])  # of one address and stride
     y = torch.zeros(Q, K)
     refuse(ValueError, "overlaps y", backward=True, y=y, out=y.view(torch.float16)[:, :K])
     assert check(x, out=torch.zeros(Q, K)).dtype is torch.float32

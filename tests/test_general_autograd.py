@@ -162,6 +162,8 @@ def test_dtypes_of_gradients(
     for gradient, tensor, close in zip(found, inputs, expected, strict=True):
         assert gradient.dtype is tensor.dtype
         torch.testing.assert_close(gradient.double(), close, rtol=4 * eps, atol=8 * eps)
+    if bias_wide:  # summed in float32
+        assert not torch.equal(found[1], found[1].to(dtype).float())
     if wide and bias_wide:  # nothing was rounded to 16 bits on the way
         torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-5)
 
@@ -255,13 +257,20 @@ def test_bounds_reach_the_backward_and_slopes_do_not(monkeypatch: pytest.MonkeyP
     assert not requests[1].general and requests[1].causal_offset is None
 
 
-def test_unused_results_cost_no_gradient() -> None:
-    x = leaf(Q, K)
+def test_a_sink_of_minus_infinity_beside_rows_that_see_nothing_has_no_gradient() -> None:
+    sinks = torch.full((H,), -torch.inf, dtype=torch.float64, requires_grad=True)
+    softmax_ops.softmax(normal(B, H, Q, K), sinks=sinks, key_lengths=LENGTHS).square().sum().backward()
+    assert torch.equal(sinks.grad, torch.zeros_like(sinks))
+
+
+def test_unused_results_cost_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests, x = launches(monkeypatch), leaf(Q, K)
     y, lse = softmax_ops.softmax(x, return_lse=True)
     (of_lse,) = torch.autograd.grad(lse.sum(), x, retain_graph=True)
     torch.testing.assert_close(of_lse, y.detach())  # d logsumexp = softmax
     (of_y,) = torch.autograd.grad(y, x, normal(Q, K, seed=1))
     assert torch.equal(of_y, softmax_ops.softmax_backward(normal(Q, K, seed=1), y.detach()))
+    assert requests[0].grad_lse is not None and requests[1].grad_lse is None
 
 
 # what is refused
