@@ -41,7 +41,7 @@ class Call(ctypes.Structure):
         ("_cluster", ctypes.c_uint32 * 3),
         ("shared_bytes", ctypes.c_uint32),
         ("parameter_bytes", ctypes.c_uint32),
-        ("_parameters", ctypes.c_ubyte * 512),
+        ("_parameters", ctypes.c_ubyte * 1024),
     )
 
     @property
