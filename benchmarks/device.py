@@ -14,6 +14,10 @@ import torch
 PACKAGES = ("softmax-ops", "torch", "triton", "cuda-bindings", "liger-kernel", "quack-kernels", "nvidia-cutlass-dsl")
 
 
+SPIN_CYCLES = 2_000_000
+"""About a millisecond in which the device waits, so that the host has launched what is timed before it starts."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """Calls that replay without the host. `results` are what each call returned, rewritten by every replay."""
@@ -103,6 +107,7 @@ class Cuda:
 
     def time(self, graph: Graph, replays: int) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(SPIN_CYCLES)
         start.record()
         for _ in range(replays):
             graph.replay()

@@ -65,8 +65,23 @@ ARCHITECTURE_GROUPS = alike(ARCHITECTURES, lambda arch: tuple(arch in some for s
 
 
 def table() -> str:
-    """Two tables in Markdown: the lengths that each plan serves, and its CTAs."""
-    return f"{markdown(_lengths())}\n\n{markdown(_ctas())}\n"
+    """Two tables in Markdown, the lengths that each plan serves and its CTAs; and what has been measured of them."""
+    return f"{markdown(_lengths())}\n\n{markdown(_ctas())}\n\n{_measured(_rows())}\n"
+
+
+def _rows() -> list[tuple[Kind, RowPlan]]:
+    return [(kind, plan) for kind in KINDS for plan in row_plans(*kind)]
+
+
+def _measured(rows: list[tuple[Kind, RowPlan]]) -> str:
+    """Which rows a measurement chose, and where."""
+    found = [
+        f"* {direction.label} {dtype.value}, {plan.plan.label} up to {plan.max_k}: {plan.measured}"
+        for (direction, dtype), plan in rows
+        if plan.measured
+    ]
+    rest = "follow from the budgets of bytes in flight and of instructions, on every architecture: nobody measured them"
+    return "\n".join([f"{len(found)} of {len(rows)} rows were chosen by a measurement; the others {rest}.", *found])
 
 
 def _lengths() -> list[list[str]]:
