@@ -40,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     cost = commands.add_parser("costs", help="what compiling and loading cost; needs no GPU")
     cost.add_argument("which", nargs="+", choices=sorted(costs.MEASURES))
     cost.set_defaults(command=_costs)
+    quack = commands.add_parser("quack", help="compile QuACK's softmax for a GPU machine that cannot install it")
+    quack.add_argument("--first", type=int, default=len(cells()), metavar="N", help="for the first N cells")
+    quack.set_defaults(command=_quack)
+
     predicted = commands.add_parser("predict", help="what an H200 would do, from instructions and bytes; needs no GPU")
     predicted.set_defaults(command=_predict)
 
@@ -97,6 +101,16 @@ def _list(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     for path in report.write():
         print(path)
+    return 0
+
+
+def _quack(options: argparse.Namespace) -> int:
+    from . import quack_objects
+
+    failed = quack_objects.build(cells()[: options.first])
+    for name, why in failed.items():
+        print(f"no {name}: {why}", file=sys.stderr)
+    print(f"{quack_objects.LIBRARY}: {quack_objects.LIBRARY.stat().st_size} bytes, {quack_objects.TARGET}")
     return 0
 
 

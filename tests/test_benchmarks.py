@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as command
-from benchmarks import correctness, device, measure, run, tensors
+from benchmarks import correctness, device, measure, quack_objects, run, tensors
 from benchmarks.cells import CORE, OVER_2_31, QUICK, Cell, cells
 from benchmarks.providers import OURS, Provider, liger, ours, quack, torch_chain
 from benchmarks.results import Results, Row
@@ -146,8 +146,26 @@ def test_a_mask_that_is_ignored_is_seen() -> None:
 
 def test_limits_of_peers() -> None:
     cell = Cell("", (1, 1, 4, 1004), "f16")
-    assert quack.refuses(cell) and not quack.refuses(replace(cell, dtype="f32"))
+    quack = quack_objects.refuses
+    assert quack(cell) and not quack(replace(cell, dtype="f32"))
     assert liger.refuses(Cell("", (1, 1, 1, 65537), "f16")) and not liger.refuses(Cell("", (1, 1, 1, 65536), "f16"))
+
+
+def test_quack_from_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not installed, a library built elsewhere serves the lengths that it has."""
+    monkeypatch.setattr(quack, "find_spec", lambda name: None if name == "quack" else object())
+    monkeypatch.setattr(quack_objects, "LIBRARY", tmp_path / "none.so")
+    assert "python -m benchmarks quack" in str(quack.absent())
+    (tmp_path / "none.so").touch()
+    assert quack.absent() is None
+    called: list[torch.Size] = []
+    functions = {"quack_bwd_f16_16": lambda *tensors: called.extend(tensor.shape for tensor in tensors)}
+    monkeypatch.setattr(quack_objects, "load", lambda: functions.get)
+    cell = Cell("", (2, 3, 5, 16), "f16", "none", "bwd")
+    (made,) = tensors.make(cell, "cpu", 1, seed=0)
+    assert quack.prepare(cell)(made) is made.out and called == [torch.Size((30, 16))] * 3
+    with pytest.raises(LookupError, match="quack_fwd_f16_16"):
+        quack.prepare(replace(cell, direction="fwd"))
 
 
 def test_a_bias_is_not_available_until_softmax_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
