@@ -31,6 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, help=f"default: {FOLDER.name}/<device>/{FILE}")
     run.set_defaults(command=_run)
 
+    profiled = commands.add_parser("profile", help="the hardware's counters of our kernel in some cells; needs ncu")
+    profiled.add_argument("only", metavar="TEXT", help="cells with this in their names")
+    profiled.set_defaults(command=_profile)
+
+    once = commands.add_parser("once", help="compute one cell once, for a profiler to look at")
+    once.add_argument("key", help="its name, as `list` prints it")
+    once.set_defaults(command=_once)
+
     listed = commands.add_parser("list", help="the cells by rank")
     listed.set_defaults(command=_list)
 
@@ -92,6 +100,26 @@ def _run(options: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
+def _profile(options: argparse.Namespace) -> int:
+    from .profile import NoProfile, profile
+
+    chosen = [cell for cell in cells() if options.only in cell.key]
+    try:
+        for cell in chosen:
+            print(profile(cell))
+    except NoProfile as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return int(not chosen)
+
+
+def _once(options: argparse.Namespace) -> int:
+    from .profile import once
+
+    once(next(cell for cell in cells() if cell.key == options.key))
+    return 0
+
+
 def _list(options: argparse.Namespace) -> int:
     for rank, cell in enumerate(cells(), 1):
         print(f"{rank:4} {cell.key:60} {cell.bytes >> 20:6} MiB")
@@ -135,11 +163,17 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _costs(options: argparse.Namespace) -> int:
+    from .device import NoDevice
+
     path = FOLDER / costs.FILE
     for which in options.which:
         known = costs.Costs.load(path)
         before = dict(known.figures)
-        costs.MEASURES[which](known)
+        try:
+            costs.MEASURES[which](known)
+        except NoDevice as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         known.save(path)
         for name, figure in known.figures.items():
             if before.get(name) is not figure:

@@ -4,6 +4,7 @@
     unchanged  the latter alone
     bundle     every kernel for every architecture in reach, cache empty
     first      the first call of a prebuilt variant in a fresh process: on the GPU, else on the stub driver
+    eager      a call from Python beyond a bare launch; needs a GPU
 
 Cold figures start with an empty cache folder. The environment that `make generate` builds first is not counted.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from softmax_ops.artifacts import catalog
+from softmax_ops.artifacts import catalog, settings
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.cubin import Cubin
 
@@ -132,8 +133,9 @@ def first(costs: Costs) -> None:
 
     gpu = engines.gpu_architecture()
     with tempfile.TemporaryDirectory(prefix="softmax_ops_first_") as folder:
-        output = Path(folder, "one.bundle")
-        _bundle_of_one(gpu, output)
+        output = (gpu and settings.read("SOFTMAX_OPS_BUNDLE")) or Path(folder, "one.bundle")
+        if not output.exists():
+            _bundle_of_one(gpu, output)
         driver = os.environ if gpu else stub_driver.environment()
         fresh = {**driver, **_cache(folder), "SOFTMAX_OPS_BUNDLE": str(output)}
         script = _ON_GPU if gpu else _ON_STUB
@@ -141,6 +143,13 @@ def first(costs: Costs) -> None:
     of = gpu or "stub driver, which adds nothing of its own"
     name = "first_call_ms" if gpu else "first_call_stub_ms"
     costs.put(name, values[len(values) // 2], f"{of}; median of 9 processes, {values[0]:.1f} .. {values[-1]:.1f}")
+
+
+def eager(costs: Costs) -> None:
+    """Raises NoDevice without a GPU."""
+    from .eager import beyond_launch_us
+
+    costs.put("eager_beyond_launch_us", *beyond_launch_us())
 
 
 def _bundle_of_one(gpu: str | None, output: Path) -> None:
@@ -166,6 +175,7 @@ MEASURES: dict[str, Callable[[Costs], None]] = {
     "unchanged": unchanged,
     "bundle": bundle,
     "first": first,
+    "eager": eager,
 }
 
 

@@ -100,7 +100,7 @@ def goals(devices: dict[str, Results], costs: Costs) -> str:
 
 
 def _goals(found: list[Verdict]) -> str:
-    lines = [[str(each.number), each.what, each.goal, each.state, each.figure] for each in found]
+    lines = [[str(each.number), each.what, each.goal, each.state, each.figure.replace("|", " ")] for each in found]
     return markdown([["#", "what", "goal", "state", "figure"], *lines])
 
 

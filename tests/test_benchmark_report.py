@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import costs, goals, plots, predict, predict_page, report
+from benchmarks import __main__ as command
+from benchmarks import costs, eager, goals, plots, predict, predict_page, profile, report
 from benchmarks.cells import QUICK, Cell, cells
 from benchmarks.costs import Costs
 from benchmarks.providers import OURS
@@ -289,7 +290,43 @@ def test_predictions_round_trip(tmp_path: Path) -> None:
     assert "never measured" in json.loads((tmp_path / "p.json").read_text())["device"]
 
 
+# ---- profiles
+
+CSV = """==PROF== Connected
+"ID","Kernel Name","dram__bytes_read.sum","dram__bytes_write.sum","gpu__time_duration.sum",\
+"launch__registers_per_thread","sm__warps_active.avg.pct_of_peak_sustained_active",\
+"smsp__issue_active.avg.pct_of_peak_sustained_active","smsp__thread_inst_executed.sum"
+"","","Mbyte","Gbyte","us","register/thread","%","%","inst"
+"0","softmax_fwd_a","201.5","0.2","90.5","48","61.5","40.25","1,006,632,960"
+"1","softmax_fwd_b","0.5","0","1,009.5","32","20","10","1,006,632,960"
+"""
+
+
+def test_a_profile_sums_the_launches_of_a_call() -> None:
+    found = profile.read(cells()[0], CSV)
+    assert found.kernels == ("softmax_fwd_a", "softmax_fwd_b")
+    assert (found.read, found.written, found.time) == (202e6, 0.2e9, 1100.0)
+    assert (found.registers, found.issue, found.occupancy) == (32, 10, 20)  # of the longer launch
+    assert "20.0 lane-instructions per element" in str(found) and "0.998 of the 402.7 that must move" in str(found)
+    with pytest.raises(profile.NoProfile, match="saw no kernel"):
+        profile.read(cells()[0], "==WARNING== nothing")
+
+
+def test_without_ncu_a_profile_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(profile.shutil, "which", lambda name: None)
+    assert command.main(["profile", cells()[0].key]) == 1
+    assert capsys.readouterr().err == "error: ncu is not here: install Nsight Compute\n"
+
+
 # ---- costs
+
+
+def test_rounds_of_eager_calls_take_turns() -> None:
+    said: list[str] = []
+    calls = {name: lambda name=name: said.append(name) for name in ("one", "two")}
+    assert len(eager.measure(calls, lambda: said.append("wait"))) == 2
+    turn = ["wait", *["one"] * eager.CALLS, "wait", *["two"] * eager.CALLS]
+    assert said == turn * eager.ROUNDS
 
 
 def test_costs_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
