@@ -11,6 +11,7 @@ from softmax_ops.artifacts.cubin import Cubin
 from . import build, toolchain
 from .plans import CLUSTERS, RowPlan, row_plans
 from .spec import ANY_K, Direction, DType, Mask, Plan, Spec
+from .variants import computed_by
 
 LONGEST_TILE = 64
 MOST_HELD_BYTES = 128
@@ -38,8 +39,8 @@ def shipped(direction: Direction, dtype: DType, k: int, arch: str) -> Spec:
 
 
 def _spec(direction: Direction, dtype: DType, plan: RowPlan) -> Spec:
-    """The kernel that computes unmasked rows (variants.computed_by)."""
-    mask = Mask.CAUSAL if direction is Direction.BACKWARD else Mask.NONE
+    """The kernel that computes unmasked rows."""
+    mask = computed_by(direction, Mask.NONE)
     return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
 
 
