@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,8 @@ def test_report_draws_everything(pages: dict[str, Path]) -> None:
     assert line.split(" | ")[2:] == ["102.0", "3948", "0.980", "4.00", "(2.00)", "1.38", "1.50", "absent", "(1.62) |"]
     assert "Absent: liger: liger-kernel is not installed." in page and "**missed**" not in page
     assert f"{len(cells())} of {len(cells())} cells" in page
+    for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):  # a name with a bar in it would add a column
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table[:200]
     first = [path.read_text() for path in written]
     assert [path.read_text() for path in report.write(**pages)] == first
     for name in plots.PICTURES:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as command
-from benchmarks import correctness, device, measure, quack_objects, run, tensors
+from benchmarks import correctness, device, measure, quack_objects, run, tensors, timing
 from benchmarks.cells import CORE, OVER_2_31, QUICK, Cell, cells
 from benchmarks.providers import OURS, Provider, liger, ours, quack, torch_chain
 from benchmarks.results import Results, Row
@@ -198,8 +198,7 @@ def test_a_run_measures_every_cell_in_order(tmp_path: Path) -> None:
     def say(line: str) -> None:
         written.append(list(Results.load(tmp_path / "cells.json").rows))
 
-    fake = FakeDevice()
-    results, _ = measured(tmp_path, RIGHT, SLOW, device=fake, say=say)
+    results, _ = measured(tmp_path, RIGHT, SLOW, say=say)
     keys = [cell.key for cell in SMALL]
     assert written[-4:] == [keys[: n + 1] for n in range(4)]  # a cell is on disk when it is told of
     row = results.rows[keys[0]]
@@ -210,8 +209,32 @@ def test_a_run_measures_every_cell_in_order(tmp_path: Path) -> None:
     assert row.gigabytes_per_second(OURS) == SMALL[0].bytes / 10e3
     assert row.errors[OURS] <= 1 and row.clocks == {"sm": 1980} and row.sets == 2
     assert results.rows[keys[3]].ceiling == "add"
-    assert len(set(map(tuple, zip(*[iter(fake.order)] * 5, strict=False)))) > 1  # the graphs take turns, shuffled
     assert Results.load(tmp_path / "cells.json") == results
+
+
+def test_graphs_take_turns_in_another_order_each_round() -> None:
+    """Short ones are replayed until a window is long enough for the clock."""
+    fake, took = FakeDevice(), {"short": 1.0, "middle": 30.0, "long": 2000.0}
+    graphs = {name: device.Graph(lambda us=us: us, []) for name, us in took.items()}  # type: ignore[misc]
+    times = timing.interleaved(fake, graphs, seed=1)
+    assert times == {name: [us] * timing.ROUNDS for name, us in took.items()} and timing.ROUNDS >= 7
+    rounds = list(zip(*[iter(fake.order[-3 * timing.ROUNDS :])] * 3, strict=True))
+    assert all(sorted(each) == [1.0, 30.0, 2000.0] for each in rounds) and len(set(rounds)) > 2
+    assert fake.windows[-1] >= timing.WINDOW_US and min(fake.windows[-3 * timing.ROUNDS :]) >= timing.WINDOW_US
+
+
+def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(tmp_path, RIGHT, cells=SMALL[:1])
+    before = Results.load(tmp_path / "cells.json")
+
+    def died(*_: Any) -> None:
+        raise OSError("the power went")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", died)
+        with pytest.raises(OSError, match="power"):
+            measured(tmp_path, RIGHT)
+    assert Results.load(tmp_path / "cells.json") == before
 
 
 def test_the_ceiling_is_scaled_to_the_bytes_of_the_cell(tmp_path: Path) -> None:
@@ -246,7 +269,7 @@ def test_what_a_replay_does_not_write_is_wrong(tmp_path: Path) -> None:
     calls = iter(range(10**6))
 
     def once(made: Tensors) -> Tensor:
-        return torch.softmax(made.inputs[0], -1) if next(calls) < 2 else torch.full_like(made.out, torch.nan)
+        return torch.softmax(made.inputs[0], -1, out=made.out) if next(calls) < 2 else made.out
 
     results, _ = measured(tmp_path, provider(OURS, 1.0, once, plain=True), cells=SMALL[:1])
     assert results.rows[SMALL[0].key].errors[OURS] == correctness.HOPELESS

@@ -88,7 +88,7 @@ def test_a_sweep_on_the_device_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> 
     found, without = timing.figures(row, {spec.name: spec for spec in (one, two, three)})
     assert [each.spec for each in found] == [two, three] and found[0].share == COPY_US / 10
     assert without[one.name].startswith("wrong by ")
-    said = tuning.proposal(found, three, 1024, "GPU", "2026-01-02")
+    said = tuning.proposal(found[::-1], three, 1024, "GPU", "2026-01-02")
     assert "(now)" in said.splitlines()[1]
     proposed = said.splitlines()[-1]
     assert "GPU, 2026-01-02: 0.800 of the copy at K = 1024, 10.0 us, 12.0 us before" in proposed
