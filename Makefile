@@ -22,7 +22,6 @@ FLAGS   := $(foreach arch,$(ARCH),--arch $(arch))
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  BENCHFLAGS='--budget 480s' is for bench."
-	@echo "  BUDGET=480s is the time that bench takes."
 	@echo "  CUDA=12 selects the 12.9 toolchain (sm_70; bundle and wheel take it), ARCH='sm_80 sm_90' the architectures."
 
 generate: $(TOOLS)  ## Render the kernels into generated/ and compile them for the GPUs found, or for sm_90

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 from torch import Tensor
 
 import softmax_ops
-from softmax_ops.dispatch import Scalars, explain
 from softmax_ops.explanation import Explanation
 from transformer_softmax_lib import scaled_masked_softmax_forward
 
@@ -22,14 +18,13 @@ def prepare(cell: Cell) -> Call:
 
 
 def _forward(tensors: Tensors) -> Tensor:
-    bias: dict[str, Any] = {} if tensors.bias is None else {"bias": tensors.bias}
     return softmax_ops.softmax(
         tensors.inputs[0],
         scale=tensors.scale,
         mask=tensors.mask,
+        bias=tensors.bias,
         causal=tensors.causal,
         out=tensors.out,
-        **bias,
     )
 
 
@@ -43,19 +38,19 @@ def _backward(tensors: Tensors) -> Tensor:
     return softmax_ops.softmax_backward(dy, y, scale=tensors.scale, causal=tensors.causal, out=tensors.out)
 
 
-def refuses(cell: Cell) -> str | None:
-    if cell.mask == "bias" and "bias" not in inspect.signature(softmax_ops.softmax).parameters:
-        return "softmax takes no bias yet"
-    return None
-
-
 def explanation(cell: Cell, tensors: Tensors) -> Explanation | None:
-    """What runs; None where a bias is not explained by the same arguments."""
-    if cell.mask == "bias":
+    """What runs; None for a mask that `explain` does not take."""
+    if cell.mask == "like":
         return None
-    offset = cell.shape[3] - cell.shape[2] if cell.causal else None
-    scalars = Scalars(tensors.scale, 0.0, offset, False)
-    return explain(cell.direction, tensors.inputs, tensors.mask, tensors.out, scalars)
+    return softmax_ops.explain(
+        tensors.inputs[0],
+        scale=tensors.scale,
+        mask=tensors.mask,
+        bias=tensors.bias,
+        causal=tensors.causal,
+        out=tensors.out,
+        backward=cell.direction == "bwd",
+    )
 
 
-PROVIDER = Provider(OURS, prepare, refuses=refuses, allowed=1.0)
+PROVIDER = Provider(OURS, prepare, allowed=1.0)
