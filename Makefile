@@ -10,14 +10,18 @@ BIN     := $(VENV)/bin
 TOOLS   := $(VENV)/.toolchain
 TESTING := $(VENV)/.testing
 ARCH    ?=
+PEERS   := $(VENV)/.peers
+BENCH   := $(BIN)/python -m benchmarks
+BENCHFLAGS ?= --budget 480s
 TESTFLAGS ?= -n auto
 FLAGS   := $(foreach arch,$(ARCH),--arch $(arch))
 
 .DEFAULT_GOAL := help
-.PHONY: help generate check-generated test test-quick test-all lint format bundle wheel bench bench-host clean
+.PHONY: help generate check-generated test test-quick test-all lint format bundle wheel bench bench-quick bench-report bench-costs bench-host predictions clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  BENCHFLAGS='--budget 480s' is for bench."
 	@echo "  CUDA=12 selects the 12.9 toolchain (sm_70; bundle and wheel take it), ARCH='sm_80 sm_90' the architectures."
 
 generate: $(TOOLS)  ## Render the kernels into generated/ and compile them for the GPUs found, or for sm_90
@@ -52,8 +56,23 @@ bundle: $(TOOLS)  ## Compile every kernel for every architecture into build/soft
 wheel: bundle  ## Build the wheel with that bundle in it into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
-bench: $(TESTING)  ## Measure the kernels on the GPU of this machine
-	$(BIN)/python -m benchmarks.run $(BENCHFLAGS)
+bench: $(TESTING)  ## Measure the kernels and their peers on the GPU here, in rank order; goes on where it stopped
+	@$(BENCH) gpu
+	@$(MAKE) --no-print-directory $(PEERS)
+	$(BIN)/python -m codegen compile
+	$(BENCH) run $(BENCHFLAGS); status=$$?; $(BENCH) costs first eager; $(BENCH) report; exit $$status
+
+bench-quick: BENCHFLAGS = --first 12 --budget 120s
+bench-quick: bench  ## The same for the first dozen cells, in two minutes
+
+bench-report: $(TESTING)  ## Draw README's table, docs/benchmarks.md and the plots from the results
+	$(BENCH) report
+
+bench-costs: $(TESTING)  ## Measure what compiling and loading cost; needs no GPU
+	$(BENCH) costs generate first
+
+predictions: $(TESTING)  ## Predict every cell on an H200 from instructions and bytes; needs no GPU
+	$(BENCH) predict
 
 bench-host: $(TESTING)  ## Measure what a launch costs on the CPU; needs no GPU
 	$(BIN)/python -m benchmarks.host
@@ -74,3 +93,7 @@ $(TOOLS): codegen/requirements-cuda$(CUDA).txt | $(BIN)/python
 $(TESTING): tests/requirements.txt $(TOOLS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+$(PEERS): benchmarks/requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ || \
+		echo "not every peer could be installed: the run names those that are absent"

@@ -1,52 +1,226 @@
-"""What is measured: shapes of real models and a sweep over row lengths, in rank order."""
+"""The cells of the benchmark, ranked: what a user would ask first comes first, and a budget cuts off the end.
 
-from dataclasses import dataclass
+The first CORE cells are the picture; the first dozen of them is what `make bench-quick` takes.
+"""
+
+from dataclasses import dataclass, replace
+from math import prod
+
+ELEMENT_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
+MASKS = ("none", "causal", "padding", "bool", "like", "bias")
+"""like: a mask of the scores' dtype; bias: added to the scaled scores."""
+
+CORE = 40
+QUICK = 12
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: scores [batch, heads, queries, k] of a dtype under a mask kind.
+    """Scores [B, H, Q, K] of a dtype under a mask, in one direction."""
 
-    Masks: none, causal, padding [B, 1, 1, K], bool [B, 1, Q, K].
-    """
-
-    name: str
+    case: str
     shape: tuple[int, int, int, int]
     dtype: str
     mask: str = "none"
+    direction: str = "fwd"
 
     @property
     def key(self) -> str:
-        return f"{self.name} {'x'.join(map(str, self.shape))} {self.dtype} {self.mask}"
+        """Its name in results."""
+        return f"{self.case}|{'x'.join(map(str, self.shape))}|{self.dtype}|{self.mask}|{self.direction}"
+
+    @property
+    def k(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1])
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def causal(self) -> bool:
+        return self.mask == "causal"
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every row is a multiple of 16 bytes."""
+        return self.k * ELEMENT_BYTES[self.dtype] % 16 == 0
+
+    @property
+    def inputs(self) -> int:
+        """Tensors of the scores' shape that are read."""
+        return 1 if self.direction == "fwd" else 2
+
+    @property
+    def mask_shape(self) -> tuple[int, int, int, int] | None:
+        """Of the mask tensor, or of the bias; a backward reads neither."""
+        batch, heads, queries, k = self.shape
+        shapes = {
+            "padding": (batch, 1, 1, k),
+            "bool": (batch, 1, queries, k),
+            "like": (1, 1, queries, k),
+            "bias": (1, heads, queries, k),
+        }
+        return shapes.get(self.mask) if self.direction == "fwd" else None
+
+    @property
+    def visible(self) -> int:
+        """Scores that a causal mask leaves (bottom-right); all without one."""
+        if not self.causal:
+            return self.elements
+        queries, k = self.shape[-2:]
+        seen = sum(min(max(query + k - queries + 1, 0), k) for query in range(queries))
+        return self.elements // (queries * k) * seen
+
+    @property
+    def bytes(self) -> int:
+        """That must move: each visible input once, the mask as it lies in memory, the output once."""
+        size = ELEMENT_BYTES[self.dtype]
+        mask = prod(self.mask_shape) * (size if self.mask in ("like", "bias") else 1) if self.mask_shape else 0
+        return self.visible * self.inputs * size + mask + self.elements * size
+
+    @property
+    def full_bytes(self) -> int:
+        """That a plain copy, or backward the sum of two tensors into a third, of this shape moves."""
+        return self.elements * (self.inputs + 1) * ELEMENT_BYTES[self.dtype]
+
+    @property
+    def unmasked(self) -> "Cell":
+        return replace(self, mask="none")
 
 
-MODELS = (
-    ("BERT-base", (32, 12, 384, 384)),
-    ("BERT-large", (32, 16, 512, 512)),
-    ("GPT-2", (8, 12, 1024, 1024)),
-    ("GPT-3 TP8", (1, 12, 2048, 2048)),
-    ("Llama 405B TP8", (1, 16, 4096, 4096)),
-    ("Llama 70B TP8", (1, 8, 8192, 8192)),
-    ("ViT", (64, 16, 577, 577)),
-    ("ViT-B", (256, 12, 197, 197)),
-    ("Whisper", (16, 20, 1500, 1500)),
-    ("decode", (512, 1, 1, 8192)),
+MODELS = {
+    "BERT-base": (32, 12, 384, 384),
+    "BERT-large": (32, 16, 512, 512),
+    "GPT-2": (8, 12, 1024, 1024),
+    "GPT-3 TP8": (1, 12, 2048, 2048),
+    "Llama 405B TP8": (1, 16, 4096, 4096),
+    "Llama 70B TP8": (1, 8, 8192, 8192),
+    "ViT 197": (256, 12, 197, 197),
+    "ViT 577": (64, 16, 577, 577),
+    "Whisper": (16, 20, 1500, 1500),
+    "T5": (64, 16, 512, 512),
+    "AlphaFold MSA": (128, 8, 256, 256),
+    "decode 8k": (16, 32, 1, 8192),
+    "decode 128k": (2, 32, 1, 131072),
+    "128k chunk": (1, 8, 256, 131072),
+}
+BIASED = ("T5", "AlphaFold MSA")
+"""Cases with a bias instead of a mask."""
+
+VOCABULARY = (32000, 50257, 128256, 151936, 256000)
+SMALL = ((1, 12, 128, 128), (8, 12, 128, 128), (8, 16, 256, 256), (1, 1, 64, 1024), (1, 32, 1, 4096), (1, 1, 264, 8192))
+"""At most 40 MB read and written in f16, with more rows than an H200 has SMs, and with fewer."""
+
+SWEEP = tuple(2**power for power in range(3, 19))
+SWEEP_BYTES = 1 << 30
+OVER_2_31 = (1, 1, (1 << 19) + 8, 4096)
+
+_CORE = (
+    ("GPT-2", "f16", "none", "fwd"),
+    ("BERT-large", "f16", "none", "fwd"),
+    ("Llama 405B TP8", "f16", "none", "fwd"),
+    ("Llama 405B TP8", "f16", "causal", "fwd"),
+    ("BERT-large", "f16", "padding", "fwd"),
+    ("ViT 197", "f16", "none", "fwd"),
+    ("GPT-2", "f16", "none", "bwd"),
+    ("GPT-2", "f16", "causal", "bwd"),
+    ("BERT-large", "f16", "bool", "fwd"),
+    ("vocabulary 8", "f32", 128256, "fwd"),
+    ("decode 8k", "f16", "none", "fwd"),
+    ("T5", "f16", "bias", "fwd"),
+    ("BERT-base", "f16", "none", "fwd"),
+    ("GPT-3 TP8", "f16", "none", "fwd"),
+    ("Llama 70B TP8", "f16", "none", "fwd"),
+    ("ViT 577", "f16", "none", "fwd"),
+    ("Whisper", "f16", "none", "fwd"),
+    ("decode 128k", "f16", "none", "fwd"),
+    ("128k chunk", "f16", "none", "fwd"),
+    ("GPT-2", "f16", "causal", "fwd"),
+    ("GPT-3 TP8", "f16", "causal", "fwd"),
+    ("Llama 70B TP8", "f16", "causal", "fwd"),
+    ("128k chunk", "f16", "causal", "fwd"),
+    ("BERT-large", "f16", "like", "fwd"),
+    ("BERT-base", "f16", "padding", "fwd"),
+    ("T5", "f16", "none", "fwd"),
+    ("AlphaFold MSA", "f16", "none", "fwd"),
+    ("AlphaFold MSA", "f16", "bias", "fwd"),
+    ("BERT-large", "f16", "none", "bwd"),
+    ("Llama 405B TP8", "f16", "none", "bwd"),
+    ("Llama 405B TP8", "f16", "causal", "bwd"),
+    ("ViT 197", "f16", "none", "bwd"),
+    ("vocabulary 1", "f32", 256000, "fwd"),
+    ("vocabulary 64", "f32", 128256, "fwd"),
+    ("vocabulary 1024", "f32", 50257, "fwd"),
+    ("BERT-large", "bf16", "none", "fwd"),
+    ("Llama 405B TP8", "bf16", "none", "fwd"),
+    ("BERT-base", "f32", "none", "fwd"),
+    ("GPT-2", "f32", "none", "fwd"),
+    ("GPT-2", "bf16", "none", "bwd"),
 )
-
-SWEEP = tuple(2**power for power in range(4, 15))
 
 
 def cells() -> list[Cell]:
-    """Every cell, the most telling first: models in f16 under each mask, the sweep in bf16, models in other dtypes."""
-    ranked = [
-        Cell(name, shape, "f16", mask) for mask in ("none", "padding", "causal", "bool") for name, shape in MODELS
+    """Every cell once, in rank order."""
+    ranked = [*_core(), *_models(), *_vocabulary(), *_small(), *_sweep()]
+    ranked.append(Cell("over 2^31 elements", OVER_2_31, "f16"))
+    return list(dict.fromkeys(ranked))
+
+
+def _core() -> list[Cell]:
+    return [
+        Cell(case, (1, 1, int(case.split()[1]), mask), dtype, "none", direction)
+        if isinstance(mask, int)
+        else Cell(case, MODELS[case], dtype, mask, direction)
+        for case, dtype, mask, direction in _CORE
     ]
-    ranked += [Cell("sweep", _sweep_shape(k, 2), "bf16") for k in SWEEP]
-    ranked += [Cell("sweep", _sweep_shape(k + step, 2), "bf16") for k in SWEEP[:-1] for step in (-1, 1)]
-    ranked += [Cell(name, shape, dtype) for dtype in ("bf16", "f32") for name, shape in MODELS]
-    return ranked
 
 
-def _sweep_shape(k: int, element_bytes: int) -> tuple[int, int, int, int]:
-    """1 GiB of scores."""
-    return (1, 1, (1 << 30) // (k * element_bytes), k)
+def _models() -> list[Cell]:
+    forward = [
+        Cell(case, shape, dtype, mask)
+        for dtype in ("f16", "bf16", "f32")
+        for mask in MASKS
+        for case, shape in MODELS.items()
+        if _has(case, mask)
+    ]
+    backward = [
+        Cell(case, shape, dtype, mask, "bwd")
+        for dtype in ("f16", "bf16", "f32")
+        for mask in ("none", "causal")
+        for case, shape in MODELS.items()
+        if _has(case, mask)
+    ]
+    return forward + backward
+
+
+def _has(case: str, mask: str) -> bool:
+    """One query sees everything, and a bias goes with the models that have one."""
+    if mask == "bias":
+        return case in BIASED
+    return MODELS[case][2] > 1 or mask in ("none", "padding")
+
+
+def _vocabulary() -> list[Cell]:
+    rows = [Cell(f"vocabulary {rows}", (1, 1, rows, k), "f32") for rows in (1, 8, 64, 1024) for k in VOCABULARY]
+    return rows + [Cell(f"vocabulary {rows}", (1, 1, rows, 256000), "f32") for rows in (2, 4)]
+
+
+def _small() -> list[Cell]:
+    return [Cell("small", shape, "f16", direction=direction) for direction in ("fwd", "bwd") for shape in SMALL]
+
+
+def _sweep() -> list[Cell]:
+    """1 GiB of scores at each power of two, then beside it."""
+    kinds = [("fwd", "f16"), ("bwd", "f16"), ("fwd", "f32"), ("fwd", "bf16"), ("bwd", "f32"), ("bwd", "bf16")]
+    return [
+        Cell("sweep", (1, 1, SWEEP_BYTES // ((k + step) * ELEMENT_BYTES[dtype]), k + step), dtype, "none", direction)
+        for direction, dtype in kinds
+        for steps in ((0,), (-1, 1))
+        for k in SWEEP
+        for step in steps
+    ]

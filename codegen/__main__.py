@@ -19,7 +19,7 @@ from . import build as builder
 from . import catalogue, chart, inspection, toolchain, variants
 from .devices import default_architectures
 from .render import render as render_spec
-from .spec import ANY_K, Spec
+from .spec import ANY_K, Direction, DType, Spec
 
 console = Console()
 
@@ -111,6 +111,23 @@ def plans(write: bool) -> None:
     if write:
         chart.write()
     click.echo(chart.table(), nl=False)
+
+
+@main.command()
+@click.option("--direction", type=click.Choice([each.label for each in Direction]), default="fwd", show_default=True)
+@click.option("--dtype", type=click.Choice(["f16", "bf16", "f32"]), default="f16", show_default=True)
+@click.argument("lengths", metavar="K...", type=click.IntRange(1), nargs=-1, required=True)
+def tune(direction: str, dtype: str, lengths: tuple[int, ...]) -> None:
+    """Time candidate tiles for rows of K columns on the GPU here, and propose rows of plans.py."""
+    from benchmarks import tuning  # with torch, which nothing else here needs
+    from benchmarks.device import NoDevice
+
+    chosen = next(each for each in Direction if each.label == direction)
+    for k in lengths:
+        try:
+            click.echo(f"K = {k}\n{tuning.tune(chosen, DType(dtype), k)}")
+        except NoDevice as error:
+            raise click.ClickException(str(error)) from None
 
 
 @main.command("compile")

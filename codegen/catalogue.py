@@ -7,10 +7,10 @@ from pathlib import Path
 from softmax_ops.artifacts.catalog import Catalog, Entry, Variant
 
 from .plans import RowPlan
-from .render import TEMPLATES, source_files
+from .render import TEMPLATES, render, source_files
 from .sources import source_digest
 from .spec import Direction, DType, Mask, Spec
-from .variants import architectures, dispatch, shipped
+from .variants import architectures, computed_by, dispatch, shipped
 
 GENERATED = TEMPLATES.parent / "generated"
 CATALOG = "catalog.json"
@@ -29,6 +29,17 @@ def build_catalog(sources: dict[str, str]) -> Catalog:
             for mask in Mask
             if (table := dispatch(direction, dtype, mask)) is not None
         },
+    )
+
+
+def alone(spec: Spec) -> Catalog:
+    """A catalogue of one kernel, shipped or not, which serves every row that it can: to launch it by."""
+    entry = Entry(spec.name, (1, spec.max_k), spec.vec, 0, ())
+    served = [mask.label for mask in Mask if computed_by(spec.direction, mask) is spec.mask or mask is spec.mask]
+    return Catalog(
+        variants={spec.name: _variant(spec, render(spec))},
+        layouts={_layout_key(spec): spec.arguments},
+        tables={(spec.direction.label, spec.dtype.value, mask): (entry,) for mask in served},
     )
 
 

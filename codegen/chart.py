@@ -69,8 +69,23 @@ ARCHITECTURE_GROUPS = alike(ARCHITECTURES, lambda arch: tuple(arch in some for s
 
 
 def table() -> str:
-    """Two tables in Markdown: the lengths that each plan serves, and its CTAs."""
-    return f"{markdown(_lengths())}\n\n{markdown(_ctas())}\n"
+    """Two tables in Markdown, the lengths that each plan serves and its CTAs; and what has been measured of them."""
+    return f"{markdown(_lengths())}\n\n{markdown(_ctas())}\n\n{_measured(_rows())}\n"
+
+
+def _rows() -> list[tuple[Kind, RowPlan]]:
+    return [(kind, plan) for kind in KINDS for plan, _ in dispatch(*kind, Mask.NONE) or ()]
+
+
+def _measured(rows: list[tuple[Kind, RowPlan]]) -> str:
+    """Which rows a measurement chose, and where."""
+    found = [
+        f"* {direction.label} {dtype.value}, {plan.plan.label} up to {plan.max_k}: {plan.measured}"
+        for (direction, dtype), plan in rows
+        if plan.measured
+    ]
+    rest = "follow from the budgets of bytes in flight and of instructions, on every architecture: nobody measured them"
+    return "\n".join([f"{len(found)} of {len(rows)} rows were chosen by a measurement; the others {rest}.", *found])
 
 
 def _lengths() -> list[list[str]]:
@@ -123,14 +138,13 @@ def _range(first: Any, last: Any) -> str:
 
 
 def _names(kinds: list[Kind]) -> str:
-    """Element types, behind their direction where the other one is not among them."""
-    found = [
-        ", ".join(f"{dtype.value} general" if general else dtype.value for own, dtype, general in kinds if own is each)
-        for each in Direction
-    ]
+    """Element types, behind their direction where the other one is not among them. Kinds differ from general ones."""
+    general = "general " if all(each for *_, each in kinds) else ""
+    found = [", ".join(dtype.value for own, dtype, _ in kinds if own is direction) for direction in Direction]
     if found[0] == found[1]:
-        return found[0]
-    return "; ".join(f"{direction.label} {names}" for direction, names in zip(Direction, found, strict=True) if names)
+        return general + found[0]
+    named = zip(Direction, found, strict=True)
+    return general + "; ".join(f"{direction.label} {names}" for direction, names in named if names)
 
 
 def _ctas() -> list[list[str]]:

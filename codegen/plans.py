@@ -18,7 +18,10 @@ CLUSTERS = (("sm_90", "sm_100", "sm_103"), MAX_CLUSTER), (("sm_120",), 8)
 @dataclass(frozen=True)
 class RowPlan:
     """Who holds a row of up to `max_k` columns, at which alignment (elements), in which CTA. It serves rows of lengths
-    `k`, at most `max_rows` of them (0: any number), on some architectures (none named: on all)."""
+    `k`, at most `max_rows` of them (0: any number), on some architectures (none named: on all).
+
+    `measured` is the measurement that chose it, in the words of `python -m codegen tune`; empty: arithmetic did.
+    """
 
     plan: Plan
     max_k: int
@@ -29,6 +32,7 @@ class RowPlan:
     k: tuple[int, int] = (0, 0)
     max_rows: int = 0
     architectures: tuple[str, ...] = ()
+    measured: str = ""
 
 
 def row_plans(direction: Direction, dtype: DType, general: bool = False) -> list[RowPlan]:

@@ -287,6 +287,7 @@ def test_layers() -> None:
     }
     assert of_serving == set()
     assert importers("codegen", "torch") == set()
+    assert importers("codegen", "benchmarks") == {"codegen/__main__.py"}  # lazily, for `tune`
     assert importers("codegen", "jinja2") == {"codegen/render.py"}
     assert importers("codegen", "cuda.bindings.nvrtc") == {"codegen/toolchain.py"}
     assert importers("codegen", "cuda.bindings.nvjitlink") == {"codegen/toolchain.py"}

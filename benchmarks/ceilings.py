@@ -1,0 +1,99 @@
+"""What no kernel can beat: the fastest of several copies of the same bytes, in the run that times the kernels.
+
+Forward: a copy. Causal: a copy that reads the visible triangle and writes everything, or the full copy. Backward: the
+sum of two tensors into a third. The time of each is scaled by the bytes of the cell over the bytes that it moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cells import ELEMENT_BYTES, Cell
+from .providers import Call, needs
+from .tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """One way to move bytes, and how many of them."""
+
+    name: str
+    call: Call
+    bytes: Callable[[Cell], int]
+    absent: Callable[[], str | None] = lambda: None
+
+
+def of_cell(cell: Cell) -> list[Ceiling]:
+    if cell.direction == "bwd":
+        return [_SUM, _TRITON_SUM]
+    return [*_COPIES, *(_TRIANGLES if cell.causal else ())]
+
+
+def _full(cell: Cell) -> int:
+    return cell.full_bytes
+
+
+def _triangle(cell: Cell) -> int:
+    return (cell.visible + cell.elements) * ELEMENT_BYTES[cell.dtype]
+
+
+def _memcpy(tensors: Tensors) -> Tensor:
+    return tensors.out.copy_(tensors.inputs[0])
+
+
+def _elementwise(tensors: Tensors) -> Tensor:
+    """A vectorised kernel with one read and one write; copy_ itself would be a memcpy."""
+    return torch.neg(tensors.inputs[0], out=tensors.out)
+
+
+def _foreach(tensors: Tensors) -> Tensor:
+    torch._foreach_copy_([tensors.out], list(tensors.inputs[:1]))
+    return tensors.out
+
+
+def _triton(tensors: Tensors) -> Tensor:
+    from . import triton_softmax
+
+    return triton_softmax.copy(tensors.inputs[0], tensors.out)
+
+
+def _tril(tensors: Tensors) -> Tensor:
+    x = tensors.inputs[0]
+    return torch.tril(x, x.shape[3] - x.shape[2], out=tensors.out)
+
+
+def _triton_triangle(tensors: Tensors) -> Tensor:
+    from . import triton_softmax
+
+    return triton_softmax.copy_visible(tensors.inputs[0], tensors.out)
+
+
+def _sum(tensors: Tensors) -> Tensor:
+    a, b = tensors.inputs
+    return torch.add(a, b, out=tensors.out)
+
+
+def _triton_sum(tensors: Tensors) -> Tensor:
+    from . import triton_softmax
+
+    a, b = tensors.inputs
+    return triton_softmax.add(a, b, tensors.out)
+
+
+_NEEDS_TRITON = needs("triton", "triton")
+_COPIES = (
+    Ceiling("memcpy", _memcpy, _full),
+    Ceiling("elementwise", _elementwise, _full),
+    Ceiling("foreach", _foreach, _full),
+    Ceiling("triton copy", _triton, _full, _NEEDS_TRITON),
+)
+_TRIANGLES = (
+    Ceiling("tril", _tril, _triangle),
+    Ceiling("triton triangle", _triton_triangle, _triangle, _NEEDS_TRITON),
+)
+_SUM = Ceiling("add", _sum, _full)
+_TRITON_SUM = Ceiling("triton add", _triton_sum, _full, _NEEDS_TRITON)

@@ -1,0 +1,203 @@
+"""What compiling and loading cost: measured by commands in processes of their own, kept with date and machine.
+
+    generate   `python -m codegen write` and `compile` of one architecture: cache empty, then nothing changed
+    unchanged  the latter alone
+    bundle     every kernel for every architecture in reach, cache empty
+    first      the first call of a prebuilt variant in a fresh process: on the GPU, else on the stub driver
+    eager      a call from Python beyond a bare launch; needs a GPU
+
+Cold figures start with an empty cache folder. The environment that `make generate` builds first is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from softmax_ops.artifacts import catalog, settings
+from softmax_ops.artifacts.bundle import write_bundle
+from softmax_ops.artifacts.cubin import Cubin
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+FILE = "costs.json"
+ARCH = "sm_90"
+
+_ON_GPU = """
+import time, torch
+x = torch.randn(8, 16, 1024, 1024, dtype=torch.float16, device="cuda")
+y = torch.empty_like(x)
+torch.cuda.synchronize()
+import softmax_ops
+start = time.perf_counter()
+softmax_ops.softmax(x, out=y)
+torch.cuda.synchronize()
+print(1e3 * (time.perf_counter() - start))
+"""
+_ON_STUB = """
+import time
+from softmax_ops import driver, launcher
+from tests.geometries import geometry
+arch = driver.architecture(0)
+driver.ensure_context(0)
+shape = geometry((8, 16, 1024, 1024), "f16", "none")
+start = time.perf_counter()
+launcher.executable(launcher.plan_for(shape, arch), 0).launch((1 << 40, 2 << 40), scale=1.0, stream=0)
+print(1e3 * (time.perf_counter() - start))
+"""
+"""Milliseconds of a first call once CUDA is up: catalogue, plan, bundle, loading, launch."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One cost, its unit at the end of its name."""
+
+    name: str
+    value: float
+    date: str
+    machine: str
+    note: str = ""
+
+
+@dataclass
+class Costs:
+    """The newest figure of each name."""
+
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def value(self, name: str) -> float | None:
+        figure = self.figures.get(name)
+        return None if figure is None else figure.value
+
+    def put(self, name: str, value: float, note: str = "") -> Figure:
+        figure = Figure(name, round(value, 3), time.strftime("%Y-%m-%d"), machine(), note)
+        self.figures[name] = figure
+        return figure
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps([asdict(figure) for figure in self.figures.values()], indent=1) + "\n")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Costs:
+        if not path.exists():
+            return cls()
+        figures = [Figure(**figure) for figure in json.loads(path.read_text())]
+        return cls({figure.name: figure for figure in figures})
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
+def generate(costs: Costs) -> None:
+    """Cold and unchanged, for one architecture."""
+    with tempfile.TemporaryDirectory(prefix="softmax_ops_cold_") as folder:
+        costs.put("cold_generate_s", _generate(folder), f"{ARCH}, empty cache")
+        costs.put("unchanged_generate_s", _generate(folder), ARCH)
+
+
+def unchanged(costs: Costs) -> None:
+    """The cache of this user; the first run fills it."""
+    _generate(None)
+    costs.put("unchanged_generate_s", _generate(None), ARCH)
+
+
+def bundle(costs: Costs) -> None:
+    """Minutes, bytes, and the sizes of its cubins."""
+    with tempfile.TemporaryDirectory(prefix="softmax_ops_cold_") as folder:
+        output = Path(folder, "whole.bundle")
+        seconds, said = _timed(["codegen", "bundle", "--output", str(output)], _cache(folder))
+        note = said.strip().splitlines()[-1].split(": ", 1)[1]
+        facts = re.search(r"median cubin (\d+), largest (\d+) bytes", note)
+        costs.put("bundle_minutes", seconds / 60, note)
+        costs.put("bundle_bytes", output.stat().st_size)
+        if facts:
+            costs.put("bundle_median", int(facts[1]))
+            costs.put("bundle_largest", int(facts[2]))
+
+
+def first(costs: Costs) -> None:
+    """Median of nine processes, each with a bundle of one architecture and an empty cache."""
+    from tests import engines, stub_driver
+
+    gpu = engines.gpu_architecture()
+    with tempfile.TemporaryDirectory(prefix="softmax_ops_first_") as folder:
+        output = (gpu and settings.read("SOFTMAX_OPS_BUNDLE")) or Path(folder, "one.bundle")
+        if not output.exists():
+            _bundle_of_one(gpu, output)
+        driver = os.environ if gpu else stub_driver.environment()
+        fresh = {**driver, **_cache(folder), "SOFTMAX_OPS_BUNDLE": str(output)}
+        script = _ON_GPU if gpu else _ON_STUB
+        values = sorted(float(_run([sys.executable, "-c", script], fresh)) for _ in range(9))
+    of = gpu or "stub driver, which adds nothing of its own"
+    name = "first_call_ms" if gpu else "first_call_stub_ms"
+    costs.put(name, values[len(values) // 2], f"{of}; median of 9 processes, {values[0]:.1f} .. {values[-1]:.1f}")
+
+
+def eager(costs: Costs) -> None:
+    """Raises NoDevice without a GPU."""
+    from .eager import beyond_launch_us
+
+    costs.put("eager_beyond_launch_us", *beyond_launch_us())
+
+
+def _bundle_of_one(gpu: str | None, output: Path) -> None:
+    """Of every kernel for the GPU; without one for ARCH, each with a head that the stub driver can read."""
+    from codegen import build, variants
+
+    cubins = list(build.build(variants.shipped(), [gpu or ARCH], build.user_cache(), progress=False).cubins)
+    if gpu is None:
+        cubins = [_for_stub(cubin) for cubin in cubins]
+    write_bundle(output, cubins, catalog=catalog.location().read_bytes(), toolchain="benchmark")
+
+
+def _for_stub(cubin: Cubin) -> Cubin:
+    """What the stub driver reads of an image, in front of the rest of it."""
+    known = catalog.load()
+    size = catalog.argument_bytes(known.layout(known.variants[cubin.variant]))
+    head = f"{size} {cubin.variant}\0".encode()
+    return replace(cubin, code=head + cubin.code[len(head) :])
+
+
+MEASURES: dict[str, Callable[[Costs], None]] = {
+    "generate": generate,
+    "unchanged": unchanged,
+    "bundle": bundle,
+    "first": first,
+    "eager": eager,
+}
+
+
+def _generate(cache: str | None) -> float:
+    """Seconds of what `make generate` runs once its environment is there."""
+    environment = dict(os.environ) if cache is None else _cache(cache)
+    write, _ = _timed(["codegen", "write"], environment)
+    compile, _ = _timed(["codegen", "compile", "--arch", ARCH], environment)
+    return write + compile
+
+
+def _cache(folder: str) -> dict[str, str]:
+    return {**os.environ, "SOFTMAX_OPS_CACHE_DIR": str(Path(folder, "cache"))}
+
+
+def _timed(module: list[str], environment: Mapping[str, str]) -> tuple[float, str]:
+    start = time.perf_counter()
+    said = _run([sys.executable, "-m", *module], environment)
+    return time.perf_counter() - start, said
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> str:
+    return subprocess.run(
+        command, cwd=CHECKOUT, env=dict(environment), check=True, capture_output=True, text=True
+    ).stdout

@@ -1,0 +1,142 @@
+"""What the benchmark wants of a device. A test gives it one with a clock of its own; `Cuda` is the real one."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+import torch
+
+PACKAGES = ("softmax-ops", "torch", "triton", "cuda-bindings", "liger-kernel", "quack-kernels", "nvidia-cutlass-dsl")
+
+
+SPIN_CYCLES = 2_000_000
+"""About a millisecond in which the device waits, so that the host has launched what is timed before it starts."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Calls that replay without the host. `results` are what each call returned, rewritten by every replay."""
+
+    replay: Callable[[], object]
+    results: list[torch.Tensor]
+
+
+class NoDevice(RuntimeError):
+    """There is no GPU to measure."""
+
+
+class Device(Protocol):
+    """A place with tensors and a clock."""
+
+    torch_device: str
+    name: str
+    l2_bytes: int
+    multiprocessors: int
+
+    def facts(self) -> dict[str, Any]:
+        """What figures depend on: the device and the versions, not the time."""
+        ...
+
+    def clocks(self) -> dict[str, int]:
+        """MHz now; empty where nobody tells."""
+        ...
+
+    def capture(self, calls: Sequence[Callable[[], torch.Tensor]]) -> Graph:
+        """The calls, in order, as one graph; each has run once before."""
+        ...
+
+    def time(self, graph: Graph, replays: int) -> float:
+        """Microseconds of so many replays in a row."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait; raises when the device no longer answers."""
+        ...
+
+    def release(self) -> None:
+        """Give memory of dropped tensors and graphs back."""
+        ...
+
+
+class Cuda:
+    """The first GPU of this machine, through torch. Raises NoDevice without one."""
+
+    torch_device = "cuda"
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise NoDevice("no GPU here: nothing is measured (`make bench-host` needs none)")
+        properties = torch.cuda.get_device_properties(0)
+        self.name = properties.name
+        self.l2_bytes = properties.L2_cache_size
+        self.multiprocessors = properties.multi_processor_count
+        self._memory = properties.total_memory
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "device": self.name,
+            "multiprocessors": self.multiprocessors,
+            "l2_bytes": self.l2_bytes,
+            "memory_bytes": self._memory,
+            "driver": _smi("driver_version"),
+            "cuda": torch.version.cuda,
+            "python": platform.python_version(),
+            **versions(),
+        }
+
+    def clocks(self) -> dict[str, int]:
+        found = _smi("clocks.sm,clocks.mem")
+        return {} if found is None else dict(zip(("sm", "memory"), map(int, found.split(",")), strict=True))
+
+    def capture(self, calls: Sequence[Callable[[], torch.Tensor]]) -> Graph:
+        side = torch.cuda.Stream()  # what is not ready yet (kernels, workspaces) becomes so outside the capture
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            calls[0]()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = [call() for call in calls]
+        return Graph(graph.replay, results)
+
+    def time(self, graph: Graph, replays: int) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(SPIN_CYCLES)
+        start.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages whose code is measured; None where one is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _smi(fields: str) -> str | None:
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,233 @@
+"""What an H200 would do, from instructions and bytes alone. Never measured, and kept apart from what is.
+
+    share = min(instructions, flight, traffic)
+    instructions   budget / lane-instructions per element, at most 1; the budget is 29 for the 4 bytes that an element
+                   of a 16-bit forward moves, in proportion for others
+    flight         bytes that the CTAs on an SM ask for before they wait / what must be under way, at most 1; that is
+                   48 KiB where half the traffic is read, in proportion where more or less of it is
+    traffic        bytes that must move / bytes that move, second reads included where L2 cannot hold the rows
+
+Instructions are those that the interpreter executed on a full CTA of rows of this length, times the machine
+instructions that the kernel has for one of PTX; under a causal mask on rows of which half is visible. CTAs on an SM by
+registers, threads and shared memory, and by how many the launch has. What this leaves out makes it too favourable:
+latency of launch, barriers and clusters, the last wave, phases in which no CTA loads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from codegen import build, variants
+from codegen.spec import Plan, Spec
+from softmax_ops.artifacts import catalog
+from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.explanation import explain_geometry
+from softmax_ops.launch_plan import LaunchPlan, plan
+from tests import sass
+from tests.calls import Case
+from tests.cases import full_cta
+from tests.engines import InterpreterEngine
+from tests.geometries import geometry
+
+from .cells import Cell
+from .goals import SMALL_BYTES, least_share
+
+FILE = Path(__file__).parent / "predictions" / "h200.json"
+ARCH = "sm_90"
+
+INSTRUCTIONS_PER_BYTE = 29 / 4
+FLIGHT_BYTES = 48 << 10
+MULTIPROCESSORS = 132
+L2_BYTES = 60 << 20
+SM_REGISTERS, SM_THREADS, SM_CTAS, SM_SHARED, CTA_SHARED = 65536, 2048, 32, 228 << 10, 1 << 10
+"""Of an H200: registers, threads and CTAs of an SM, its shared memory, and what each CTA takes of it for itself."""
+
+IMPLIED = {
+    ("causal", "fwd"): 0.75 / 0.78,
+    ("causal", "bwd"): 0.667 / 0.70,
+    ("padding", "fwd"): 0.97 / 1.02,
+    ("bool", "fwd"): 0.97 / 1.06,
+    ("like", "fwd"): 0.97 / 1.06,
+}
+"""Share that the goals on masks imply, by mask and direction: bytes over the time allowed."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one cell."""
+
+    cell: str
+    variant: str
+    source: str  # digest of the variant's source when it was counted
+    bytes: int  # that must move
+    planned_bytes: int  # that move, as `explain` counts them
+    instructions: float  # per element
+    budget: float  # of them
+    registers: int
+    ctas_per_sm: float
+    flight_bytes: int  # per SM
+    shares: dict[str, float]
+    goal: float | None  # share wanted; None: decided by latency, which this does not predict
+
+    @property
+    def share(self) -> float:
+        return min(self.shares.values())
+
+    @property
+    def limit(self) -> str:
+        """What keeps it from the ceiling."""
+        return min(self.shares, key=lambda name: self.shares[name]) if self.share < 1 else ""
+
+    @property
+    def falls_short(self) -> bool:
+        return self.goal is not None and self.share < self.goal
+
+
+def wanted(cell: Cell) -> float | None:
+    """The share that a goal asks of a cell, said or implied."""
+    if cell.mask == "none":
+        least = least_share(cell)
+        return None if least is None else least[1]
+    return None if cell.full_bytes <= SMALL_BYTES else IMPLIED[cell.mask, cell.direction]
+
+
+# ---- counting
+
+
+class Counter:
+    """Compiles every variant that the cells need, and counts what they execute. Raises ToolchainError."""
+
+    def __init__(self, specs: Iterable[Spec]):
+        specs = sorted(set(specs), key=lambda spec: spec.name)
+        kept = build.user_cache()
+        ptx = build.build(specs, [ARCH], kept, kind="ptx", progress=False)
+        self.cubins = {each.variant: each for each in build.build(specs, [ARCH], kept, progress=False).cubins}
+        self._opcodes = sass.opcodes(self.cubins.values())
+        self._engine = InterpreterEngine({each.variant: each for each in ptx.cubins})
+        self.instructions = cache(self._count)
+
+    def _count(self, name: str, k: int, causal: bool) -> float:
+        """Lane-instructions per element of a full CTA; every launch of a plan with several."""
+        spec = variants.by_name()[name]
+        call = (_half_visible(spec, k) if causal else full_cta(spec, k)).call()
+        reports = self._engine.run(call.plan, call.operands).reports
+        ratio = self._opcodes[name].total() / len(reports[0].program.instructions)
+        return sum(sum(report.reached_at) for report in reports) * ratio / call.elements
+
+
+def _half_visible(spec: Spec, k: int) -> Case:
+    """A full CTA whose rows see half their columns on average."""
+    case = full_cta(spec, k)
+    return replace(case, causal_offset=(k - case.shape[-2]) // 2)
+
+
+# ---- predicting
+
+
+def launch_plan(cell: Cell) -> LaunchPlan:
+    kind = {"padding": "bool"}.get(cell.mask, cell.mask)
+    of = geometry(cell.shape, cell.dtype, kind, direction=cell.direction, mask_shape=cell.mask_shape)
+    return plan(of, catalog.load(), ARCH)
+
+
+def predict(cells: Iterable[Cell]) -> list[Prediction]:
+    """Of all but cells with a bias."""
+    planned = [(cell, launch_plan(cell)) for cell in cells if cell.mask != "bias"]
+    counter = Counter(variants.by_name()[each.variant.name] for _, each in planned)
+    return [_predict(cell, each, counter) for cell, each in planned]
+
+
+def _predict(cell: Cell, of: LaunchPlan, counter: Counter) -> Prediction:
+    name = of.variant.name
+    explained = explain_geometry(of.geometry, ARCH)
+    instructions = counter.instructions(name, cell.k, cell.causal)
+    budget = INSTRUCTIONS_PER_BYTE * cell.bytes / cell.elements
+    ctas = min(resident(of, counter.cubins[name]), of.launches[0].grid / MULTIPROCESSORS)
+    flight = round(ctas * asked_by_cta(of) * cell.visible / cell.elements)
+    shares = {
+        "instructions": min(budget / instructions, 1.0),
+        "flight": min(flight / _under_way(cell), 1.0),
+        "traffic": cell.bytes / _moved(cell, of, ctas),
+    }
+    return Prediction(
+        cell=cell.key,
+        variant=name,
+        source=of.variant.source,
+        bytes=cell.bytes,
+        planned_bytes=explained.bytes_read + explained.bytes_written,
+        instructions=round(instructions, 2),
+        budget=round(budget, 2),
+        registers=counter.cubins[name].registers,
+        ctas_per_sm=round(ctas, 2),
+        flight_bytes=flight,
+        shares={key: round(share, 3) for key, share in shares.items()},
+        goal=wanted(cell),
+    )
+
+
+def resident(of: LaunchPlan, cubin: Cubin) -> int:
+    """CTAs that an SM holds at once; registers are given to warps in units of 256."""
+    threads = of.variant.threads
+    per_warp = -(-cubin.registers * 32 // 256) * 256
+    shared = of.variant.shared_bytes + cubin.shared_bytes + CTA_SHARED
+    return min(SM_REGISTERS // (per_warp * threads // 32), SM_THREADS // threads, SM_SHARED // shared, SM_CTAS)
+
+
+def asked_by_cta(of: LaunchPlan) -> int:
+    """Bytes of the inputs that a CTA asks for before it waits: its rows, or its part of one, or a piece."""
+    variant, launch = of.variant, of.launches[0]
+    columns = min(-(-of.geometry.k // launch.cluster), variant.piece or of.geometry.k)
+    rows = -(-launch.rows // launch.grid) if variant.plan == Plan.TILE.label else variant.rows
+    return rows * columns * sum(operand.element_bytes for operand in of.geometry.inputs)
+
+
+def _under_way(cell: Cell) -> float:
+    """Bytes of reads per SM that saturate DRAM together with the cell's writes."""
+    written = cell.full_bytes / (cell.inputs + 1)
+    return FLIGHT_BYTES * 2 * (1 - written / cell.bytes)
+
+
+def _moved(cell: Cell, of: LaunchPlan, ctas: float) -> int:
+    """Rows that are read twice come from L2 the second time where half of it holds what is read between."""
+    if not of.variant.piece:
+        return cell.bytes
+    row = cell.k * sum(operand.element_bytes for operand in of.geometry.inputs)
+    between = row * (cell.rows if of.variant.passes > 1 else ctas * MULTIPROCESSORS)
+    again = 0 if between <= L2_BYTES / 2 else cell.rows * row
+    return cell.bytes + again
+
+
+# ---- the file
+
+
+def save(predictions: list[Prediction], path: Path = FILE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(asdict(each)) for each in predictions)
+    head = f'{{"device": "H200, predicted, never measured", "date": "{time.strftime("%Y-%m-%d")}",\n"cells": [\n'
+    partial = path.with_suffix(".part")
+    partial.write_text(f"{head}{lines}\n]}}\n")
+    os.replace(partial, path)
+
+
+def load(path: Path = FILE) -> tuple[str, list[Prediction]]:
+    """(date, predictions)."""
+    data = json.loads(path.read_text())
+    return data["date"], [Prediction(**each) for each in data["cells"]]
+
+
+def stale(predictions: Iterable[Prediction], cells: Iterable[Cell]) -> list[str]:
+    """Cells that another kernel serves now, or the same one with another source."""
+    known = {each.cell: (each.variant, each.source) for each in predictions}
+    found = []
+    for cell in cells:
+        if cell.mask != "bias":
+            variant = launch_plan(cell).variant
+            if known.get(cell.key) != (variant.name, variant.source):
+                found.append(cell.key)
+    return found

@@ -1,0 +1,53 @@
+"""Who computes a cell: this project and its peers. One that cannot run here, or not this cell, says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from torch import Tensor
+
+from ..cells import Cell
+from ..tensors import Tensors
+
+Call = Callable[[Tensors], Tensor]
+"""Computes a set of tensors: into its `out` where that can be had, else into a new tensor, which is returned."""
+
+
+def _never(cell: Cell) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute cells.
+
+    prepare   makes the call for a cell; what it compiles is not timed.
+    absent    why it cannot run on this machine; None where it can.
+    refuses   why it does not take a cell; None where it does.
+    plain     computes softmax alone, whatever the scale and the mask of the cell: the same traffic without them.
+    allowed   error, in units of correctness.py's bound, that the provider's own way of computing explains.
+    """
+
+    name: str
+    prepare: Callable[[Cell], Call]
+    absent: Callable[[], str | None] = lambda: None
+    refuses: Callable[[Cell], str | None] = _never
+    plain: bool = False
+    allowed: float = 16.0
+
+
+OURS = "softmax_ops"
+
+
+def needs(package: str, wheel: str) -> Callable[[], str | None]:
+    """For `absent`: a module that has to be importable, and the package that brings it."""
+    return lambda: None if find_spec(package) else f"{wheel} is not installed"
+
+
+def every() -> list[Provider]:
+    """This project first, then its peers."""
+    from . import liger, ours, quack, torch_chain, triton_rows
+
+    return [ours.PROVIDER, *torch_chain.PROVIDERS, triton_rows.PROVIDER, liger.PROVIDER, quack.PROVIDER]

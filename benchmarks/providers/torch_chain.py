@@ -1,0 +1,76 @@
+"""torch: the chain (x * scale).masked_fill(mask, -10000).softmax(-1), eager and compiled, and torch.softmax alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..cells import Cell
+from ..tensors import Tensors
+from . import Call, Provider
+
+FILL = -10000.0
+
+
+def _chain(x: Tensor, hidden: Tensor | None, bias: Tensor | None, scale: float) -> Tensor:
+    z = x * scale
+    if bias is not None:
+        z = z + bias
+    if hidden is not None:
+        z = z.masked_fill(hidden.bool(), FILL)
+    return z.softmax(-1)
+
+
+def _chain_backward(dy: Tensor, y: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+    """What autograd runs for the chain."""
+    dz = torch.ops.aten._softmax_backward_data(dy, y, -1, y.dtype)
+    if hidden is not None:
+        dz = dz.masked_fill(hidden, 0)
+    return dz * scale
+
+
+def _call(cell: Cell, forward: Callable[..., Tensor], backward: Callable[..., Tensor]) -> Call:
+    """The causal mask is made once, as a model would."""
+    later: list[Tensor] = []
+
+    def hidden(tensors: Tensors) -> Tensor | None:
+        if not cell.causal:
+            return tensors.mask
+        if not later:
+            queries, k = cell.shape[-2:]
+            everything = torch.ones(queries, k, dtype=torch.bool, device=tensors.out.device)
+            later.append(everything.triu(k - queries + 1))
+        return later[0]
+
+    if cell.direction == "bwd":
+        return lambda tensors: backward(*tensors.inputs, hidden(tensors), tensors.scale)
+    return lambda tensors: forward(tensors.inputs[0], hidden(tensors), tensors.bias, tensors.scale)
+
+
+def _eager(cell: Cell) -> Call:
+    return _call(cell, _chain, _chain_backward)
+
+
+def _compiled(cell: Cell) -> Call:
+    """Compiled for this very shape. Without the reset, dynamo would fall back to eager after eight shapes."""
+    torch._dynamo.reset()
+    return _call(cell, torch.compile(_chain, dynamic=False), torch.compile(_chain_backward, dynamic=False))
+
+
+def _softmax(cell: Cell) -> Call:
+    if cell.direction == "bwd":
+        return lambda tensors: torch.ops.aten._softmax_backward_data(*tensors.inputs, -1, tensors.out.dtype)
+    return lambda tensors: torch.softmax(tensors.inputs[0], -1, out=tensors.out)
+
+
+def _no_compiler() -> str | None:
+    return None if torch.cuda.is_available() else "torch.compile is not run without a GPU"
+
+
+PROVIDERS = [
+    Provider("torch chain", _eager),
+    Provider("torch.softmax", _softmax, plain=True),
+    Provider("torch.compile", _compiled, absent=_no_compiler),
+]

@@ -1,0 +1,93 @@
+"""QuACK's softmax compiled ahead of time into one shared library: for a GPU machine that cannot install QuACK.
+
+Building needs quack-kernels, its compiler and cc, but no GPU; loading needs apache-tvm-ffi alone. The library holds one
+function for every direction, dtype and row length of the cells that QuACK takes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from .cells import ELEMENT_BYTES, Cell
+
+LIBRARY = Path(__file__).resolve().parents[1] / "build" / "quack" / "quack_softmax.so"
+TARGET = "sm_90a"
+
+_RAISE = """
+void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message);
+void CuteDSLRT_TVMFFISetRaisedCudaError(void) { TVMFFIErrorSetRaisedFromCStr("RuntimeError", "a CUDA call failed"); }
+"""
+"""The one function that the objects take from the compiler's own run time, which is 43 MB."""
+
+
+def name_of(cell: Cell) -> str:
+    """Of the function that computes a cell's rows."""
+    return f"quack_{cell.direction}_{cell.dtype}_{cell.k}"
+
+
+def refuses(cell: Cell) -> str | None:
+    vector = 16 // ELEMENT_BYTES[cell.dtype]
+    return f"QuACK takes K that is a multiple of {vector}" if cell.k % vector else None
+
+
+def build(cells: Iterable[Cell], output: Path = LIBRARY) -> dict[str, str]:
+    """Compiles what the cells need; why there is no function of some names. Raises ImportError without QuACK."""
+    os.environ.setdefault("CUTE_DSL_ARCH", TARGET)  # read when cutlass is imported
+    wanted = {name_of(cell): cell for cell in cells if refuses(cell) is None}
+    failed = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, cell in sorted(wanted.items()):
+            try:
+                _compile(cell).export_to_c(object_file_path=str(Path(folder, f"{name}.o")), function_name=name)
+            except Exception as error:  # what its compiler raises is its own
+                failed[name] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _link(Path(folder), output)
+    return failed
+
+
+def _compile(cell: Cell) -> Any:
+    import quack.cache
+    from quack.cute_dsl_utils import torch2cute_dtype_map
+    from quack.softmax import Softmax, SoftmaxBackward
+
+    from .tensors import DTYPES
+
+    quack.cache.CACHE_ENABLED = False  # what is loaded from there cannot be exported
+    dtype = torch2cute_dtype_map[DTYPES[cell.dtype]]
+    if cell.direction == "bwd":
+        return SoftmaxBackward.compile(dtype, dtype, dtype, cell.k)
+    return Softmax.compile(dtype, dtype, cell.k)
+
+
+def _link(folder: Path, output: Path) -> None:
+    """Objects, the small static part of the run time, and what raises; CUDA's run time is the one that torch loads."""
+    import nvidia_cutlass_dsl
+
+    root = Path(next(iter(nvidia_cutlass_dsl.__path__)))
+    archives = sorted(root.glob("cu*/lib/libcuda_dialect_runtime_static.a"))
+    source = folder / "raise.c"
+    source.write_text(_RAISE)
+    objects = sorted(map(str, folder.glob("*.o")))
+    command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(output), str(source), *objects, str(archives[-1])]
+    subprocess.run(command, check=True)
+
+
+def load(path: Path = LIBRARY) -> Callable[[str], Callable[..., None] | None]:
+    """Looks up a function by its name; None where there is none."""
+    import tvm_ffi
+
+    module = tvm_ffi.load_module(str(path))
+
+    def find(name: str) -> Callable[..., None] | None:
+        try:
+            return module.get_function(name)
+        except AttributeError:
+            return None
+
+    return find

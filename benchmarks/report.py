@@ -1,0 +1,140 @@
+"""From results to text: the README's table, and the page with goals, costs and every cell measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from codegen.chart import markdown
+
+from . import plots
+from .cells import CORE, QUICK, Cell, cells
+from .costs import Costs
+from .goals import Verdict, verdicts
+from .providers import OURS
+from .results import FILE, FOLDER, Results, Row
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+README, PAGE = CHECKOUT / "README.md", CHECKOUT / "docs" / "benchmarks.md"
+README_MARK, GOALS_MARK, CELLS_MARK = "benchmarks: table", "benchmarks: goals", "benchmarks: cells"
+NOTHING = "Not measured yet: no GPU has run the benchmark."
+PEERS = ("torch chain", "torch.softmax", "torch.compile", "triton", "liger", "quack")
+
+
+def with_part(page: str, mark: str, text: str) -> str:
+    """The page with another text between `<!-- begin MARK -->` and `<!-- end MARK -->`. Raises ValueError without."""
+    pattern = re.compile(rf"(<!-- begin {re.escape(mark)} -->\n).*?(<!-- end {re.escape(mark)} -->)", re.DOTALL)
+    if len(pattern.findall(page)) != 1:
+        raise ValueError(f"the page has no single part between <!-- begin {mark} --> and <!-- end {mark} -->")
+    return pattern.sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", page)
+
+
+def write(root: Path = FOLDER, readme: Path = README, page: Path = PAGE, costs: Path | None = None) -> list[Path]:
+    """Brings README, page and pictures up to date with the results of every device under `root`; what was written."""
+    devices = {path.parent.name: Results.load(path) for path in sorted(root.glob(f"*/{FILE}"))}
+    known = Costs.load(costs or root / "costs.json")
+    readme.write_text(with_part(readme.read_text(), README_MARK, table(devices)))
+    text = with_part(page.read_text(), GOALS_MARK, goals(devices, known))
+    page.write_text(with_part(text, CELLS_MARK, every_cell(devices)))
+    written = [readme, page]
+    for device, results in devices.items():
+        written += plots.draw(device, results, page.parent)
+    return written
+
+
+# ---- the README's table
+
+
+def table(devices: dict[str, Results]) -> str:
+    """The core's first dozen cells: share of the ceiling, and times of the peers in units of ours."""
+    parts = []
+    for results in devices.values():
+        rows = [(cell, row) for cell in cells()[:QUICK] if (row := results.good(cell))]
+        if rows:
+            parts.append(f"{_measured_on(results, rows[0][1])}\n\n{_shares(rows)}")
+    return "\n\n".join(parts) or NOTHING
+
+
+def _measured_on(results: Results, row: Row) -> str:
+    facts = results.environments[row.environment]
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("driver", "torch", "triton") if facts.get(name))
+    return (
+        f"{facts['device']}, {row.date}; {versions}. Share: time of the fastest copy of the same bytes over our time, "
+        "median of the rounds. Right of it, how many times longer each peer takes; those in brackets compute the "
+        "softmax alone, without scale and mask."
+    )
+
+
+def _shares(rows: list[tuple[Cell, Row]]) -> str:
+    plain = {"torch.softmax", "liger", "quack"}
+    heads = ["cell", "scores", "us", "GB/s", "share of ceiling", *PEERS]
+    lines = []
+    for cell, row in rows:
+        peers = []
+        for name in PEERS:
+            ratio = f"{row.ratio(name):.2f}" if row.compared(name) else _why_not(row, name)
+            peers.append(f"({ratio})" if name in plain and row.compared(name) else ratio)
+        own = row.share(OURS)
+        name = f"{cell.case}, {cell.mask}" + (", backward" if cell.direction == "bwd" else "")
+        scores = f"{'x'.join(map(str, cell.shape))} {cell.dtype}"
+        bandwidth = f"{row.gigabytes_per_second(OURS):.0f}"
+        lines.append([name, scores, f"{row.us(OURS).median:.1f}", bandwidth, f"{own.median:.3f}", *peers])
+    return markdown([heads, *lines])
+
+
+def _why_not(row: Row, name: str) -> str:
+    """In a word; the page has the reason."""
+    if name in row.wrong:
+        return "wrong"
+    return "absent" if name in row.absent else "refuses" if name in row.refused else "failed"
+
+
+# ---- the page
+
+
+def goals(devices: dict[str, Results], costs: Costs) -> str:
+    """Every goal for every device; without results, that nothing is measured."""
+    parts = [f"**{device}**\n\n{_goals(verdicts(results, costs))}" for device, results in devices.items()]
+    parts = parts or [_goals(verdicts(Results(), costs))]
+    return "\n\n".join([*parts, _costs(costs)])
+
+
+def _goals(found: list[Verdict]) -> str:
+    lines = [[str(each.number), each.what, each.goal, each.state, each.figure.replace("|", " ")] for each in found]
+    return markdown([["#", "what", "goal", "state", "figure"], *lines])
+
+
+def _costs(costs: Costs) -> str:
+    if not costs.figures:
+        return "Costs of compiling and loading: not measured."
+    figures = costs.figures.values()
+    lines = [[each.name, f"{each.value:g}", each.date, each.machine, each.note] for each in figures]
+    return markdown([["cost", "figure", "date", "machine", "of what"], *lines])
+
+
+def every_cell(devices: dict[str, Results]) -> str:
+    """Each measured cell in rank order, failures too, and why a peer has no figure."""
+    parts = []
+    for device, results in devices.items():
+        rows = [(rank, row) for rank, cell in enumerate(cells(), 1) if (row := results.row(cell))]
+        reasons = sorted({f"{name}: {why}" for _, row in rows for name, why in row.absent.items()})
+        lines = [_line(rank, row) for rank, row in rows]
+        head = ["rank", "cell", "kernel", "ceiling us", "share p20", "median", "p80", "GB/s", *PEERS]
+        core = sum(rank <= CORE for rank, _ in rows)
+        text = f"**{device}**: {len(rows)} of {len(cells())} cells, {core} of the core's {CORE}."
+        if reasons:
+            text += f" Absent: {'; '.join(reasons)}."
+        pictures = "\n".join(f"![{name}]({device}-{name}.svg)" for name in plots.PICTURES)
+        parts.append(f"{text}\n\n{pictures}\n\n{markdown([head, *lines])}")
+    return "\n\n".join(parts) or NOTHING
+
+
+def _line(rank: int, row: Row) -> list[str]:
+    name = row.cell.replace("|", ", ")
+    if row.is_failure or not row.compared(OURS):
+        why = row.failed or row.refused.get(OURS) or f"wrong by {row.errors.get(OURS)} times its bound"
+        return [str(rank), name, row.kernel or "", f"**no figure**: {why}", *[""] * (4 + len(PEERS))]
+    own = row.share(OURS)
+    peers = [f"{row.ratio(peer):.2f}" if row.compared(peer) else _why_not(row, peer) for peer in PEERS]
+    figures = [f"{row.ceiling_us:.1f} ({row.ceiling})", *(f"{value:.3f}" for value in own)]
+    return [str(rank), name, row.kernel or "", *figures, f"{row.gigabytes_per_second(OURS):.0f}", *peers]

@@ -1,0 +1,143 @@
+"""Results of a machine: one JSON file, rewritten whole when a cell is done, so that a run can stop anywhere.
+
+A row belongs to the environment that measured it: device, driver, versions, kernels. Measured in an equal environment
+a cell is done; in another one it is measured again, and the newer row replaces the older.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .cells import Cell
+from .providers import OURS
+from .timing import Spread, spread
+
+SCHEMA = 1
+FOLDER = Path(__file__).parent / "results"
+FILE = "cells.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell as measured. Times are microseconds of one call, a number per round; names are those of providers.
+
+    ceilings    of copies that moved `ceiling_bytes`.
+    errors      largest error in units of its bound (correctness.py); `wrong` are those beyond what is allowed.
+    absent      why a provider cannot run on the machine; `refused`: why it does not take this cell; `failed`: what it
+                raised.
+    """
+
+    cell: str
+    bytes: int
+    date: str
+    environment: int = 0
+    sets: int = 0
+    kernel: str | None = None
+    clocks: dict[str, int] = field(default_factory=dict)
+    times: dict[str, list[float]] = field(default_factory=dict)
+    ceilings: dict[str, list[float]] = field(default_factory=dict)
+    ceiling_bytes: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_failure(self) -> bool:
+        """Ours raised or was wrong; without the ceiling there is no figure either."""
+        return OURS in self.failed or OURS in self.wrong or "device" in self.failed or not self.ceilings
+
+    def compared(self, name: str) -> bool:
+        """Whether there is a figure of a provider that counts."""
+        return name in self.times and name not in self.wrong
+
+    @property
+    def ceiling(self) -> str:
+        """The fastest copy."""
+        return min(self.ceilings, key=lambda name: spread(self._scaled(name)).median)
+
+    def _scaled(self, ceiling: str) -> list[float]:
+        share = self.bytes / self.ceiling_bytes[ceiling]
+        return [value * share for value in self.ceilings[ceiling]]
+
+    @property
+    def ceiling_us(self) -> float:
+        """Of the bytes of the cell."""
+        return spread(self._scaled(self.ceiling)).median
+
+    def us(self, name: str) -> Spread:
+        return spread(self.times[name])
+
+    def share(self, name: str) -> Spread:
+        """Ceiling time / time, within each round."""
+        pairs = zip(self._scaled(self.ceiling), self.times[name], strict=True)
+        return spread([ceiling / own for ceiling, own in pairs])
+
+    def ratio(self, name: str, other: str = OURS) -> float:
+        """Median of a provider's time over that of another, within each round."""
+        pairs = zip(self.times[name], self.times[other], strict=True)
+        return spread([own / theirs for own, theirs in pairs]).median
+
+    def gigabytes_per_second(self, name: str) -> float:
+        return self.bytes / self.us(name).median / 1e3
+
+
+@dataclass
+class Results:
+    """What has been measured on one device."""
+
+    environments: list[dict[str, Any]] = field(default_factory=list)
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    def row(self, cell: Cell) -> Row | None:
+        return self.rows.get(cell.key)
+
+    def good(self, cell: Cell) -> Row | None:
+        """The row of a cell that gives a figure of ours."""
+        row = self.row(cell)
+        return None if row is None or row.is_failure or not row.compared(OURS) else row
+
+    def number_of(self, environment: dict[str, Any]) -> int:
+        """Its place in the list, where it is put if it is new."""
+        if environment not in self.environments:
+            self.environments.append(environment)
+        return self.environments.index(environment)
+
+    def done(self, cell: Cell, environment: int) -> bool:
+        row = self.row(cell)
+        return row is not None and row.environment == environment
+
+    def save(self, path: Path) -> None:
+        """Readers, and the next run, see the old file or the whole new one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = json.dumps(self.environments, indent=1)
+        rows = ",\n".join(json.dumps(asdict(row)) for row in self.rows.values())
+        text = f'{{"schema": {SCHEMA},\n"environments": {head},\n"rows": [\n{rows}\n]}}\n'
+        partial = path.with_suffix(".part")
+        partial.write_text(text)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """What a file holds; nothing where there is none. Raises ValueError for another schema."""
+        if not path.exists():
+            return cls()
+        data = json.loads(path.read_text())
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"{path} has schema {data.get('schema')}, this program reads {SCHEMA}: move it away")
+        rows = [Row(**{**row, "wrong": tuple(row["wrong"])}) for row in data["rows"]]
+        return cls(data["environments"], {row.cell: row for row in rows})
+
+
+def folder_of(device: str) -> str:
+    """The name of a device's folder.
+
+    >>> folder_of("NVIDIA H200")
+    'nvidia-h200'
+    """
+    return "-".join(device.lower().replace("/", " ").split())

@@ -1,0 +1,51 @@
+"""Graphs take turns, in another order each round, so that what drifts (clocks, heat, neighbours) falls on all."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Mapping
+from math import ceil
+from typing import NamedTuple
+
+from .device import Device, Graph
+
+ROUNDS = 9
+WINDOW_US = 500.0
+"""Least time between two events, whose clock ticks in halves of a microsecond."""
+
+WARM_UPS = 2
+
+
+class Spread(NamedTuple):
+    """Of the rounds of a cell."""
+
+    p20: float
+    median: float
+    p80: float
+
+
+def spread(values: list[float]) -> Spread:
+    """Quantiles by linear interpolation.
+
+    >>> spread([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    Spread(p20=2.0, median=3.5, p80=5.0)
+    """
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return Spread(cuts[1], statistics.median(values), cuts[7])
+
+
+def interleaved(device: Device, graphs: Mapping[str, Graph], seed: int) -> dict[str, list[float]]:
+    """Microseconds of one replay of each graph, round by round; several replays make one window where one is short."""
+    replays = {}
+    for name, graph in graphs.items():
+        for _ in range(WARM_UPS):
+            estimate = device.time(graph, 1)
+        replays[name] = max(ceil(WINDOW_US / max(estimate, 1.0)), 1)
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    order, turns = list(graphs), random.Random(seed)
+    for _ in range(ROUNDS):
+        turns.shuffle(order)
+        for name in order:
+            times[name].append(device.time(graphs[name], replays[name]) / replays[name])
+    return times

@@ -1,0 +1,89 @@
+"""Times kernels that no catalogue has: the candidates of `python -m codegen tune`, beside what is shipped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from codegen import catalogue, tuning
+from codegen.spec import Direction, DType, Spec
+from softmax_ops import driver
+from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.launch_plan import plan
+from softmax_ops.launcher import Executable
+from tests.geometries import geometry
+
+from .cells import ELEMENT_BYTES, SWEEP_BYTES, Cell
+from .device import Cuda, Device
+from .measure import measure
+from .providers import OURS, Call, Provider, ours
+from .results import Row
+from .tensors import Tensors
+
+
+def cell_of(direction: Direction, dtype: DType, k: int) -> Cell:
+    """1 GiB of scores, as in the sweep."""
+    rows = max(SWEEP_BYTES // (k * ELEMENT_BYTES[dtype.value]), 1)
+    return Cell("tune", (1, 1, rows, k), dtype.value, "none", direction.label)
+
+
+def launched(cubin: Cubin, spec: Spec, cell: Cell, arch: str) -> Call:
+    """Runs one cubin on contiguous tensors, by a catalogue of its own."""
+    of = geometry(cell.shape, cell.dtype, direction=cell.direction)
+    launch_plan = plan(of, catalogue.alone(spec), arch)
+    kernel = driver.Kernel(spec.name, cubin.code, launch_plan.variant.shared_bytes)
+    kernel.prepare(0)
+    kernel.permit_cluster(max(launch.cluster for launch in launch_plan.launches), 0)
+    executable = Executable(launch_plan, kernel, 0)
+    workspace = torch.empty(max(launch_plan.workspace_bytes, 1), dtype=torch.uint8, device="cuda")
+
+    def call(tensors: Tensors) -> Tensor:
+        executable.launch(
+            tuple(tensor.data_ptr() for tensor in (*tensors.inputs, tensors.out)),
+            scale=tensors.scale,
+            workspace=workspace.data_ptr(),
+            stream=torch.cuda.current_stream().cuda_stream,
+        )
+        return tensors.out
+
+    return call
+
+
+def provider(spec: Spec, cubin: Cubin, arch: str) -> Provider:
+    return Provider(spec.name, lambda cell: launched(cubin, spec, cell, arch), allowed=1.0)
+
+
+def sweep(cell: Cell, device: Device, providers: Iterable[Provider]) -> Row:
+    """All of them beside what is shipped, in one run."""
+    return measure(cell, device, [ours.PROVIDER, *providers], time.strftime("%Y-%m-%d"))
+
+
+def figures(row: Row, specs: Mapping[str, Spec]) -> tuple[list[tuning.Measured], dict[str, str]]:
+    """Of the candidates that were right, and why there is none of the others."""
+    found = [
+        tuning.Measured(specs[name], row.us(name).median, row.share(name).median)
+        for name in row.times
+        if name in specs and row.compared(name)
+    ]
+    wrong = {name: f"wrong by {row.errors[name]:.1f} times its bound" for name in row.wrong if name != OURS}
+    return found, {**wrong, **row.failed}
+
+
+def tune(direction: Direction, dtype: DType, k: int) -> str:
+    """What `python -m codegen tune` prints. Raises NoDevice without a GPU."""
+    device = Cuda()
+    arch = driver.architecture(0)
+    now = tuning.shipped(direction, dtype, k, arch)
+    specs = {spec.name: spec for spec in {*tuning.candidates(direction, dtype, k, arch), now}}
+    report, refused = tuning.compiled(list(specs.values()), arch)
+    make = partial(provider, arch=arch)
+    row = sweep(cell_of(direction, dtype, k), device, [make(specs[cubin.variant], cubin) for cubin in report.cubins])
+    found, without = figures(row, specs)
+    lines = tuning.in_words(refused | without)
+    if found:
+        lines.append(tuning.proposal(found, now, k, device.name, row.date))
+    return "\n".join(lines)

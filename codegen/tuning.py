@@ -1,0 +1,151 @@
+"""Tiles that could serve a row length, and what a measurement of them says to the table in plans.py.
+
+`python -m codegen tune` compiles the candidates and has the benchmark time them on the GPU at hand.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from softmax_ops.artifacts.cubin import Cubin
+
+from . import build, toolchain
+from .plans import CLUSTERS, RowPlan, row_plans
+from .spec import ANY_K, Direction, DType, Mask, Plan, Spec
+from .variants import computed_by
+
+LONGEST_TILE = 64
+MOST_HELD_BYTES = 128
+"""Of a row's tensors in the registers of a thread, as they lie in memory: more would leave no room to compute."""
+
+
+def candidates(direction: Direction, dtype: DType, k: int, arch: str) -> list[Spec]:
+    """Every tile worth timing for unmasked rows of k columns: aligned ones if k is a multiple of 16 bytes."""
+    vec = dtype.vector if k % dtype.vector == 0 else 1
+    plans = [*_tiles(direction, dtype, k, vec), *_held(direction, dtype, k, vec, arch), *_pieces(k)]
+    return sorted({_spec(direction, dtype, plan) for plan in plans}, key=lambda spec: spec.name)
+
+
+def shipped(direction: Direction, dtype: DType, k: int, arch: str) -> Spec:
+    """What many rows of k columns get from the table now."""
+    vec = dtype.vector if k % dtype.vector == 0 else 1
+    return next(
+        _spec(direction, dtype, plan)
+        for plan in row_plans(direction, dtype)
+        if plan.k[0] <= k <= plan.k[1]
+        and plan.vec <= vec
+        and not plan.max_rows
+        and (not plan.architectures or arch in plan.architectures)
+    )
+
+
+def _spec(direction: Direction, dtype: DType, plan: RowPlan) -> Spec:
+    """The kernel that computes unmasked rows."""
+    mask = computed_by(direction, Mask.NONE)
+    return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
+
+
+def _tiles(direction: Direction, dtype: DType, k: int, vec: int) -> Iterator[RowPlan]:
+    if k <= LONGEST_TILE:
+        longest = 1 << max(k - 1, 7).bit_length()
+        for threads in (128, 256, 512):
+            yield RowPlan(Plan.TILE, longest, vec, threads, direction.tile_vectors * threads * dtype.vector // longest)
+
+
+def _held(direction: Direction, dtype: DType, k: int, vec: int, arch: str) -> Iterator[RowPlan]:
+    """Rows in registers: of part of a warp, of a CTA, of a cluster; max_k is what the lanes hold in whole vectors. Half
+    of the lanes at least have something to hold."""
+    inputs = len(direction.tensors) - 1
+
+    def longest(lanes: int) -> int | None:
+        columns = lanes * dtype.vector
+        chunks = -(-k // columns)
+        return chunks * columns if chunks * inputs * 16 <= MOST_HELD_BYTES and 2 * k > columns else None
+
+    for lanes in (4, 8, 16, 32):
+        if held := longest(lanes):
+            for threads in (64, 128, 256):
+                yield RowPlan(Plan.WARP, held, vec, threads, threads // lanes)
+    for threads in (64, 128, 256, 512, 1024):
+        if held := longest(threads):
+            yield RowPlan(Plan.BLOCK, held, vec, threads, 1)
+    for ctas in _clusters(arch):
+        for threads in (256, 512, 1024):
+            if held := longest(ctas * threads):
+                yield RowPlan(Plan.CLUSTER, held, vec, threads, 1, cluster=ctas)
+
+
+def _clusters(arch: str) -> tuple[int, ...]:
+    most = next((ctas for architectures, ctas in CLUSTERS if arch in architectures), 1)
+    return tuple(ctas for ctas in (2, 4, 8, 16) if ctas <= most)
+
+
+def _pieces(k: int) -> Iterator[RowPlan]:
+    if k > 8192:
+        for threads in (256, 512, 1024):
+            yield RowPlan(Plan.STREAM, ANY_K, 1, threads, 1)
+            yield RowPlan(Plan.SPLIT, ANY_K, 1, threads, 1)
+
+
+def compiled(specs: list[Spec], arch: str) -> tuple[build.Report, dict[str, str]]:
+    """Cubins of the candidates that compile, and why the others do not (they spill, say)."""
+    cache = build.user_cache()
+    try:
+        return build.build(specs, [arch], cache), {}
+    except toolchain.ToolchainError:
+        pass  # one of a unit fails all of it: alone, each speaks for itself
+    cubins: list[Cubin] = []
+    refused, count = {}, 0
+    for spec in specs:
+        try:
+            report = build.build([spec], [arch], cache, progress=False)
+        except toolchain.ToolchainError as error:
+            refused[spec.name] = str(error).splitlines()[0]
+        else:
+            cubins += report.cubins
+            count += report.compiled
+    return build.Report(tuple(cubins), count, 0), refused
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate's median time, and the copy's time over it."""
+
+    spec: Spec
+    us: float
+    share: float
+
+
+def proposal(found: list[Measured], now: Spec, k: int, device: str, date: str) -> str:
+    """The fastest first; and the row that plans.py would get if the one of now is not it."""
+    found = sorted(found, key=lambda each: each.us)
+    lines = [
+        f"{each.us:10.1f} us  {each.share:.3f}  {each.spec.name}{'  (now)' if each.spec == now else ''}"
+        for each in found
+    ]
+    times = {each.spec: each for each in found}
+    best = found[0]
+    if best.spec == now:
+        return "\n".join([*lines, f"the table has the fastest: {_reason(best, None, k, device, date)}"])
+    return "\n".join([*lines, "proposed for plans.py:", row(best, times.get(now), k, device, date)])
+
+
+def row(best: Measured, now: Measured | None, k: int, device: str, date: str) -> str:
+    """As a line of Python, with the measurement that chose it."""
+    spec = best.spec
+    cluster = f", cluster={spec.cluster}" if spec.cluster > 1 else ""
+    longest = "ANY_K" if spec.max_k == ANY_K else spec.max_k
+    reason = _reason(best, now, k, device, date)
+    return (
+        f"RowPlan(Plan.{spec.plan.name}, {longest}, {spec.vec}, {spec.threads}, {spec.rows}{cluster}, "
+        f'measured="{reason}")'
+    )
+
+
+def _reason(best: Measured, now: Measured | None, k: int, device: str, date: str) -> str:
+    before = f", {now.us:.1f} us before" if now else ""
+    return f"{device}, {date}: {best.share:.3f} of the copy at K = {k}, {best.us:.1f} us{before}"
+
+
+def in_words(refused: Mapping[str, str]) -> list[str]:
+    """One line per candidate that there is no figure of."""
+    return [f"no figure of {name}: {why}" for name, why in sorted(refused.items())]

@@ -1,0 +1,372 @@
+"""The benchmark without a GPU: its cells, its tensors and references, and the whole run on a device of the tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import __main__ as command
+from benchmarks import correctness, device, measure, quack_objects, run, tensors, timing
+from benchmarks.cells import CORE, OVER_2_31, QUICK, Cell, cells
+from benchmarks.providers import OURS, Provider, liger, ours, quack, torch_chain
+from benchmarks.results import Results, Row
+from benchmarks.tensors import Tensors
+from tests.fake_device import COPY_US, FakeDevice, provider
+
+SMALL = [
+    Cell("first", (2, 2, 5, 16), "f16"),
+    Cell("second", (2, 2, 5, 16), "f16", "padding"),
+    Cell("third", (1, 2, 6, 9), "bf16", "causal"),
+    Cell("fourth", (2, 2, 5, 16), "f32", "none", "bwd"),
+]
+
+
+@pytest.fixture(autouse=True)
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sets of tensors of any cell here."""
+    monkeypatch.setattr(tensors, "sets_of", lambda cell, l2_bytes: 2)
+
+
+# ---- cells
+
+PROMISED = {
+    *((147456, 384), (262144, 512), (98304, 1024), (24576, 2048), (65536, 4096), (65536, 8192)),
+    *((605184, 197), (590848, 577), (480000, 1500), (524288, 512), (262144, 256)),
+    *((512, 8192), (64, 131072), (2048, 131072)),
+    *((rows, k) for rows in (1, 8, 64, 1024) for k in (32000, 50257, 128256, 151936, 256000)),
+}
+
+
+def test_the_matrix_holds_what_was_promised() -> None:
+    found = cells()
+    assert {(cell.rows, cell.k) for cell in found} >= PROMISED
+    swept: dict[tuple[str, str], set[int]] = {(cell.direction, cell.dtype): set() for cell in found}
+    for cell in found:
+        if cell.case == "sweep":
+            swept[cell.direction, cell.dtype].add(cell.k)
+    powers = [2**power for power in range(4, 19)]
+    assert all(of >= {k + step for k in powers for step in (-1, 0, 1)} for of in swept.values())
+    assert max(cell.elements for cell in found) > 2**31
+    assert {cell.mask for cell in found} == {"none", "causal", "padding", "bool", "like", "bias"}
+    assert len({cell.key for cell in found}) == len(found)
+
+
+def test_the_first_cells_are_a_picture_of_all() -> None:
+    core = cells()[:CORE]
+    assert {cell.mask for cell in core} == {cell.mask for cell in cells()}
+    assert {cell.dtype for cell in core} == {"f16", "bf16", "f32"}
+    quick = core[:QUICK]
+    assert {cell.direction for cell in quick} == {"fwd", "bwd"}
+    assert {"none", "causal", "padding", "bool", "bias"} <= {cell.mask for cell in quick}
+    assert any(not cell.aligned for cell in quick)
+
+
+@pytest.mark.parametrize("queries, k", [(4, 4), (2, 5), (5, 3)])
+def test_visible_scores_are_those_of_the_mask(queries: int, k: int) -> None:
+    cell = Cell("", (2, 3, queries, k), "f16", "causal")
+    shown = ~tensors.later(cell, (slice(None),) * 3, torch.device("cpu"))
+    assert cell.visible == 6 * shown.sum().item() == 6 * torch.ones(queries, k).tril(k - queries).sum().item()
+    assert cell.bytes == 2 * (cell.visible + cell.elements)
+
+
+def test_bytes_of_masks_and_of_the_backward() -> None:
+    shape = (2, 3, 5, 8)
+    assert Cell("", shape, "f16").bytes == 4 * 240
+    assert Cell("", shape, "f32", "none", "bwd").bytes == 12 * 240
+    assert Cell("", shape, "f16", "padding").bytes == 4 * 240 + 16
+    assert Cell("", shape, "f16", "bool").bytes == 4 * 240 + 80
+    assert Cell("", shape, "f16", "like").bytes == 4 * 240 + 2 * 40
+    assert Cell("", shape, "f32", "bias").bytes == 8 * 240 + 4 * 120
+
+
+def test_rotation_exceeds_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    cell = Cell("", (1, 1, 1, 256000), "f32")
+    assert tensors.sets_of(cell, 60 << 20) * cell.full_bytes >= 256 << 20
+    assert tensors.sets_of(cell, 200 << 20) * cell.full_bytes >= 600 << 20
+    assert tensors.sets_of(Cell("", OVER_2_31, "f16"), 60 << 20) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 16, 33, 80, 10**6])
+def test_blocks_cover_a_tensor_once(limit: int) -> None:
+    seen = torch.zeros(3, 2, 5, 16)
+    for place in tensors.blocks((3, 2, 5, 16), limit):
+        seen[place] += 1
+        assert seen[place].numel() <= max(limit, 16)
+    assert torch.equal(seen, torch.ones_like(seen))
+
+
+# ---- right and wrong
+
+CHECKED = [
+    *(Cell("", (2, 3, 5, 33), dtype, mask) for dtype in ("f16", "f32") for mask in ("none", "causal", "padding")),
+    *(Cell("", (2, 3, 5, 33), "bf16", mask) for mask in ("bool", "like", "bias")),
+    *(Cell("", (2, 3, 5, 33), "f16", mask, "bwd") for mask in ("none", "causal")),
+]
+
+
+def result_of(one: Provider, cell: Cell, made: Tensors) -> Tensor:
+    return one.prepare(cell)(made)
+
+
+@pytest.mark.parametrize("cell", CHECKED, ids=lambda cell: f"{cell.dtype}-{cell.mask}-{cell.direction}")
+@pytest.mark.parametrize("one", [ours.PROVIDER, *torch_chain.PROVIDERS[:2]], ids=lambda one: one.name)
+def test_providers_are_right_and_a_flaw_is_seen(one: Provider, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several blocks. An error of a few units in the last place of the largest number is too much."""
+    monkeypatch.setattr(tensors.blocks, "__defaults__", (100,))
+    (made,) = tensors.make(cell, "cpu", 1, seed=1)
+    result = result_of(one, cell, made)
+    assert correctness.worst(cell, made, result, one.plain) <= one.allowed
+    place = result.abs().argmax()
+    result.view(-1)[place] *= 1 + 4 * one.allowed * max(correctness.UNIT[cell.dtype], 2.0**-18)
+    assert correctness.worst(cell, made, result, one.plain) > one.allowed
+    result.view(-1)[place] = torch.nan
+    assert correctness.worst(cell, made, result, one.plain) == correctness.HOPELESS
+
+
+def test_a_mask_that_is_ignored_is_seen() -> None:
+    for cell in CHECKED:
+        if cell.mask != "none" and cell.direction == "fwd":
+            (made,) = tensors.make(cell, "cpu", 1, seed=2)
+            unmasked = replace(made, mask=None, bias=None, causal=False)
+            assert correctness.worst(cell, made, result_of(torch_chain.PROVIDERS[0], cell.unmasked, unmasked)) > 16
+
+
+def test_limits_of_peers() -> None:
+    cell = Cell("", (1, 1, 4, 1004), "f16")
+    quack = quack_objects.refuses
+    assert quack(cell) and not quack(replace(cell, dtype="f32"))
+    assert liger.refuses(Cell("", (1, 1, 1, 65537), "f16")) and not liger.refuses(Cell("", (1, 1, 1, 65536), "f16"))
+
+
+def test_quack_from_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not installed, a library built elsewhere serves the lengths that it has."""
+    monkeypatch.setattr(quack, "find_spec", lambda name: None if name == "quack" else object())
+    monkeypatch.setattr(quack_objects, "LIBRARY", tmp_path / "none.so")
+    assert "python -m benchmarks quack" in str(quack.absent())
+    (tmp_path / "none.so").touch()
+    assert quack.absent() is None
+    called: list[torch.Size] = []
+    functions = {"quack_bwd_f16_16": lambda *tensors: called.extend(tensor.shape for tensor in tensors)}
+    monkeypatch.setattr(quack_objects, "load", lambda: functions.get)
+    cell = Cell("", (2, 3, 5, 16), "f16", "none", "bwd")
+    (made,) = tensors.make(cell, "cpu", 1, seed=0)
+    assert quack.prepare(cell)(made) is made.out and called == [torch.Size((30, 16))] * 3
+    with pytest.raises(LookupError, match="quack_fwd_f16_16"):
+        quack.prepare(replace(cell, direction="fwd"))
+
+
+# ---- the run
+
+RIGHT = provider(OURS, 10.0, lambda made: ours.prepare(CELL_OF[made.out.shape, made.out.dtype])(made), allowed=1.0)
+CELL_OF: dict[Any, Cell] = {(torch.Size(cell.shape), tensors.DTYPES[cell.dtype]): cell for cell in SMALL}
+SLOW = provider("slow", 20.0, lambda made: torch.softmax(made.inputs[0], -1), plain=True)
+ABSENT = provider("gone", 1.0, lambda made: made.out, absent=lambda: "gone is not installed")
+REFUSING = provider("picky", 1.0, lambda made: made.out, refuses=lambda cell: "K too odd")
+CRASHING = provider("crash", 1.0, lambda made: made.out / (1 / 0))
+
+
+def measured(tmp_path: Path, *providers: Provider, **changes: Any) -> tuple[Results, list[str]]:
+    said: list[str] = []
+    how: dict[str, Any] = {"cells": SMALL, "device": FakeDevice(), "budget_s": 1e9, "say": said.append} | changes
+    return run.run(providers=providers, path=tmp_path / "cells.json", **how), said
+
+
+def test_a_run_measures_every_cell_in_order(tmp_path: Path) -> None:
+    written: list[list[str]] = []
+
+    def say(line: str) -> None:
+        written.append(list(Results.load(tmp_path / "cells.json").rows))
+
+    results, _ = measured(tmp_path, RIGHT, SLOW, say=say)
+    keys = [cell.key for cell in SMALL]
+    assert written[-4:] == [keys[: n + 1] for n in range(4)]  # a cell is on disk when it is told of
+    row = results.rows[keys[0]]
+    assert set(row.ceilings) >= {"memcpy", "elementwise", "foreach"} and len(row.times[OURS]) >= 7
+    assert row.us(OURS) == (10.0, 10.0, 10.0)
+    assert row.share(OURS).median == COPY_US / 10.0
+    assert row.ratio("slow") == 2.0
+    assert row.gigabytes_per_second(OURS) == SMALL[0].bytes / 10e3
+    assert row.errors[OURS] <= 1 and row.clocks == {"sm": 1980} and row.sets == 2
+    assert results.rows[keys[3]].ceiling == "add"
+    assert Results.load(tmp_path / "cells.json") == results
+
+
+def test_graphs_take_turns_in_another_order_each_round() -> None:
+    """Short ones are replayed until a window is long enough for the clock."""
+    fake, took = FakeDevice(), {"short": 1.0, "middle": 30.0, "long": 2000.0}
+    graphs = {name: device.Graph(lambda us=us: us, []) for name, us in took.items()}  # type: ignore[misc]
+    times = timing.interleaved(fake, graphs, seed=1)
+    assert times == {name: [us] * timing.ROUNDS for name, us in took.items()} and timing.ROUNDS >= 7
+    rounds = list(zip(*[iter(fake.order[-3 * timing.ROUNDS :])] * 3, strict=True))
+    assert all(sorted(each) == [1.0, 30.0, 2000.0] for each in rounds) and len(set(rounds)) > 2
+    assert fake.windows[-1] >= timing.WINDOW_US and min(fake.windows[-3 * timing.ROUNDS :]) >= timing.WINDOW_US
+
+
+def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(tmp_path, RIGHT, cells=SMALL[:1])
+    before = Results.load(tmp_path / "cells.json")
+
+    def died(*_: Any) -> None:
+        raise OSError("the power went")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", died)
+        with pytest.raises(OSError, match="power"):
+            measured(tmp_path, RIGHT)
+    assert Results.load(tmp_path / "cells.json") == before
+
+
+def test_the_ceiling_is_scaled_to_the_bytes_of_the_cell(tmp_path: Path) -> None:
+    results, _ = measured(tmp_path, RIGHT)
+    causal, masked = results.rows[SMALL[2].key], results.rows[SMALL[1].key]
+    full, triangle = SMALL[2].full_bytes, SMALL[2].bytes
+    assert causal.ceiling_bytes["memcpy"] == full and causal.ceiling_bytes["tril"] == triangle
+    assert causal.ceiling_us == pytest.approx(COPY_US * triangle / full)
+    assert masked.ceiling_us == pytest.approx(COPY_US * SMALL[1].bytes / SMALL[1].full_bytes)
+
+
+def test_what_cannot_run_is_named(tmp_path: Path) -> None:
+    results, said = measured(tmp_path, RIGHT, ABSENT, REFUSING, CRASHING)
+    row = results.rows[SMALL[0].key]
+    assert row.absent["gone"] == "gone is not installed" and row.refused == {"picky": "K too odd"}
+    assert row.failed == {"crash": "ZeroDivisionError: division by zero"}
+    assert not row.is_failure and set(row.times) == {OURS}
+    assert "absent: gone: gone is not installed" in said
+
+
+def test_a_wrong_kernel_is_a_failure_and_a_wrong_peer_no_peer(tmp_path: Path) -> None:
+    wrong = provider(OURS, 1.0, lambda made: made.out.fill_(0.0625), allowed=1.0)
+    results, said = measured(tmp_path, wrong, provider("slow", 1.0, lambda made: made.out.fill_(1.0)))
+    row = results.rows[SMALL[0].key]
+    assert row.is_failure and row.wrong == (OURS, "slow") and not row.compared("slow")
+    assert results.good(SMALL[0]) is None
+    assert said[-1].startswith("FAILED")
+
+
+def test_what_a_replay_does_not_write_is_wrong(tmp_path: Path) -> None:
+    """The result that is checked is that of the graph, over NaN."""
+    calls = iter(range(10**6))
+
+    def once(made: Tensors) -> Tensor:
+        return torch.softmax(made.inputs[0], -1, out=made.out) if next(calls) < 2 else made.out
+
+    results, _ = measured(tmp_path, provider(OURS, 1.0, once, plain=True), cells=SMALL[:1])
+    assert results.rows[SMALL[0].key].errors[OURS] == correctness.HOPELESS
+
+
+def test_a_budget_ends_a_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    clock = iter([0.0, 1.0, 2.0, 3.0, 4.0])
+    results, said = measured(tmp_path, RIGHT, budget_s=2.5, now=lambda: next(clock))
+    assert list(results.rows) == [cell.key for cell in SMALL[:2]]
+    assert said[-1].startswith("budget spent: 2 of 4 cells are left")
+    fake = FakeDevice()
+    results, said = measured(tmp_path, RIGHT, device=fake)
+    assert len(results.rows) == 4 and "2 of 4 cells measured before" in said[0]
+    assert fake.captured == sum(len(row.ceilings) + 1 for row in list(results.rows.values())[2:])
+
+
+def test_a_killed_run_goes_on_with_the_cell_that_it_was_at(tmp_path: Path) -> None:
+    def killed(made: Tensors) -> Tensor:
+        if made.out.shape == SMALL[2].shape:
+            raise KeyboardInterrupt
+        return RIGHT.prepare(SMALL[0])(made)
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, provider(OURS, 10.0, killed, allowed=1.0))
+    assert list(Results.load(tmp_path / "cells.json").rows) == [cell.key for cell in SMALL[:2]]
+    results, _ = measured(tmp_path, RIGHT)
+    assert list(results.rows) == [cell.key for cell in SMALL]
+    assert json.loads((tmp_path / "cells.json").read_text())["schema"] == 1
+
+
+def test_another_environment_measures_anew(tmp_path: Path) -> None:
+    measured(tmp_path, RIGHT)
+    fake = FakeDevice({"driver": "another"})
+    results, _ = measured(tmp_path, RIGHT, device=fake, cells=SMALL[:1])
+    assert fake.captured and [row.environment for row in results.rows.values()] == [1, 0, 0, 0]
+    assert results.environments[1]["driver"] == "another"
+
+
+def test_a_lost_device_ends_the_run_and_is_remembered(tmp_path: Path) -> None:
+    fake = FakeDevice()
+
+    def fatal(made: Tensors) -> Tensor:
+        fake.lost = True
+        raise RuntimeError("launch failed")
+
+    with pytest.raises(measure.DeviceLost, match=r"first.*fatal"):
+        measured(tmp_path, RIGHT, provider("fatal", 1.0, fatal), device=fake)
+    row = Results.load(tmp_path / "cells.json").rows[SMALL[0].key]
+    assert row.is_failure and "fatal: RuntimeError: an illegal memory access" in row.failed["device"]
+    results, _ = measured(tmp_path, RIGHT)  # the next run passes over it
+    assert results.rows[SMALL[0].key].is_failure and len(results.rows) == 4
+
+
+def test_a_full_device_costs_one_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(cell: Cell, *_: Any) -> list[Tensors]:
+        if cell is SMALL[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return make(cell, "cpu", 2, 0)
+
+    make = tensors.make
+    monkeypatch.setattr(tensors, "make", full)
+    results, _ = measured(tmp_path, RIGHT)
+    first, *others = results.rows.values()
+    assert first.is_failure and "out of memory" in first.failed["device"]
+    assert not any(row.is_failure for row in others)
+
+
+def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "cells.json").write_text('{"schema": 0}')
+    with pytest.raises(ValueError, match="schema 0"):
+        measured(tmp_path, RIGHT)
+
+
+# ---- commands
+
+
+def test_without_a_gpu_the_run_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert command.main(["run"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "no GPU here: nothing is measured" in err
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_the_command_fails_when_a_cell_does(
+    correct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = RIGHT if correct else provider(OURS, 1.0, lambda made: made.out.zero_(), allowed=1.0)
+    monkeypatch.setattr(device, "Cuda", FakeDevice)
+    monkeypatch.setattr("benchmarks.providers.every", lambda: [one])
+    monkeypatch.setattr(command, "cells", lambda: SMALL)
+    monkeypatch.setattr(command, "FOLDER", tmp_path)
+    assert command.main(["run", "--budget", "60s", "--first", "3", "--only", "|f16|"]) == (not correct)
+    assert list(Results.load(tmp_path / "fake-gpu" / "cells.json").rows) == [cell.key for cell in SMALL[:2]]
+    assert ("2 cells failed" in capsys.readouterr().err) == (not correct)
+
+
+def test_a_row_without_a_ceiling_is_a_failure() -> None:
+    assert Row("", 1, "", times={OURS: [1.0]}).is_failure
+    assert not Row("", 1, "", times={OURS: [1.0]}, ceilings={"memcpy": [1.0]}).is_failure
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_rows_on_its_interpreter() -> None:
+    """In a process of its own: the decorators look at the variable when the module is imported."""
+    program = Path(__file__).with_name("triton_interpreted.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

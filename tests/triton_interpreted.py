@@ -1,0 +1,34 @@
+"""Runs the benchmark's Triton kernels on Triton's own interpreter, on the CPU; TRITON_INTERPRET=1 is set outside."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import correctness, tensors, triton_softmax
+from benchmarks.cells import MASKS, Cell
+from benchmarks.providers import triton_rows
+
+
+def check(cell: Cell) -> None:
+    (made,) = tensors.make(cell, "cpu", 1, seed=3)
+    made.out.fill_(torch.nan)
+    result = triton_rows.prepare(cell)(made)
+    assert correctness.worst(cell, made, result) <= 16, cell
+
+
+shapes = ((2, 3, 5, 33), (1, 2, 3, 64))
+for held, piece in ((65536, 8192), (8, 32)):  # rows in registers, then the same rows in pieces
+    triton_softmax.HELD, triton_softmax.PIECE = held, piece
+    for shape in shapes:
+        for mask in MASKS:
+            check(Cell("", shape, "f16", mask))
+        check(Cell("", shape, "f32", "causal", "bwd"))
+
+x = torch.randn(1, 2, 5, 100, dtype=torch.float16)
+y = torch.empty_like(x)
+assert torch.equal(triton_softmax.copy(x, y), x)
+assert torch.equal(triton_softmax.add(x, x, y), x + x)
+assert torch.equal(triton_softmax.copy_visible(x, y), x.tril(95))
