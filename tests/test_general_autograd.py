@@ -260,7 +260,7 @@ def test_bounds_reach_the_backward_and_slopes_do_not(monkeypatch: pytest.MonkeyP
 def test_a_sink_of_minus_infinity_beside_rows_that_see_nothing_has_no_gradient() -> None:
     sinks = torch.full((H,), -torch.inf, dtype=torch.float64, requires_grad=True)
     softmax_ops.softmax(normal(B, H, Q, K), sinks=sinks, key_lengths=LENGTHS).square().sum().backward()
-    assert torch.equal(sinks.grad, torch.zeros_like(sinks))
+    assert sinks.grad is not None and torch.equal(sinks.grad, torch.zeros_like(sinks))
 
 
 def test_unused_results_cost_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
