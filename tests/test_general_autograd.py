@@ -273,6 +273,13 @@ def test_unused_results_cost_no_gradient(monkeypatch: pytest.MonkeyPatch) -> Non
     assert requests[0].grad_lse is not None and requests[1].grad_lse is None
 
 
+def test_what_asks_for_nothing_new_has_second_derivatives() -> None:
+    def plain(x: Tensor) -> Tensor:
+        return softmax_ops.softmax(x, dtype=torch.float64, window=(None, 0))
+
+    assert torch.autograd.gradgradcheck(plain, (leaf(Q, K),))
+
+
 # what is refused
 
 
