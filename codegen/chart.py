@@ -74,7 +74,7 @@ def table() -> str:
 
 
 def _rows() -> list[tuple[Kind, RowPlan]]:
-    return [(kind, plan) for kind in KINDS for plan, _ in dispatch(*kind, Mask.NONE) or ()]
+    return [(kind, plan) for kind in KINDS for plan in row_plans(*kind)]
 
 
 def _measured(rows: list[tuple[Kind, RowPlan]]) -> str:

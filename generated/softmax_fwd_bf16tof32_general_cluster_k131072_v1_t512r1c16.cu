@@ -69,7 +69,8 @@ softmax_fwd_bf16tof32_general_cluster_k131072_v1_t512r1c16(Params const __grid_c
   warp.max = group_max<32>(max_of<Row, Accumulator>(rZ, end));
   warp.sum = group_sum<32>(exponentiate<Row, NumericOfSums<float>>(rZ, end, warp.max, ending.keeps_scores()));
 
-  auto const whole = ending.close(over_cluster<Lanes / 32>(warp, sPartials), /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
+  bool const writes = threadIdx.x == 0 && __clusterRelativeBlockRank() == 0;
+  auto const whole  = ending.close(over_cluster<Lanes / 32>(warp, sPartials), writes);
   store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(warp.max, whole));
 }
 

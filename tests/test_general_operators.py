@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import softmax_ops
-from softmax_ops import general
+from softmax_ops import dispatch, general
 from tests.test_operators import Seen, bits, leaf, normal
 
 B, H, Q, K = 2, 3, 4, 6
@@ -239,6 +239,21 @@ def test_eager_calls_do_not_reach_the_dispatcher(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.ops, "softmax_ops", None)
     softmax_ops.softmax(normal(Q, K), softcap=2.0, return_lse=True)
     softmax_ops.log_softmax(leaf(Q, K)).sum().backward()
+
+
+def test_causality_reaches_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the forward did not read the backward does not read."""
+    requests: list[Any] = []
+    compute = dispatch.backward
+
+    def counted(request: Any, batch_invariant: bool) -> Any:
+        requests.append(request)
+        return compute(request, batch_invariant)
+
+    monkeypatch.setattr(dispatch, "backward", counted)
+    y, _ = FORWARD(leaf(Q, K), causal=True, log=True)
+    y.logsumexp(-1).sum().backward()
+    assert [(request.left, request.right, request.causal_offset) for request in requests] == [(None, 0, K - Q)]
 
 
 def test_vmap_of_the_operators_is_refused() -> None:

@@ -504,9 +504,7 @@ def test_no_variant() -> None:
         match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: bool, boolcausal, causal, general, none$",
     ):
         planned(geometry((3, 7), "f64", "like"))
-    with pytest.raises(
-        NoVariant, match=r"^no bwd f16 kernel ships for mask kind 'bool'; these do: causal, general"
-    ):
+    with pytest.raises(NoVariant, match=r"^no bwd f16 kernel ships for mask kind 'bool'; these do: causal, general"):
         planned(geometry((3, 7), "f16", "bool", direction="bwd"))
 
 
