@@ -81,7 +81,7 @@ def _measured(rows: list[tuple[Kind, RowPlan]]) -> str:
     """Which rows a measurement chose, and where."""
     found = [
         f"* {direction.label} {dtype.value}, {plan.plan.label} up to {plan.max_k}: {plan.measured}"
-        for (direction, dtype), plan in rows
+        for (direction, dtype, _), plan in rows
         if plan.measured
     ]
     rest = "follow from the budgets of bytes in flight and of instructions, on every architecture: nobody measured them"
