@@ -34,14 +34,17 @@ def cases(spec: Spec) -> list[Case]:
 
 
 def full_cta(spec: Spec, k: int) -> Case:
-    """One CTA with all the rows it takes, every column visible to a causal mask: what rows cost when there are many."""
+    """One CTA with all the rows it takes, every column visible to a causal mask: what rows cost when there are many.
+
+    Of the general kind without any of its features: they are paid for by who has them.
+    """
     start = Layout(phase=0 if spec.vec > 1 else 1)
 
     def of(rows: int) -> Case:
-        features = _features(spec, (rows, k), "qk", k)
-        return Case(
-            "a full CTA", spec, (rows, k), 0.125, (start,) * _inputs(spec), start, mask_layout=start, **features
-        )
+        shape, features = (rows, k), _features(spec, (rows, k), "qk", k)
+        if spec.mask is Mask.GENERAL:
+            shape, features = (1, 1, rows, k), {"features": Features()}
+        return Case("a full CTA", spec, shape, 0.125, (start,) * _inputs(spec), start, mask_layout=start, **features)
 
     return of(of(1).call().rows_per_cta)
 

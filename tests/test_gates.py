@@ -75,20 +75,22 @@ def test_accesses_of_the_machine_code(target: Target, compiled: Compiled) -> Non
         return
     assert not compiled.count("LDL|STL")
     loads, stores = compiled.count("LDG"), compiled.count("STG")
-    wide_loads, wide_stores = compiled.count(r"LDG.*\.128"), compiled.count(r"STG.*\.128")
+    wide_loads = compiled.count(r"LDG.*\.128")
+    widest = 16 if spec.plan is Plan.TILE else min(spec.access * spec.dtype.output.bytes, 16)
+    wide_stores = compiled.count(rf"STG.*\.{widest * 8}")
     if spec.plan is Plan.TILE or spec.access * spec.dtype.bytes == 16:
         assert wide_loads and wide_stores
     if spec.plan is not Plan.TILE and spec.vec > 1:
-        assert wide_stores == stores
+        assert stores - wide_stores == (1 if spec.mask is Mask.GENERAL else 0)  # a number per row
         assert wide_loads == loads or spec.mask not in (Mask.NONE, Mask.CAUSAL)
 
 
 def test_size_of_the_code(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Of a bundle's entries, before compression."""
+    """Of a bundle's entries, before compression. Those of the general kind have code for every feature."""
     cubins = targets.images(SHIPPED, "cubin", tmp_path_factory.getbasetemp().parent)[targets.WHOLE]
     sizes = {name: len(cubin.code) for name, cubin in cubins.items()}
     assert max(sizes.values()) <= 32768, max(sizes, key=lambda name: sizes[name])
-    assert statistics.median(sizes.values()) <= 16384
+    assert statistics.median(size for name, size in sizes.items() if "_general_" not in name) <= 16384
 
 
 @pytest.mark.parametrize("target", SHIPPED[:1], ids=str)
@@ -123,6 +125,19 @@ EXCEPTIONS = {
     ("boolcausal", Plan.BLOCK, False): 23.1,
     ("like", Plan.BLOCK, False): 23.1,
     ("bwd", Plan.BLOCK, False): 18.6,
+    # The general kind: half the columns per lane, a test for each feature and vector; f32 results take a longer exp.
+    ("general", Plan.WARP, True): 27.1,
+    ("general", Plan.WARP, False): 35.4,
+    ("general", Plan.BLOCK, True): 31.2,
+    ("general", Plan.BLOCK, False): 36.6,
+    ("general to f32", Plan.WARP, True): 35.2,
+    ("general to f32", Plan.WARP, False): 43.9,
+    ("general to f32", Plan.BLOCK, True): 39.4,
+    ("general to f32", Plan.BLOCK, False): 45.8,
+    ("general bwd", Plan.WARP, True): 23.3,
+    ("general bwd", Plan.WARP, False): 31.6,
+    ("general bwd", Plan.BLOCK, True): 26.3,
+    ("general bwd", Plan.BLOCK, False): 32.1,
 }
 """What misses the goal, as measured (CUDA 13.0, sm_90; rounded up): by mask or direction, plan, and whether the rows
 are aligned."""
@@ -144,7 +159,9 @@ def test_instructions_per_element(target: Target, compiled: Compiled, interprete
     spec = target.spec
     found = lane_instructions(spec, compiled, interpreter, interval(spec)[1])
     print(f"{spec.name}: {found:.1f} lane-instructions per element")
-    kind = "bwd" if spec.direction is Direction.BACKWARD else spec.mask.label
+    kind = spec.mask.label + (" to f32" if spec.dtype.output is not spec.dtype else "")
+    if spec.direction is Direction.BACKWARD:
+        kind = "general bwd" if spec.mask is Mask.GENERAL else "bwd"
     assert found <= EXCEPTIONS.get((kind, spec.plan, spec.vec > 1), GOAL.get(kind, GOAL_MASKED))
 
 
