@@ -41,7 +41,8 @@ def full_cta(spec: Spec, k: int) -> Case:
     start = Layout(phase=0 if spec.vec > 1 else 1)
 
     def of(rows: int) -> Case:
-        shape, features = (rows, k), _features(spec, (rows, k), "qk", k)
+        shape: tuple[int, ...] = (rows, k)
+        features = _features(spec, (rows, k), "qk", k)
         if spec.mask is Mask.GENERAL:
             shape, features = (1, 1, rows, k), {"features": Features()}
         return Case("a full CTA", spec, shape, 0.125, (start,) * _inputs(spec), start, mask_layout=start, **features)
