@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from codegen.spec import Direction, Plan, Spec
+from codegen.spec import Direction, Mask, Plan, Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan, plan
-from softmax_ops.problem import Geometry, Operand
+from softmax_ops.problem import General, Geometry, Operand
 from tests import ptx, reference, values
 from tests.calls import CAUSAL, MASKED, Case
 from tests.cases import LONG, interval
@@ -30,8 +30,10 @@ def judge_far_rows(spec: Spec, interpreter: InterpreterEngine) -> None:
     rng = np.random.default_rng(k)
     seen = np.ones((ROWS, k), np.bool_)
     tensors = values.inputs(rng, spec.direction, np.zeros(ROWS, np.intp), seen, 1.0, spec.dtype)
-    mask = values.mask(rng, spec.mask, (ROWS, k), spec.dtype) if spec.mask in MASKED else None
-    named = dict(zip(spec.direction.tensors, [*tensors, tensors[0]], strict=True))
+    masked = spec.mask in MASKED and spec.direction is Direction.FORWARD
+    mask = values.mask(rng, spec.mask, (ROWS, k), spec.dtype) if masked else None
+    result = torch.empty(ROWS, k, dtype=reference.DTYPES[spec.dtype.output.value])
+    named = dict(zip(spec.direction.tensors, [*tensors, result], strict=True))
     if mask is not None:
         named["mask"] = mask
     output = spec.direction.tensors[-1]
@@ -55,7 +57,7 @@ def judge_far_rows(spec: Spec, interpreter: InterpreterEngine) -> None:
             params=chosen.arguments(launch, fields | {"scale": 1.0, "mask.fill": -np.inf}),
             memory=memory,
         )
-    rows = [torch.from_numpy(memory.read(f"{output} {row}")).view(tensors[0].dtype) for row in range(ROWS)]
+    rows = [torch.from_numpy(memory.read(f"{output} {row}")).view(result.dtype) for row in range(ROWS)]
     _judge(spec, torch.stack(rows), tensors, mask, offset)
 
 
@@ -72,7 +74,7 @@ def _judge(
         expected = reference.softmax_backward(*formula)
         tolerance = {"magnitude": reference.backward_magnitude(*formula)}
     try:
-        reference.assert_close(found, expected, spec.dtype.value, **tolerance)
+        reference.assert_close(found, expected, spec.dtype.output.value, **tolerance)
     except AssertionError as error:
         raise Wrong("numbers", f"rows 2^33 elements apart: {error}") from None
 
@@ -96,6 +98,7 @@ def _plan(spec: Spec, k: int, addresses: dict[str, int], sizes: dict[str, int], 
         tuple(operands),
         causal_offset=offset,
         batch_invariant=spec.plan is Plan.STREAM,
+        general=General() if spec.mask is Mask.GENERAL else None,
     )
     chosen = plan(geometry, catalog.load(), Case("", spec, shape, 1.0).arch)
     assert chosen.variant.name == spec.name, chosen.reason

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.kernels
 GPU = gpu_architecture()
 SHIPPED = [Target(targets.WHOLE, spec) for spec in variants.shipped()]
 MOST_OPERANDS = [
-    each for each in SHIPPED if each.spec.mask is Mask.BOOLCAUSAL or each.spec.direction is Direction.BACKWARD
+    each
+    for each in SHIPPED
+    if each.spec.mask in (Mask.BOOLCAUSAL, Mask.GENERAL) or each.spec.direction is Direction.BACKWARD
 ]
 
 

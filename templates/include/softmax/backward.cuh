@@ -35,6 +35,9 @@ struct SoftmaxGradient
   CUTE_DEVICE Element hidden() const { return Element(0); }
   CUTE_DEVICE Accumulator add(Accumulator sum, Accumulator y, Accumulator dy) const { return multiply_add(y, dy, sum); }
 
+  // dx where y is hidden: 0, or NaN in a row that is NaN.
+  CUTE_DEVICE Accumulator outside(Accumulator dot) const { return 0 * dot; }
+
   // dx in place of dy.
   template <class Vector>
   CUTE_DEVICE void apply(Vector& rG /* (V) */, Vector const& rP /* (V) */, Accumulator dot) const
@@ -101,7 +104,7 @@ CUTE_DEVICE auto dot_of(Fragment const& rDy /* (V*C+E) */, Fragment const& rY /*
   return Dot<Accumulator>{sum};
 }
 
-// dx, rounded once. Columns from `end` on are hidden: 0, or NaN where 0 * dot is.
+// dx, rounded once. Columns from `end` on are hidden.
 template <class Row, class Output, class Gradient, class Fragment>
 CUTE_DEVICE void store_gradient(
     Row const& row,
@@ -124,7 +127,7 @@ CUTE_DEVICE void store_gradient(
       widen(part.of(rY), rP);
       gradient.apply(rG, rP, dot);
     } else {
-      fill(rG, 0 * dot);
+      fill(rG, gradient.outside(dot));
     }
     narrow(rG, rDx);
     part.span(row, k).store(dx, rDx);

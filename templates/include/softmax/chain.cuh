@@ -12,7 +12,8 @@ namespace softmax {
 //   softcap        dz times 1 - (s / cap)^2,  s = log y + lse: the capped score
 //   dx = scale * dz
 //
-// Columns whose y is 0, or whose logarithm -inf, were hidden or as good as hidden: their dz is 0, whatever dy is.
+// Columns whose y is 0, or whose logarithm -inf, were hidden or as good as hidden: their dz is 0, whatever dy is. So it is
+// in a row of logarithms with a d of NaN; of probabilities it is NaN there, 0 times that.
 template <class Element>
 class Chain
 {
@@ -55,6 +56,8 @@ public:
     return d;
   }
 
+  CUTE_DEVICE Accumulator outside(Accumulator d) const { return logarithms_ ? Accumulator(0) : 0 * d; }
+
   // dx in place of dy.
   template <class Vector>
   CUTE_DEVICE void apply(Vector& rG /* (V) */, Vector const& rY /* (V) */, Accumulator d) const
@@ -62,7 +65,7 @@ public:
     CUTE_UNROLL
     for (int v = 0; v < cute::size(rG); ++v) {
       if (logarithms_) {
-        rG(v) = rY(v) == negative_infinity<Accumulator>() ? 0 * d : rG(v) - exponential(rY(v)) * d;
+        rG(v) = rY(v) == negative_infinity<Accumulator>() ? Accumulator(0) : rG(v) - exponential(rY(v)) * d;
       } else {
         rG(v) = rY(v) * (rG(v) - d);
       }
