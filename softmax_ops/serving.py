@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import driver, launcher
-from .problem import DTYPE_BYTES, OPERANDS, Geometry, Operand, broadcast_strides, contiguous_strides
+from .problem import DTYPE_BYTES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
 
 
 class Call(NamedTuple):
@@ -16,6 +16,8 @@ class Call(NamedTuple):
     causal: bool = False
     backward: bool = False
     batch_invariant: bool = False
+    general: bool = False  # with anything of docs/attention_inputs.md: a bias, lengths, lse, a scale in a tensor ...
+    result_dtype: object = None  # of the probabilities, where that is not the scores': "f32"
 
 
 def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[str]:
@@ -41,24 +43,41 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
 
 def _geometries(call: Call) -> Iterator[Geometry]:
     """Of contiguous tensors, at either alignment; none where there is nothing to compute."""
-    dtype = _DTYPE_NAMES.get(str(call.dtype).removeprefix("torch."), str(call.dtype))
-    if dtype not in DTYPE_BYTES:
-        raise ValueError(f"warm_up: dtype is {call.dtype!r}; want one of {', '.join(DTYPE_BYTES)}, or torch's")
+    scores, result = _dtype(call.dtype), _dtype(call.dtype if call.result_dtype is None else call.result_dtype)
+    general = call.general or scores != result
+    read, written = (result, scores) if call.backward else (scores, result)
     shape = tuple(call.shape) if len(call.shape) > 1 else (1, *call.shape)
     if not call.shape or min(shape) < 0:
         raise ValueError(f"warm_up: shape is {call.shape}; want the sizes of scores, [..., Q, K]")
     if 0 in shape:
         return
     mask = () if call.mask_shape is None or call.backward else (broadcast_strides(call.mask_shape, shape),)
-    kind = ("bool" if mask else "") + ("causal" if call.causal else "") or "none"
+    kind = "general" if general else ("bool" if mask else "") + ("causal" if call.causal else "") or "none"
     direction = "bwd" if call.backward else "fwd"
-    for alignment in (16, DTYPE_BYTES[dtype]):
+    for aligned in (True, False):
+        *inputs, output = OPERANDS[direction]
         tensors = [
-            Operand(name, contiguous_strides(shape), alignment, DTYPE_BYTES[dtype]) for name in OPERANDS[direction]
+            Operand(name, contiguous_strides(shape), 16 if aligned else DTYPE_BYTES[dtype], DTYPE_BYTES[dtype])
+            for name, dtype in [*((name, read) for name in inputs), (output, written)]
         ]
-        masks = [Operand("mask", strides, min(alignment, 8), 1) for strides in mask]
-        offset = shape[-1] - shape[-2] if call.causal else None
-        yield Geometry(direction, dtype, kind, shape, (*tensors, *masks), offset, call.batch_invariant)
+        masks = [Operand("mask", strides, 8 if aligned else 1, 1) for strides in mask]
+        yield Geometry(
+            direction,
+            read if read == written else f"{read}to{written}",
+            kind,
+            shape,
+            (*tensors, *masks),
+            shape[-1] - shape[-2] if call.causal else None,
+            call.batch_invariant,
+            General(right=0 if call.causal else None) if general else None,
+        )
+
+
+def _dtype(given: object) -> str:
+    dtype = _DTYPE_NAMES.get(str(given).removeprefix("torch."), str(given))
+    if dtype not in _DTYPE_NAMES.values():
+        raise ValueError(f"warm_up: dtype is {given!r}; want one of {', '.join(_DTYPE_NAMES.values())}, or torch's")
+    return dtype
 
 
 _DTYPE_NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}

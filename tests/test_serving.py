@@ -40,6 +40,21 @@ def test_calls_of_every_kind(serve: Serve) -> None:
 
 
 @isolated
+def test_general_calls(serve: Serve) -> None:
+    """Other kernels; those of a result of another element type read what the others write in the backward."""
+    serve_all(serve, "f16_general_warp", "f16tof32_general_warp", "f32tof16_general_warp")
+    call = softmax_ops.Call
+    found = [
+        softmax_ops.warm_up(call((2, 5, 64), "f16", general=True)),
+        softmax_ops.warm_up(call((2, 5, 64), "f16", causal=True, result_dtype="float32")),
+        softmax_ops.warm_up(call((2, 5, 64), "f16", result_dtype="f32", backward=True)),
+    ]
+    heads = [{"_".join(name.split("_")[1:4]) for name in each} for each in found]
+    assert heads == [{"fwd_f16_general"}, {"fwd_f16tof32_general"}, {"bwd_f32tof16_general"}]
+    assert [len(set(each)) for each in found] == [2, 2, 2]
+
+
+@isolated
 def test_what_was_warmed_up_runs_in_a_capture_and_frozen(serve: Serve) -> None:
     """With other strides too: another plan, the same kernel."""
     serve_all(serve, "fwd_f16_none_warp")
