@@ -18,11 +18,21 @@ _PLAN_HEADERS = {
 }
 
 _FORMULAS = {
-    Direction.FORWARD: (
-        "y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij"
+    (Direction.FORWARD, False): (
+        "y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij",
     ),
-    Direction.BACKWARD: "dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere",
+    (Direction.BACKWARD, False): ("dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere",),
+    (Direction.FORWARD, True): (
+        "s_ij = scale_i * x_ij, capped by softcap;  z_ij = s_ij - slope_i * |i + offset - j| + bias_ij",
+        "lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm",
+        "over j visible to window, length and mask, 0 or -inf elsewhere",
+    ),
+    (Direction.BACKWARD, True): (
+        "d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i), times the derivative of the softcap",
+        "over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms",
+    ),
 }
+"""By direction, and whether the mask kind is the general one."""
 
 
 @cache
@@ -55,12 +65,13 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
         .render(
             spec=spec,
             template=template_of(spec),
-            formula=_FORMULAS[spec.direction],
+            formula=_FORMULAS[spec.direction, spec.mask.general],
             headers=sorted(headers),
             cta=_cta(spec),
             row_type="RaggedRow" if spec.ragged else "AlignedRow",
             row_options=", /*InPhase=*/false, /*Streamed=*/true" if spec.plan is Plan.STREAM and spec.ragged else "",
-            output=spec.output,
+            y_pointer=f"{spec.output}* const y".ljust(len("Element const* const x")),
+            dx_pointer=f"{spec.output}* const dx".ljust(len("Element const* const dy")),
             operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
             numeric=spec.numeric,
             keep=", ending.keeps_scores()" if spec.mask.general else "",
