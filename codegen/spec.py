@@ -330,17 +330,14 @@ class Spec:
 
         Half of that in tiles of f64, and where f32 scores share them with a mask; 640 where the edges of two tensors
         are a good part of a short row. Three quarters in other warps of two tensors, and in rows that start anywhere
-        where one ptxas or another spills at 64: in warps, f32 scores of a whole CTA, both masks in a cluster. The
-        general kind has as much for its features, half of all threads in warps whose rows start anywhere.
+        where one ptxas or another spills at 64: in warps, f32 scores of a whole CTA, both masks in a cluster.
         """
         masked = self.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
         f32_scores = self.dtype is DType.F32 and self.direction is Direction.FORWARD
         in_cluster = f32_scores or self.mask is Mask.BOOLCAUSAL
         crowded = {Plan.WARP: True, Plan.BLOCK: f32_scores, Plan.CLUSTER: in_cluster}
         threads = 1024
-        if self.mask.general:
-            threads = 512 if self.plan is Plan.WARP and self.ragged else 768
-        elif (self.plan is Plan.TILE and self.dtype is DType.F64) or (self.dtype is DType.F32 and masked):
+        if (self.plan is Plan.TILE and self.dtype is DType.F64) or (self.dtype is DType.F32 and masked):
             threads = 512
         elif self.plan is Plan.WARP and self.direction is Direction.BACKWARD:
             threads = 640 if self.ragged and self.edges > 2 else 768
