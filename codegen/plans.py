@@ -45,7 +45,7 @@ def row_plans(direction: Direction, dtype: DType, general: bool = False) -> list
     held = ([] if general else _tiles(direction, dtype)) + _warps(dtype, general) + _blocks(direction, dtype, general)
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
     longest = held[-1]
-    return _without_overlap(held) + _clusters(dtype, longest) + _pieces(longest.max_k + 1)
+    return _without_overlap(held) + _clusters(dtype, longest) + _pieces(longest.max_k + 1, general)
 
 
 def _without_overlap(plans: list[RowPlan]) -> list[RowPlan]:
@@ -112,15 +112,16 @@ def _clusters(dtype: DType, block: RowPlan) -> list[RowPlan]:
     ]
 
 
-def _pieces(min_k: int) -> list[RowPlan]:
+def _pieces(min_k: int, general: bool) -> list[RowPlan]:
     """Rows that no registers hold are read twice, the second time from L2 as far as it keeps them. One kernel serves
     every alignment: whether a row is aligned is a question per row, not per vector of a loop.
 
     Few rows are split among CTAs of 256 threads with two vectors each (4096 columns of 16 bits, 64 CTAs at K = 256k);
-    many rows stream through CTAs of 512 threads, of which two keep 32 KiB in flight on an SM.
+    many rows stream through CTAs of 512 threads, of which two keep 32 KiB in flight on an SM. The general kind has
+    registers for three CTAs of 256 threads.
     """
     lengths = (min_k, ANY_K)
     return [
         RowPlan(Plan.SPLIT, ANY_K, 1, 256, rows=1, k=lengths, max_rows=MAX_SPLIT_ROWS),
-        RowPlan(Plan.STREAM, ANY_K, 1, 512, rows=1, k=lengths),
+        RowPlan(Plan.STREAM, ANY_K, 1, 256 if general else 512, rows=1, k=lengths),
     ]

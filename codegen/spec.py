@@ -330,12 +330,19 @@ class Spec:
 
         Half of that in tiles of f64, and where f32 scores share them with a mask; 640 where the edges of two tensors
         are a good part of a short row. Three quarters in other warps of two tensors, and in rows that start anywhere
-        where one ptxas or another spills at 64: in warps, f32 scores of a whole CTA, both masks in a cluster.
+        where one ptxas or another spills at 64: in warps, f32 scores of a whole CTA, both masks in a cluster, general
+        scores in a CTA or a stream.
         """
         masked = self.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
         f32_scores = self.dtype is DType.F32 and self.direction is Direction.FORWARD
+        general_scores = self.mask.general and self.direction is Direction.FORWARD
         in_cluster = f32_scores or self.mask is Mask.BOOLCAUSAL
-        crowded = {Plan.WARP: True, Plan.BLOCK: f32_scores, Plan.CLUSTER: in_cluster}
+        crowded = {
+            Plan.WARP: True,
+            Plan.BLOCK: f32_scores or general_scores,
+            Plan.CLUSTER: in_cluster,
+            Plan.STREAM: general_scores,
+        }
         threads = 1024
         if (self.plan is Plan.TILE and self.dtype is DType.F64) or (self.dtype is DType.F32 and masked):
             threads = 512

@@ -38,7 +38,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 544, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/4)
+extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/3)
 softmax_fwd_f16tof32_general_block_k4096_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Lanes / 32];
