@@ -111,3 +111,14 @@ def test_gradients(dtype: torch.dtype, case: int, log: bool, gpu: pytest.MonkeyP
     for a, b in zip((*found, *wide), (*gradients(), *gradients(**half)), strict=True):
         scale = b.abs().max().item() or 1.0
         close(a / scale, b / scale)
+
+
+def test_explain_says_which_kernel_and_what_it_moves() -> None:
+    """Of the window's columns only, of a bias each element once; the results in their own type; the way back."""
+    x, bias = made(77, torch.float16, B, H, Q), made(77, torch.float16, 1, H, Q)
+    said = softmax_ops.explain(x, bias=bias, window=(3, 0), causal_offset=10, dtype=torch.float32, return_lse=True)
+    assert said.variant is not None and said.variant.startswith("softmax_fwd_f16tof32_general_warp_k128_v1")
+    assert (said.bytes_read, said.bytes_written) == (B * H * Q * 4 * 2 + bias.numel() * 2, x.numel() * 4)
+    back = softmax_ops.explain(x, key_lengths=torch.zeros(B, dtype=torch.int32), dtype=torch.float32, backward=True)
+    assert back.variant is not None and back.variant.startswith("softmax_bwd_f32tof16_general_warp_k128_v1")
+    assert (back.bytes_read, back.bytes_written) == (2 * x.numel() * 4, x.numel() * 2)
