@@ -5,15 +5,19 @@ It is written with the generated sources; the running package dispatches from it
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TypeVar
 
-SCHEMA = 2
+SCHEMA = 3
 
 _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 Layout = tuple[tuple[str, str], ...]
 """Fields of a kernel's parameter struct: (what to put there, `struct` format in native alignment)."""
@@ -92,14 +96,14 @@ class Catalog:
 
     def to_json(self) -> str:
         """One line per variant and per table entry, sorted: readable, and small differences stay small."""
+        variants = ((name, list(astuple(variant))[1:]) for name, variant in self.variants.items())
         return "\n".join(
             [
                 "{",
                 f'"schema": {SCHEMA},',
                 '"layouts": ' + _lines(self.layouts.items(), "{}") + ",",
-                '"variants": '
-                + _lines(((name, asdict(variant)) for name, variant in self.variants.items()), "{}")
-                + ",",
+                f'"fields": {json.dumps(_FACTS)},',
+                '"variants": ' + _lines(variants, "{}") + ",",
                 '"tables": ' + _lines(self._table_rows(), "[]"),
                 "}\n",
             ]
@@ -117,20 +121,17 @@ class Catalog:
             raise CatalogError(
                 f"the catalogue has schema {data.get('schema')}, this package reads {SCHEMA}: run `make generate`"
             )
-        tables: dict[tuple[str, str, str], tuple[Entry, ...]] = {}
-        for direction, dtype, mask, name, k, vec, max_rows, architectures in data["tables"]:
-            key = (direction, dtype, mask)
-            entry = Entry(name, (k[0], k[1]), vec, max_rows, tuple(architectures))
-            tables[key] = (*tables.get(key, ()), entry)
+        if data["fields"] != _FACTS:
+            raise CatalogError(f"the catalogue has other fields than {', '.join(_FACTS)}: run `make generate`")
+        rows: dict[tuple[str, str, str], list[list]] = {}
+        for direction, dtype, mask, *entry in data["tables"]:
+            rows.setdefault((direction, dtype, mask), []).append(entry)
         return cls(
-            variants={
-                name: Variant(**{**facts, "architectures": tuple(facts["architectures"])})
-                for name, facts in data["variants"].items()
-            },
+            variants=_Made(data["variants"], _variant),
             layouts={
-                key: tuple((field, format) for field, format in fields) for key, fields in data["layouts"].items()
+                key: tuple((field, format) for field, format in layout) for key, layout in data["layouts"].items()
             },
-            tables=tables,
+            tables=_Made(rows, _entries),
         )
 
     @cached_property
@@ -138,6 +139,41 @@ class Catalog:
         """Every architecture that some variant ships for."""
         named = {arch for variant in self.variants.values() for arch in variant.architectures}
         return tuple(sorted(named, key=lambda arch: int(arch[3:])))
+
+
+_FACTS = [field.name for field in fields(Variant)][1:]
+"""What the catalogue says of each variant beside its name, in this order."""
+
+
+class _Made(Mapping[Key, Value]):
+    """Values made of what stands in the catalogue when somebody asks for them: a process needs few of them."""
+
+    def __init__(self, raw: Mapping[Key, list], make: Callable[[Key, list], Value]):
+        self._raw, self._make = raw, make
+        self._made: dict[Key, Value] = {}
+
+    def __getitem__(self, key: Key) -> Value:
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._make(key, self._raw[key])
+        return found
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+
+def _variant(name: str, facts: list) -> Variant:
+    *before, architectures, source = facts
+    return Variant(name, *before, tuple(architectures), source)
+
+
+def _entries(key: tuple[str, str, str], rows: list[list]) -> tuple[Entry, ...]:
+    return tuple(
+        Entry(name, (k[0], k[1]), vec, max_rows, tuple(architectures)) for name, k, vec, max_rows, architectures in rows
+    )
 
 
 def argument_bytes(layout: Layout) -> int:
