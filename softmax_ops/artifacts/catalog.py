@@ -166,8 +166,8 @@ class _Made(Mapping[Key, Value]):
 
 
 def _variant(name: str, facts: list) -> Variant:
-    *before, architectures, source = facts
-    return Variant(name, *before, tuple(architectures), source)
+    known = dict(zip(_FACTS, facts, strict=True))
+    return Variant(name, **known | {"architectures": tuple(known["architectures"])})
 
 
 def _entries(key: tuple[str, str, str], rows: list[list]) -> tuple[Entry, ...]:
