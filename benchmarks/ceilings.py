@@ -1,7 +1,8 @@
 """What no kernel can beat: the fastest of several copies of the same bytes, in the run that times the kernels.
 
 Forward: a copy. Causal: a copy that reads the visible triangle and writes everything, or the full copy. Backward: the
-sum of two tensors into a third. The time of each is scaled by the bytes of the cell over the bytes that it moved.
+sum of two tensors into a third. Float32 results of 16-bit scores: one that converts, or copies of the scores. The time
+of each is scaled by the bytes of the cell over the bytes that it moved; so it is where key lengths hide columns.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Ceiling:
 def of_cell(cell: Cell) -> list[Ceiling]:
     if cell.direction == "bwd":
         return [_SUM, _TRITON_SUM]
+    if cell.result != cell.dtype:
+        return list(_CONVERTING)
     return [*_COPIES, *(_TRIANGLES if cell.causal else ())]
 
 
@@ -39,6 +42,10 @@ def _full(cell: Cell) -> int:
 
 def _triangle(cell: Cell) -> int:
     return (cell.visible + cell.elements) * ELEMENT_BYTES[cell.dtype]
+
+
+def _scores_twice(cell: Cell) -> int:
+    return cell.elements * 2 * ELEMENT_BYTES[cell.dtype]
 
 
 def _memcpy(tensors: Tensors) -> Tensor:
@@ -53,6 +60,20 @@ def _elementwise(tensors: Tensors) -> Tensor:
 def _foreach(tensors: Tensors) -> Tensor:
     torch._foreach_copy_([tensors.out], list(tensors.inputs[:1]))
     return tensors.out
+
+
+def _half(tensors: Tensors) -> Tensor:
+    """The first half of a float32 output's memory, for 16-bit scores as they are."""
+    (x,) = tensors.inputs
+    return tensors.out.view(-1).view(x.dtype)[: x.numel()].view(x.shape)
+
+
+def _unconverted(tensors: Tensors) -> Tensor:
+    return _half(tensors).copy_(tensors.inputs[0])
+
+
+def _elementwise_unconverted(tensors: Tensors) -> Tensor:
+    return torch.neg(tensors.inputs[0], out=_half(tensors))
 
 
 def _triton(tensors: Tensors) -> Tensor:
@@ -90,6 +111,12 @@ _COPIES = (
     Ceiling("elementwise", _elementwise, _full),
     Ceiling("foreach", _foreach, _full),
     Ceiling("triton copy", _triton, _full, _NEEDS_TRITON),
+)
+_CONVERTING = (
+    Ceiling("converting copy", _memcpy, _full),
+    Ceiling("memcpy", _unconverted, _scores_twice),
+    Ceiling("elementwise", _elementwise_unconverted, _scores_twice),
+    Ceiling("triton copy", _triton, _scores_twice, _NEEDS_TRITON),
 )
 _TRIANGLES = (
     Ceiling("tril", _tril, _triangle),

@@ -10,24 +10,34 @@ ELEMENT_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
 MASKS = ("none", "causal", "padding", "bool", "like", "bias")
 """like: a mask of the scores' dtype; bias: added to the scaled scores."""
 
+ASKS = {
+    "f32": "float32 results of 16-bit scores",
+    "temperature": "float32 results and a scale per row on the device",
+    "lengths": "key lengths",
+    "log": "logarithms",
+}
+"""What a cell may ask for beside a scale and a mask, in words."""
+
 CORE = 40
 QUICK = 12
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Scores [B, H, Q, K] of a dtype under a mask, in one direction."""
+    """Scores [B, H, Q, K] of a dtype under a mask, in one direction; `asks` is "" or of ASKS."""
 
     case: str
     shape: tuple[int, int, int, int]
     dtype: str
     mask: str = "none"
     direction: str = "fwd"
+    asks: str = ""
 
     @property
     def key(self) -> str:
         """Its name in results."""
-        return f"{self.case}|{'x'.join(map(str, self.shape))}|{self.dtype}|{self.mask}|{self.direction}"
+        name = f"{self.case}|{'x'.join(map(str, self.shape))}|{self.dtype}|{self.mask}|{self.direction}"
+        return f"{name}|{self.asks}" if self.asks else name
 
     @property
     def k(self) -> int:
@@ -44,6 +54,17 @@ class Cell:
     @property
     def causal(self) -> bool:
         return self.mask == "causal"
+
+    @property
+    def result(self) -> str:
+        """Dtype of the result."""
+        return "f32" if self.asks in ("f32", "temperature") else self.dtype
+
+    @property
+    def key_lengths(self) -> tuple[int, ...] | None:
+        """Evenly from 0 to K, half of K on average; in any order."""
+        batch = self.shape[0]
+        return tuple((2 * b + 1) * self.k // (2 * batch) for b in range(batch)) if self.asks == "lengths" else None
 
     @property
     def aligned(self) -> bool:
@@ -69,7 +90,9 @@ class Cell:
 
     @property
     def visible(self) -> int:
-        """Scores that a causal mask leaves (bottom-right); all without one."""
+        """Scores that a causal mask (bottom-right) or the key lengths leave; all without either."""
+        if self.key_lengths:
+            return self.elements // (self.shape[0] * self.k) * sum(self.key_lengths)
         if not self.causal:
             return self.elements
         queries, k = self.shape[-2:]
@@ -78,15 +101,19 @@ class Cell:
 
     @property
     def bytes(self) -> int:
-        """That must move: each visible input once, the mask as it lies in memory, the output once."""
+        """That must move: each visible input once, the mask as it lies in memory, the output once.
+
+        Of key lengths: the lengths, the columns before them, and the whole output. Of a temperature: the scales too.
+        """
         size = ELEMENT_BYTES[self.dtype]
         mask = prod(self.mask_shape) * (size if self.mask in ("like", "bias") else 1) if self.mask_shape else 0
-        return self.visible * self.inputs * size + mask + self.elements * size
+        numbers = {"lengths": self.shape[0], "temperature": self.rows}.get(self.asks, 0)
+        return self.visible * self.inputs * size + mask + numbers * 4 + self.elements * ELEMENT_BYTES[self.result]
 
     @property
     def full_bytes(self) -> int:
         """That a plain copy, or backward the sum of two tensors into a third, of this shape moves."""
-        return self.elements * (self.inputs + 1) * ELEMENT_BYTES[self.dtype]
+        return self.elements * (self.inputs * ELEMENT_BYTES[self.dtype] + ELEMENT_BYTES[self.result])
 
     @property
     def unmasked(self) -> "Cell":
@@ -163,10 +190,19 @@ _CORE = (
     ("GPT-2", "bf16", "none", "bwd"),
 )
 
+_ASKING = (
+    Cell("vocabulary 64", (1, 1, 64, 128256), "bf16", asks="temperature"),
+    Cell("vocabulary 1024", (1, 1, 1024, 128256), "bf16", asks="temperature"),
+    Cell("vocabulary 1024", (1, 1, 1024, 128256), "f32", asks="log"),
+    Cell("vocabulary 1024", (1, 1, 1024, 128256), "f32", direction="bwd", asks="log"),
+    Cell("MoE router", (1, 1, 65536, 64), "bf16", asks="f32"),
+    Cell("padded decode 8k", (64, 32, 1, 8192), "f16", asks="lengths"),
+)
+
 
 def cells() -> list[Cell]:
     """Every cell once, in rank order."""
-    ranked = [*_core(), *_models(), *_vocabulary(), *_small(), *_sweep()]
+    ranked = [*_core(), *_ASKING, *_models(), *_vocabulary(), *_small(), *_sweep()]
     ranked.append(Cell("over 2^31 elements", OVER_2_31, "f16"))
     return list(dict.fromkeys(ranked))
 

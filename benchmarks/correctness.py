@@ -2,6 +2,8 @@
 
     forward    |y - y64|   <= y64 (u + 2^-22 (8 + |z| + |m|)) + a
     backward   |dx - dx64| <= |dx64| u + 2^-20 scale y (|dy| + sum_j |y_j dy_j|) + a
+    log        |l - l64|   <= |l64| u + 2^-22 (8 + |z| + |m|) + a
+      backward |dx - dx64| <= |dx64| u + 2^-20 scale (|dy| + exp(l) sum_j |dy_j|) + a
 
 u is half a unit in the last place of the output, a the same of its smallest numbers; the rest is what rounding scores
 and sums to 24 bits explains. The kernels' own tests are finer (tests/reference.py); this one runs on gigabytes.
@@ -37,23 +39,34 @@ def worst(cell: Cell, tensors: Tensors, result: Tensor, plain: bool = False) -> 
 def _forward(cell: Cell, tensors: Tensors, place: Place, plain: bool) -> tuple[Tensor, Tensor]:
     z = tensors.inputs[0][place].double()
     if not plain:
-        z = z * tensors.scale
+        z = z * (tensors.scale if tensors.scales is None else tensors.scales[place].double().unsqueeze(-1))
         if tensors.bias is not None:
             z = z + of_block(tensors.bias, place).double()
         if tensors.mask is not None:
             z = z.masked_fill(of_block(tensors.mask, place) == 1, -torch.inf)
         if cell.causal:
             z = z.masked_fill(later(cell, place, z.device), -torch.inf)
+        if tensors.lengths is not None:
+            lengths = tensors.lengths[place[0]].view(-1, 1, 1, 1)
+            z = z.masked_fill(torch.arange(cell.k, device=z.device) >= lengths, -torch.inf)
     top = z.amax(-1, keepdim=True)
-    y = torch.softmax(z, -1)
     rounding = (z.abs().nan_to_num_(posinf=0.0) + top.abs() + 8) * 2.0**-22
-    return y, y * (rounding + UNIT[cell.dtype]) + LEAST[cell.dtype]
+    if cell.asks == "log":
+        log = torch.log_softmax(z, -1)
+        return log, log.abs() * UNIT[cell.result] + rounding + LEAST[cell.result]
+    y = torch.softmax(z, -1)
+    return y, y * (rounding + UNIT[cell.result]) + LEAST[cell.result]
 
 
 def _backward(cell: Cell, tensors: Tensors, place: Place, plain: bool) -> tuple[Tensor, Tensor]:
     scale = 1.0 if plain else tensors.scale
     dy, y = (tensor[place].double() for tensor in tensors.inputs)
-    products = y * dy
-    wanted = scale * y * (dy - products.sum(-1, keepdim=True))
-    rounding = 2.0**-20 * scale * y * (dy.abs() + products.abs().sum(-1, keepdim=True))
-    return wanted, wanted.abs() * UNIT[cell.dtype] + rounding + LEAST[cell.dtype]
+    if cell.asks == "log":
+        y = y.exp()
+        wanted = scale * (dy - y * dy.sum(-1, keepdim=True))
+        rounding = 2.0**-20 * scale * (dy.abs() + y * dy.abs().sum(-1, keepdim=True))
+    else:
+        products = y * dy
+        wanted = scale * y * (dy - products.sum(-1, keepdim=True))
+        rounding = 2.0**-20 * scale * y * (dy.abs() + products.abs().sum(-1, keepdim=True))
+    return wanted, wanted.abs() * UNIT[cell.result] + rounding + LEAST[cell.result]

@@ -130,6 +130,11 @@ def _half_visible(spec: Spec, k: int) -> Case:
 # ---- predicting
 
 
+def predicted(cell: Cell) -> bool:
+    """All but cells with a bias, and those that ask for more than a scale and a mask."""
+    return cell.mask != "bias" and not cell.asks
+
+
 def launch_plan(cell: Cell) -> LaunchPlan:
     kind = {"padding": "bool"}.get(cell.mask, cell.mask)
     of = geometry(cell.shape, cell.dtype, kind, direction=cell.direction, mask_shape=cell.mask_shape)
@@ -137,8 +142,8 @@ def launch_plan(cell: Cell) -> LaunchPlan:
 
 
 def predict(cells: Iterable[Cell]) -> list[Prediction]:
-    """Of all but cells with a bias."""
-    planned = [(cell, launch_plan(cell)) for cell in cells if cell.mask != "bias"]
+    """Of the cells that are predicted."""
+    planned = [(cell, launch_plan(cell)) for cell in cells if predicted(cell)]
     counter = Counter(variants.by_name()[each.variant.name] for _, each in planned)
     return [_predict(cell, each, counter) for cell, each in planned]
 
@@ -226,7 +231,7 @@ def stale(predictions: Iterable[Prediction], cells: Iterable[Cell]) -> list[str]
     known = {each.cell: (each.variant, each.source) for each in predictions}
     found = []
     for cell in cells:
-        if cell.mask != "bias":
+        if predicted(cell):
             variant = launch_plan(cell).variant
             if known.get(cell.key) != (variant.name, variant.source):
                 found.append(cell.key)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .cells import ELEMENT_BYTES, Cell
+from .cells import ASKS, ELEMENT_BYTES, Cell
 
 LIBRARY = Path(__file__).resolve().parents[1] / "build" / "quack" / "quack_softmax.so"
 TARGET = "sm_90a"
@@ -31,6 +31,8 @@ def name_of(cell: Cell) -> str:
 
 
 def refuses(cell: Cell) -> str | None:
+    if cell.asks:
+        return f"QuACK's softmax has no {ASKS[cell.asks]}"
     vector = 16 // ELEMENT_BYTES[cell.dtype]
     return f"QuACK takes K that is a multiple of {vector}" if cell.k % vector else None
 

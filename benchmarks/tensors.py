@@ -23,7 +23,11 @@ BLOCK = 1 << 24
 
 @dataclass(frozen=True)
 class Tensors:
-    """One set: x (forward) or dy and y (backward) and the output [B, H, Q, K], and the mask or bias that broadcasts."""
+    """One set: x (forward) or dy and y (backward) and the output [B, H, Q, K], and the mask or bias that broadcasts.
+
+    scales    float32 [B, H, Q] on the device, in place of `scale`.
+    lengths   int32 [B]: columns from there on are hidden.
+    """
 
     inputs: tuple[Tensor, ...]
     out: Tensor
@@ -31,6 +35,13 @@ class Tensors:
     bias: Tensor | None
     causal: bool
     scale: float = SCALE
+    scales: Tensor | None = None
+    lengths: Tensor | None = None
+
+    @property
+    def factor(self) -> float | Tensor:
+        """That of the scores: `scales`, or else `scale`."""
+        return self.scale if self.scales is None else self.scales
 
 
 def sets_of(cell: Cell, l2_bytes: int) -> int:
@@ -46,7 +57,7 @@ def make(cell: Cell, device: str, sets: int, seed: int) -> list[Tensors]:
 
 def _set(cell: Cell, how: dict[str, Any]) -> Tensors:
     dtype, device = DTYPES[cell.dtype], how["device"]
-    out = torch.empty(cell.shape, dtype=dtype, device=device)
+    out = torch.empty(cell.shape, dtype=DTYPES[cell.result], device=device)
     mask, bias = _mask(cell, how), None
     if cell.mask == "bias" and cell.mask_shape:
         bias = torch.randn(cell.mask_shape, dtype=dtype, **how)
@@ -55,7 +66,20 @@ def _set(cell: Cell, how: dict[str, Any]) -> Tensors:
     if cell.direction == "bwd":
         _softmax_in_place(scores, cell)
         inputs = (torch.randn(cell.shape, dtype=dtype, **how), scores)
-    return Tensors(inputs, out, mask, bias, cell.causal)
+    return Tensors(inputs, out, mask, bias, cell.causal, scales=_scales(cell, how), lengths=_lengths(cell, how))
+
+
+def _scales(cell: Cell, how: dict[str, Any]) -> Tensor | None:
+    """Of temperatures: from 0.5 to 2 in each row."""
+    return torch.rand(cell.shape[:3], **how).mul_(1.5).add_(0.5) if cell.asks == "temperature" else None
+
+
+def _lengths(cell: Cell, how: dict[str, Any]) -> Tensor | None:
+    """Those of the cell, in random order."""
+    if cell.key_lengths is None:
+        return None
+    lengths = torch.tensor(cell.key_lengths, dtype=torch.int32, device=how["device"])
+    return lengths[torch.randperm(len(lengths), **how)]
 
 
 def _mask(cell: Cell, how: dict[str, Any]) -> Tensor | None:
@@ -72,12 +96,13 @@ def _mask(cell: Cell, how: dict[str, Any]) -> Tensor | None:
 
 
 def _softmax_in_place(scores: Tensor, cell: Cell) -> None:
-    """Makes scores into what a forward would have saved."""
+    """Makes scores into what a forward would have saved: its result."""
     for place in blocks(cell.shape):
         z = scores[place].float() * SCALE
         if cell.causal:
             z = z.masked_fill(later(cell, place, scores.device), -torch.inf)
-        scores[place] = z.softmax(-1).to(scores.dtype)
+        result = z.log_softmax(-1) if cell.asks == "log" else z.softmax(-1)
+        scores[place] = result.to(scores.dtype)
 
 
 Place = tuple[slice, slice, slice]

@@ -185,6 +185,11 @@ def test_pictures_show_what_their_names_say() -> None:
     assert plots.lines(results, "aligned")[OURS][0] == (8, pytest.approx(100 / 102))
 
 
+def test_no_goal_is_about_what_a_cell_asks_for() -> None:
+    asking = [cell for cell in cells() if cell.asks]
+    assert asking and not any(each.checks for each in goals.verdicts(made_up(asking), Costs()))
+
+
 def test_failures_stay_in_sight(pages: dict[str, Path]) -> None:
     results = made_up(cells()[:3])
     wrong, lost, refused = results.rows.values()
@@ -218,7 +223,7 @@ def test_a_page_without_the_part_is_refused() -> None:
 def test_predictions_are_of_these_cells_and_on_their_page() -> None:
     date, predictions = predict.load()
     known = {each.cell for each in predictions}
-    assert known == {cell.key for cell in cells() if cell.mask != "bias"}, "make predictions"
+    assert known == {cell.key for cell in cells() if predict.predicted(cell)}, "make predictions"
     page = predict_page.PAGE.read_text()
     assert page == report.with_part(page, predict_page.MARK, predict_page.text(date, predictions)), "make predictions"
     assert all(0 < share <= 1 for each in predictions for share in each.shares.values())

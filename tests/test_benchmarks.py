@@ -17,8 +17,8 @@ from torch import Tensor
 
 from benchmarks import __main__ as command
 from benchmarks import correctness, device, measure, quack_objects, run, tensors, timing
-from benchmarks.cells import CORE, OVER_2_31, QUICK, Cell, cells
-from benchmarks.providers import OURS, Provider, liger, ours, quack, torch_chain
+from benchmarks.cells import ASKS, CORE, OVER_2_31, QUICK, Cell, cells
+from benchmarks.providers import OURS, Provider, every, liger, ours, quack, torch_chain
 from benchmarks.results import Results, Row
 from benchmarks.tensors import Tensors
 from tests.fake_device import COPY_US, FakeDevice, provider
@@ -58,6 +58,7 @@ def test_the_matrix_holds_what_was_promised() -> None:
     assert all(of >= {k + step for k in powers for step in (-1, 0, 1)} for of in swept.values())
     assert max(cell.elements for cell in found) > 2**31
     assert {cell.mask for cell in found} == {"none", "causal", "padding", "bool", "like", "bias"}
+    assert {cell.asks for cell in found} == {"", *ASKS}
     assert len({cell.key for cell in found}) == len(found)
 
 
@@ -65,6 +66,7 @@ def test_the_first_cells_are_a_picture_of_all() -> None:
     core = cells()[:CORE]
     assert {cell.mask for cell in core} == {cell.mask for cell in cells()}
     assert {cell.dtype for cell in core} == {"f16", "bf16", "f32"}
+    assert not any(cell.asks for cell in core)
     quick = core[:QUICK]
     assert {cell.direction for cell in quick} == {"fwd", "bwd"}
     assert {"none", "causal", "padding", "bool", "bias"} <= {cell.mask for cell in quick}
@@ -87,6 +89,19 @@ def test_bytes_of_masks_and_of_the_backward() -> None:
     assert Cell("", shape, "f16", "bool").bytes == 4 * 240 + 80
     assert Cell("", shape, "f16", "like").bytes == 4 * 240 + 2 * 40
     assert Cell("", shape, "f32", "bias").bytes == 8 * 240 + 4 * 120
+
+
+def test_keys_and_bytes_of_what_is_asked() -> None:
+    shape = (2, 3, 5, 8)
+    assert Cell("c", shape, "f16").key == "c|2x3x5x8|f16|none|fwd"
+    assert Cell("c", shape, "f16", asks="f32").key == "c|2x3x5x8|f16|none|fwd|f32"
+    assert Cell("", shape, "bf16", asks="f32").bytes == Cell("", shape, "bf16", asks="f32").full_bytes == 6 * 240
+    assert Cell("", shape, "bf16", asks="temperature").bytes == 6 * 240 + 4 * 30
+    assert Cell("", shape, "f32", direction="bwd", asks="log").bytes == 12 * 240
+    lengths = Cell("", shape, "f16", asks="lengths")
+    (made,) = tensors.make(lengths, "cpu", 1, seed=0)
+    assert made.lengths is not None and lengths.visible == 3 * 5 * made.lengths.sum().item() == 240 / 2
+    assert (lengths.bytes, lengths.full_bytes) == (2 * 120 + 2 * 240 + 2 * 4, 4 * 240)
 
 
 def test_rotation_exceeds_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,14 +128,24 @@ CHECKED = [
     *(Cell("", (2, 3, 5, 33), "bf16", mask) for mask in ("bool", "like", "bias")),
     *(Cell("", (2, 3, 5, 33), "f16", mask, "bwd") for mask in ("none", "causal")),
 ]
+ASKING = [
+    *(Cell("", (2, 3, 5, 33), dtype, asks=asks) for dtype in ("f16", "bf16") for asks in ("f32", "temperature")),
+    Cell("", (2, 3, 5, 33), "f16", asks="lengths"),
+    *(Cell("", (2, 3, 5, 33), "f32", direction=direction, asks="log") for direction in ("fwd", "bwd")),
+]
+TAKEN = [
+    (one, cell)
+    for one in (ours.PROVIDER, *torch_chain.PROVIDERS[:2])
+    for cell in CHECKED + ASKING
+    if not one.refuses(cell)
+]
 
 
 def result_of(one: Provider, cell: Cell, made: Tensors) -> Tensor:
     return one.prepare(cell)(made)
 
 
-@pytest.mark.parametrize("cell", CHECKED, ids=lambda cell: f"{cell.dtype}-{cell.mask}-{cell.direction}")
-@pytest.mark.parametrize("one", [ours.PROVIDER, *torch_chain.PROVIDERS[:2]], ids=lambda one: one.name)
+@pytest.mark.parametrize(("one", "cell"), TAKEN, ids=lambda each: each.key if isinstance(each, Cell) else each.name)
 def test_providers_are_right_and_a_flaw_is_seen(one: Provider, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     """In several blocks. An error of a few units in the last place of the largest number is too much."""
     monkeypatch.setattr(tensors.blocks, "__defaults__", (100,))
@@ -140,6 +165,22 @@ def test_a_mask_that_is_ignored_is_seen() -> None:
             (made,) = tensors.make(cell, "cpu", 1, seed=2)
             unmasked = replace(made, mask=None, bias=None, causal=False)
             assert correctness.worst(cell, made, result_of(torch_chain.PROVIDERS[0], cell.unmasked, unmasked)) > 16
+
+
+@pytest.mark.parametrize("cell", ASKING, ids=lambda cell: cell.key)
+def test_what_is_asked_and_ignored_is_seen(cell: Cell) -> None:
+    (made,) = tensors.make(cell, "cpu", 1, seed=2)
+    plain = replace(made, scales=None, lengths=None)
+    result = result_of(torch_chain.PROVIDERS[0], replace(cell, asks=""), plain)
+    assert correctness.worst(cell, made, result) > 16
+
+
+@pytest.mark.parametrize("asks", ASKS)
+def test_peers_say_what_they_lack(asks: str) -> None:
+    cell = Cell("", (1, 1, 4, 64), "f16", asks=asks)
+    refusing = {one.name: why for one in every() if (why := one.refuses(cell))}
+    assert set(refusing) == {"torch.softmax", "triton", "liger", "quack"}
+    assert all(ASKS[asks] in why for why in refusing.values())
 
 
 def test_limits_of_peers() -> None:
@@ -234,6 +275,20 @@ def test_the_ceiling_is_scaled_to_the_bytes_of_the_cell(tmp_path: Path) -> None:
     assert causal.ceiling_bytes["memcpy"] == full and causal.ceiling_bytes["tril"] == triangle
     assert causal.ceiling_us == pytest.approx(COPY_US * triangle / full)
     assert masked.ceiling_us == pytest.approx(COPY_US * SMALL[1].bytes / SMALL[1].full_bytes)
+
+
+@pytest.mark.parametrize("cell", ASKING, ids=lambda cell: cell.key)
+def test_a_run_measures_what_is_asked(cell: Cell, tmp_path: Path) -> None:
+    """Beside float32 results, copies convert or move the scores alone."""
+    one = provider(OURS, 10.0, ours.prepare(cell), allowed=1.0)
+    results, _ = measured(tmp_path, one, cells=[cell])
+    row = results.rows[cell.key]
+    assert not row.is_failure and not row.failed and row.errors[OURS] <= 1 and row.kernel and "gen" in row.kernel
+    moved = {name: size / cell.elements for name, size in row.ceiling_bytes.items() if name != "triton copy"}
+    if cell.result != cell.dtype:
+        assert moved == {"converting copy": 6, "elementwise": 4, "memcpy": 4}
+    else:
+        assert set(moved.values()) == {cell.full_bytes / cell.elements}
 
 
 def test_what_cannot_run_is_named(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..cells import Cell
+from ..cells import ASKS, Cell
 from ..tensors import Tensors
 from . import Call, Provider, needs
 
@@ -28,6 +28,8 @@ def prepare(cell: Cell) -> Call:
 
 
 def refuses(cell: Cell) -> str | None:
+    if cell.asks:
+        return f"Liger's softmax has no {ASKS[cell.asks]}"
     return f"Liger takes K <= {LONGEST}" if cell.k > LONGEST else None
 
 

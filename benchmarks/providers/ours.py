@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 import softmax_ops
@@ -9,33 +11,39 @@ from softmax_ops.explanation import Explanation
 from transformer_softmax_lib import scaled_masked_softmax_forward
 
 from ..cells import Cell
-from ..tensors import Tensors
+from ..tensors import DTYPES, Tensors
 from . import OURS, Call, Provider
 
 
 def prepare(cell: Cell) -> Call:
-    return _backward if cell.direction == "bwd" else _like if cell.mask == "like" else _forward
+    if cell.mask == "like" and cell.direction == "fwd":
+        return _like
+    log = cell.asks == "log"
+    if cell.direction == "bwd":
+        backward = softmax_ops.log_softmax_backward if log else softmax_ops.softmax_backward
+        return lambda tensors: backward(
+            *tensors.inputs, scale=tensors.scale, causal=tensors.causal, key_lengths=tensors.lengths, out=tensors.out
+        )
+    forward = softmax_ops.log_softmax if log else softmax_ops.softmax
+    return lambda tensors: forward(tensors.inputs[0], **_arguments(cell, tensors))
 
 
-def _forward(tensors: Tensors) -> Tensor:
-    return softmax_ops.softmax(
-        tensors.inputs[0],
-        scale=tensors.scale,
-        mask=tensors.mask,
-        bias=tensors.bias,
-        causal=tensors.causal,
-        out=tensors.out,
-    )
+def _arguments(cell: Cell, tensors: Tensors) -> dict[str, Any]:
+    """Of a forward, and of `explain`."""
+    return {
+        "scale": tensors.factor,
+        "mask": tensors.mask,
+        "bias": tensors.bias,
+        "key_lengths": tensors.lengths,
+        "causal": tensors.causal,
+        "dtype": None if cell.result == cell.dtype else DTYPES[cell.result],
+        "out": tensors.out,
+    }
 
 
 def _like(tensors: Tensors) -> Tensor:
     """A mask of the scores' dtype: the interface that takes it fills with -10000 and allocates its result."""
     return scaled_masked_softmax_forward(tensors.inputs[0], tensors.mask, tensors.scale)
-
-
-def _backward(tensors: Tensors) -> Tensor:
-    dy, y = tensors.inputs
-    return softmax_ops.softmax_backward(dy, y, scale=tensors.scale, causal=tensors.causal, out=tensors.out)
 
 
 def explanation(cell: Cell, tensors: Tensors) -> Explanation | None:
@@ -44,11 +52,8 @@ def explanation(cell: Cell, tensors: Tensors) -> Explanation | None:
         return None
     return softmax_ops.explain(
         tensors.inputs[0],
-        scale=tensors.scale,
-        mask=tensors.mask,
-        bias=tensors.bias,
-        causal=tensors.causal,
-        out=tensors.out,
+        **_arguments(cell, tensors),
+        log=cell.asks == "log",
         backward=cell.direction == "bwd",
     )
 

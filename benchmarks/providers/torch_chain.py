@@ -1,4 +1,7 @@
-"""torch: the chain (x * scale).masked_fill(mask, -10000).softmax(-1), eager and compiled, and torch.softmax alone."""
+"""torch: the chain (x * scale).masked_fill(mask, -10000).softmax(-1), eager and compiled, and torch.softmax alone.
+
+The chain's end is log_softmax(-1), or takes dtype=float32, where a cell asks for that.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,37 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..cells import Cell
-from ..tensors import Tensors
+from ..cells import ASKS, Cell
+from ..tensors import DTYPES, Tensors
 from . import Call, Provider
 
 FILL = -10000.0
 
 
-def _chain(x: Tensor, hidden: Tensor | None, bias: Tensor | None, scale: float) -> Tensor:
-    z = x * scale
+def _chain(
+    x: Tensor,
+    hidden: Tensor | None,
+    bias: Tensor | None,
+    scale: float | Tensor,
+    lengths: Tensor | None,
+    dtype: torch.dtype | None,
+    log: bool,
+) -> Tensor:
+    """The mask of lengths is made in each call, for they change from step to step."""
+    z = x * (scale if isinstance(scale, float) else scale.unsqueeze(-1))
     if bias is not None:
         z = z + bias
+    if lengths is not None:
+        hidden = torch.arange(x.shape[-1], device=x.device) >= lengths.view(-1, 1, 1, 1)
     if hidden is not None:
         z = z.masked_fill(hidden.bool(), FILL)
-    return z.softmax(-1)
+    return z.log_softmax(-1, dtype=dtype) if log else z.softmax(-1, dtype=dtype)
 
 
-def _chain_backward(dy: Tensor, y: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+def _chain_backward(dy: Tensor, y: Tensor, hidden: Tensor | None, scale: float, log: bool) -> Tensor:
     """What autograd runs for the chain."""
-    dz = torch.ops.aten._softmax_backward_data(dy, y, -1, y.dtype)
+    aten = torch.ops.aten
+    dz = (aten._log_softmax_backward_data if log else aten._softmax_backward_data)(dy, y, -1, y.dtype)
     if hidden is not None:
         dz = dz.masked_fill(hidden, 0)
     return dz * scale
@@ -44,9 +59,12 @@ def _call(cell: Cell, forward: Callable[..., Tensor], backward: Callable[..., Te
             later.append(everything.triu(k - queries + 1))
         return later[0]
 
+    log, dtype = cell.asks == "log", None if cell.result == cell.dtype else DTYPES[cell.result]
     if cell.direction == "bwd":
-        return lambda tensors: backward(*tensors.inputs, hidden(tensors), tensors.scale)
-    return lambda tensors: forward(tensors.inputs[0], hidden(tensors), tensors.bias, tensors.scale)
+        return lambda tensors: backward(*tensors.inputs, hidden(tensors), tensors.scale, log)
+    return lambda tensors: forward(
+        tensors.inputs[0], hidden(tensors), tensors.bias, tensors.factor, tensors.lengths, dtype, log
+    )
 
 
 def _eager(cell: Cell) -> Call:
@@ -65,12 +83,16 @@ def _softmax(cell: Cell) -> Call:
     return lambda tensors: torch.softmax(tensors.inputs[0], -1, out=tensors.out)
 
 
+def _chain_only(cell: Cell) -> str | None:
+    return f"left to the torch chain: {ASKS[cell.asks]}" if cell.asks else None
+
+
 def _no_compiler() -> str | None:
     return None if torch.cuda.is_available() else "torch.compile is not run without a GPU"
 
 
 PROVIDERS = [
     Provider("torch chain", _eager),
-    Provider("torch.softmax", _softmax, plain=True),
+    Provider("torch.softmax", _softmax, refuses=_chain_only, plain=True),
     Provider("torch.compile", _compiled, absent=_no_compiler),
 ]

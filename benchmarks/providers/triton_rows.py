@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..cells import Cell
+from ..cells import ASKS, Cell
 from ..tensors import Tensors
 from . import Call, Provider, needs
 
@@ -25,4 +25,8 @@ def prepare(cell: Cell) -> Call:
     return backward if cell.direction == "bwd" else forward
 
 
-PROVIDER = Provider("triton", prepare, absent=needs("triton", "triton"))
+def refuses(cell: Cell) -> str | None:
+    return f"the Triton rows have no {ASKS[cell.asks]}" if cell.asks else None
+
+
+PROVIDER = Provider("triton", prepare, absent=needs("triton", "triton"), refuses=refuses)
