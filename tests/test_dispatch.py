@@ -13,6 +13,8 @@ from tests.posing import pose
 from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve, serve_all
 
+pytestmark = pytest.mark.slow  # a process for each test
+
 __all__ = ["serve"]  # a fixture
 
 EXCLUDED = -float("inf")

@@ -9,6 +9,8 @@ from tests import stub_driver
 from tests.cases import cases
 from tests.engines import DriverEngine, gpu_architecture
 
+pytestmark = pytest.mark.slow  # a process for each test
+
 WHICH = (
     (Direction.FORWARD, Mask.BOOLCAUSAL, Plan.TILE),
     (Direction.FORWARD, Mask.BOOLCAUSAL, Plan.CLUSTER),

@@ -17,6 +17,8 @@ from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve, serve_all
 from tests.test_recent import outcome
 
+pytestmark = pytest.mark.slow  # a process for each test
+
 __all__ = ["serve"]  # a fixture
 
 Q, K = 5, 1000

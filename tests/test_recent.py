@@ -18,6 +18,8 @@ from tests.posing import pose
 from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve
 
+pytestmark = pytest.mark.slow  # many calls, or a process for each test
+
 __all__ = ["serve"]  # a fixture
 
 Call = Callable[[], Tensor]
@@ -127,7 +129,6 @@ def some_call(choose: random.Random) -> tuple[Call, list[Tensor]]:
     return partial(softmax_ops.softmax, x, mask=mask, **facts), tensors
 
 
-@pytest.mark.slow
 @isolated
 def test_both_ways_agree(serve: Serve, long_calls: list[str]) -> None:
     serve_everything(serve)
@@ -144,7 +145,6 @@ def test_both_ways_agree(serve: Serve, long_calls: list[str]) -> None:
     assert short > 100, "the short way was hardly ever taken"
 
 
-@pytest.mark.slow
 @isolated
 def test_all_checks_hold_for_known_calls(serve: Serve) -> None:
     """Every call of the tests of the checks, good and bad, after good ones with tensors like theirs: as if alone."""
