@@ -1,0 +1,107 @@
+"""What a kernel does beyond scaling: each feature with its header, its C++ class and its arguments, and the mask kinds
+that are made of them."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass(frozen=True)
+class Section:
+    """Consecutive fields of a kernel's by-value struct: (what the launcher puts there, `struct` format)."""
+
+    fields: tuple[tuple[str, str], ...]
+
+    @property
+    def format(self) -> str:
+        """In native alignment, closed by the padding that C++ gives a struct of 64-bit members."""
+        return "".join(format for _, format in self.fields) + "0q"
+
+
+def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
+    """Fields of numbers per row, each a RowValue."""
+    return tuple(field for name in names for field in ((f"{name}.address", "P"), (f"{name}.strides", "4q")))
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a kernel does beyond scaling: a header, its C++ class, its run-time arguments.
+
+    `type` may name {element}, {accumulator} and {numeric}; a section's formats write "A" for the accumulator.
+    """
+
+    name: str
+    header: str
+    type: str
+    section: Section
+
+
+def _tensor_mask(type: str) -> Feature:
+    section = Section(
+        (("mask.address", "P"), ("mask.fill", "A"), ("mask.column_stride", "i"), ("mask.strides", "4q")),
+    )
+    return Feature("mask", "tensor_mask.cuh", type, section)
+
+
+CAUSALITY = Feature("causal", "causal.cuh", "Causal", Section((("causal.offset", "q"), ("causal.query", "4q"))))
+
+SOFTCAP = Feature(
+    "softcap", "softcap.cuh", "Softcap<{accumulator}>", Section((("softcap.cap", "A"), ("softcap.twice_inverse", "A")))
+)
+BAND = Feature(
+    "band",
+    "band.cuh",
+    "Band<{accumulator}>",
+    Section(
+        (
+            *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4q")),
+            *_of_rows("offsets", "lengths", "slopes"),
+        )
+    ),
+)
+BIAS = Feature(
+    "bias",
+    "bias.cuh",
+    "Optional<Bias<{element}>>",
+    Section((("bias.address", "P"), ("bias.wide", "i"), ("bias.strides", "4q"))),
+)
+
+ENDING = Feature(
+    "ending",
+    "ending.cuh",
+    "Ending<{numeric}>",
+    Section((("ending.logarithms", "q"), *_of_rows("row_scale", "sinks", "lse"))),
+)
+CHAIN = Feature(
+    "chain",
+    "chain.cuh",
+    "Chain<{element}>",
+    Section((("chain.logarithms", "q"), *_of_rows("row_scale", "lse", "dlse", "d"), ("chain.inverse_cap", "d"))),
+)
+
+
+class Mask(Enum):
+    """Mask kinds, each the features that act on its scores between load and softmax, in the order in which they act.
+
+    The general kind has everything that attention and sampling add to scores; what a launch does without is absent by
+    a null address or a neutral number.
+    """
+
+    NONE = "none", ()
+    CAUSAL = "causal", (CAUSALITY,)
+    BOOL = "bool", (_tensor_mask("TensorMask<uint8_t, {accumulator}>"),)
+    BOOLCAUSAL = "boolcausal", (CAUSALITY, _tensor_mask("TensorMask<uint8_t, {accumulator}>"))
+    LIKE = "like", (_tensor_mask("TensorMask<{element}, {accumulator}>"),)
+    GENERAL = "general", (SOFTCAP, BAND, BIAS, _tensor_mask("Optional<TensorMask<uint8_t, {accumulator}>>"))
+
+    def __init__(self, label: str, features: tuple[Feature, ...]):
+        self.label = label
+        self.features = features
+
+    @property
+    def general(self) -> bool:
+        return self is Mask.GENERAL
+
+    @property
+    def causal(self) -> bool:
+        """Whether later queries may see more columns."""
+        return CAUSALITY in self.features or BAND in self.features
