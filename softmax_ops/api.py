@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from . import dispatch, general, ops, recent  # noqa: F401 (ops registers torch.ops.softmax_ops)
 from .autograd import Softmax, SoftmaxBackward
@@ -73,12 +74,22 @@ def softmax(
     be had; NoVariant when none ships for rows of this length; NotLoaded when a kernel would have to be loaded after
     `freeze()` or while a CUDA graph is captured; DriverError when CUDA refuses.
     """
-    plain = bias is None and key_lengths is None and window is None and alibi_slopes is None and sinks is None
-    plain = plain and softcap is None and dtype is None and not return_lse
-    if plain and not torch.compiler.is_dynamo_compiling():
-        known = recent.softmax(x, scale, causal, causal_offset, batch_invariant, mask, out)
-        if known is not None:
-            return known
+    plain = (
+        bias is None
+        and key_lengths is None
+        and window is None
+        and alibi_slopes is None
+        and sinks is None
+        and softcap is None
+        and dtype is None
+        and not return_lse
+    )
+    if plain and not is_dynamo_compiling():
+        y = recent.latest.fwd(x, mask, scale, out, causal, causal_offset, batch_invariant)
+        if y is None:
+            y = recent.found("fwd", x, mask, scale, out, causal, causal_offset, batch_invariant)
+        if y is not None:
+            return y
     if not plain or _converts(x, out, scale, causal_offset):
         return general.softmax(
             x,
@@ -164,10 +175,12 @@ def softmax_backward(
     """
     plain = window is None and key_lengths is None and softcap is None and lse is None and grad_lse is None
     plain = plain and dtype is None
-    if plain and not torch.compiler.is_dynamo_compiling():
-        known = recent.softmax_backward(dy, y, scale, causal, causal_offset, batch_invariant, out)
-        if known is not None:
-            return known
+    if plain and not is_dynamo_compiling():
+        dx = recent.latest.bwd(dy, y, scale, out, causal, causal_offset, batch_invariant)
+        if dx is None:
+            dx = recent.found("bwd", dy, y, scale, out, causal, causal_offset, batch_invariant)
+        if dx is not None:
+            return dx
     if not plain or _converts(y, out, scale, causal_offset):
         return general.softmax_backward(
             dy,

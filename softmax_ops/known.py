@@ -1,8 +1,8 @@
 """A call whose checks passed and whose plan is made. Of a call like it, all that is left is addresses and the launch.
 
-    known = Known(flags, (x,), mask, out)             # keeps none of the tensors
-    known.add(executable, (x,), y)                    # what computes tensors on the 16-byte boundaries of these
-    y = known.forward(x, scale, *flags, mask, out)    # None: another call, or not so simple; nothing was done
+    known = Known(flags, (x,), mask, out)      # keeps none of the tensors
+    known.add(executable, (x,), y)             # what computes tensors on the 16-byte boundaries of these
+    y = known.run(x, mask, scale, out, *flags) # None: another call, or not so simple; nothing was done
 
 Flags are compared by identity, and of tensors everything but address and values by a `matcher`. Whether `out` overlaps
 an input, and which boundaries the tensors start on (and so which kernel serves), are matters of addresses: what was
@@ -11,8 +11,8 @@ found is remembered by them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +35,8 @@ _EXCLUDED = -float("inf")
 _NEW, _FIRST, _SECOND, _APART = range(4)
 """What a call writes to: a new tensor, its first or second input, another tensor."""
 
-# Bound here, because looking each up through its module in every call costs as much as calling it.
-_dispatch_modes = torch._C._len_torch_dispatch_stack  # among those, fake tensors alone escape a matcher
+Run = Callable[[Tensor, "Tensor | None", object, "Tensor | None", object, object, object], "Tensor | None"]
+"""(x, mask, scale, out, *flags) -> y, or (dy, y, scale, out, *flags) -> dx; None: another call, nothing was done."""
 
 
 class Flags(NamedTuple):
@@ -51,10 +51,7 @@ class Known:
     """A call of the forward on (x,) and maybe a mask, or of the backward on (dy, y), that wrote to `out` or did not."""
 
     __slots__ = (
-        "_batch_invariant",
         "_bumps",
-        "_causal",
-        "_causal_offset",
         "_checked",
         "_device",
         "_executables",
@@ -64,25 +61,28 @@ class Known:
         "_like_input",
         "_masked",
         "_reach",
+        "_relaunch",
         "_target",
         "flags",
+        "run",
     )
 
     def __init__(self, flags: Flags, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None):
         self.flags = flags
-        self._causal, self._causal_offset, self._batch_invariant = flags
         self._masked = mask is not None
         self._target = _target(inputs, out)
         self._is_like = matcher(*_compared(inputs, mask, out))
         self._device = current.ordinal(inputs[0])
         self._executables: dict[tuple[int, ...], Executable] = {}  # by the last bits of their operands' addresses
         self._checked: dict[tuple[int, ...], Executable] = {}  # by their operands' addresses
+        self._relaunch: Callable[[tuple[int, ...], float, int], bool] = lambda *_: False
         self._inputs = len(inputs)
         operands = (*inputs, out, mask) if out is not None else inputs
         self._reach = [bytes_reached(operand) for operand in operands if operand is not None]
         self._in_place = [out is not None and tensor.stride() == out.stride() for tensor in inputs]
         self._bumps = out is not None and not out.is_inference()
         self._like_input = inputs[-1].is_contiguous()
+        self.run: Run = self._runner()
 
     def knows(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> bool:
         """Whether these tensors are like those of this call."""
@@ -96,78 +96,72 @@ class Known:
         addresses = (0 if operand is None else operand.data_ptr() for operand in operands)
         self._executables[_boundaries(addresses)] = executable
 
-    def forward(
-        self,
-        x: Tensor,
-        scale: object,
-        causal: object,
-        causal_offset: object,
-        batch_invariant: object,
-        mask: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor | None:
-        """The softmax, or None."""
-        if (
-            type(scale) is not float
-            or not -SCALE_LIMIT_F32 <= scale <= SCALE_LIMIT_F32
-            or causal is not self._causal
-            or causal_offset is not self._causal_offset
-            or batch_invariant is not self._batch_invariant
-            or (mask is None) is self._masked
-            or (target := _NEW if out is None else _FIRST if out is x else _APART) is not self._target
-            or _dispatch_modes()
-            or forward_ad._current_level >= 0
-        ):
-            return None
-        if mask is None:
-            if not (self._is_like(x, out) if target is _APART else self._is_like(x)):
-                return None
-            y = self._new(x) if out is None else out
-            addresses: tuple[int, ...] = x.data_ptr(), y.data_ptr()
-        else:
-            if not (self._is_like(x, mask, out) if target is _APART else self._is_like(x, mask)):
-                return None
-            y = self._new(x) if out is None else out
-            addresses = x.data_ptr(), y.data_ptr(), mask.data_ptr()
-        return self._launched(addresses, scale, y)
+    def _runner(self) -> Run:
+        """`run`: a closure, and all in one frame, because most of what such a call costs is the interpreter.
 
-    def backward(
-        self,
-        dy: Tensor,
-        y: Tensor,
-        scale: object,
-        causal: object,
-        causal_offset: object,
-        batch_invariant: object,
-        out: Tensor | None,
-    ) -> Tensor | None:
-        """The gradient, or None."""
-        if (
-            type(scale) is not float
-            or not -SCALE_LIMIT_F32 <= scale <= SCALE_LIMIT_F32
-            or causal is not self._causal
-            or causal_offset is not self._causal_offset
-            or batch_invariant is not self._batch_invariant
-            or (target := _NEW if out is None else _FIRST if out is dy else _SECOND if out is y else _APART)
-            is not self._target
-            or _dispatch_modes()
-            or forward_ad._current_level >= 0
-            or not (self._is_like(dy, y, out) if target is _APART else self._is_like(dy, y))
-        ):
-            return None
-        dx = self._new(y) if out is None else out
-        return self._launched((dy.data_ptr(), y.data_ptr(), dx.data_ptr()), scale, dx)
+        To a matcher None is unlike any tensor, and so are tensors of which one is given twice. A nested tensor must not
+        come to it: torch's own ends the process.
+        """
+        known, is_like, device, bumps = self, self._is_like, self._device, self._bumps
+        known_causal, known_offset, known_invariant = self.flags
+        target, masked = self._target, self._masked
+        backward = self._inputs == 2
+        apart, new, paired = target is _APART, target is _NEW, masked or backward
+        observers, device_of_thread, stream_of = _dispatch_modes, current.device, current.stream
+        increment_version = current.increment_version
+
+        def run(
+            first: Any, second: Any, scale: object, out: Any, causal: object, offset: object, invariant: object
+        ) -> Tensor | None:
+            if (
+                type(scale) is not float
+                or causal is not known_causal
+                or offset is not known_offset
+                or invariant is not known_invariant
+                or observers()
+                or forward_ad._current_level >= 0
+            ):
+                return None
+            try:
+                if first.is_nested or (paired and second.is_nested) or (apart and out.is_nested):
+                    return None
+            except AttributeError:  # no tensor
+                return None
+            if apart:
+                if not (is_like(first, second, out) if paired else second is None and is_like(first, out)):
+                    return None
+                result = out
+            else:
+                if out is not (None if new else first if target is _FIRST else second):
+                    return None
+                if not (is_like(first, second) if paired else second is None and is_like(first)):
+                    return None
+                result = known._new(second if backward else first) if new else out
+            if not paired:
+                addresses: tuple[int, ...] = first.data_ptr(), result.data_ptr()
+            elif masked:
+                addresses = first.data_ptr(), result.data_ptr(), second.data_ptr()
+            else:
+                addresses = first.data_ptr(), second.data_ptr(), result.data_ptr()
+            if device_of_thread() != device or not known._relaunch(addresses, scale, stream_of(device)):
+                return known._launched(addresses, scale, result)
+            if bumps:
+                increment_version((result,))
+            return result
+
+        return run
 
     def _launched(self, addresses: tuple[int, ...], scale: float, result: Tensor) -> Tensor | None:
         executable = self._checked.get(addresses) or self._check(addresses)
-        if executable is None or current.device() != self._device:
+        if executable is None or current.device() != self._device or not -SCALE_LIMIT_F32 <= scale <= SCALE_LIMIT_F32:
             return None
         stream = current.stream(self._device)
         if executable.workspace_bytes:
             scratch = result.new_empty(executable.workspace_bytes, dtype=torch.uint8)
-            executable.launch(addresses, scale=scale, fill=_EXCLUDED, workspace=scratch.data_ptr(), stream=stream)
+            executable.launch(addresses, scale, stream, _EXCLUDED, scratch.data_ptr())
         else:
-            executable.launch(addresses, scale=scale, fill=_EXCLUDED, stream=stream)
+            executable.launch(addresses, scale, stream, _EXCLUDED)
+            self._relaunch = executable.relaunch
         if self._bumps:
             current.increment_version((result,))
         return result
@@ -198,6 +192,10 @@ class Known:
             if place != self._inputs and not same and -reach < at - address < bytes:
                 return True
         return False
+
+
+# Bound here, because looking it up through its module in every call costs as much as calling it.
+_dispatch_modes = torch._C._len_torch_dispatch_stack  # among those, fake tensors alone escape a matcher
 
 
 def _target(inputs: tuple[Tensor, ...], out: Tensor | None) -> int:

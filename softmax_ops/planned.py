@@ -124,6 +124,7 @@ class _Planned:
         like = request.x
         result = torch.empty(like.shape, dtype=like.dtype, device=like.device) if request.out is None else request.out
         self._flags, self._scale = flags, request.scale
+        self._causal, self._causal_offset, self._batch_invariant = flags
         self._inputs = [_Layout.of(name, tensor) for name, tensor in inputs.items()]
         self._mask = None if mask is None else _Layout.of("mask", mask)
         self._result = _Layout.of("out", result)
@@ -193,8 +194,7 @@ class Planned(_Planned):
         """
         latest = self._latest[out is None]
         if latest is not None:
-            flags = self._flags
-            y = latest.forward(x, self._scale, flags[0], flags[1], flags[2], mask, out)
+            y = latest.run(x, mask, self._scale, out, self._causal, self._causal_offset, self._batch_invariant)
             if y is not None:
                 return y
         request = check_softmax(
@@ -202,7 +202,7 @@ class Planned(_Planned):
         )
         self._check((x,), mask, out)
         known = self._known((x,), mask, out)
-        y = None if known is None else known.forward(x, self._scale, *self._flags, mask, out)
+        y = None if known is None else known.run(x, mask, self._scale, out, *self._flags)
         with torch.no_grad():
             return dispatch.forward(request, self._flags.batch_invariant) if y is None else y
 
@@ -217,8 +217,7 @@ class PlannedBackward(_Planned):
         """
         latest = self._latest[out is None]
         if latest is not None:
-            flags = self._flags
-            dx = latest.backward(dy, y, self._scale, flags[0], flags[1], flags[2], out)
+            dx = latest.run(dy, y, self._scale, out, self._causal, self._causal_offset, self._batch_invariant)
             if dx is not None:
                 return dx
         request = check_softmax_backward(
@@ -226,7 +225,7 @@ class PlannedBackward(_Planned):
         )
         self._check((dy, y), None, out)
         known = self._known((dy, y), None, out)
-        dx = None if known is None else known.backward(dy, y, self._scale, *self._flags, out)
+        dx = None if known is None else known.run(dy, y, self._scale, out, *self._flags)
         with torch.no_grad():
             return dispatch.backward(request, self._flags.batch_invariant) if dx is None else dx
 

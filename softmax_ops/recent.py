@@ -19,50 +19,44 @@ from . import current, dispatch, launcher
 from .known import Flags, Known
 
 _known: dict[tuple, Known] = {}
-_latest: dict[str, Known] = {}
-"""The one used last, of each direction: most calls are like the one before, and then need no key."""
 
 
-def softmax(
-    x: Tensor,
+class Latest:
+    """`Known.run` of the call made last, in each direction: most calls are like the one before, and need no key."""
+
+    __slots__ = ("bwd", "fwd")
+
+    def __init__(self) -> None:
+        self.bwd = self.fwd = _unknown
+
+
+def _unknown(*_: object) -> None:
+    """There was none."""
+
+
+latest = Latest()
+
+
+def found(
+    direction: str,
+    first: Tensor,
+    second: Tensor | None,
     scale: object,
+    out: Tensor | None,
     causal: object,
     causal_offset: object,
     batch_invariant: object,
-    mask: Tensor | None,
-    out: Tensor | None,
 ) -> Tensor | None:
-    """What `softmax_ops.softmax` returns, if a call like this was made; otherwise None, and nothing has happened."""
-    latest = _latest.get("fwd")
-    if latest is None:
+    """The result of a call of "fwd" or "bwd", if one like it was made; otherwise None, and nothing has happened."""
+    if getattr(latest, direction) is _unknown:
         return None
-    y = latest.forward(x, scale, causal, causal_offset, batch_invariant, mask, out)
-    if y is None:
-        known = _found("fwd", (x,), mask, out, causal, causal_offset, batch_invariant)
-        if known is not None:
-            y = known.forward(x, scale, *known.flags, mask, out)
-    return y
-
-
-def softmax_backward(
-    dy: Tensor,
-    y: Tensor,
-    scale: object,
-    causal: object,
-    causal_offset: object,
-    batch_invariant: object,
-    out: Tensor | None,
-) -> Tensor | None:
-    """What `softmax_ops.softmax_backward` returns, in the same way."""
-    latest = _latest.get("bwd")
-    if latest is None:
+    inputs, mask = ((first,), second) if direction == "fwd" else ((first, second), None)
+    key = _key(direction, inputs, mask, out, causal, causal_offset, batch_invariant)
+    known = None if key is None else _known.get(key)
+    if known is None:
         return None
-    dx = latest.backward(dy, y, scale, causal, causal_offset, batch_invariant, out)
-    if dx is None:
-        known = _found("bwd", (dy, y), None, out, causal, causal_offset, batch_invariant)
-        if known is not None:
-            dx = known.backward(dy, y, scale, *known.flags, out)
-    return dx
+    setattr(latest, direction, known.run)
+    return known.run(first, second, scale, out, *known.flags)
 
 
 def remember(
@@ -90,15 +84,7 @@ def remember(
             _known.clear()
         known = _known[key] = Known(flags, inputs, mask, out)
     known.add(executable, inputs, result, *(() if mask is None else (mask,)))
-    _latest[direction] = known
-
-
-def _found(direction: str, inputs: tuple, mask: Any, out: Any, *flags: Any) -> Known | None:
-    key = _key(direction, inputs, mask, out, *flags)
-    known = None if key is None else _known.get(key)
-    if known is not None:
-        _latest[direction] = known
-    return known
+    setattr(latest, direction, known.run)
 
 
 def _key(

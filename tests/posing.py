@@ -1,13 +1,17 @@
 """CPU tensors that pose as those of a GPU whose driver is the stub."""
 
 from collections.abc import Callable
+from itertools import repeat
 
 from softmax_ops import current
 
 
 def pose(patch: Callable[[object, str, object], None], stream: int) -> None:
-    """Every tensor is on device 0, whose current stream this is. `patch` sets an attribute of a module."""
+    """Every tensor is on device 0, whose current stream this is. `patch` sets an attribute of a module.
+
+    Device and stream are asked for in C, as torch does.
+    """
     patch(current, "on_gpu", lambda tensor: True)
     patch(current, "ordinal", lambda tensor: 0)
-    patch(current, "device", lambda: 0)
-    patch(current, "stream", lambda device: stream)
+    patch(current, "device", repeat(0).__next__)
+    patch(current, "stream", (stream,).__getitem__)

@@ -155,10 +155,38 @@ every_call = pytest.mark.parametrize("of", CALLED.values(), ids=list(CALLED))
 @every_call
 def test_arguments_do_not_linger_from_call_to_call(serve: Serve, of: Geometry) -> None:
     found = planned(serve, of)
-    for number in (7, 1, 2**40):
+    for number in (7, 1, 2**40, 2**40):
         stub_driver.forget()
         launch(found, values=numbered(number))
         assert [call.parameters for call in stub_driver.launches()] == expected(found, numbered(number))
+
+
+@isolated
+@every_call
+def test_a_launch_is_made_again_only_if_it_is_the_same(serve: Serve, of: Geometry) -> None:
+    """By the thread that made it. Plans with a workspace or several grids are launched anew each time."""
+    found = planned(serve, of)
+    addresses = tuple(CALL[f"{operand.name}.address"] for operand in of.operands)
+    ready = launcher.executable(found, 0)
+    assert not ready.relaunch(addresses, CALL["scale"], STREAM)
+    launch(found)
+    stub_driver.forget()
+    repeats = found.variant.passes == 1
+    assert ready.relaunch(addresses, CALL["scale"], STREAM) is repeats
+    assert [call.parameters for call in stub_driver.launches()] == (expected(found) if repeats else [])
+    stub_driver.forget()
+    in_another = [ready.relaunch(addresses, CALL["scale"], STREAM)]
+    thread = threading.Thread(target=lambda: in_another.append(ready.relaunch(addresses, CALL["scale"], STREAM)))
+    thread.start()
+    thread.join()
+    assert in_another == [repeats, False]
+    stub_driver.forget()
+    for place in range(len(addresses)):
+        others = tuple(address + 16 * (at == place) for at, address in enumerate(addresses))
+        assert not ready.relaunch(others, CALL["scale"], STREAM)
+    assert not ready.relaunch(addresses, CALL["scale"] + 1, STREAM)
+    assert not ready.relaunch(addresses, CALL["scale"], STREAM + 1)
+    assert stub_driver.launches() == []
 
 
 @isolated

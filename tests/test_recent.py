@@ -34,8 +34,8 @@ def posing(monkeypatch: pytest.MonkeyPatch) -> None:
 def long_way() -> Iterator[None]:
     """Nothing is known inside, and nothing remembered."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("softmax", "softmax_backward", "remember"):
-            patch.setattr(recent, name, lambda *_: None)
+        patch.setattr(recent, "latest", recent.Latest())
+        patch.setattr(recent, "remember", lambda *_: None)
         yield
 
 
@@ -241,7 +241,7 @@ def test_what_is_forgotten_is_found_again(serve: Serve, monkeypatch: pytest.Monk
 
 
 @isolated
-@pytest.mark.filterwarnings("ignore:.*torch.jit")  # of the first dual tensor
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*nested tensors")  # of the first dual, and of nested tensors
 def test_calls_that_differ_in_what_is_looked_at_each_time(serve: Serve) -> None:
     """Where tensors lie, types of flags, modes that no tensor shows: after a good call that is like them otherwise."""
     serve_everything(serve)
@@ -251,6 +251,7 @@ def test_calls_that_differ_in_what_is_looked_at_each_time(serve: Serve) -> None:
         return memory[start : start + 96].view(4, 24)
 
     mask = torch.zeros(4, 24, dtype=torch.bool)
+    ragged = torch.nested.nested_tensor([torch.zeros(24)] * 4)
     good: list[Call] = [
         partial(softmax_ops.softmax, rows(0), out=rows(1024)),
         partial(softmax_ops.softmax, rows(0), mask=memory.view(torch.bool)[4096:4192].view(4, 24), out=rows(2048)),
@@ -268,6 +269,11 @@ def test_calls_that_differ_in_what_is_looked_at_each_time(serve: Serve) -> None:
         ),
         (partial(softmax_ops.softmax_backward, rows(8), rows(512), out=rows(0)), ValueError),
         (partial(softmax_ops.softmax_backward, rows(0), rows(520), out=rows(512)), ValueError),
+        (partial(softmax_ops.softmax, ragged), ValueError),
+        (partial(softmax_ops.softmax, rows(0), out=ragged), ValueError),
+        (partial(softmax_ops.softmax, rows(0), mask=ragged, causal=True, causal_offset=1), ValueError),
+        (partial(softmax_ops.softmax_backward, ragged, rows(512), out=rows(1024)), ValueError),
+        (partial(softmax_ops.softmax_backward, rows(0), ragged, out=rows(1024)), ValueError),
         (partial(softmax_ops.softmax, rows(0), mask=mask, causal=1, causal_offset=1), TypeError),  # type: ignore[arg-type]
         (partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=True), TypeError),
         (partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=1.0), TypeError),  # type: ignore[arg-type]
