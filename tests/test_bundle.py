@@ -356,7 +356,7 @@ def test_every_other_length_is_absent(path: Path) -> None:
 
 def test_another_schema_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_module, "SCHEMA", bundle_module.SCHEMA + 1)
-    assert "has schema 1, and this version of the package reads 2" in reason(Bundle(path), some_cubins()[0])
+    assert "has schema 2, and this version of the package reads 3" in reason(Bundle(path), some_cubins()[0])
 
 
 @pytest.mark.parametrize("top", [[], {}, {"architectures": []}, {"architectures": {"x": {}}}, None, 1])
@@ -370,11 +370,11 @@ def test_intact_nonsense_is_absence(path: Path, top: object, monkeypatch: pytest
     assert "damaged" in reason(Bundle(path), some_cubins()[0]) and len(Bundle(path).verify()) == 1
 
 
-@pytest.mark.parametrize("rows", [[], 1, {"k": {}}, {"k": {"code": 1}}, {"softmax_fwd_f16_none_warp_k32": []}])
-def test_an_intact_index_of_nonsense_is_absence(path: Path, rows: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("row", [[], 1, {}, {"code": 1}, "text", [1, 2], ["x"] * 8, [None] * 8, [0] * 9])
+def test_an_intact_index_of_nonsense_is_absence(path: Path, row: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "softmax_ops.artifacts.bundle.canonical_json",
-        lambda value: canonical_json(value if "toolchain" in value else rows),
+        lambda value: canonical_json(value if "toolchain" in value else row),
     )
     with pytest.raises(Absent, match="damaged"):
         write(path, some_cubins())

@@ -5,8 +5,9 @@
     body     catalogue, then one index per architecture, then the entries, architecture by architecture
     trailer  sha256 of the whole file before it, 32 bytes: for `verify`; `find` has no need of it
 
-A region is zlib-compressed, found by its offset, trusted by the sha256 of what it expands to. The same cubins, in any
-order, give the same bytes (zlib libraries differ in how they compress: the same bytes need the same one).
+An index has a line for each entry: the variant, a space, and the values of its row as a JSON list. A region is
+zlib-compressed, found by its offset, trusted by the sha256 of what it expands to. The same cubins, in any order, give
+the same bytes (zlib libraries differ in how they compress: the same bytes need the same one).
 
 `find` opens the file anew and reads with pread: nothing to inherit across fork, nothing that a daemon closing every
 descriptor or a stale network handle can pull away, and no mmap, which answers a vanished network file with SIGBUS.
@@ -21,21 +22,23 @@ import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from softmax_ops.artifacts import signature as signatures
 from softmax_ops.artifacts.cubin import Absent, Cubin, architecture_order, canonical_json
 from softmax_ops.artifacts.files import as_trusted_as_this_package, open_directory, pread_exactly, publish
+from softmax_ops.artifacts.made import Made
 from softmax_ops.artifacts.region import Region, compress, expand
 
-SCHEMA = 1
+SCHEMA = 2
 
 _MAGIC = b"SMXBUNDL"
 _HEAD = struct.Struct("<8sIIQ")
 _SHA256_BYTES = 32
 _TOP_START = _HEAD.size + _SHA256_BYTES
+_REGION = len(fields(Region))
 _FIRST_READ = 8192  # bytes; header and top of some 30 architectures
 
 
@@ -84,7 +87,7 @@ class _Top:
     catalog: Region
     toolchain: str
     architectures: dict[str, _Architecture]  # in order
-    indexes: dict[str, dict[str, _Row]]
+    indexes: dict[str, Mapping[str, _Row]]
 
 
 class Bundle:
@@ -137,8 +140,7 @@ class Bundle:
     def facts(self) -> BundleFacts:
         """Counts and sizes; reads every index and no entry."""
         with self._open() as (descriptor, top):
-            indexes = {arch: self._index(descriptor, top, arch) for arch in top.architectures}
-        return _facts(top, indexes)
+            return _facts(top, {arch: self._index(descriptor, top, arch) for arch in top.architectures})
 
     def digest(self) -> bytes:
         """The sha256 in the header. Every part's own is under it, so whoever vouches for it vouches for the bundle."""
@@ -277,12 +279,13 @@ def _image(chosen: Mapping[str, Mapping[str, Cubin]], catalog: bytes, toolchain:
 
 def _block(cubins: Mapping[str, Cubin]) -> tuple[bytes, bytes]:
     """One architecture's index, uncompressed, and its entries end to end."""
-    rows, entries = {}, bytearray()
+    lines, entries = [], bytearray()
     for variant, cubin in cubins.items():
         region, stored = compress(cubin.code, len(entries))
-        rows[variant] = asdict(_Row(region, cubin.registers, cubin.shared_bytes, cubin.source, cubin.fingerprint))
+        row = _Row(region, cubin.registers, cubin.shared_bytes, cubin.source, cubin.fingerprint)
+        lines.append(variant.encode() + b" " + canonical_json([*astuple(region), *astuple(row)[1:]]))
         entries += stored
-    return canonical_json(rows), bytes(entries)
+    return b"\n".join(lines), bytes(entries)
 
 
 def _parse_top(facts: dict[str, Any], file: tuple[int, ...], digest: bytes, body_at: int) -> _Top:
@@ -294,9 +297,12 @@ def _parse_top(facts: dict[str, Any], file: tuple[int, ...], digest: bytes, body
     return _Top(file, digest, body_at, Region(**facts["catalog"]), facts["toolchain"], architectures, indexes={})
 
 
-def _parse_index(raw: bytes) -> dict[str, _Row]:
-    rows = json.loads(raw).items()
-    return {variant: _Row(**{**facts, "code": Region(**facts["code"])}) for variant, facts in rows}
+def _parse_index(raw: bytes) -> Mapping[str, _Row]:
+    def row(_: str, line: str) -> _Row:
+        facts = json.loads(line)
+        return _Row(Region(*facts[:_REGION]), *facts[_REGION:])
+
+    return Made(dict(line.split(" ", 1) for line in raw.decode().split("\n")), row)
 
 
 def _facts(top: _Top, indexes: Mapping[str, Mapping[str, _Row]]) -> BundleFacts:

@@ -5,19 +5,17 @@ It is written with the generated sources; the running package dispatches from it
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TypeVar
 
-SCHEMA = 3
+from softmax_ops.artifacts.made import Made
+
+SCHEMA = 4
 
 _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 Layout = tuple[tuple[str, str], ...]
 """Fields of a kernel's parameter struct: (what to put there, `struct` format in native alignment)."""
@@ -95,24 +93,32 @@ class Catalog:
         return self.layouts[variant.layout]
 
     def to_json(self) -> str:
-        """One line per variant and per table entry, sorted: readable, and small differences stay small."""
-        variants = ((name, list(astuple(variant))[1:]) for name, variant in self.variants.items())
+        """One line per variant and per table entry, sorted: readable, and small differences stay small. Sets of
+        architectures stand once, and are meant by their place."""
+        entries = (entry for table in self.tables.values() for entry in table)
+        used: set[tuple[str, ...]] = {variant.architectures for variant in self.variants.values()}
+        sets = sorted(used | {entry.architectures for entry in entries})
+        variants = (
+            (name, [sets.index(fact) if isinstance(fact, tuple) else fact for fact in astuple(variant)[1:]])
+            for name, variant in self.variants.items()
+        )
+        tables = (
+            f"{json.dumps(' '.join(key))}: "
+            + _lines(((None, [*astuple(e)[:-1], sets.index(e.architectures)]) for e in entries), "[]")
+            for key, entries in sorted(self.tables.items())
+        )
         return "\n".join(
             [
                 "{",
                 f'"schema": {SCHEMA},',
                 '"layouts": ' + _lines(self.layouts.items(), "{}") + ",",
+                '"architectures": ' + _lines(((None, each) for each in sets), "[]") + ",",
                 f'"fields": {json.dumps(_FACTS)},',
                 '"variants": ' + _lines(variants, "{}") + ",",
-                '"tables": ' + _lines(self._table_rows(), "[]"),
+                '"tables": {\n' + ",\n".join(tables) + "\n}",
                 "}\n",
             ]
         )
-
-    def _table_rows(self) -> Iterable[tuple[None, object]]:
-        for key, entries in sorted(self.tables.items()):
-            for entry in entries:
-                yield None, [*key, *asdict(entry).values()]
 
     @classmethod
     def from_json(cls, text: str) -> "Catalog":
@@ -123,16 +129,20 @@ class Catalog:
             )
         if data["fields"] != _FACTS:
             raise CatalogError(f"the catalogue has other fields than {', '.join(_FACTS)}: run `make generate`")
-        rows: dict[tuple[str, str, str], list[list]] = {}
-        for direction, dtype, mask, *entry in data["tables"]:
-            rows.setdefault((direction, dtype, mask), []).append(entry)
-        return cls(
-            variants=_Made(data["variants"], _variant),
-            layouts={
-                key: tuple((field, format) for field, format in layout) for key, layout in data["layouts"].items()
-            },
-            tables=_Made(rows, _entries),
-        )
+        sets = [tuple(each) for each in data["architectures"]]
+
+        def variant(name: str, facts: list) -> Variant:
+            known = dict(zip(_FACTS, facts, strict=True))
+            return Variant(name, **known | {"architectures": sets[known["architectures"]]})
+
+        def table(key: tuple[str, str, str], rows: list[list]) -> tuple[Entry, ...]:
+            return tuple(Entry(name, (k[0], k[1]), vec, max_rows, sets[at]) for name, k, vec, max_rows, at in rows)
+
+        def layout(key: str, fields: list[list]) -> Layout:
+            return tuple((field, format) for field, format in fields)
+
+        tables = {_table_key(key): rows for key, rows in data["tables"].items()}
+        return cls(Made(data["variants"], variant), Made(data["layouts"], layout), Made(tables, table))
 
     @cached_property
     def architectures(self) -> tuple[str, ...]:
@@ -145,35 +155,9 @@ _FACTS = [field.name for field in fields(Variant)][1:]
 """What the catalogue says of each variant beside its name, in this order."""
 
 
-class _Made(Mapping[Key, Value]):
-    """Values made of what stands in the catalogue when somebody asks for them: a process needs few of them."""
-
-    def __init__(self, raw: Mapping[Key, list], make: Callable[[Key, list], Value]):
-        self._raw, self._make = raw, make
-        self._made: dict[Key, Value] = {}
-
-    def __getitem__(self, key: Key) -> Value:
-        found = self._made.get(key)
-        if found is None:
-            found = self._made[key] = self._make(key, self._raw[key])
-        return found
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._raw)
-
-    def __len__(self) -> int:
-        return len(self._raw)
-
-
-def _variant(name: str, facts: list) -> Variant:
-    known = dict(zip(_FACTS, facts, strict=True))
-    return Variant(name, **known | {"architectures": tuple(known["architectures"])})
-
-
-def _entries(key: tuple[str, str, str], rows: list[list]) -> tuple[Entry, ...]:
-    return tuple(
-        Entry(name, (k[0], k[1]), vec, max_rows, tuple(architectures)) for name, k, vec, max_rows, architectures in rows
-    )
+def _table_key(words: str) -> tuple[str, str, str]:
+    direction, dtype, mask = words.split()
+    return direction, dtype, mask
 
 
 def argument_bytes(layout: Layout) -> int:

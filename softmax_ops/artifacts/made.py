@@ -1,0 +1,28 @@
+"""A mapping whose values are made when somebody asks for them: a process needs few of the many that a file lists."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
+Raw = TypeVar("Raw")
+Value = TypeVar("Value")
+
+
+class Made(Mapping[Key, Value], Generic[Key, Raw, Value]):
+    """`make(key, raw[key])` for the keys of `raw`, each at most once."""
+
+    def __init__(self, raw: Mapping[Key, Raw], make: Callable[[Key, Raw], Value]):
+        self._raw, self._make = raw, make
+        self._made: dict[Key, Value] = {}
+
+    def __getitem__(self, key: Key) -> Value:
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._make(key, self._raw[key])
+        return found
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
