@@ -76,7 +76,7 @@ def _layout_key(spec: Spec) -> str:
 
 
 def _entry(plan: RowPlan, spec: Spec) -> Entry:
-    return Entry(spec.name, plan.k, plan.vec, plan.max_rows, plan.architectures)
+    return Entry(spec.name, plan.k, plan.vec, plan.max_rows, plan.architectures, plan.measured)
 
 
 def generated_files() -> dict[str, str]:

@@ -20,7 +20,8 @@ class RowPlan:
     """Who holds a row of up to `max_k` columns, at which alignment (elements), in which CTA. It serves rows of lengths
     `k`, at most `max_rows` of them (0: any number), on some architectures (none named: on all).
 
-    `measured` is the measurement that chose it, in the words of `python -m codegen tune`; empty: arithmetic did.
+    `measured` is the measurement that chose it, in the words of `python -m codegen tune`, "sm_90: ..."; empty:
+    arithmetic did.
     """
 
     plan: Plan

@@ -27,6 +27,7 @@ class Explanation:
     bytes_written: int
     workspace_bytes: int
     reason: str
+    measured: str  # the measurement that chose the tile on this architecture, or that there is none
     cubin: str
     passed_over: tuple[str, ...]
 
@@ -40,6 +41,7 @@ class Explanation:
             f"{self.variant} on {self.arch}",
             f"  why      {self.reason}",
             f"  tile     {self.plan}: {self.lanes} lanes per row, {self.rows_per_cta} rows per CTA",
+            f"           chosen {self.measured}",
             f"  launch   grid {', '.join(map(str, self.grid))}; block {self.block}; cluster {self.cluster}; "
             f"{self.shared_bytes} bytes of dynamic shared memory",
             f"  traffic  {self.bytes_read} bytes read, {self.bytes_written} written"
@@ -56,7 +58,7 @@ def explain_geometry(geometry: Geometry, arch: str) -> Explanation:
     Raises plan.NoVariant when nothing that ships serves it, plan.TooManyDimensions when its operands are copied first.
     """
     if geometry.rows * geometry.k == 0:
-        return Explanation(None, arch, "", 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", ())
+        return Explanation(None, arch, "", 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", "", ())
     launch_plan = plan(geometry, catalog.load(), arch)
     variant = launch_plan.variant
     cubin, passed_over = _cubin(variant, arch)
@@ -74,6 +76,7 @@ def explain_geometry(geometry: Geometry, arch: str) -> Explanation:
         bytes_written=geometry.rows * geometry.k * geometry.output.element_bytes,
         workspace_bytes=launch_plan.workspace_bytes,
         reason=launch_plan.reason,
+        measured=launch_plan.measured,
         cubin=cubin,
         passed_over=passed_over,
     )

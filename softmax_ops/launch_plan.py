@@ -51,6 +51,7 @@ class LaunchPlan:
     fields: tuple[tuple[str, int, str], ...]  # dynamic fields: name, offset in the struct, `struct` format
     workspace_bytes: int
     reason: str  # why this variant
+    measured: str  # what chose its tile
 
     def arguments(self, launch: Launch, values: Mapping[str, float]) -> bytes:
         """The parameter struct of one launch, for addresses and scalars by field name; what has no value is 0."""
@@ -73,7 +74,8 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str) -> LaunchPlan:
         raise TooManyDimensions(
             f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}"
         )
-    variant, reason = _select(geometry, catalog, arch)
+    entry, reason = _select(geometry, catalog, arch)
+    variant = catalog.variants[entry.name]
     broadcast = geometry.operand("bias") or geometry.mask
     if broadcast is not None and variant.plan != "tile":
         # Rows that share a row of the bias or mask run one after the other, so that it is fetched once.
@@ -92,11 +94,12 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str) -> LaunchPlan:
         fields=_dynamic_fields(layout),
         workspace_bytes=shared * variant.partial_bytes,
         reason=reason,
+        measured=_measured(entry, arch),
     )
 
 
-def _select(geometry: Geometry, catalog: Catalog, arch: str) -> tuple[Variant, str]:
-    """The first entry of the dispatch table that the rows fit."""
+def _select(geometry: Geometry, catalog: Catalog, arch: str) -> tuple[Entry, str]:
+    """The first entry of the dispatch table that the rows fit, and why not one before it."""
     try:
         entries = catalog.candidates(geometry.direction, geometry.dtype, geometry.mask_kind, geometry.k)
     except LookupError as error:
@@ -106,9 +109,16 @@ def _select(geometry: Geometry, catalog: Catalog, arch: str) -> tuple[Variant, s
         obstacle = _obstacle(geometry, entry, arch)
         if obstacle is None:
             reason = "; ".join(dict.fromkeys(obstacles)) or f"first in its table for K = {geometry.k}"
-            return catalog.variants[entry.name], reason
+            return entry, reason
         obstacles.append(f"not {entry.name}: {obstacle}")
     raise NoVariant("; ".join(dict.fromkeys(obstacles)))
+
+
+def _measured(entry: Entry, arch: str) -> str:
+    """The measurement that chose an entry, if it was made on this architecture."""
+    if entry.measured.startswith(f"{arch}: "):
+        return entry.measured
+    return f"by arithmetic, from bytes in flight and instructions: nobody measured it on {arch}"
 
 
 def _obstacle(geometry: Geometry, entry: Entry, arch: str) -> str | None:

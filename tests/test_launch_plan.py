@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from codegen.variants import ARCHITECTURES
 from softmax_ops.artifacts import catalog
-from softmax_ops.artifacts.catalog import Layout
+from softmax_ops.artifacts.catalog import Catalog, Layout
 from softmax_ops.launch_plan import LaunchPlan, NoVariant, TooManyDimensions, _select, divisor, plan
 from softmax_ops.problem import (
     DTYPE_BYTES,
@@ -399,13 +399,25 @@ def test_every_row_length_is_served_as_documented(direction: str, dtype: str, ma
     for k, arch, rows in row_lengths(CATALOG.tables[direction, dtype, mask_kind]):
         for alignment in (16, 1):
             operands = tuple(o._replace(strides=(k, 1), alignment=alignment) for o in any_length.operands)
-            found, reason = _select(any_length._replace(shape=(rows, k), operands=operands), CATALOG, arch)
+            entry, reason = _select(any_length._replace(shape=(rows, k), operands=operands), CATALOG, arch)
+            found = CATALOG.variants[entry.name]
             aligned = alignment == 16 and k * DTYPE_BYTES[dtype] % 16 == 0
             at = (k, rows, alignment, arch)
             assert found.plan == documented_plan(dtype, k, rows, arch, direction, mask_kind == "general"), at
             assert arch in found.architectures and k <= found.max_k and reason, at
             assert (found.direction, found.dtype) == (direction, dtype), at
             assert (found.vec > 1) == (aligned and found.plan not in ("split", "stream")), at
+
+
+def test_a_plan_says_whether_its_tile_was_measured_on_the_architecture() -> None:
+    words = "sm_90: H200, some day"
+    entries = tuple(replace(entry, measured=words) for entry in CATALOG.tables["fwd", "f16", "none"])
+    measured = Catalog(CATALOG.variants, CATALOG.layouts, {("fwd", "f16", "none"): entries})
+    read = Catalog.from_json(measured.to_json())
+    assert plan(geometry((4, 1000)), read, "sm_90").measured == words
+    for known, arch in ((read, "sm_100"), (CATALOG, "sm_90")):
+        said = plan(geometry((4, 1000)), known, arch).measured
+        assert said.startswith("by arithmetic") and said.endswith(f"nobody measured it on {arch}")
 
 
 @every_kind

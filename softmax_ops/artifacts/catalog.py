@@ -53,13 +53,18 @@ class Variant:
 @dataclass(frozen=True)
 class Entry:
     """One line of a dispatch table: rows of k[0] .. k[1] columns, whose alignment is at least `vec` elements, at most
-    `max_rows` of them (0: any number), on these architectures (none named: on all)."""
+    `max_rows` of them (0: any number), on these architectures (none named: on all).
+
+    `measured` is the measurement that chose it, behind the architecture that it was made on ("sm_90: ..."); empty: it
+    follows from arithmetic.
+    """
 
     name: str
     k: tuple[int, int]
     vec: int
     max_rows: int
     architectures: tuple[str, ...]
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,8 @@ class Catalog:
             for name, variant in self.variants.items()
         )
         tables = (
-            f"{json.dumps(' '.join(key))}: "
-            + _lines(((None, [*astuple(e)[:-1], sets.index(e.architectures)]) for e in entries), "[]")
-            for key, entries in sorted(self.tables.items())
+            f"{json.dumps(' '.join(key))}: " + _lines(((None, _row(entry, sets)) for entry in table), "[]")
+            for key, table in sorted(self.tables.items())
         )
         return "\n".join(
             [
@@ -136,7 +140,10 @@ class Catalog:
             return Variant(name, **known | {"architectures": sets[known["architectures"]]})
 
         def table(key: tuple[str, str, str], rows: list[list]) -> tuple[Entry, ...]:
-            return tuple(Entry(name, (k[0], k[1]), vec, max_rows, sets[at]) for name, k, vec, max_rows, at in rows)
+            return tuple(
+                Entry(name, (k[0], k[1]), vec, max_rows, sets[at], measured)
+                for name, k, vec, max_rows, at, measured in rows
+            )
 
         def layout(key: str, fields: list[list]) -> Layout:
             return tuple((field, format) for field, format in fields)
@@ -153,6 +160,10 @@ class Catalog:
 
 _FACTS = [field.name for field in fields(Variant)][1:]
 """What the catalogue says of each variant beside its name, in this order."""
+
+
+def _row(entry: Entry, sets: list[tuple[str, ...]]) -> list:
+    return [entry.name, entry.k, entry.vec, entry.max_rows, sets.index(entry.architectures), entry.measured]
 
 
 def _table_key(words: str) -> tuple[str, str, str]:
