@@ -4,14 +4,13 @@
     known.add(executable, (x,), y)             # what computes tensors on the 16-byte boundaries of these
     y = known.run(x, mask, scale, out, *flags) # None: another call, or not so simple; nothing was done
 
-Flags are compared by identity, and of tensors everything but address and values by a `matcher`. Whether `out` overlaps
-an input, and which boundaries the tensors start on (and so which kernel serves), are matters of addresses: what was
-found is remembered by them.
+Flags are compared by identity, and of tensors everything but address and values by a `matcher`. The rest is a matter of
+addresses: `Addressed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,16 +18,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import current
-from .checks.memory import bytes_reached
+from .addressed import Addressed
 from .checks.scalars import SCALE_LIMIT_F32
 from .launcher import Executable
 from .likeness import matcher
-
-ADDRESSES = 1024
-"""Combinations of addresses that a known call remembers; then it forgets them all."""
-
-_BOUNDARY = 15
-"""The bits of an address that tell where it lies between two 16-byte boundaries."""
 
 _EXCLUDED = -float("inf")
 
@@ -50,36 +43,16 @@ class Flags(NamedTuple):
 class Known:
     """A call of the forward on (x,) and maybe a mask, or of the backward on (dy, y), that wrote to `out` or did not."""
 
-    __slots__ = (
-        "_bumps",
-        "_checked",
-        "_device",
-        "_executables",
-        "_in_place",
-        "_inputs",
-        "_is_like",
-        "_like_input",
-        "_masked",
-        "_reach",
-        "_relaunch",
-        "_target",
-        "flags",
-        "run",
-    )
-
     def __init__(self, flags: Flags, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None):
         self.flags = flags
         self._masked = mask is not None
         self._target = _target(inputs, out)
         self._is_like = matcher(*_compared(inputs, mask, out))
         self._device = current.ordinal(inputs[0])
-        self._executables: dict[tuple[int, ...], Executable] = {}  # by the last bits of their operands' addresses
-        self._checked: dict[tuple[int, ...], Executable] = {}  # by their operands' addresses
-        self._relaunch: Callable[[tuple[int, ...], float, int], bool] = lambda *_: False
         self._inputs = len(inputs)
-        operands = (*inputs, out, mask) if out is not None else inputs
-        self._reach = [bytes_reached(operand) for operand in operands if operand is not None]
-        self._in_place = [out is not None and tensor.stride() == out.stride() for tensor in inputs]
+        operands = [operand for operand in (*inputs, out, mask) if operand is not None]
+        self.addressed = Addressed(operands, -1 if out is None else self._inputs, self._inputs)
+        self._relaunch: Callable[[tuple[int, ...], float, int], bool] = lambda *_: False
         self._bumps = out is not None and not out.is_inference()
         self._like_input = inputs[-1].is_contiguous()
         self.run: Run = self._runner()
@@ -93,8 +66,7 @@ class Known:
     def add(self, executable: Executable, inputs: tuple[Tensor, ...], result: Tensor | None, *mask: Tensor) -> None:
         """What computes operands that lie relative to 16-byte boundaries as these do; a new result lies on one."""
         operands = (*inputs, result, *mask)
-        addresses = (0 if operand is None else operand.data_ptr() for operand in operands)
-        self._executables[_boundaries(addresses)] = executable
+        self.addressed.add(executable, tuple(0 if operand is None else operand.data_ptr() for operand in operands))
 
     def _runner(self) -> Run:
         """`run`: a closure, and all in one frame, because most of what such a call costs is the interpreter.
@@ -152,7 +124,7 @@ class Known:
         return run
 
     def _launched(self, addresses: tuple[int, ...], scale: float, result: Tensor) -> Tensor | None:
-        executable = self._checked.get(addresses) or self._check(addresses)
+        executable = self.addressed.find(addresses)
         if executable is None or current.device() != self._device or not -SCALE_LIMIT_F32 <= scale <= SCALE_LIMIT_F32:
             return None
         stream = current.stream(self._device)
@@ -172,27 +144,6 @@ class Known:
             return torch.empty_like(like)
         return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
-    def _check(self, addresses: tuple[int, ...]) -> Executable | None:
-        """What computes operands at these addresses; None where it is not known, or where `out` overlaps an input."""
-        executable = self._executables.get(_boundaries(addresses))
-        if executable is None or self._overlaps(addresses):
-            return None
-        if len(self._checked) >= ADDRESSES:
-            self._checked.clear()
-        self._checked[addresses] = executable
-        return executable
-
-    def _overlaps(self, addresses: tuple[int, ...]) -> bool:
-        """Whether out may share bytes with an input in which it is not exactly that, or with the mask."""
-        if self._target is _NEW:
-            return False
-        at, reach = addresses[self._inputs], self._reach[self._inputs]
-        for place, (address, bytes) in enumerate(zip(addresses, self._reach, strict=True)):
-            same = place < self._inputs and self._in_place[place] and at == address
-            if place != self._inputs and not same and -reach < at - address < bytes:
-                return True
-        return False
-
 
 # Bound here, because looking it up through its module in every call costs as much as calling it.
 _dispatch_modes = torch._C._len_torch_dispatch_stack  # among those, fake tensors alone escape a matcher
@@ -209,7 +160,3 @@ def _compared(inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | Non
     """The tensors of a call, each once, as a matcher wants them."""
     apart = out if _target(inputs, out) is _APART else None
     return [tensor for tensor in (*inputs, mask, apart) if tensor is not None]
-
-
-def _boundaries(addresses: Iterable[int]) -> tuple[int, ...]:
-    return tuple(address & _BOUNDARY for address in addresses)

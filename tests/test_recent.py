@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import softmax_ops
-from softmax_ops import dispatch, known, recent
+from softmax_ops import addressed, dispatch, recent
 from softmax_ops.artifacts import catalog
 from tests import stub_driver
 from tests.posing import pose
@@ -227,7 +227,7 @@ def test_circumstances_of_a_known_call(serve: Serve) -> None:
 def test_what_is_forgotten_is_found_again(serve: Serve, monkeypatch: pytest.MonkeyPatch, long_calls: list[str]) -> None:
     serve_everything(serve)
     monkeypatch.setattr(recent.launcher, "PLANS", 3)
-    monkeypatch.setattr(known, "ADDRESSES", 4)
+    monkeypatch.setattr(addressed, "ADDRESSES", 4)
     memory = torch.zeros(1 << 14)
     calls = [
         partial(softmax_ops.softmax_, memory[at : at + k].view(1, k)) for k in (24, 28, 32, 36) for at in range(40)
@@ -236,7 +236,7 @@ def test_what_is_forgotten_is_found_again(serve: Serve, monkeypatch: pytest.Monk
         expected = [outcome(call) for call in calls]
     long_calls.clear()
     assert [outcome(call) for call in calls * 2] == expected * 2
-    assert len(recent._known) <= 3 and all(len(each._checked) <= 4 for each in recent._known.values())
+    assert len(recent._known) <= 3 and all(len(each.addressed) <= 4 for each in recent._known.values())
     assert len(long_calls) < len(calls) / 4
 
 
