@@ -24,7 +24,7 @@ from cuda.bindings import driver as cuda
 import softmax_ops
 from softmax_ops import dispatch, driver, launcher
 from softmax_ops.artifacts import catalog
-from softmax_ops.checks import check_softmax
+from softmax_ops.checks import check_general, check_softmax
 from softmax_ops.problem import Geometry
 from tests import stub_driver
 from tests.geometries import geometry
@@ -36,6 +36,8 @@ CALLS = 2000
 
 CALLS_MEASURED = (("fwd", "none"), ("fwd", "boolcausal"), ("bwd", "causal"))
 """Of f16 [8, 16, 1024, 1024], with two, three and three operands."""
+
+BARE = "one bare cuLaunchKernelEx"
 
 GOAL = 4.0
 """The launcher path, and a whole call with out=, in bare launches."""
@@ -56,12 +58,16 @@ def main() -> int:
     print(f"median of {ROUNDS} rounds of {CALLS} calls, less an empty loop\n")
     print(f"{'':62} {'ns':>6} {'ratio':>6}")
     for direction, mask_kind in CALLS_MEASURED:
-        costs = measure(cells(direction, mask_kind))
-        bare = costs["one bare cuLaunchKernelEx"]
-        for name, cost in costs.items():
-            goal = f"  goal: at most {GOAL:.0f}" if name in GOALS else ""
-            print(f"{f'{direction} {mask_kind}: {name}':62} {cost:6.0f} {cost / bare:6.2f}{goal}")
+        report(f"{direction} {mask_kind}", measure(cells(direction, mask_kind)))
+    bare = cells("fwd", "none")[BARE]
+    report("fwd general", measure({BARE: bare, **general_calls()}))
     return 0
+
+
+def report(kind: str, costs: dict[str, float]) -> None:
+    for name, cost in costs.items():
+        goal = f"  goal: at most {GOAL:.0f}" if name in GOALS else ""
+        print(f"{f'{kind}: {name}':62} {cost:6.0f} {cost / costs[BARE]:6.2f}{goal}")
 
 
 def measure(cells: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -89,9 +95,7 @@ def cells(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
 
     known, arch = describe(), driver.architecture(0)
     plan = launcher.plan_for(known, arch)
-    # Where resolving would put it; the stub takes no real cubin.
-    kernel = driver.Kernel(plan.variant.name, _image(plan.variant), plan.variant.shared_bytes)
-    launcher._kernels[plan.variant.name, arch] = kernel
+    kernel = serve(plan.variant)
     ready = launcher.executable(plan, 0)
     block = driver.ArgumentBlock(plan.launches[0].template)
     config = driver.launch_config(plan.launches[0].grid, plan.variant.threads, 1, 0)
@@ -106,7 +110,7 @@ def cells(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
         found.launch(addresses, scale=0.125, fill=0.0, stream=7)
 
     return {
-        "one bare cuLaunchKernelEx": lambda: bare(config, handle, address, 0),
+        BARE: lambda: bare(config, handle, address, 0),
         "os.getpid": os.getpid,
         "Executable.launch": lambda: ready.launch(addresses, scale=0.125, fill=0.0, stream=7),
         "Executable.launch, another stream each time": lambda: ready.launch(
@@ -151,6 +155,34 @@ def calls(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
         "planned call": lambda: planned(x, None, mask),
         "checks and dispatch of a call that is not known": long_way,
     }
+
+
+def general_calls() -> dict[str, Callable[[], object]]:
+    """The same with a bias of four bytes per element, shared by the batch, and a length per sequence."""
+    x, out = (torch.zeros(8, 16, 8, 1024, dtype=torch.float16) for _ in range(2))
+    bias, lengths = torch.zeros(16, 8, 1024), torch.full((8,), 1000, dtype=torch.int32)
+    softmax = softmax_ops.softmax
+    serve(catalog.load().variants[str(softmax_ops.explain(x, bias=bias, key_lengths=lengths).variant)])
+
+    def long_way() -> None:
+        dispatch.forward(
+            check_general(
+                x, scale=1.0, mask=None, causal=False, causal_offset=None, out=out, bias=bias, key_lengths=lengths
+            )
+        )
+
+    return {
+        "bias and key_lengths with out=": lambda: softmax(x, bias=bias, key_lengths=lengths, out=out),
+        "bias, key_lengths and return_lse": lambda: softmax(x, bias=bias, key_lengths=lengths, return_lse=True),
+        "checks and dispatch of one that is not known": long_way,
+    }
+
+
+def serve(variant: catalog.Variant) -> driver.Kernel:
+    """Puts a kernel where resolving would; the stub takes no real cubin."""
+    kernel = driver.Kernel(variant.name, _image(variant), variant.shared_bytes)
+    launcher._kernels[variant.name, driver.architecture(0)] = kernel
+    return kernel
 
 
 def _image(variant: catalog.Variant) -> bytes:

@@ -35,7 +35,7 @@ def forward(request: Request, batch_invariant: bool = False) -> Any:
     x = request.x
     if not current.on_gpu(x):
         return cpu.softmax(request)
-    others, scalars = _of_forward(request, batch_invariant)
+    others, scalars = of_forward(request, batch_invariant)
     if request.return_lse:
         others["lse"] = _of_rows(x, -math.inf)
         if x.numel() == 0 and "sinks" in others:
@@ -60,7 +60,7 @@ def backward(request: BackwardRequest, batch_invariant: bool = False) -> Any:
 
 def explain_forward(request: Request, batch_invariant: bool = False, arch: str | None = None) -> Explanation:
     """What `forward` would do; for CPU tensors on a GPU of an architecture, "sm_90" unless said."""
-    others, scalars = _of_forward(request, batch_invariant)
+    others, scalars = of_forward(request, batch_invariant)
     if request.return_lse:
         others["lse"] = torch.empty(request.x.shape[:-1], dtype=operands.accumulator(request.x.dtype), device="meta")
     return _explain("fwd", (request.x,), others, request.out, scalars, arch, request.dtype)
@@ -78,7 +78,7 @@ def explain_backward(request: Request, batch_invariant: bool = False, arch: str 
     return _explain("bwd", (y, y), others, request.out, scalars, arch, x.dtype)
 
 
-def _of_forward(request: Request, batch_invariant: bool) -> tuple[Named, Scalars]:
+def of_forward(request: Request, batch_invariant: bool) -> tuple[Named, Scalars]:
     """What a request has besides x."""
     scalars = Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)
     if not request.general:

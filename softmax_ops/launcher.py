@@ -115,7 +115,9 @@ class Executable:
     def _write(self, grid: _Grid, addresses: tuple[int, ...], scale: float, fill: float) -> None:
         """The only grid's parameters; nothing is kept of what was there before if that fails."""
         grid.addresses = ()
-        if self._masked:
+        if self._others:
+            self._write_any(grid, addresses, scale, fill)
+        elif self._masked:
             x, y, mask = addresses  # spelled out: unpacking into a call (*addresses) costs twice the packing itself
             self._pack(grid.buffer, self._at, x, y, scale)
             self._pack_mask(grid.buffer, self._mask_at, mask, fill)
@@ -126,6 +128,14 @@ class Executable:
             dy, y, dx = addresses
             self._pack(grid.buffer, self._at, dy, y, dx, scale)
         grid.addresses, grid.scale, grid.fill = addresses, scale, fill
+
+    def _write_any(self, grid: _Grid, addresses: tuple[int, ...], scale: float, fill: float) -> None:
+        """Whatever the operands are."""
+        self._pack(grid.buffer, self._at, *addresses[: self._tensors], scale)
+        if self._masked:
+            self._pack_mask(grid.buffer, self._mask_at, addresses[self._mask_position], fill)
+        for position, pack, at in self._others:
+            pack(grid.buffer, at, addresses[position])
 
     def _relauncher(self) -> Callable[[tuple[int, ...], float, int], bool]:
         """What `relaunch` is: a closure, which finds its variables in half the time of a method."""
@@ -150,12 +160,8 @@ class Executable:
         for grid in self._grids_of_this_thread():
             if grid.step:
                 addresses = tuple(map(add, addresses, grid.step))
-            self._pack(grid.buffer, self._at, *addresses[: self._tensors], scale)
-            if self._masked:
-                self._pack_mask(grid.buffer, self._mask_at, addresses[self._mask_position], fill)
+            self._write_any(grid, addresses, scale, fill)
             grid.addresses, grid.scale, grid.fill = addresses, scale, fill
-            for position, pack, at in self._others:
-                pack(grid.buffer, at, addresses[position])
             if self.workspace_bytes:
                 self._pack_workspace(grid.buffer, self._workspace_at, workspace)
             if stream != grid.stream:
@@ -174,7 +180,7 @@ class Executable:
             _Grid(launch, self.plan, step if any(step) else ())
             for launch, step in zip(launches, [(), *steps], strict=True)
         ]
-        if len(launches) == 1 and not self.workspace_bytes and not self._others:
+        if len(launches) == 1 and not self.workspace_bytes:
             (self._local.only_grid,) = self._local.grids
         return self._local.grids
 

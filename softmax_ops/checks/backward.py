@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import is_not
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class BackwardRequest(NamedTuple):
     @property
     def general(self) -> bool:
         """Whether more is asked for than scale * y * (dy - sum y dy), causality and y's dtype."""
-        return self[_FIRST_OF_GENERAL:] != _PLAIN  # by identity first: comparing a tensor with None reads nothing
+        return any(map(is_not, self[_FIRST_OF_GENERAL:], _PLAIN))  # a tensor compared with None takes 40 us to differ
 
 
 _FIRST_OF_GENERAL = BackwardRequest._fields.index("scale_tensor")

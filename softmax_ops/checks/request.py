@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import is_not
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ class Request(NamedTuple):
     @property
     def general(self) -> bool:
         """Whether more is asked for than softmax of scale * x, a mask, causality and x's dtype."""
-        return self[_FIRST_OF_GENERAL:] != _PLAIN  # by identity first: comparing a tensor with None reads nothing
+        return any(map(is_not, self[_FIRST_OF_GENERAL:], _PLAIN))  # a tensor compared with None takes 40 us to differ
 
 
 _FIRST_OF_GENERAL = Request._fields.index("scale_tensor")
