@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from codegen.spec import Direction, DType
 from softmax_ops.problem import General
-from tests import reference
+from tests import bounds, reference
 from tests.reference import Array
 
 Tensors = dict[str, torch.Tensor]
@@ -110,75 +110,47 @@ class Expected:
 def forward(
     features: Features, x: torch.Tensor, mask: torch.Tensor | None, tensors: Tensors, scale: float, band: dict[str, Any]
 ) -> Expected:
-    """Of the general reference. The errors allowed are those of rounding each term of a score, and z - m.
-
-    A score that a softcap bounds has the error of the cap's rounding, however it was computed.
-    """
+    """Of the general reference."""
     arrays = {name: reference.to_numpy(tensor) for name, tensor in tensors.items()}
-    row_scale = scale * arrays.get("row_scale", np.ones((1, 1, 1)))
-    slopes, sinks, bias = (arrays.get(name) for name in ("slopes", "sinks", "bias"))
-    values = reference.to_numpy(x)
+    slopes, sinks = (arrays.get(name) for name in ("slopes", "sinks"))
     found = reference.general(
-        values,
-        scale=row_scale,
+        reference.to_numpy(x),
+        scale=scale * arrays.get("row_scale", np.ones((1, 1, 1))),
         mask=None if mask is None else reference.to_numpy(mask),
-        bias=bias,
+        bias=arrays.get("bias"),
         slopes=None if slopes is None else slopes.reshape(-1),
         sinks=None if sinks is None else sinks.reshape(-1),
         softcap=features.softcap or None,
         **band,
     )
-    with np.errstate(invalid="ignore", over="ignore"):
-        terms = (
-            np.full(values.shape, 16 * features.softcap)
-            if features.softcap
-            else 2 * np.abs(row_scale[..., None] * values)
-        )
-        if slopes is not None:
-            i, j = np.arange(values.shape[-2])[:, None], np.arange(values.shape[-1])
-            terms = terms + 2 * slopes[..., None] * np.abs(i + band["offset"] - j)
-        terms = terms + (0 if bias is None else np.abs(bias)) + 2 * np.abs(found.z)
-        terms = np.where(np.isfinite(terms) & found.visible & np.isfinite(found.z), terms, 0.0)
-        lse = found.lse[..., None]
-        exponent = terms + np.where(np.isfinite(lse) & np.isfinite(found.z), 2 * np.abs(found.z - lse), 0.0)
-        common = (np.where(np.isfinite(found.y), found.y, 0.0) * exponent).sum(axis=-1, keepdims=True)
-        rounding = exponent + common
-    unit = 2.0**-53 if x.dtype is torch.float64 else 2.0**-24
-    row_error = 16 * unit * (1 + np.abs(np.where(np.isfinite(lse), lse, 0)) + common)[..., 0]
+    allowed = bounds.forward(found, bounds.CANCELLED_CAP * features.softcap if features.softcap else None)
+    rows = {"lse": (found.lse, _roundoff(x) * allowed.lse)}
     if features.logarithms:
-        absolute = rounding + np.where(np.isfinite(lse), np.abs(lse), 0.0)
-        rounding = absolute / np.maximum(np.abs(np.where(np.isfinite(found.log_y), found.log_y, 1.0)), 1e-30)
-    result = found.log_y if features.logarithms else found.y
-    return Expected(result, {"rounding": rounding}, {"lse": (found.lse, row_error)})
+        return Expected(found.log_y, {"rounding": allowed.log_y}, rows)
+    return Expected(found.y, {"rounding": allowed.y}, rows)
 
 
 def backward(
     features: Features, dy: torch.Tensor, y: torch.Tensor, tensors: Tensors, scale: float, band: dict[str, Any]
 ) -> Expected:
-    """Of the general reference. Errors are relative to what is subtracted from each other."""
+    """Of the general reference."""
     arrays = {name: reference.to_numpy(tensor) for name, tensor in tensors.items()}
-    row_scale = scale * arrays.get("row_scale", np.ones((1, 1, 1)))
-    gradients, results = reference.to_numpy(dy), reference.to_numpy(y)
-    dx, d = reference.general_backward(
-        gradients,
-        results,
-        scale=row_scale,
-        softcap=features.softcap or None,
-        lse=arrays.get("lse"),
-        grad_lse=arrays.get("dlse"),
-        log=features.logarithms,
+    given: dict[str, Any] = {
+        "scale": scale * arrays.get("row_scale", np.ones((1, 1, 1))),
+        "softcap": features.softcap or None,
+        "lse": arrays.get("lse"),
+        "grad_lse": arrays.get("dlse"),
+        "log": features.logarithms,
         **band,
-    )
-    with np.errstate(invalid="ignore"):
-        seen = reference.within(results.shape, band["lengths"], band["offset"], band["left"], band["right"])
-        weight = np.where(seen, np.exp(results) if features.logarithms else results, 0.0)
-        size = np.where(seen & ~np.isneginf(results), np.abs(gradients), 0.0)
-        dlse = np.abs(arrays.get("dlse", np.zeros((1, 1, 1))))
-        dot = (size if features.logarithms else weight * size).sum(axis=-1) + dlse
-        magnitude = size + weight * dot[..., None] if features.logarithms else weight * (size + dot[..., None])
-        magnitude = np.abs(row_scale)[..., None] * magnitude * (2 if features.softcap else 1)
-    unit = 2.0**-53 if dy.dtype is torch.float64 else 2.0**-24
-    return Expected(dx, {"magnitude": magnitude}, {"d": (d, 16 * unit * (1 + np.where(np.isfinite(dot), dot, 0)))})
+    }
+    gradients, results = reference.to_numpy(dy), reference.to_numpy(y)
+    dx, d = reference.general_backward(gradients, results, **given)
+    allowed = bounds.backward(gradients, results, **given)
+    return Expected(dx, {"magnitude": allowed.magnitude}, {"d": (d, _roundoff(dy) * allowed.d)})
+
+
+def _roundoff(x: torch.Tensor) -> float:
+    return reference.FORMATS[reference.DTYPE_NAMES[x.dtype]].unit_roundoff
 
 
 def _kept(shape: tuple[int, ...], names: str) -> tuple[int, ...]:

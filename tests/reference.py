@@ -121,7 +121,10 @@ class General(NamedTuple):
     y: Array  # [..., Q, K]
     log_y: Array  # [..., Q, K], -inf where y is 0 because nothing is to be seen
     lse: Array  # [..., Q] log of the row's sum, or [] for [K]
+    s: Array  # [..., Q, K] scaled scores, capped
+    away: Array  # [..., Q, K] slope * distance
     z: Array  # [..., Q, K] scores as they are compared
+    largest: Array  # [..., Q] of what is to be seen and the sink, -inf where there is neither
     visible: NDArray[np.bool_]  # [..., Q, K]
 
 
@@ -151,11 +154,13 @@ def general(
     x = _floating(x)
     seen = visible(x.shape, mask) & within(x.shape, lengths, offset, left, right)
     with np.errstate(invalid="ignore", over="ignore"):
-        z = _floating(scale)[..., None] * x
-        z = z if softcap is None else softcap * np.tanh(z / softcap)
+        s = _floating(scale)[..., None] * x
+        s = s if softcap is None else softcap * np.tanh(s / softcap)
+        away = np.zeros_like(x)
         if slopes is not None:
             i, j = np.arange(x.shape[-2])[:, None], np.arange(x.shape[-1])
-            z = z - _floating(slopes)[:, None, None] * np.abs(i + offset - j)
+            away = away + _floating(slopes)[:, None, None] * np.abs(i + offset - j)
+        z = s - away
         z = z if bias is None else np.where(np.isneginf(_floating(bias)), -np.inf, z + _floating(bias))
         sink = np.full((1, 1), -np.inf) if sinks is None else _floating(sinks)[:, None, None]
         sink = np.broadcast_to(sink if x.ndim > 1 else sink[0], (*x.shape[:-1], 1))
@@ -169,7 +174,7 @@ def general(
         log_y = np.where(np.isneginf(shown) & ~np.isnan(lse), -np.inf, shown - lse)
         y = np.exp(shown - finite) / np.where(total == 0.0, 1.0, total)
         y = np.where(np.isnan(lse), np.nan, y)
-    return General(y, log_y, lse[..., 0], z, seen)
+    return General(y, log_y, lse[..., 0], s, away, z, largest[..., 0], seen)
 
 
 def general_backward(
@@ -208,64 +213,6 @@ def general_backward(
             dz = dz * (1.0 - (s / softcap) ** 2)
         dx: Array = _floating(scale)[..., None] * dz
     return dx, d
-
-
-def general_rounding(
-    found: General,
-    *,
-    bias: ArrayLike | None = None,
-    offset: int = 0,
-    slopes: ArrayLike | None = None,
-    sinks: ArrayLike | None = None,
-    softcap: float | None = None,
-) -> Array:
-    """[..., Q, K]: relative error of y, in unit roundoffs, that rounding the scores makes, as `score_rounding`.
-
-    s = scale * x is off by |s|, its tanh by some units more, slope * distance and each sum by their magnitude. As
-    u (1 - tanh(u)^2) <= tanh(u), the error of s is no more than the capped score behind softcap.
-    """
-    z = found.z
-    queries, columns = np.arange(z.shape[-2] if z.ndim > 1 else 1)[:, None], np.arange(z.shape[-1])
-    distance = np.abs(queries + offset - columns)
-    away = 0.0 if slopes is None else np.abs(_floating(slopes))[:, None, None] * distance
-    representable = found.y > (2.0**-150 if z.dtype == np.float64 else np.ldexp(np.longdouble(1), -1075))
-    with np.errstate(invalid="ignore"):
-        s = np.abs(z + away - (0.0 if bias is None else _floating(bias)))
-        largest = np.max(z, axis=-1, keepdims=True, where=representable, initial=-np.inf)
-        if sinks is not None:
-            largest = np.maximum(largest, _floating(sinks)[:, None, None])
-        exponent = s * (1 if softcap is None else 8) + 2 * away + 2 * np.abs(z) + 2 * np.abs(z - largest)
-    exponent = np.where(representable, exponent, 0.0)
-    common = (np.where(representable, found.y, 0.0) * exponent).sum(axis=-1, keepdims=True)
-    if sinks is not None:
-        with np.errstate(invalid="ignore"):
-            past = 2 * np.abs(_floating(sinks)[:, None, None] - largest)
-        common = common + np.where(np.isfinite(past), past, 0.0) * np.exp(-past / 2)
-    rounding: Array = np.where(representable, exponent + common, 0.0)
-    return rounding
-
-
-def general_backward_magnitude(dy: ArrayLike, y: ArrayLike, **arguments: Any) -> Array:
-    """[..., Q, K]: what the rounding errors of `general_backward`'s dx are relative to, of the same arguments.
-
-    The terms of its sums by magnitude; and for softcap what rounding log y + lse moves the last factor by.
-    """
-    softcap, lse, log = (arguments.get(name) for name in ("softcap", "lse", "log"))
-    given, magnitudes = dict(arguments), np.abs(_floating(dy))
-    grad_lse = arguments.get("grad_lse")
-    given |= {"softcap": None, "scale": np.abs(_floating(arguments.get("scale", 1.0)))}
-    given["grad_lse"] = None if grad_lse is None else -np.abs(_floating(grad_lse))
-    p = np.exp(_floating(y)) if log else np.abs(_floating(y))
-    plain, d = general_backward(magnitudes, y if log else p, **given)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # the difference of the two terms, and twice the one that was taken off
-        magnitude: Array = plain + 2 * given["scale"][..., None] * p * d[..., None]
-        if softcap is None:
-            return magnitude
-        log_y = np.where(p == 0.0, 0.0, _floating(y) if log else np.log(p))
-        moved = 2 * (np.abs(log_y) + np.abs(_floating(0.0 if lse is None else lse))[..., None]) / softcap
-    magnitude = magnitude * (1.0 + np.where(np.isfinite(moved), moved, 0.0))
-    return magnitude
 
 
 def within(

@@ -1,0 +1,124 @@
+"""How far rounding may move the results of the general kind: the one home of these bounds, for kernels and CPU alike.
+
+Each operation that rounds counts with the magnitude of its result, in unit roundoffs u of the accumulation type
+(`reference.FORMATS`). What is the same for all scores, exp and the final rounding, is in `reference.TOLERANCE_ULP`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tests import reference
+from tests.reference import Array, General
+
+CANCELLED_CAP = 10.0
+"""Roundoffs of the cap by which the kernels' cap - 2 cap / (1 + e), e = exp(2 s / cap), may be off.
+
+1 for s, 1 for the last difference; 2 cap / (1 + e) <= 2 cap is off by 3 (the sum 1, `rcp` 2), and by what e is off:
+four roundings of its exponent and 2^1.5 of `ex2`. The worst place is 2 s / cap = -2, with 9.2."""
+
+TANH = 8.0
+"""Roundoffs of the result by which a capped score that comes of a tanh may be off, as on the CPU: 1 for the quotient, 1
+for the product, some for tanh, and 1 for s, whose error is |s| tanh'(s / cap) <= |cap tanh(s / cap)|."""
+
+SUM = 4.0
+"""Roundoffs of a sum of K terms by which it may be off: a random walk of some tens of serial terms, then a tree."""
+
+
+class Forward(NamedTuple):
+    """Errors in roundoffs: relative ones as the `rounding` of `assert_close`, and an absolute one."""
+
+    y: Array  # [..., Q, K] relative
+    log_y: Array  # [..., Q, K] relative
+    lse: Array  # [..., Q] absolute
+
+
+def forward(found: General, capped: ArrayLike | None = None) -> Forward:
+    """Of y, log y and lse. `capped` is the error of the scores behind a softcap, in roundoffs.
+
+        e_j = |s_j| + |slope distance| + |s_j - slope distance| + |z_j| + 2 |z_j - m|
+
+    are the roundings on the way to exp(z - m): product (or softcap), slope, sums as far as something is added, then as
+    in `reference.score_rounding`. An exponent's absolute error is its exponential's relative one, and the sum's is the
+    mean of its terms':
+
+        common = sum_k y_k e_k,         y_j: e_j + common
+        lse = m + log(sum):             E = common + 4 + 2 |lse - m| + |lse|
+        log y_j = z_j - lse:            (e_j + E) / |log y_j|
+
+    E has the sum's roundings, a unit in the last place of its logarithm, and what the addition of m rounds. What a sink
+    adds to the mean is less than one, 2 |sink - m| exp(sink - m), and left to the base.
+    """
+    e = _exponent(found, capped)
+    common = (np.where(_representable(found), found.y, 0.0) * e).sum(axis=-1, keepdims=True)
+    y = np.where(_representable(found), e + common, 0.0)
+    size = np.abs(np.where(np.isfinite(found.log_y), found.log_y, np.inf))
+    with np.errstate(invalid="ignore"):
+        logarithm = 2 * np.abs(found.lse - found.largest) + np.abs(found.lse)
+    lse = common[..., 0] + SUM + np.where(np.isfinite(logarithm), logarithm, 0.0)
+    return Forward(y, (e + lse[..., None]) / np.maximum(size, 1e-30), lse)
+
+
+def _exponent(found: General, capped: ArrayLike | None) -> Array:
+    """[..., Q, K] e_j of `forward`; 0 where nothing finite is to be seen."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        sloped = found.s - found.away
+        e = np.abs(found.s) if capped is None else np.asarray(capped)
+        e = e + np.where(found.away != 0, np.abs(found.away) + np.abs(sloped), 0.0)
+        e = e + np.where(found.z != sloped, np.abs(found.z), 0.0)
+        e = e + 2 * np.abs(found.z - found.largest[..., None])
+    counted: Array = np.where(found.visible & np.isfinite(e), e, 0.0)
+    return counted
+
+
+def _representable(found: General) -> NDArray[np.bool_]:
+    """[..., Q, K] where y is a number that its accumulation type can tell from 0."""
+    least = 2.0**-150 if found.y.dtype == np.float64 else np.ldexp(np.longdouble(1), -1075)
+    return np.asarray(found.y > least)  # false for NaN
+
+
+class Backward(NamedTuple):
+    """What the errors are relative to, or are."""
+
+    magnitude: Array  # [..., Q, K] of dx, for `assert_close`
+    d: Array  # [..., Q] absolute error in roundoffs
+
+
+def backward(
+    dy: ArrayLike,
+    y: ArrayLike,
+    *,
+    scale: ArrayLike = 1.0,
+    softcap: float | None = None,
+    lse: ArrayLike | None = None,
+    grad_lse: ArrayLike | None = None,
+    log: bool = False,
+    lengths: ArrayLike | None = None,
+    offset: int = 0,
+    left: int | None = None,
+    right: int | None = None,
+) -> Backward:
+    """Of the arguments of `reference.general_backward`. Errors are relative to what is subtracted from each other:
+
+        D = sum |y dy| + |grad_lse|,    dx: |scale| y (|dy| + D),    d: 4 D
+        log y:  D = sum |dy| + |grad_lse|,    dx: |scale| (|dy| + exp(log y) D)
+
+    A softcap multiplies by 1 - t^2, t = (log y + lse) / softcap, which rounding t moves by 2 |t| (|log y| + |lse|) /
+    softcap roundoffs: counted as a part of the magnitude, the whole of it at most.
+    """
+    given = np.asarray(y)
+    seen = reference.within(given.shape, lengths, offset, left, right) & ~np.isneginf(given)
+    size = np.where(seen, np.abs(dy), 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = np.where(seen, np.exp(given) if log else given, 0.0)
+        total = (size if log else p * size).sum(axis=-1) + np.abs(0.0 if grad_lse is None else grad_lse)
+        magnitude = size + p * total[..., None] if log else p * (size + total[..., None])
+        magnitude = np.abs(scale)[..., None] * magnitude
+        if softcap:
+            log_y, known = given if log else np.log(p), np.asarray(0.0 if lse is None else lse)[..., None]
+            moved = 2 * np.abs(log_y + known) * (np.abs(log_y) + np.abs(known)) / softcap**2
+            magnitude = magnitude * (1 + np.minimum(np.where(np.isfinite(moved), moved, 0.0), 1.0))
+    return Backward(magnitude, SUM * np.where(np.isfinite(total), total, 0.0))
