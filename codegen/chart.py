@@ -15,6 +15,7 @@ from .variants import ARCHITECTURES, MASKS, dispatch
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "plans.md"
 PICTURE = DOCS / "plans.svg"
+COMMAND = "python -m codegen plans --write"
 
 Key = TypeVar("Key")
 Kind = tuple[Direction, DType, bool]
@@ -181,11 +182,11 @@ def markdown(rows: list[list[str]]) -> str:
 # ---- the page
 
 
-def with_block(page: str, block: str) -> str:
-    """The page with another text between the comments that mark what a command wrote."""
-    marked = re.compile(r"(<!-- begin: [^\n]* -->\n).*?(<!-- end -->)", re.DOTALL)
+def with_block(page: str, block: str, command: str = COMMAND) -> str:
+    """The page with another text between the comments that mark what the command wrote."""
+    marked = re.compile(rf"(<!-- begin: {re.escape(command)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if len(marked.findall(page)) != 1:
-        raise ValueError("the page has no single block between <!-- begin: ... --> and <!-- end -->")
+        raise ValueError(f"the page has no single block between <!-- begin: {command} --> and <!-- end -->")
     return marked.sub(lambda match: f"{match[1]}\n{block.strip()}\n\n{match[2]}", page)
 
 

@@ -1,6 +1,7 @@
 """Accuracy of the kernels beside torch's own operations: `python -m tests.numerics` measures it for docs/numerics.md.
 
-Every shipped variant runs its cases on the interpreter. Errors are in units in the last place of the exact result.
+Every shipped variant runs its cases on the interpreter, but for the general kind, which has `numerics_general`. Errors
+are in units in the last place of the exact result.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tests.engines import InterpreterEngine
 from tests.reference import Array
 
 PAGE = chart.DOCS / "numerics.md"
+COMMAND = "python -m tests.numerics"
 
 MODERATE = 16.0
 """Largest magnitude of the scores that attention and samplers work with, about."""
@@ -50,7 +52,7 @@ class Errors:
         return Errors(self.outputs + other.outputs, max(self.largest, other.largest), self.total + other.total)
 
     def __str__(self) -> str:
-        return f"{_rounded(self.largest)} / {_rounded(self.total / max(self.outputs, 1))}"
+        return f"{rounded(self.largest)} / {rounded(self.total / max(self.outputs, 1))}"
 
 
 Account = dict[str, Errors]
@@ -99,10 +101,10 @@ def compare(call: Call, output: torch.Tensor) -> Account:
 
 def representable(call: Call) -> Chosen:
     """[..., K] finite results that the format can tell from 0; what may be flushed to 0 is left out."""
-    dtype, floor = call.case.spec.dtype.value, call.tolerance["floor"]
+    dtype, floor = call.case.spec.dtype.output.value, call.tolerance["floor"]
     least = max(reference.FORMATS[dtype].smallest, reference.ABSOLUTE_FLOOR[dtype] if floor is None else floor)
     size = call.tolerance.get("magnitude", call.expected)
-    result: Chosen = np.isfinite(call.expected) & (size >= least)
+    result: Chosen = np.isfinite(call.expected) & (np.abs(size) >= least)
     return result
 
 
@@ -159,7 +161,7 @@ def table(direction: Direction, accounts: dict[Key, Account]) -> str:
         [
             *(dtype.value, plan.label, f"{account['kernel, all'].outputs:,}"),
             *(str(account[about]) for about in heads),
-            *(_rounded(account["tolerance"].largest), f"{account['overflow'].outputs:,}"),
+            *(rounded(account["tolerance"].largest), f"{account['overflow'].outputs:,}"),
         ]
         for dtype, plan in product(DType, Plan)
         for account in ([accounts[direction, dtype, plan]] if (direction, dtype, plan) in accounts else ())
@@ -167,10 +169,10 @@ def table(direction: Direction, accounts: dict[Key, Account]) -> str:
     return chart.markdown([["dtype", "plan", "outputs", *heads, "of the tolerance", "torch overflows"], *lines])
 
 
-def _rounded(number: float) -> str:
+def rounded(number: float) -> str:
     """To three digits.
 
-    >>> [_rounded(number) for number in (0.50049, 12345.0)]
+    >>> [rounded(number) for number in (0.50049, 12345.0)]
     ['0.5', '12300']
     """
     return f"{float(f'{number:.3g}'):g}"
@@ -178,7 +180,7 @@ def _rounded(number: float) -> str:
 
 def main() -> None:
     block = tables(measured())
-    PAGE.write_text(chart.with_block(PAGE.read_text(), block))
+    PAGE.write_text(chart.with_block(PAGE.read_text(), block, COMMAND))
 
 
 if __name__ == "__main__":

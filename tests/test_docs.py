@@ -30,7 +30,7 @@ def test_picture_is_what_the_command_draws() -> None:
 @pytest.mark.parametrize("page", ["", "<!-- end -->", 2 * "<!-- begin: here -->\n<!-- end -->\n"])
 def test_a_page_without_one_block_is_refused(page: str) -> None:
     with pytest.raises(ValueError, match="no single block"):
-        chart.with_block(page, "text")
+        chart.with_block(page, "text", "here")
 
 
 @pytest.mark.parametrize("arch", variants.ARCHITECTURES)

@@ -1,0 +1,61 @@
+"""docs/numerics.md says of the general kind what its kernels do here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from codegen import toolchain
+from codegen.spec import Direction, DType
+from tests import numerics, numerics_general, targets
+from tests.numerics_general import RESULTS, Seen
+from tests.targets import Target
+
+MEASURED = [(way, dtype) for way in Direction for dtype in numerics_general.dtypes(way)]
+
+STALE = f"{numerics_general.COMMAND} brings it up to date"
+
+
+def on_the_page() -> list[list[str]]:
+    """The cells of every line in the tables of the general kind, heads among them."""
+    _, _, after = numerics.PAGE.read_text().partition(f"<!-- begin: {numerics_general.COMMAND} -->")
+    block, _, _ = after.partition("<!-- end -->")
+    lines = [line for line in block.splitlines() if line.startswith("| ") and "---" not in line]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_page_has_every_result_of_every_type_and_all_that_may_be_asked_for() -> None:
+    found = on_the_page()
+    heads = [line for line in found if line[0] == "dtype"]
+    assert [head[2:-1] for head in heads] == [list(asked) for asked in numerics_general.ASKED.values()], STALE
+    wanted = [[dtype.value, result] for way, dtype in MEASURED for result in RESULTS[way]]
+    assert [line[:2] for line in found if line not in heads] == wanted, STALE
+
+
+def test_page_shows_nothing_beyond_the_tolerance() -> None:
+    assert all(float(line[-1]) <= 1 for line in on_the_page() if line[0] != "dtype")
+
+
+@pytest.mark.kernels
+@pytest.mark.skipif("sm_70" in toolchain.supported_architectures(), reason="the page is of CUDA 13.0")
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant != 63, reason="f64 is measured against a long double of 64 bits")
+@pytest.mark.parametrize(("direction", "dtype"), MEASURED, ids=lambda each: getattr(each, "label", None) or each.value)
+def test_page_says_what_the_kernels_do(
+    direction: Direction, dtype: DType, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The same lines, measured now."""
+    torch.set_num_threads(1)
+    chosen = {Target(targets.WHOLE, spec) for spec in numerics_general.kernels(direction, dtype)}
+    images = targets.images(chosen, "ptx", tmp_path_factory.getbasetemp().parent)[targets.WHOLE]
+    ours = [line for line in on_the_page() if line[0] == dtype.value and line[1] in RESULTS[direction]]
+    assert numerics_general.lines(direction, dtype, images) == ours, STALE
+
+
+def test_the_largest_error_stands_beside_what_is_allowed_there() -> None:
+    """And the largest part of what is allowed may be elsewhere."""
+    error, allowed, unit = np.array([[3.0, 1.0], [8.0, 1.25], [2.0, 2.0]])
+    seen = Seen.of(error, allowed, unit)
+    assert (seen.error, seen.allowed, seen.part) == (1.5, 4.0, 0.8)
+    joined = Seen(2.0, 9.0, 0.1) | seen
+    assert (joined.error, joined.allowed, joined.part) == (2.0, 9.0, 0.8) and str(joined) == "2 of 9"
