@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from . import dispatch, general, ops, recent  # noqa: F401 (ops registers torch.ops.softmax_ops)
+from . import dispatch, general, ops  # noqa: F401 (ops registers torch.ops.softmax_ops)
 from .autograd import Softmax, SoftmaxBackward
 from .checks import check_general, check_softmax, check_softmax_backward
 from .checks.scalars import finite_scale
 from .explanation import Explanation
-from .known import Flags
+from .known import recent
+from .known.plain import Flags
 from .modes import copied, is_differentiated, is_transformed, needs_operator
 
 Window = tuple[int | None, int | None]

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from . import dispatch, known_general
+from . import dispatch
 from .autograd import General, GeneralBackward
 from .checks import check_general, check_general_backward
 from .checks.band import window_bounds
 from .checks.out import gradient_dtype, result_dtype
 from .checks.scalars import finite_scale
+from .known import general as known
 from .modes import copied, in_functorch, is_recorded, is_transformed, needs_operator, no_rule
 
 
@@ -27,9 +28,9 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
     op = "softmax_ops.log_softmax" if log else "softmax_ops.softmax"
     given = {"x": x, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
     if not is_dynamo_compiling():
-        known = known_general.found(given)
-        if known is not None:
-            return known
+        result = known.found(given)
+        if result is not None:
+            return result
     operator = needs_operator(x, out, *arguments.values())
     recorded = is_recorded(x, arguments.get("bias"), arguments.get("sinks"))
     if out is not None and (operator or is_transformed()):
@@ -62,7 +63,7 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
         return (y, lse) if request.return_lse else y
     result = dispatch.forward(request, batch_invariant)
     y, lse = result if request.return_lse else (result, None)
-    known_general.remember(given, request, batch_invariant, y, lse)
+    known.remember(given, request, batch_invariant, y, lse)
     return result
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import current, dispatch
 from .checks import Request, check_softmax, check_softmax_backward
 from .checks.tensors import describe
-from .known import Flags, Known
+from .known.plain import Flags, Known
 from .launcher import Executable
 from .modes import is_transformed, needs_operator
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import softmax_ops
-from softmax_ops import known_general
 from softmax_ops.artifacts import catalog
+from softmax_ops.known import general as known_general
 from tests import stub_driver
 from tests.posing import pose
 from tests.stub_driver import isolated

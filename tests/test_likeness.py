@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softmax_ops import likeness
+from softmax_ops.known import likeness
 
 K, Q = 5, 4
 

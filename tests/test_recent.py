@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import softmax_ops
-from softmax_ops import addressed, dispatch, recent
+from softmax_ops import dispatch
 from softmax_ops.artifacts import catalog
+from softmax_ops.known import addressed, recent
 from tests import stub_driver
 from tests.posing import pose
 from tests.stub_driver import isolated

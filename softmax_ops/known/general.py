@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import current, dispatch, launcher
+from .. import current, dispatch, launcher
+from ..checks import Request
+from ..checks.scalars import SCALE_LIMIT_F32
+from ..operands import accumulator
 from .addressed import Addressed
-from .checks import Request
-from .checks.scalars import SCALE_LIMIT_F32
 from .likeness import matcher
-from .operands import accumulator
 
 Arguments = dict[str, Any]
 

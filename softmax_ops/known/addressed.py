@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .checks.memory import bytes_reached
-from .launcher import Executable
+from ..checks.memory import bytes_reached
+from ..launcher import Executable
 
 ADDRESSES = 1024
 """Combinations of addresses that are remembered; then all are forgotten."""

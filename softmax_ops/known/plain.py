@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import current
+from .. import current
+from ..checks.scalars import SCALE_LIMIT_F32
+from ..launcher import Executable
 from .addressed import Addressed
-from .checks.scalars import SCALE_LIMIT_F32
-from .launcher import Executable
 from .likeness import matcher
 
 _EXCLUDED = -float("inf")

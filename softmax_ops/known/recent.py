@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import current, dispatch, launcher
-from .known import Flags, Known
+from .. import current, dispatch, launcher
+from .plain import Flags, Known
 
 _known: dict[tuple, Known] = {}
 
