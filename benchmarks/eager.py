@@ -57,6 +57,6 @@ def _bare(x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
     (launch,) = plan.launches
     values = {"x.address": x.data_ptr(), "y.address": y.data_ptr(), "scale": 1.0}
     block = driver.ArgumentBlock(plan.arguments(launch, values))
-    config = driver.launch_config(launch.grid, plan.variant.threads, launch.cluster, plan.variant.shared_bytes)
+    config = driver.launch_config(launch.grid, launch.threads, launch.cluster, plan.variant.shared_bytes)
     config.hStream = torch.cuda.current_stream().cuda_stream
     return lambda: cuda.cuLaunchKernelEx(config, kernel._handle, block.address, 0)

@@ -98,7 +98,7 @@ def cells(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
     kernel = serve(plan.variant)
     ready = launcher.executable(plan, 0)
     block = driver.ArgumentBlock(plan.launches[0].template)
-    config = driver.launch_config(plan.launches[0].grid, plan.variant.threads, 1, 0)
+    config = driver.launch_config(plan.launches[0].grid, plan.launches[0].threads, 1, 0)
     bare, handle, address = cuda.cuLaunchKernelEx, kernel.handle, block.address
     addresses = tuple((place + 1) << 40 for place in range(len(known.operands)))
     streams = iter(range(1, 1 << 60))

@@ -178,7 +178,7 @@ def _predict(cell: Cell, of: LaunchPlan, counter: Counter) -> Prediction:
 
 def resident(of: LaunchPlan, cubin: Cubin) -> int:
     """CTAs that an SM holds at once; registers are given to warps in units of 256."""
-    threads = of.variant.threads
+    threads = of.launches[0].threads
     per_warp = -(-cubin.registers * 32 // 256) * 256
     shared = of.variant.shared_bytes + cubin.shared_bytes + CTA_SHARED
     return min(SM_REGISTERS // (per_warp * threads // 32), SM_THREADS // threads, SM_SHARED // shared, SM_CTAS)

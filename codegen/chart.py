@@ -34,7 +34,8 @@ class Span(NamedTuple):
 
 
 def spans(kind: Kind, arch: str, vec: int, rows: int) -> list[Span]:
-    """What dispatch chooses, in order of K, for so many rows aligned to `vec` elements: the first plan that fits."""
+    """What dispatch chooses, in order of K, for so many rows aligned to `vec` elements: the first plan that fits.
+    Lengths between two multiples of `vec` count with what is before them."""
     usable = [
         plan
         for plan in row_plans(*kind)
@@ -43,10 +44,13 @@ def spans(kind: Kind, arch: str, vec: int, rows: int) -> list[Span]:
         and (not plan.max_rows or rows <= plan.max_rows)
     ]
     ends = sorted({plan.k[0] for plan in usable} | {plan.k[1] + 1 for plan in usable})
-    return [
-        Span(first, end - 1, next(plan for plan in usable if plan.k[0] <= first <= plan.k[1]))
-        for first, end in pairwise(ends)
-    ]
+    found: list[Span] = []
+    for first, end in pairwise(ends):
+        if -(-first // vec) * vec < end:
+            found.append(Span(first, end - 1, next(plan for plan in usable if plan.k[0] <= first <= plan.k[1])))
+        else:
+            found[-1] = found[-1]._replace(last=end - 1)
+    return found
 
 
 def alike(keys: Iterable[Key], of: Callable[[Key], Hashable]) -> list[list[Key]]:
@@ -166,10 +170,12 @@ def _cells(kind: Kind) -> dict[tuple[Plan, int], str]:
     direction, dtype, general = kind
     for plan, spec in dispatch(direction, dtype, Mask.GENERAL if general else Mask.CAUSAL) or ():
         text = f"{spec.lanes} x {spec.rows}"
+        if spec.by_warp:
+            text = f"to {text}"
         if spec.piece:
             text = f"{spec.threads}, {spec.piece} columns"
         elif spec.cluster > 1:
-            text = f"{spec.lanes} in each of 2 .. {spec.cluster}"
+            text = f"to {spec.lanes} in each of 2 .. {spec.cluster}"
         found.setdefault((plan.plan, plan.max_k), {})["anywhere" if plan.vec == 1 else "aligned"] = text
     return {key: _either(texts) for key, texts in found.items()}
 

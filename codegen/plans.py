@@ -45,18 +45,27 @@ def row_plans(direction: Direction, dtype: DType, general: bool = False) -> list
     """
     held = ([] if general else _tiles(direction, dtype)) + _warps(dtype, general) + _blocks(direction, dtype, general)
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
+    held = _without_overlap(held, dtype)
     longest = held[-1]
-    return _without_overlap(held) + _clusters(dtype, longest) + _pieces(longest.max_k + 1, general)
+    return held + _clusters(dtype, longest) + _pieces(longest.k[1] + 1, general)
 
 
-def _without_overlap(plans: list[RowPlan]) -> list[RowPlan]:
+def _without_overlap(plans: list[RowPlan], dtype: DType) -> list[RowPlan]:
     """Each serves the rows that are longer than those of its predecessor of the same alignment."""
     longest: dict[int, int] = {}
     result = []
     for plan in plans:
-        result.append(replace(plan, k=(longest.get(plan.vec, 0) + 1, plan.max_k)))
-        longest[plan.vec] = plan.max_k
+        k = plan.max_k + _beside_vectors(plan, dtype)
+        result.append(replace(plan, k=(longest.get(plan.vec, 0) + 1, k)))
+        longest[plan.vec] = k
     return result
+
+
+def _beside_vectors(plan: RowPlan, dtype: DType) -> int:
+    """Columns that a row may have beyond `max_k`. The fewer than a vector at either end of rows that start anywhere
+    have registers of their own: 1025 columns of 16 bits are 128 vectors like 1024. Not in f64, nor in tiles."""
+    has_edges = plan.vec == 1 and plan.plan is not Plan.TILE and dtype is not DType.F64
+    return dtype.vector - 1 if has_edges else 0
 
 
 def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
@@ -81,20 +90,20 @@ def _warps(dtype: DType, general: bool) -> list[RowPlan]:
 
 
 def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:
-    """Rows of up to 16384 columns (f64: 8192) in one CTA. Buckets grow by 4: the vectors of a thread are a loop that
-    ends at K.
+    """Rows of up to 16384 columns (f64: 8192) in one CTA. One kernel serves them all: each warp holds neighbouring
+    columns, and a launch has as many warps as hold the row.
 
-    Forward: 128 threads with 32 elements of 16 or 32 bits each, about 50 registers a thread, keep 8 CTAs on an SM.
-    Backward: two tensors, kept as they were read, in the same 32 registers. 1024 threads with 8 elements of f64, in
-    either direction, end at 8192. The general kind needs more than the 64 registers that 1024 threads would have.
+    Forward: 32 elements of 16 or 32 bits in each of at most 512 threads, about 50 registers a thread, keep 36 warps on
+    an SM. Backward: two tensors, kept as they were read, in the same 32 registers. 1024 threads with 8 elements of f64,
+    in either direction, end at 8192. The general kind needs more than the 64 registers that 1024 threads would have.
     """
     most, share = (512, 2) if general else (1024, 1)
     per_thread = {
         Direction.FORWARD: {DType.F16: 32, DType.BF16: 32, DType.F32: 32, DType.F64: 8},
         Direction.BACKWARD: {DType.F16: 32, DType.BF16: 32, DType.F32: 16, DType.F64: 8},
     }[direction][dtype.input] // share
-    lengths = sorted({min(length, most * per_thread) for length in (4096, 16384)})
-    return [RowPlan(Plan.BLOCK, k, vec, k // per_thread, 1) for k in lengths for vec in (dtype.vector, 1)]
+    longest = min(16384, most * per_thread)
+    return [RowPlan(Plan.BLOCK, longest, vec, longest // per_thread, 1) for vec in (dtype.vector, 1)]
 
 
 def _clusters(dtype: DType, block: RowPlan) -> list[RowPlan]:
@@ -105,7 +114,7 @@ def _clusters(dtype: DType, block: RowPlan) -> list[RowPlan]:
             *(Plan.CLUSTER, longest, vec, block.threads),
             rows=1,
             cluster=MAX_CLUSTER,
-            k=(block.max_k + 1, block.max_k * ctas),
+            k=(block.k[1] + 1, block.max_k * ctas),
             architectures=architectures,
         )
         for vec in (dtype.vector, 1)

@@ -69,7 +69,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             headers=sorted(headers),
             cta=_cta(spec),
             row_type="RaggedRow" if spec.ragged else "AlignedRow",
-            row_options=", /*InPhase=*/false, /*Streamed=*/true" if spec.plan is Plan.STREAM and spec.ragged else "",
+            row_options=_row_options(spec),
             y_pointer=f"{spec.output}* const y".ljust(len("Element const* const x")),
             dx_pointer=f"{spec.output}* const dx".ljust(len("Element const* const dy")),
             operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
@@ -95,6 +95,14 @@ def _scale(spec: Spec) -> str:
 
 def _fragment_shape(spec: Spec) -> str:
     return f"({spec.access}*{spec.chunks}{f'+{spec.edges}' if spec.ragged else ''})"
+
+
+def _row_options(spec: Spec) -> str:
+    """Template arguments of a row beside its shape."""
+    if spec.by_warp:
+        return ", /*ByWarp=*/true"
+    streamed = spec.plan is Plan.STREAM and spec.ragged
+    return ", /*ByWarp=*/false, /*InPhase=*/false, /*Streamed=*/true" if streamed else ""
 
 
 def _cta(spec: Spec) -> str:

@@ -183,10 +183,20 @@ class Spec:
 
     @property
     def lanes(self) -> int:
-        """Threads that share a row."""
+        """Threads of a CTA that share a row; at most, where a launch decides how many."""
         if self.plan is Plan.TILE:
             return min(max(self.max_k // self.TILE_COLUMNS[self.dtype], 1), 32)
         return self.threads // self.rows
+
+    @property
+    def by_warp(self) -> bool:
+        """Each warp holds neighbouring vectors, and a launch has as many warps as hold the row."""
+        return self.plan in (Plan.BLOCK, Plan.CLUSTER)
+
+    @property
+    def dealt(self) -> int:
+        """Lanes to which neighbouring vectors are dealt in turn."""
+        return 32 if self.by_warp else self.lanes
 
     @property
     def access(self) -> int:
@@ -209,7 +219,7 @@ class Spec:
     @property
     def edges(self) -> int:
         """Single columns per lane, where the row is ragged: fewer than a vector of them lie at either end."""
-        return -(-2 * (self.access - 1) // self.lanes)
+        return -(-2 * (self.access - 1) // self.dealt)
 
     @property
     def chunks(self) -> int:
@@ -229,8 +239,8 @@ class Spec:
         """That must fit: 1024 threads, which leaves 64 registers to each and is what the smallest SM (sm_75) holds.
 
         Half of that in tiles of f64, and where f32 scores share them with a mask; 640 where the edges of two tensors
-        are a good part of a short row. Three quarters in other warps of two tensors, and in rows that start anywhere
-        where one ptxas or another spills at 64: in warps, f32 scores of a whole CTA, both masks in a cluster, general
+        are a good part of a short row. Three quarters where one ptxas or another spills at 64: in other warps of two
+        tensors, f32 scores of a whole CTA, and, in rows that start anywhere, warps, both masks in a cluster, general
         scores in a CTA or a stream.
         """
         masked = self.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
@@ -248,7 +258,7 @@ class Spec:
             threads = 512
         elif self.plan is Plan.WARP and self.direction is Direction.BACKWARD:
             threads = 640 if self.ragged and self.edges > 2 else 768
-        elif self.ragged and crowded.get(self.plan, False):
+        elif (self.ragged and crowded.get(self.plan, False)) or (self.plan is Plan.BLOCK and f32_scores):
             threads = 768
         return max(threads // self.threads, 1)
 

@@ -3,7 +3,8 @@
 //
 //   dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere
 //
-// A CTA of 512 threads holds one row of dy and y in registers, 32 elements each; one barrier.
+// A CTA of as many warps as it takes, at most 512 threads, holds one row of dy and y in registers, 32 elements each; one
+// barrier.
 // Traffic: 4 bytes read per visible element; 2 bytes written per element. No exponential.
 
 #include <softmax/backward.cuh>
@@ -15,9 +16,9 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4>;
+using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -30,7 +31,7 @@ static_assert(sizeof(Params) == 216, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
 softmax_bwd_bf16_causal_block_k16384_v1_t512r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32];
+  __shared__ Partial sPartials[Threads / 32];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -49,8 +50,8 @@ softmax_bwd_bf16_causal_block_k16384_v1_t512r1(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (8*4+1)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const lane  = dot_of<Row>(rDy, rY, end, gradient);
-  Partial const whole = over_warps<Lanes / 32>(lane.over_lanes<32>(), sPartials);
+  Partial const lane  = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
   store_gradient(row, dx, end, k, rDy, rY, gradient, whole.sum);
 }
 

@@ -57,7 +57,7 @@ softmax_bwd_bf16_causal_split_kany_v1_t256r1(Params const __grid_constant__ p)
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
   bool const combines      = p.split.pass == 1;
-  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : dot_of<Row>(rDy, rY, end, gradient);
+  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : dot_of(row, rDy, rY, end, gradient);
   Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
   if (combines) {
     store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);

@@ -4,7 +4,8 @@
 //   d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i), times the derivative of the softcap
 //   over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms
 //
-// A cluster of 2 to 16 CTAs holds one row of dy and y in the registers of 512 threads each, 16 elements to a thread.
+// A cluster of 2 to 16 CTAs, each of as many warps as it takes, at most 512 threads, holds one row of dy and y in registers,
+// 16 elements to a thread.
 // Traffic: 4 bytes read per visible element; 2 bytes written per element. No exponential.
 
 #include <softmax/backward.cuh>
@@ -19,9 +20,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row in a CTA
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
+using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -36,7 +37,7 @@ static_assert(sizeof(Params) == 536, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
 softmax_bwd_f16_general_cluster_k131072_v8_t512r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32 * 16];
+  __shared__ Partial sPartials[Threads / 32 * 16];
   cute::cluster_arrive_relaxed();
 
   Rows const& rows = p.operands.rows;
@@ -56,8 +57,8 @@ softmax_bwd_f16_general_cluster_k131072_v8_t512r1c16(Params const __grid_constan
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (8*2)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const lane  = dot_of<Row>(rDy, rY, end, gradient);
-  Partial const whole = over_cluster<Lanes / 32>(lane.over_lanes<32>(), sPartials);
+  Partial const lane  = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole = over_cluster(lane.over_lanes<32>(), sPartials);
   Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
   store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, d);
 }

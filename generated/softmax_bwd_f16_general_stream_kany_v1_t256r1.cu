@@ -21,7 +21,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*InPhase=*/false, /*Streamed=*/true>;
+using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*InPhase=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -60,7 +60,7 @@ softmax_bwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
     cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*1+1)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (8*1+1)
     load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
-    seen.add(dot_of<Row>(rDy, rY, end, gradient));
+    seen.add(dot_of(row, rDy, rY, end, gradient));
   }
   Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
   Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);

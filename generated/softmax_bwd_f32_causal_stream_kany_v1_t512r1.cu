@@ -19,7 +19,7 @@ using Accumulator = float;
 constexpr int Threads = 512;
 constexpr int Lanes   = 512;  // that share a row
 
-using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/2, /*InPhase=*/false, /*Streamed=*/true>;
+using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*InPhase=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -57,7 +57,7 @@ softmax_bwd_f32_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
     cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*2+1)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*2+1)
     load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
-    seen.add(dot_of<Row>(rDy, rY, end, gradient));
+    seen.add(dot_of(row, rDy, rY, end, gradient));
   }
   Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
 

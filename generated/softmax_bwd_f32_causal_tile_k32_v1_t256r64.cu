@@ -62,7 +62,7 @@ softmax_bwd_f32_causal_tile_k32_v1_t256r64(Params const __grid_constant__ p)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (1*8)
     load_gradient(row, sDy + r * k, sY + r * k, cute::_0{}, end, gradient, rDy, rY);
 
-    Accumulator const dot = group_sum<Lanes>(dot_of<Row>(rDy, rY, end, gradient).sum);
+    Accumulator const dot = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
     store_gradient(row, sDy + r * k, end, k, rDy, rY, gradient, dot);
   }
   __syncthreads();

@@ -3,7 +3,8 @@
 //
 //   dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere
 //
-// A cluster of 2 to 16 CTAs holds one row of dy and y in the registers of 1024 threads each, 8 elements to a thread.
+// A cluster of 2 to 16 CTAs, each of as many warps as it takes, at most 1024 threads, holds one row of dy and y in registers,
+// 8 elements to a thread.
 // Traffic: 16 bytes read per visible element; 8 bytes written per element. No exponential.
 
 #include <softmax/backward.cuh>
@@ -17,9 +18,9 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 1024;
-constexpr int Lanes   = 1024;  // that share a row in a CTA
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/4>;
+using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -33,7 +34,7 @@ static_assert(sizeof(Params) == 224, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/1)
 softmax_bwd_f64_causal_cluster_k131072_v2_t1024r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32 * 16];
+  __shared__ Partial sPartials[Threads / 32 * 16];
   cute::cluster_arrive_relaxed();
 
   Rows const& rows = p.operands.rows;
@@ -53,8 +54,8 @@ softmax_bwd_f64_causal_cluster_k131072_v2_t1024r1c16(Params const __grid_constan
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (2*4)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const lane  = dot_of<Row>(rDy, rY, end, gradient);
-  Partial const whole = over_cluster<Lanes / 32>(lane.over_lanes<32>(), sPartials);
+  Partial const lane  = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole = over_cluster(lane.over_lanes<32>(), sPartials);
   store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
 }
 

@@ -4,7 +4,8 @@
 //   d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i), times the derivative of the softcap
 //   over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms
 //
-// A CTA of 512 threads holds one row of dy and y in registers, 4 elements each; one barrier.
+// A CTA of as many warps as it takes, at most 512 threads, holds one row of dy and y in registers, 4 elements each; one
+// barrier.
 // Traffic: 16 bytes read per visible element; 8 bytes written per element. No exponential.
 
 #include <softmax/backward.cuh>
@@ -17,9 +18,9 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/2>;
+using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -33,7 +34,7 @@ static_assert(sizeof(Params) == 528, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
 softmax_bwd_f64_general_block_k2048_v2_t512r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32];
+  __shared__ Partial sPartials[Threads / 32];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -52,8 +53,8 @@ softmax_bwd_f64_general_block_k2048_v2_t512r1(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (2*2)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const lane  = dot_of<Row>(rDy, rY, end, gradient);
-  Partial const whole = over_warps<Lanes / 32>(lane.over_lanes<32>(), sPartials);
+  Partial const lane  = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
   Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
   store_gradient(row, dx, end, k, rDy, rY, gradient, d);
 }

@@ -65,8 +65,8 @@ softmax_fwd_bf16_boolcausal_tile_k32_v8_t256r256(Params const __grid_constant__ 
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2)
     scores.load(row, s, end, rZ);
 
-    Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
-    Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, end, max));
+    Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+    Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max));
     store_scaled(row, s, end, k, rZ, normaliser<Numeric<Element>>(sum));
   }
   __syncthreads();

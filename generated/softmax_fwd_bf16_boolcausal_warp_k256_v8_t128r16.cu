@@ -52,8 +52,8 @@ softmax_fwd_bf16_boolcausal_warp_k256_v8_t128r16(Params const __grid_constant__ 
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4)
   scores.load(row, x, end, rZ);
 
-  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, end, max));
+  Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max));
   store_scaled(row, y, end, k, rZ, normaliser<Numeric<Element>>(sum));
 }
 

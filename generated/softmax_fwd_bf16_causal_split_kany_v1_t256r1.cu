@@ -55,10 +55,10 @@ softmax_fwd_bf16_causal_split_kany_v1_t256r1(Params const __grid_constant__ p)
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
   bool const combines      = p.split.pass == 1;
-  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : max_sum_of<Row, Numeric<Element>>(rZ, end);
+  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : max_sum_of<Numeric<Element>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
   if (combines) {
-    exponentiate<Row, Numeric<Element>>(rZ, end, whole.max);
+    exponentiate<Numeric<Element>>(row, rZ, end, whole.max);
     store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser<Numeric<Element>>(whole.sum));
   } else if (threadIdx.x == 0) {
     gPartials[segment] = whole;

@@ -3,7 +3,8 @@
 //
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
-// A cluster of 2 to 16 CTAs holds one row in the registers of 512 threads each, 32 elements to a thread.
+// A cluster of 2 to 16 CTAs, each of as many warps as it takes, at most 512 threads, holds one row in registers,
+// 32 elements to a thread.
 // Traffic: 2 bytes read per element, 2 of the mask; 2 bytes written per element. One exponential.
 
 #include <softmax/cluster.cuh>
@@ -17,9 +18,9 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row in a CTA
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4>;
+using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -33,7 +34,7 @@ static_assert(sizeof(Params) == 192, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
 softmax_fwd_bf16_like_cluster_k262144_v1_t512r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32 * 16];
+  __shared__ Partial sPartials[Threads / 32 * 16];
   cute::cluster_arrive_relaxed();
 
   Rows const& rows = p.operands.rows;
@@ -53,10 +54,10 @@ softmax_fwd_bf16_like_cluster_k262144_v1_t512r1c16(Params const __grid_constant_
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
   Partial warp;
-  warp.max = group_max<32>(max_of<Row, Accumulator>(rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Row, Numeric<Element>>(rZ, end, warp.max));
+  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
+  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
 
-  Partial const whole = over_cluster<Lanes / 32>(warp, sPartials);
+  Partial const whole = over_cluster(warp, sPartials);
   store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser(warp.max, whole));
 }
 

@@ -64,8 +64,8 @@ softmax_fwd_bf16tof32_general_warp_k256_v1_t128r8(Params const __grid_constant__
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2+1)
   scores.load(row, x, end, rZ);
 
-  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, NumericOfSums<float>>(rZ, end, max, ending.keeps_scores()));
+  Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<float>>(row, rZ, end, max, ending.keeps_scores()));
   auto const whole      = ending.close({max, sum}, /*writes=*/has_row && lane == 0);
   store_outcome(row, y, end, k, rZ, ending.outcome(max, whole));
 }

@@ -65,8 +65,8 @@ softmax_fwd_f16_boolcausal_tile_k8_v8_t256r1024(Params const __grid_constant__ p
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*1)
     scores.load(row, s, end, rZ);
 
-    Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
-    Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, end, max));
+    Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+    Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max));
     store_scaled(row, s, end, k, rZ, normaliser<Numeric<Element>>(sum));
   }
   __syncthreads();

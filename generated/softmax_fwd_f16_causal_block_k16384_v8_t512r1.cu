@@ -3,7 +3,8 @@
 //
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
-// A CTA of 512 threads holds one row in registers, 32 elements each; one barrier.
+// A CTA of as many warps as it takes, at most 512 threads, holds one row in registers, 32 elements each; one
+// barrier.
 // Traffic: 2 bytes read per visible element; 2 bytes written per element. One exponential.
 
 #include <softmax/causal.cuh>
@@ -15,9 +16,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/4>;
+using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -30,7 +31,7 @@ static_assert(sizeof(Params) == 176, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
 softmax_fwd_f16_causal_block_k16384_v8_t512r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32];
+  __shared__ Partial sPartials[Threads / 32];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -49,10 +50,10 @@ softmax_fwd_f16_causal_block_k16384_v8_t512r1(Params const __grid_constant__ p)
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
-  warp.max = group_max<32>(max_of<Row, Accumulator>(rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Row, Numeric<Element>>(rZ, end, warp.max));
+  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
+  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
 
-  Partial const whole = over_warps<Lanes / 32>(warp, sPartials);
+  Partial const whole = over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32);
   store_scaled(row, y, end, k, rZ, normaliser(warp.max, whole));
 }
 

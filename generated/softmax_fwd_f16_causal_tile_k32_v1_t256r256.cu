@@ -62,8 +62,8 @@ softmax_fwd_f16_causal_tile_k32_v1_t256r256(Params const __grid_constant__ p)
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (1*16)
     scores.load(row, s, end, rZ);
 
-    Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
-    Accumulator const sum = group_sum<Lanes>(exponentiate<Row, Numeric<Element>>(rZ, end, max));
+    Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+    Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max));
     store_scaled(row, s, end, k, rZ, normaliser<Numeric<Element>>(sum));
   }
   __syncthreads();

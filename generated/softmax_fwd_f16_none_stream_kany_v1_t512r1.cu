@@ -18,7 +18,7 @@ using Accumulator = float;
 constexpr int Threads = 512;
 constexpr int Lanes   = 512;  // that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*InPhase=*/false, /*Streamed=*/true>;
+using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*InPhase=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -53,7 +53,7 @@ softmax_fwd_f16_none_stream_kany_v1_t512r1(Params const __grid_constant__ p)
     Row const row(threadIdx.x, y + piece.begin, piece.size);
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2+1)
     current.load(row, x + piece.begin, visible, rZ);
-    seen.add(max_sum_of<Row, Numeric<Element>>(rZ, visible));
+    seen.add(max_sum_of<Numeric<Element>>(row, rZ, visible));
   }
   Partial const whole      = over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials);
   Accumulator const factor = normaliser<Numeric<Element>>(whole.sum);
@@ -67,7 +67,7 @@ softmax_fwd_f16_none_stream_kany_v1_t512r1(Params const __grid_constant__ p)
     Row const row(threadIdx.x, y + piece.begin, piece.size);
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2+1)
     current.load(row, x + piece.begin, visible, rZ);
-    exponentiate<Row, Numeric<Element>>(rZ, visible, whole.max);
+    exponentiate<Numeric<Element>>(row, rZ, visible, whole.max);
     store_scaled(row, y + piece.begin, visible, piece.size, rZ, factor);
   }
 }

@@ -5,7 +5,8 @@
 //   lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm
 //   over j visible to window, length and mask, 0 or -inf elsewhere
 //
-// A CTA of 512 threads holds one row in registers, 16 elements each; one barrier.
+// A CTA of as many warps as it takes, at most 512 threads, holds one row in registers, 16 elements each; one
+// barrier.
 // Traffic: 2 bytes read per visible element and those of a mask and a bias; 4 bytes written per element. One exponential.
 
 #include <softmax/band.cuh>
@@ -22,9 +23,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
+using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<float>>;
 
 struct Params
@@ -41,7 +42,7 @@ static_assert(sizeof(Params) == 544, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/1)
 softmax_fwd_f16tof32_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32];
+  __shared__ Partial sPartials[Threads / 32];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -64,10 +65,10 @@ softmax_fwd_f16tof32_general_block_k8192_v1_t512r1(Params const __grid_constant_
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
-  warp.max = group_max<32>(max_of<Row, Accumulator>(rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Row, NumericOfSums<float>>(rZ, end, warp.max, ending.keeps_scores()));
+  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
+  warp.sum = group_sum<32>(exponentiate<NumericOfSums<float>>(row, rZ, end, warp.max, ending.keeps_scores()));
 
-  auto const whole = ending.close(over_warps<Lanes / 32>(warp, sPartials), /*writes=*/threadIdx.x == 0);
+  auto const whole = ending.close(over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32), /*writes=*/threadIdx.x == 0);
   store_outcome(row, y, end, k, rZ, ending.outcome(warp.max, whole));
 }
 

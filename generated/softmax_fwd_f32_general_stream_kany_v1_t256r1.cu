@@ -26,7 +26,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // that share a row
 
-using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/1, /*InPhase=*/false, /*Streamed=*/true>;
+using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*InPhase=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -71,7 +71,7 @@ softmax_fwd_f32_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
     Row const row(threadIdx.x, y + piece.begin, piece.size);
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*1+1)
     current.load(row, x + piece.begin, visible, rZ);
-    seen.add(max_sum_of<Row, NumericOfSums<Element>>(rZ, visible));
+    seen.add(max_sum_of<NumericOfSums<Element>>(row, rZ, visible));
   }
   Partial const row_alone = over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials);
   auto const whole        = ending.close(row_alone, /*writes=*/threadIdx.x == 0);
@@ -86,7 +86,7 @@ softmax_fwd_f32_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
     Row const row(threadIdx.x, y + piece.begin, piece.size);
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*1+1)
     current.load(row, x + piece.begin, visible, rZ);
-    exponentiate<Row, NumericOfSums<Element>>(rZ, visible, whole.max, ending.keeps_scores());
+    exponentiate<NumericOfSums<Element>>(row, rZ, visible, whole.max, ending.keeps_scores());
     store_outcome(row, y + piece.begin, visible, piece.size, rZ, outcome);
   }
 }

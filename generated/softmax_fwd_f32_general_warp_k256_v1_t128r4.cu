@@ -64,8 +64,8 @@ softmax_fwd_f32_general_warp_k256_v1_t128r4(Params const __grid_constant__ p)
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*2+1)
   scores.load(row, x, end, rZ);
 
-  Accumulator const max = group_max<Lanes>(max_of<Row, Accumulator>(rZ, end));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<Row, NumericOfSums<Element>>(rZ, end, max, ending.keeps_scores()));
+  Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, max, ending.keeps_scores()));
   auto const whole      = ending.close({max, sum}, /*writes=*/has_row && lane == 0);
   store_outcome(row, y, end, k, rZ, ending.outcome(max, whole));
 }

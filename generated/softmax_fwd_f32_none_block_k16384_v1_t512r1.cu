@@ -3,7 +3,8 @@
 //
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
-// A CTA of 512 threads holds one row in registers, 32 elements each; one barrier.
+// A CTA of as many warps as it takes, at most 512 threads, holds one row in registers, 32 elements each; one
+// barrier.
 // Traffic: 4 bytes read per element; 4 bytes written per element. One exponential.
 
 #include <softmax/forward.cuh>
@@ -14,9 +15,9 @@ using Element     = float;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/8>;
+using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -28,7 +29,7 @@ static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/1)
 softmax_fwd_f32_none_block_k16384_v1_t512r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32];
+  __shared__ Partial sPartials[Threads / 32];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -46,10 +47,10 @@ softmax_fwd_f32_none_block_k16384_v1_t512r1(Params const __grid_constant__ p)
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
-  warp.max = group_max<32>(max_of<Row, Accumulator>(rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Row, Numeric<Element>>(rZ, end, warp.max));
+  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
+  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
 
-  Partial const whole = over_warps<Lanes / 32>(warp, sPartials);
+  Partial const whole = over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32);
   store_scaled(row, y, end, k, rZ, normaliser(warp.max, whole));
 }
 

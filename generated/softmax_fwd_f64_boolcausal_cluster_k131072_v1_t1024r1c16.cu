@@ -3,7 +3,8 @@
 //
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
-// A cluster of 2 to 16 CTAs holds one row in the registers of 1024 threads each, 8 elements to a thread.
+// A cluster of 2 to 16 CTAs, each of as many warps as it takes, at most 1024 threads, holds one row in registers,
+// 8 elements to a thread.
 // Traffic: 8 bytes read per visible element, 1 of the mask; 8 bytes written per element. One exponential.
 
 #include <softmax/causal.cuh>
@@ -18,9 +19,9 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 1024;
-constexpr int Lanes   = 1024;  // that share a row in a CTA
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/2, Lanes, /*Chunks=*/4>;
+using Row = RaggedRow</*Vec=*/2, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -35,7 +36,7 @@ static_assert(sizeof(Params) == 240, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/1)
 softmax_fwd_f64_boolcausal_cluster_k131072_v1_t1024r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32 * 16];
+  __shared__ Partial sPartials[Threads / 32 * 16];
   cute::cluster_arrive_relaxed();
 
   Rows const& rows = p.operands.rows;
@@ -56,10 +57,10 @@ softmax_fwd_f64_boolcausal_cluster_k131072_v1_t1024r1c16(Params const __grid_con
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
   Partial warp;
-  warp.max = group_max<32>(max_of<Row, Accumulator>(rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Row, Numeric<Element>>(rZ, end, warp.max));
+  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
+  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
 
-  Partial const whole = over_cluster<Lanes / 32>(warp, sPartials);
+  Partial const whole = over_cluster(warp, sPartials);
   store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser(warp.max, whole));
 }
 

@@ -5,7 +5,8 @@
 //   lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm
 //   over j visible to window, length and mask, 0 or -inf elsewhere
 //
-// A cluster of 2 to 16 CTAs holds one row in the registers of 512 threads each, 4 elements to a thread.
+// A cluster of 2 to 16 CTAs, each of as many warps as it takes, at most 512 threads, holds one row in registers,
+// 4 elements to a thread.
 // Traffic: 8 bytes read per visible element and those of a mask and a bias; 8 bytes written per element. One exponential.
 
 #include <softmax/band.cuh>
@@ -24,9 +25,9 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row in a CTA
+constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/2>;
+using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -44,7 +45,7 @@ static_assert(sizeof(Params) == 568, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
 softmax_fwd_f64_general_cluster_k32768_v2_t512r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Lanes / 32 * 16];
+  __shared__ Partial sPartials[Threads / 32 * 16];
   cute::cluster_arrive_relaxed();
 
   Rows const& rows = p.operands.rows;
@@ -68,11 +69,11 @@ softmax_fwd_f64_general_cluster_k32768_v2_t512r1c16(Params const __grid_constant
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
   Partial warp;
-  warp.max = group_max<32>(max_of<Row, Accumulator>(rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Row, NumericOfSums<Element>>(rZ, end, warp.max, ending.keeps_scores()));
+  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
+  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, ending.keeps_scores()));
 
   bool const writes = threadIdx.x == 0 && __clusterRelativeBlockRank() == 0;
-  auto const whole  = ending.close(over_cluster<Lanes / 32>(warp, sPartials), writes);
+  auto const whole  = ending.close(over_cluster(warp, sPartials), writes);
   store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(warp.max, whole));
 }
 

@@ -70,11 +70,11 @@ softmax_fwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
   bool const combines      = p.split.pass == 1;
-  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : max_sum_of<Row, NumericOfSums<Element>>(rZ, end);
+  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : max_sum_of<NumericOfSums<Element>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
   if (combines) {
     auto const closed = ending.close(whole, /*writes=*/threadIdx.x == 0 && segment == 0);
-    exponentiate<Row, NumericOfSums<Element>>(rZ, end, closed.max, ending.keeps_scores());
+    exponentiate<NumericOfSums<Element>>(row, rZ, end, closed.max, ending.keeps_scores());
     store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(closed.max, closed));
   } else if (threadIdx.x == 0) {
     gPartials[segment] = whole;

@@ -69,7 +69,7 @@ def explain_geometry(geometry: Geometry, arch: str) -> Explanation:
         lanes=variant.lanes,
         rows_per_cta=-(-launch_plan.launches[0].rows // launch_plan.launches[0].grid),
         grid=tuple(launch.grid for launch in launch_plan.launches),
-        block=variant.threads,
+        block=launch_plan.launches[0].threads,
         cluster=launch_plan.launches[0].cluster,
         shared_bytes=variant.shared_bytes,
         bytes_read=_bytes_read(launch_plan),

@@ -15,6 +15,9 @@ SCALARS = ("scale", "mask.fill")
 ACCESS_BYTES = 16
 """Width of a vector access."""
 
+WARP = 32
+"""Threads."""
+
 EVERYWHERE = 2**40
 """As a number of columns on either side: all there can be."""
 
@@ -35,6 +38,7 @@ class Launch:
     """One grid of a plan. `template` is the parameter struct with the dynamic fields left 0."""
 
     grid: int
+    threads: int  # per CTA
     cluster: int  # CTAs per cluster
     rows: int
     offset: tuple[int, ...]  # that moves each operand's address, in bytes
@@ -180,6 +184,7 @@ def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) 
     return [
         Launch(
             grid=-(-part.rows // rows_per_cta) * cluster * segments,
+            threads=_threads(geometry, variant, cluster),
             cluster=cluster,
             rows=part.rows,
             offset=addresses,
@@ -239,6 +244,18 @@ def _part_of_cta(geometry: Geometry, cluster: int) -> int:
     """Columns of a row for each CTA of its cluster, whole vectors."""
     vector = ACCESS_BYTES // geometry.element_bytes
     return -(-geometry.k // (cluster * vector)) * vector
+
+
+def _threads(geometry: Geometry, variant: Variant, cluster: int) -> int:
+    """Of a CTA: where a launch decides, the fewest warps that hold its part of the row. By K alone, as `_cluster`.
+
+    The columns that make no whole vector have registers of their own, where rows start anywhere.
+    """
+    if not variant.by_warp:
+        return variant.threads
+    columns = _part_of_cta(geometry, cluster) if cluster > 1 else geometry.k
+    warps = -(-(columns // variant.access) // (WARP * variant.chunks))
+    return WARP * max(warps, 1)
 
 
 def _is_flat(geometry: Geometry, inner_first: tuple[Dimension, ...]) -> bool:

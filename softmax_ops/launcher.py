@@ -51,7 +51,7 @@ class _Grid:
         self.step = step  # bytes that the operands are beyond those of the grid before; empty: none
         self.block = driver.ArgumentBlock(launch.template)
         self.buffer, self.address = self.block.buffer, self.block.address
-        self.config = driver.launch_config(launch.grid, variant.threads, launch.cluster, variant.shared_bytes)
+        self.config = driver.launch_config(launch.grid, launch.threads, launch.cluster, variant.shared_bytes)
         self.stream = 0  # that of a fresh config
         self.addresses: tuple[int, ...] = ()  # these three: what it was launched with before
         self.scale = self.fill = 0.0

@@ -21,7 +21,8 @@ LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
 def cases(spec: Spec) -> list[Case]:
     """Launches that together hold everything this variant can meet."""
     if spec.mask is Mask.GENERAL:
-        return _forward_features(spec) if spec.direction is Direction.FORWARD else _backward_features(spec)
+        own = _forward_features(spec) if spec.direction is Direction.FORWARD else _backward_features(spec)
+        return [*own, *_whole_warps(spec)]
     return [
         _longest(spec),
         *_in_place(spec),
@@ -30,6 +31,7 @@ def cases(spec: Spec) -> list[Case]:
         _expanded(spec),
         *_filled(spec),
         *_without_offset(spec),
+        *_whole_warps(spec),
     ]
 
 
@@ -122,7 +124,7 @@ def _in_place(spec: Spec) -> Iterator[Case]:
     k = max(longest - spec.vec, shortest)
     start = Layout()
     if spec.plan is Plan.CLUSTER:
-        k, start = 2 * (shortest - 1) // spec.vec * spec.vec, Layout(phase=0 if spec.vec > 1 else 1)
+        k, start = 2 * spec.max_k // spec.cluster, Layout(phase=0 if spec.vec > 1 else 1)
     shape = (*_leading(spec, k), k)
     for number, name in enumerate(spec.direction.tensors[:-1]):
         yield Case(
@@ -177,6 +179,7 @@ def _out_of_phase(spec: Spec) -> Case:
 def _expanded(spec: Spec) -> Case:
     shortest, longest = interval(spec)
     k = min(shortest + spec.dtype.vector, max(longest - spec.vec, shortest))
+    k = k if spec.vec > 1 else k | 1
     shape = (*_leading(spec, k, q=k + 2 if k < 60 else 3), k)
     return Case(
         "inputs of stride 0 along the batch; scale 0; mask the same for all queries; short rows: fewer columns than "
@@ -205,6 +208,34 @@ def _filled(spec: Spec) -> Iterator[Case]:
         first_pattern=4,
         **_features(spec, shape, "bqk", 0),
     )
+
+
+def _whole_warps(spec: Spec) -> Iterator[Case]:
+    """Rows around what fills three warps, or one more than half of those that a CTA of a cluster may have: a vector or
+    column less, all that they hold, and what takes another warp for a single vector."""
+    if not spec.by_warp:
+        return
+    ctas, warps = (2, spec.warps // 2 + 1) if spec.plan is Plan.CLUSTER else (1, 3)
+    filled = ctas * warps * 32 * spec.access * spec.chunks
+    beside = spec.access - 1 if spec.plan is Plan.BLOCK and spec.ragged else 0
+    start = Layout(phase=0 if spec.vec > 1 else 1)
+    lengths = (filled - spec.vec, warps), (filled + beside, warps), (filled + spec.access, warps + 1)
+    for pattern, (k, expected) in enumerate(lengths):
+        shape = (1, 1, 2, k)
+        features = _features(spec, shape, "hqk", k - 2)
+        if spec.mask is Mask.GENERAL:
+            features = {"features": Features(lse=True) if spec.direction is Direction.FORWARD else Features(d=True)}
+        yield Case(
+            f"{expected} warps in a CTA; mask of x's shape; bottom-right",
+            spec,
+            shape,
+            0.5,
+            (start,) * _inputs(spec),
+            start,
+            mask_layout=start,
+            first_pattern=3 + pattern,
+            **features,
+        )
 
 
 def _forward_features(spec: Spec) -> list[Case]:

@@ -91,7 +91,7 @@ class InterpreterEngine:
             ptx.run(
                 self.program(plan.variant.name),
                 grid=launch.grid,
-                block=plan.variant.threads,
+                block=launch.threads,
                 cluster=launch.cluster,
                 shared_bytes=plan.variant.shared_bytes,
                 params=plan.arguments(launch, values),

@@ -51,7 +51,7 @@ def judge_far_rows(spec: Spec, interpreter: InterpreterEngine) -> None:
         ptx.run(
             interpreter.program(spec.name),
             grid=launch.grid,
-            block=spec.threads,
+            block=launch.threads,
             cluster=launch.cluster,
             shared_bytes=spec.shared_bytes,
             params=chosen.arguments(launch, fields | {"scale": 1.0, "mask.fill": -np.inf}),

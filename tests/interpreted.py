@@ -53,7 +53,7 @@ class Interpreted:
             ptx.run(
                 self._program,
                 grid=launch.grid,
-                block=self.plan.variant.threads,
+                block=launch.threads,
                 cluster=launch.cluster,
                 shared_bytes=self.plan.variant.shared_bytes,
                 params=self.plan.arguments(launch, values),

@@ -108,14 +108,26 @@ def test_row_plans_of_one_alignment_leave_no_gap_up_to_the_longest(direction: Di
         assert lengths[0][0] == 1
         assert all(longer[0] == shorter[1] + 1 for shorter, longer in pairwise(lengths))
         assert lengths[-1][1] == (ANY_K if vec == 1 else 8192 if dtype is DType.F64 else 16384)
-    assert all(1 <= plan.k[0] <= plan.k[1] <= plan.max_k for plan in plans.row_plans(direction, dtype))
+    assert all(1 <= plan.k[0] <= plan.k[1] for plan in plans.row_plans(direction, dtype))
+
+
+@every_table
+def test_edge_columns_have_registers_beside_the_vectors(direction: Direction, dtype: DType) -> None:
+    """A row may be longer than the vectors of its variant by what is no vector, where edges hold the rest."""
+    for mask in variants.MASKS[direction, dtype]:
+        for plan, spec in variants.dispatch(direction, dtype, mask) or ():
+            beside = spec.access - 1 if spec.ragged and plan.plan in (Plan.WARP, Plan.BLOCK) else 0
+            assert plan.k[1] <= spec.max_k + beside
+            assert plan.plan is Plan.CLUSTER or plan.k[1] == spec.max_k + beside
+            assert not spec.ragged or spec.edges * spec.dealt >= 2 * (spec.access - 1)
 
 
 @every_table
 def test_rows_that_several_ctas_share_begin_behind_the_longest_block(direction: Direction, dtype: DType) -> None:
     row_plans = plans.row_plans(direction, dtype)
     longest = max(plan.max_k for plan in row_plans if plan.plan is Plan.BLOCK)
-    assert {plan.k[0] for plan in row_plans if plan.plan in LONG} == {longest + 1}
+    behind = max(plan.k[1] for plan in row_plans if plan.plan is Plan.BLOCK) + 1
+    assert {plan.k[0] for plan in row_plans if plan.plan in LONG} == {behind}
     clusters = {plan.architectures: plan.k[1] // longest for plan in row_plans if plan.plan is Plan.CLUSTER}
     assert clusters == {("sm_90", "sm_100", "sm_103"): 16, ("sm_120",): 8}
     assert {plan.max_rows for plan in row_plans if plan.plan is Plan.SPLIT} == {128}
@@ -225,7 +237,7 @@ def test_catalogue_entries_are_of_variants_that_serve_them() -> None:
         for entry in table:
             variant = catalog.variants[entry.name]
             assert (variant.direction, variant.dtype, variant.vec) == (direction, dtype, entry.vec)
-            assert entry.k[1] <= variant.max_k
+            assert entry.k[1] < variant.max_k + variant.access
             assert {*(entry.architectures or variants.ARCHITECTURES)} <= {*variant.architectures}
             assert (entry.max_rows == 128) == (variant.plan == "split") == (variant.passes == 2)
             assert (variant.piece > 0) == (variant.plan in ("split", "stream"))

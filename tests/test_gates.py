@@ -107,11 +107,11 @@ GOAL_MASKED = 16.0
 """The same of masked rows, and of the backward."""
 
 EXCEPTIONS = {
-    # A factor per warp, the exchange of partials, and a branch around each chunk that lies beyond a shorter row.
-    ("none", Plan.BLOCK, True): 13.1,
-    ("bool", Plan.BLOCK, True): 16.6,
-    ("boolcausal", Plan.BLOCK, True): 19.2,
-    ("like", Plan.BLOCK, True): 17.6,
+    # A factor per warp, the exchange of partials of up to 16 warps, and a branch around each chunk beyond a shorter row.
+    ("none", Plan.BLOCK, True): 13.7,
+    ("causal", Plan.BLOCK, True): 16.2,
+    ("boolcausal", Plan.BLOCK, True): 19.8,
+    ("like", Plan.BLOCK, True): 18.3,
     # Rows that start anywhere: the edge columns, the phase, and per vector the choice of a wide load or single ones.
     ("none", Plan.WARP, False): 16.2,
     ("causal", Plan.WARP, False): 17.9,
@@ -119,25 +119,24 @@ EXCEPTIONS = {
     ("boolcausal", Plan.WARP, False): 23.1,
     ("like", Plan.WARP, False): 23.1,
     ("bwd", Plan.WARP, False): 19.4,
-    ("none", Plan.BLOCK, False): 16.6,
-    ("causal", Plan.BLOCK, False): 18.3,
-    ("bool", Plan.BLOCK, False): 21.6,
-    ("boolcausal", Plan.BLOCK, False): 23.1,
-    ("like", Plan.BLOCK, False): 23.1,
-    ("bwd", Plan.BLOCK, False): 18.6,
+    ("none", Plan.BLOCK, False): 17.1,
+    ("causal", Plan.BLOCK, False): 18.8,
+    ("boolcausal", Plan.BLOCK, False): 23.8,
+    ("like", Plan.BLOCK, False): 23.7,
+    ("bwd", Plan.BLOCK, False): 19.2,
     # The general kind: half the columns per lane, a test for each feature and vector; f32 results take a longer exp.
     ("general", Plan.WARP, True): 27.1,
     ("general", Plan.WARP, False): 36.3,
-    ("general", Plan.BLOCK, True): 31.2,
-    ("general", Plan.BLOCK, False): 37.5,
+    ("general", Plan.BLOCK, True): 30.8,
+    ("general", Plan.BLOCK, False): 36.4,
     ("general to f32", Plan.WARP, True): 35.2,
     ("general to f32", Plan.WARP, False): 44.9,
-    ("general to f32", Plan.BLOCK, True): 39.4,
-    ("general to f32", Plan.BLOCK, False): 46.8,
+    ("general to f32", Plan.BLOCK, True): 39.3,
+    ("general to f32", Plan.BLOCK, False): 45.6,
     ("general bwd", Plan.WARP, True): 23.3,
     ("general bwd", Plan.WARP, False): 31.6,
-    ("general bwd", Plan.BLOCK, True): 26.3,
-    ("general bwd", Plan.BLOCK, False): 32.1,
+    ("general bwd", Plan.BLOCK, True): 26.9,
+    ("general bwd", Plan.BLOCK, False): 32.7,
 }
 """What misses the goal, as measured (CUDA 13.0, sm_90; rounded up): by mask or direction, plan, and whether the rows
 are aligned."""

@@ -367,16 +367,21 @@ LONGEST_BLOCK_OF_GENERAL = {
 """Columns that one CTA holds, of a cluster too."""
 
 
+def whole_vectors(dtype: str, k: int) -> int:
+    """Columns of a row that the registers of its vectors must hold: those beside them have others, but in f64."""
+    return k if dtype == "f64" else k - k % (16 // DTYPE_BYTES[dtype])
+
+
 def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, general: bool) -> str:
     """Who holds a row: the whole policy in a few lines, apart from codegen.plans where it is made. Alignment has no
     part in it; direction and mask only where the general kind holds half as much, in no tiles."""
-    row_bytes = k * DTYPE_BYTES[dtype]
+    held = whole_vectors(dtype, k)
     longest = LONGEST_BLOCK_OF_GENERAL[direction, dtype.split("to")[0]] if general else LONGEST_BLOCK[dtype]
     if k <= 32 and not general:
         return "tile"
-    if row_bytes <= (1024 if general else 2048):
+    if held * DTYPE_BYTES[dtype] <= (1024 if general else 2048):
         return "warp"
-    if k <= longest:
+    if held <= longest:
         return "block"
     if k <= longest * CLUSTER_CTAS.get(arch, 0):
         return "cluster"
@@ -404,7 +409,7 @@ def test_every_row_length_is_served_as_documented(direction: str, dtype: str, ma
             aligned = alignment == 16 and k * DTYPE_BYTES[dtype] % 16 == 0
             at = (k, rows, alignment, arch)
             assert found.plan == documented_plan(dtype, k, rows, arch, direction, mask_kind == "general"), at
-            assert arch in found.architectures and k <= found.max_k and reason, at
+            assert arch in found.architectures and whole_vectors(dtype, k) <= found.max_k and reason, at
             assert (found.direction, found.dtype) == (direction, dtype), at
             assert (found.vec > 1) == (aligned and found.plan not in ("split", "stream")), at
 
@@ -527,7 +532,7 @@ def test_no_variant() -> None:
 @pytest.mark.parametrize("arch", ["sm_70", "sm_75", "sm_80", "sm_86", "sm_89"])
 def test_there_are_no_clusters_before_sm_90(direction: str, arch: str) -> None:
     for rows, instead in [(128, "split"), (129, "stream")]:
-        found = planned(geometry((rows, 16385), direction=direction), arch)
+        found = planned(geometry((rows, 16392), direction=direction), arch)
         assert (found.variant.plan, {launch.cluster for launch in found.launches}) == (instead, {1})
         assert f"c16: not for {arch}" in found.reason
 
@@ -538,7 +543,7 @@ def test_there_are_no_clusters_before_sm_90(direction: str, arch: str) -> None:
 )
 def test_a_newer_gpu_of_the_same_major_runs_as_its_sibling(arch: str, runs_like: str) -> None:
     """sm_121 with clusters of 8, as sm_120 does."""
-    for k in (1000, 16384, 16385, 131072, 131073, 262144, 262145):
+    for k in (1000, 16384, 16392, 131072, 131073, 262144, 262145):
         found, sibling = (planned(geometry((3, k)), each) for each in (arch, runs_like))
         assert (found.variant, found.launches) == (sibling.variant, sibling.launches), k
 
@@ -556,6 +561,82 @@ def test_an_older_gpu_of_the_same_major_does_not() -> None:
 def test_another_major_does_not(arch: str) -> None:
     """sm_110 is between two that have clusters, and no cubin of theirs is for it."""
     assert planned(geometry((3, 20000)), arch).variant.plan == ("cluster" if arch == "sm_99" else "split")
+
+
+# Threads
+
+
+@pytest.mark.parametrize(
+    ("of", "threads"),
+    [
+        # 16 bits, aligned: a warp holds 1024 columns.
+        (geometry((3, 1032)), 64),
+        (geometry((3, 2040)), 64),
+        (geometry((3, 2048)), 64),
+        (geometry((3, 2056)), 96),
+        (geometry((3, 8192)), 256),
+        (geometry((3, 16376)), 512),
+        (geometry((3, 16384)), 512),
+        (geometry((3, 8192), "bf16", direction="bwd"), 256),
+        # Anywhere: seven more, beside the vectors.
+        (geometry((3, 1500)), 64),
+        (geometry((3, 2055)), 64),
+        (geometry((3, 2057)), 96),
+        (geometry((3, 16391)), 512),
+        (geometry((3, 2056), alignment=2), 96),
+        # f32: 1024 columns, three more; 512 in the backward. f64: 256.
+        (geometry((3, 516), "f32"), 32),
+        (geometry((3, 1024), "f32"), 32),
+        (geometry((3, 1027), "f32"), 32),
+        (geometry((3, 1028), "f32"), 64),
+        (geometry((3, 1024), "f32", direction="bwd"), 64),
+        (geometry((3, 1028), "f32", direction="bwd"), 96),
+        (geometry((3, 257), "f64"), 64),
+        (geometry((3, 8191), "f64"), 1024),
+        (geometry((3, 8192), "f64"), 1024),
+        # The general kind: half of that.
+        (geometry((3, 520), mask_kind="general"), 64),
+        (geometry((3, 1025), mask_kind="general"), 64),
+        (geometry((3, 260), "f32", "general"), 32),
+        # Clusters: what a CTA has of the row, in whole vectors.
+        (geometry((3, 16392)), 288),  # 8200
+        (geometry((3, 18432)), 288),  # 9216
+        (geometry((3, 18433)), 320),  # 9224
+        (geometry((3, 32768)), 512),
+        (geometry((3, 32769)), 288),  # 8200 in each of four
+        (geometry((3, 140000), "f32"), 288),  # 8752 in each of 16
+        # Others have all that they are compiled for.
+        (geometry((3, 7)), 256),
+        (geometry((3, 40)), 128),
+        (geometry((3, 1024)), 128),
+        (geometry((3, 1031)), 128),
+        (geometry((3, 10**6)), 256),
+        (geometry((300, 10**6)), 512),
+    ],
+    ids=lambda value: f"{value.direction}-{value.dtype}-{value.k}" if isinstance(value, Geometry) else None,
+)
+def test_as_many_warps_as_hold_the_row(of: Geometry, threads: int) -> None:
+    found = planned(of)
+    assert {launch.threads for launch in found.launches} == {threads}, found.variant.name
+
+
+@every_kind
+def test_no_warp_too_few_and_none_too_many(direction: str, dtype: str, mask_kind: str) -> None:
+    """The vectors of a row in any phase have their registers, and a warp less would not hold them."""
+    entries = [entry for entry in CATALOG.tables[direction, dtype, mask_kind] if CATALOG.variants[entry.name].by_warp]
+    for entry in entries:
+        variant = CATALOG.variants[entry.name]
+        first, last = entry.k[0] + -entry.k[0] % entry.vec, entry.k[1]
+        for k in {first, *range(first, last, 100 * entry.vec + entry.vec), last}:
+            found = planned(geometry((3, k), dtype, mask_kind, direction=direction, alignment=entry.vec * 2))
+            if found.variant != variant:
+                continue
+            (launch,) = found.launches
+            columns = k if launch.cluster == 1 else parameters(found)["cluster.columns"][0]
+            held = launch.threads * variant.access * variant.chunks
+            at_most = columns - columns % variant.access
+            assert held - 32 * variant.access * variant.chunks < at_most <= held, (entry.name, k)
+            assert launch.threads % 32 == 0 and launch.threads <= variant.threads
 
 
 # Rows that several CTAs share
@@ -605,11 +686,11 @@ def test_a_cluster_is_as_small_as_holds_the_row(direction: str, dtype: str, arch
 
 
 @every_direction
-@pytest.mark.parametrize("k", [16385, 20000, 32769, 50257, 100000, 131072])
+@pytest.mark.parametrize("k", [16392, 20000, 32769, 50257, 100000, 131072])
 def test_how_a_row_is_shared_depends_on_its_length_alone(direction: str, k: int) -> None:
     """So that its bits do not depend on what else is in the batch, nor on the GPU's kind."""
     shared = {
-        (launch.cluster, *parameters(found)["cluster.columns"], found.variant.lanes)
+        (launch.cluster, *parameters(found)["cluster.columns"], launch.threads)
         for arch in CLUSTER_CTAS
         for shape in [(k,), (1, k), (7, k), (2, 64, k), (10**6, k)]
         for alignment in (16, 1)

@@ -128,6 +128,7 @@ def test_every_argument_layout_is_passed_as_planned(serve: Serve) -> None:
             plans[found.variant.layout] = found
     assert set(plans) == set(catalog.load().layouts)
     serve(*{found.variant.name: found.variant for found in plans.values()}.values())
+    assert any(found.launches[0].threads < found.variant.threads for found in plans.values())
     for found in plans.values():
         stub_driver.forget()
         launch(found)
@@ -136,7 +137,7 @@ def test_every_argument_layout_is_passed_as_planned(serve: Serve) -> None:
         for call, part in zip(recorded, found.launches, strict=True):
             assert call.kernel.decode() == found.variant.name
             assert call.grid == (part.grid, 1, 1)
-            assert call.block == (found.variant.threads, 1, 1)
+            assert call.block == (part.threads, 1, 1)
             assert call.cluster == ((0, 0, 0) if part.cluster == 1 else (part.cluster, 1, 1))
             assert call.shared_bytes == found.variant.shared_bytes
             assert (call.stream, call.arguments[1]) == (STREAM, 0)  # and nothing in `extra`

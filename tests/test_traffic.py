@@ -97,7 +97,7 @@ def test_neighbouring_ctas_share_long_and_short_rows(target: Target, interpreter
     judge(call, outcome)
     assert outcome.writers is not None
     of_row = outcome.writers[call.operands.result.valid].reshape(rows, -1)[:, 0]
-    ctas = of_row // (spec.threads * call.plan.launches[0].cluster)
+    ctas = of_row // (call.plan.launches[0].threads * call.plan.launches[0].cluster)
     read = np.bincount(ctas, weights=visible_columns(call), minlength=6)
     pairs = read.reshape(3, 2).sum(axis=1)
     assert sorted(np.bincount(ctas)) == [per_cta] * 6

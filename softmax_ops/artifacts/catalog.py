@@ -12,7 +12,7 @@ from pathlib import Path
 
 from softmax_ops.artifacts.made import Made
 
-SCHEMA = 4
+SCHEMA = 5
 
 _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
@@ -36,9 +36,12 @@ class Variant:
     plan: str  # tile, warp, block, cluster, stream, split
     max_k: int  # longest row, in columns
     vec: int  # alignment that every row must have, in elements
-    lanes: int  # threads that share a row
-    threads: int  # per CTA
+    lanes: int  # threads that share a row; at most, where `by_warp`
+    threads: int  # per CTA; at most, where `by_warp`
     rows: int  # per CTA; of a tile, at max_k
+    access: int  # elements of a vector in registers
+    chunks: int  # vectors that a lane holds at once
+    by_warp: bool  # a launch has as many warps as hold the row
     tile_elements: int  # of a row's tensors each that a tile's shared memory holds; 0: not a tile
     piece: int  # columns that a CTA handles at once where a row is longer; 0: it holds its part of the row
     passes: int  # launches over the same rows

@@ -66,11 +66,11 @@ CUTE_DEVICE void load_gradient(
   clear(rDy);
   fill(rY, gradient.hidden());
   // All loads are issued before the first use; those beyond the end are predicated off, not branched around.
-  for_each_part<Row>(kEveryColumn, [&](auto part) {
+  for_each_part<Row>([&](auto part) {
     seen(part).load(dy, part.of(rDy));
     seen(part).load(y, part.of(rY));
   });
-  for_each_part<Row>(end, [&](auto part) {
+  for_each_part(row, end, [&](auto part) {
     auto const span  = seen(part);
     int const before = begin - span.column;
     int const inside = span.end - span.column;
@@ -88,12 +88,13 @@ CUTE_DEVICE void load_gradient(
 
 // The lane's share of the dot product.
 template <class Row, class Gradient, class Fragment>
-CUTE_DEVICE auto dot_of(Fragment const& rDy /* (V*C+E) */, Fragment const& rY /* (V*C+E) */, int end, Gradient const& gradient)
+CUTE_DEVICE auto dot_of(
+    Row const& row, Fragment const& rDy /* (V*C+E) */, Fragment const& rY /* (V*C+E) */, int end, Gradient const& gradient)
 {
   using namespace cute;
   using Accumulator = typename Gradient::Accumulator;
   Accumulator sum   = 0;
-  for_each_part<Row>(end, [&](auto part) {
+  for_each_part(row, end, [&](auto part) {
     Tensor rG = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
     Tensor rP = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
     widen(part.of(rDy), rG);
@@ -118,11 +119,11 @@ CUTE_DEVICE void store_gradient(
 {
   using namespace cute;
   using Accumulator = typename Gradient::Accumulator;
-  for_each_part<Row>(k, [&](auto part) {
+  for_each_part(row, k, [&](auto part) {
     Tensor rG  = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
     Tensor rP  = make_tensor<Accumulator>(Shape<Int<part.Width>>{});  // (V)
     Tensor rDx = make_tensor<Output>(Shape<Int<part.Width>>{});       // (V)
-    if (part.reaches(end)) {
+    if (part.reaches(row, end)) {
       widen(part.of(rDy), rG);
       widen(part.of(rY), rP);
       gradient.apply(rG, rP, dot);

@@ -17,12 +17,13 @@ struct ClusterParams
 //
 // A CTA's shared memory may be written once it runs: the kernel begins with cute::cluster_arrive_relaxed(), which pairs with
 // the first wait. Behind the second nobody touches another CTA's memory, so each may leave when it likes.
-template <int Warps, class Partial>
-CUTE_DEVICE Partial over_cluster(Partial warp, Partial* sPartials /* (Warps*CTAs) */)
+template <class Partial>
+CUTE_DEVICE Partial over_cluster(Partial warp, Partial* sPartials /* (warps*CTAs) */)
 {
-  int const lane = threadIdx.x % 32;
-  int const ctas = __clusterSizeInBlocks();
-  int const slot = __clusterRelativeBlockRank() * Warps + threadIdx.x / 32;
+  int const lane  = threadIdx.x % 32;
+  int const warps = blockDim.x / 32;
+  int const ctas  = __clusterSizeInBlocks();
+  int const slot  = __clusterRelativeBlockRank() * warps + threadIdx.x / 32;
 
   cute::cluster_wait();
   if (lane < ctas) { *static_cast<Partial*>(__cluster_map_shared_rank(sPartials + slot, lane)) = warp; }
@@ -31,7 +32,7 @@ CUTE_DEVICE Partial over_cluster(Partial warp, Partial* sPartials /* (Warps*CTAs
 
   Partial all = Partial::nothing();
   CUTE_NO_UNROLL
-  for (int i = lane; i < Warps * ctas; i += 32) { all.add(sPartials[i]); }
+  for (int i = lane; i < warps * ctas; i += 32) { all.add(sPartials[i]); }
   return all.template over_lanes<32>();
 }
 

@@ -20,11 +20,11 @@ struct Forward
   RowStrides y_strides;
 };
 
-template <class Row, class Accumulator, class ScoreTensor>
-CUTE_DEVICE Accumulator max_of(ScoreTensor const& rZ /* (V*C+E) */, int end)
+template <class Accumulator, class Row, class ScoreTensor>
+CUTE_DEVICE Accumulator max_of(Row const& row, ScoreTensor const& rZ /* (V*C+E) */, int end)
 {
   Accumulator max = negative_infinity<Accumulator>();
-  for_each_part<Row>(end, [&](auto part) {
+  for_each_part(row, end, [&](auto part) {
     cute::Tensor rV = part.of(rZ);  // (V)
     CUTE_UNROLL
     for (int v = 0; v < part.Width; ++v) { max = max_number(max, rV(v)); }
@@ -35,8 +35,8 @@ CUTE_DEVICE Accumulator max_of(ScoreTensor const& rZ /* (V*C+E) */, int end)
 // The sum of unit * exp(z - max), which take the place of z unless it is kept.
 //
 // A long exp stands once, in a loop that the registers pass by; no vector of f64 is left out.
-template <class Row, class Numeric, class Accumulator, class ScoreTensor, class Keep = cute::false_type>
-CUTE_DEVICE Accumulator exponentiate(ScoreTensor& rZ /* (V*C+E) */, int end, Accumulator max, Keep keep = {})
+template <class Numeric, class Row, class Accumulator, class ScoreTensor, class Keep = cute::false_type>
+CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) */, int end, Accumulator max, Keep keep = {})
 {
   typename Numeric::Exp const exp(max);
   Accumulator sum = 0;
@@ -53,7 +53,7 @@ CUTE_DEVICE Accumulator exponentiate(ScoreTensor& rZ /* (V*C+E) */, int end, Acc
       rZ(Size - 1) = keep ? z : e;
     }
   } else {
-    for_each_part<Row>(end, [&](auto part) {
+    for_each_part(row, end, [&](auto part) {
       cute::Tensor rV = part.of(rZ);  // (V)
       CUTE_UNROLL
       for (int v = 0; v < part.Width; ++v) {
@@ -67,11 +67,11 @@ CUTE_DEVICE Accumulator exponentiate(ScoreTensor& rZ /* (V*C+E) */, int end, Acc
 }
 
 // What is known of a row from the lane's share of it; leaves exponentials in place of the scores.
-template <class Row, class Numeric, class ScoreTensor>
-CUTE_DEVICE MaxSum<Numeric> max_sum_of(ScoreTensor& rZ /* (V*C+E) */, int end)
+template <class Numeric, class Row, class ScoreTensor>
+CUTE_DEVICE MaxSum<Numeric> max_sum_of(Row const& row, ScoreTensor& rZ /* (V*C+E) */, int end)
 {
-  auto const max = max_of<Row, typename Numeric::Accumulator>(rZ, end);
-  return {max, exponentiate<Row, Numeric>(rZ, end, max)};
+  auto const max = max_of<typename Numeric::Accumulator>(row, rZ, end);
+  return {max, exponentiate<Numeric>(row, rZ, end, max)};
 }
 
 // What turns unit * exp(z - max) into the probability. The sum of a row that sees nothing is 0: its probabilities are 0, not NaN.
@@ -105,10 +105,10 @@ CUTE_DEVICE void store_outcome(
     Row const& row, Output* y, int end, int k, ScoreTensor& rE /* (V*C+E) */, Outcome const& outcome)
 {
   using namespace cute;
-  for_each_part<Row>(k, [&](auto part) {
+  for_each_part(row, k, [&](auto part) {
     Tensor rP = part.of(rE);                   // (V)
     Tensor rY = make_tensor_like<Output>(rP);  // (V)
-    if (part.reaches(end)) {
+    if (part.reaches(row, end)) {
       CUTE_UNROLL
       for (int v = 0; v < part.Width; ++v) { rP(v) = outcome(rP(v)); }
     } else {

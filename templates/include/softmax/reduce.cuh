@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cute/config.hpp>
+#include <cute/numeric/integral_constant.hpp>
 
 #include <softmax/numeric.cuh>
 
@@ -71,15 +71,18 @@ struct Dot
 };
 
 // One partial per warp, already the same in all its lanes, becomes that of the whole CTA, in every thread, with one barrier.
+// A launch may have fewer than MaxWarps.
 // sPartials is written once per launch, so no second barrier guards it.
-template <int Warps, class Partial>
-CUTE_DEVICE Partial over_warps(Partial warp, Partial* sPartials /* (Warps) */)
+template <int MaxWarps, class Partial, class Warps = cute::Int<MaxWarps>>
+CUTE_DEVICE Partial over_warps(Partial warp, Partial* sPartials /* (MaxWarps) */, Warps warps = {})
 {
-  static_assert(1 < Warps && Warps <= 32 && (Warps & (Warps - 1)) == 0, "a group of lanes holds one partial each");
+  static_assert(1 < MaxWarps && MaxWarps <= 32 && (MaxWarps & (MaxWarps - 1)) == 0, "a group of lanes holds one partial each");
   int const lane = threadIdx.x % 32;
   if (lane == 0) { sPartials[threadIdx.x / 32] = warp; }
   __syncthreads();
-  return sPartials[lane % Warps].template over_lanes<Warps>();
+  int const i        = lane % MaxWarps;
+  Partial const each = i < int(warps) ? sPartials[i] : Partial::nothing();
+  return each.template over_lanes<MaxWarps>();
 }
 
 }  // namespace softmax

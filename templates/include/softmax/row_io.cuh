@@ -1,11 +1,11 @@
 #pragma once
 
-#include <cuda/std/limits>
 #include <cute/tensor.hpp>
 
 // How the lanes that share a row divide its columns, and how their parts move between memory and registers.
 //
 // A row is cut into vectors of Vec elements, dealt to the lanes in turn: lane l holds the vectors l, l + Lanes, ...
+// ByWarp: so are Lanes * Chunks neighbouring vectors to the lanes of each warp, and a launch has as many warps as hold the row.
 // Nothing outside [0, K) is ever touched, and no access is wider than its address is aligned.
 
 namespace softmax {
@@ -80,13 +80,13 @@ struct VectorPart
   static constexpr int Width = Row::Vec;
   int c;
 
-  // Whether the part may have columns before `end`, the same answer in every lane of the row. Vectors beyond it are left out,
-  // but for those that are not worth the branch: of fewer than four elements, or of aligned rows in a warp, whose lengths
-  // grow by two from kernel to kernel.
-  CUTE_DEVICE bool reaches(int end) const
+  // Whether the part may have columns before `end`, the same answer in every lane of a warp. Vectors beyond it are left out,
+  // but for those that are not worth the branch: of fewer than four elements, or of aligned rows that one warp holds, whose
+  // lengths grow by two from kernel to kernel.
+  CUTE_DEVICE bool reaches(Row const& row, int end) const
   {
-    constexpr bool Always = Row::Vec < 4 || (Row::Lanes <= 32 && Row::Edges == 0);
-    return Always || c == 0 || Row::Vec * Row::Lanes * c < end;
+    constexpr bool Always = Row::Vec < 4 || (Row::Lanes <= 32 && !Row::ByWarp && Row::Edges == 0);
+    return Always || c == 0 || Row::Vec * (row.share.begin + Row::Lanes * c) < end;
   }
 
   template <class Fragment>
@@ -104,7 +104,7 @@ struct EdgePart
   static constexpr int Width = 1;
   int c;  // Chunks, Chunks + 1, ...
 
-  CUTE_DEVICE bool reaches(int /*end*/) const { return true; }
+  CUTE_DEVICE bool reaches(Row const& /*row*/, int /*end*/) const { return true; }
 
   template <class Fragment>
   CUTE_DEVICE auto of(Fragment&& rZ /* (V*C+E) */) const
@@ -123,16 +123,26 @@ CUTE_DEVICE auto make_row_fragment()
   return cute::make_tensor<Value>(cute::Shape<cute::Int<Row::Vec * Row::Chunks + Row::Edges>>{});
 }
 
-constexpr int kEveryColumn = cuda::std::numeric_limits<int>::max();
+// body(part) for every part.
+template <class Row, class Body>
+CUTE_DEVICE void for_each_part(Body body)
+{
+  CUTE_UNROLL
+  for (int c = 0; c < Row::Chunks; ++c) { body(VectorPart<Row>{c}); }
+  if constexpr (Row::Edges > 0) {
+    CUTE_UNROLL
+    for (int edge = 0; edge < Row::Edges; ++edge) { body(EdgePart<Row>{Row::Chunks + edge}); }
+  }
+}
 
 // body(part) for the parts that reach into the first `end` columns of a row.
 template <class Row, class Body>
-CUTE_DEVICE void for_each_part(int end, Body body)
+CUTE_DEVICE void for_each_part(Row const& row, int end, Body body)
 {
   CUTE_UNROLL
   for (int c = 0; c < Row::Chunks; ++c) {
     VectorPart<Row> const part{c};
-    if (part.reaches(end)) { body(part); }
+    if (part.reaches(row, end)) { body(part); }
   }
   if constexpr (Row::Edges > 0) {
     CUTE_UNROLL
@@ -140,23 +150,40 @@ CUTE_DEVICE void for_each_part(int end, Body body)
   }
 }
 
+// Which of a row's vectors a thread holds: first, first + Lanes, ...
+template <int Lanes, int Chunks, bool ByWarp>
+struct Share
+{
+  static_assert(!ByWarp || Lanes == 32, "the lanes of a warp");
+
+  int begin;  // first of those that are dealt together
+  int first;
+
+  // The compiler knows that what is read from one lane is the same in all: branches on it do not diverge.
+  CUTE_DEVICE explicit Share(int thread)
+    : begin(ByWarp ? Lanes * Chunks * __shfl_sync(0xffffffffu, thread / Lanes, 0) : 0),
+      first(ByWarp ? begin + thread % Lanes : thread)
+  {}
+};
+
 // Every operand's row starts on a vector boundary and K is a multiple of Vec: vectors are inside the row or outside of it.
-template <int Vec_, int Lanes_, int Chunks_>
+template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false>
 struct AlignedRow
 {
-  static constexpr int Vec    = Vec_;
-  static constexpr int Lanes  = Lanes_;
-  static constexpr int Chunks = Chunks_;
-  static constexpr int Edges  = 0;
+  static constexpr int Vec     = Vec_;
+  static constexpr int Lanes   = Lanes_;
+  static constexpr int Chunks  = Chunks_;
+  static constexpr bool ByWarp = ByWarp_;
+  static constexpr int Edges   = 0;
 
-  int lane;
+  Share<Lanes, Chunks, ByWarp> share;
 
   template <class Element>
-  CUTE_DEVICE AlignedRow(int lane, Element const* /*output*/, int /*k*/) : lane(lane)
+  CUTE_DEVICE AlignedRow(int thread, Element const* /*output*/, int /*k*/) : share(thread)
   {}
 
   // The lane's vector c, c < Chunks, as far as it begins before `end`.
-  CUTE_DEVICE Span<Vec, true> vector(int c, int end) const { return {Vec * (lane + Lanes * c), end}; }
+  CUTE_DEVICE Span<Vec, true> vector(int c, int end) const { return {Vec * (share.first + Lanes * c), end}; }
 };
 
 // Rows start anywhere. The cuts follow the vector boundaries of the output, so every vector is stored whole; the fewer than
@@ -166,20 +193,23 @@ struct AlignedRow
 //   0      head                                     body   K
 //
 // InPhase promises that every operand lies at the phase of the output.
-template <int Vec_, int Lanes_, int Chunks_, bool InPhase = false, bool Streamed = false>
+template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false, bool InPhase = false, bool Streamed = false>
 struct RaggedRow
 {
-  static constexpr int Vec    = Vec_;
-  static constexpr int Lanes  = Lanes_;
-  static constexpr int Chunks = Chunks_;
-  static constexpr int Edges  = (2 * (Vec - 1) + Lanes - 1) / Lanes;
+  static constexpr int Vec     = Vec_;
+  static constexpr int Lanes   = Lanes_;
+  static constexpr int Chunks  = Chunks_;
+  static constexpr bool ByWarp = ByWarp_;
+  static constexpr int Edges   = (2 * (Vec - 1) + Lanes - 1) / Lanes;
+  static_assert(!ByWarp || Edges == 1, "the first warp has an edge column for each lane at most");
 
-  int lane;
+  Share<Lanes, Chunks, ByWarp> share;
+  int thread;
   int head;
   int body;
 
   template <class Element>
-  CUTE_DEVICE RaggedRow(int lane, Element const* output, int k) : lane(lane)
+  CUTE_DEVICE RaggedRow(int thread, Element const* output, int k) : share(thread), thread(thread)
   {
     int const phase = int(reinterpret_cast<uintptr_t>(output) / sizeof(Element) % Vec);
     head            = cute::min((Vec - phase) % Vec, k);
@@ -188,13 +218,13 @@ struct RaggedRow
 
   CUTE_DEVICE Span<Vec, InPhase, Streamed> vector(int c, int end) const
   {
-    return {head + Vec * (lane + Lanes * c), cute::min(end, body)};
+    return {head + Vec * (share.first + Lanes * c), cute::min(end, body)};
   }
 
   // The lane's column number `edge` of head and tail together; at or beyond K where there is none.
   CUTE_DEVICE Span<1, true> edge(int edge, int end) const
   {
-    int const i = lane + Lanes * edge;
+    int const i = thread + Lanes * edge;
     return {i < head ? i : body + (i - head), end};
   }
 };

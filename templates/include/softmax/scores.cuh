@@ -65,8 +65,8 @@ public:
     RowFragments<Row> fragments = {};
 
     // All loads are issued before the first use; those beyond K are predicated off, not branched around.
-    for_each_part<Row>(kEveryColumn, [&](auto part) { load_part(visible(part.span(row, end)), x, part.of(rX), fragments.of(part)); });
-    for_each_part<Row>(end, [&](auto part) { score_part<Row>(visible(part.span(row, end)), part.of(rX), fragments.of(part), part.of(rZ)); });
+    for_each_part<Row>([&](auto part) { load_part(visible(part.span(row, end)), x, part.of(rX), fragments.of(part)); });
+    for_each_part(row, end, [&](auto part) { score_part<Row>(visible(part.span(row, end)), part.of(rX), fragments.of(part), part.of(rZ)); });
   }
 
 private:

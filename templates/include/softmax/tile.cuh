@@ -79,7 +79,7 @@ public:
 private:
   static constexpr int Vec = 16 / sizeof(Element);
   template <bool InPhase>
-  using Range = RaggedRow<Vec, Threads, /*Chunks=*/Vectors, InPhase>;
+  using Range = RaggedRow<Vec, Threads, /*Chunks=*/Vectors, /*ByWarp=*/false, InPhase>;
 
   struct Copy
   {
@@ -132,7 +132,7 @@ private:
     int i = 0;
     cute::for_each(fragments, [&](auto const& rT) {
       Element* const targets[] = {copies.target...};
-      for_each_part<Row>(n, [&](auto part) { part.span(range, n).store(targets[i], part.of(rT)); });
+      for_each_part(range, n, [&](auto part) { part.span(range, n).store(targets[i], part.of(rT)); });
       ++i;
     });
   }
@@ -142,7 +142,7 @@ private:
   {
     cute::Tensor rT = make_row_fragment<Row, Element>();  // (V*C+E)
     cute::clear(rT);
-    for_each_part<Row>(n, [&](auto part) {
+    for_each_part(range, n, [&](auto part) {
       if (parts >> part.c & 1) { part.span(range, n).load(source, part.of(rT)); }
     });
     return rT;
