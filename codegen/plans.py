@@ -82,11 +82,20 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
 
 def _warps(dtype: DType, general: bool) -> list[RowPlan]:
     """Rows of up to 2 KiB in 4 to 32 lanes, four vectors to a lane: 64 bytes in flight per lane, and the ten shuffles
-    of a full warp spread over 32 elements of 16 bits (0.6 instructions per element)."""
+    of a full warp spread over 32 elements of 16 bits (0.6 instructions per element).
+
+    What an SM has in flight are the columns of a row, not the lanes' capacity for them. Two lengths of 16 bits between
+    powers of two have kernels of their own, in 16 lanes: 384 aligned columns, of which a causal mask leaves half, in
+    three vectors, whose fewer registers leave room for more rows; and the 577 of a vision transformer in five.
+    """
     threads, vectors, fewest = (128, 2, 8) if general else (128, 4, 4)
     longest = 32 * vectors * dtype.vector
     lengths = [(k, max(k // (vectors * dtype.vector), fewest)) for k in (64, 128, 256, 512, 1024) if k <= longest]
-    return [RowPlan(Plan.WARP, k, vec, threads, threads // lanes) for k, lanes in lengths for vec in (dtype.vector, 1)]
+    plans = [RowPlan(Plan.WARP, k, vec, threads, threads // lanes) for k, lanes in lengths for vec in (dtype.vector, 1)]
+    if dtype.bytes == 2 and not general:
+        between = (384, dtype.vector), (640, dtype.vector), (640, 1)
+        plans += [RowPlan(Plan.WARP, k, vec, threads, threads // 16) for k, vec in between]
+    return plans
 
 
 def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:

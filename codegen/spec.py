@@ -239,9 +239,9 @@ class Spec:
         """That must fit: 1024 threads, which leaves 64 registers to each and is what the smallest SM (sm_75) holds.
 
         Half of that in tiles of f64, and where f32 scores share them with a mask; 640 where the edges of two tensors
-        are a good part of a short row. Three quarters where one ptxas or another spills at 64: in other warps of two
-        tensors, f32 scores of a whole CTA, and, in rows that start anywhere, warps, both masks in a cluster, general
-        scores in a CTA or a stream.
+        are a good part of a short row, or a lane holds five aligned vectors of each. Three quarters where one ptxas
+        or another spills at 64: in other warps of two tensors, f32 scores of a whole CTA, and, in rows that start
+        anywhere, warps, both masks in a cluster, general scores in a CTA or a stream.
         """
         masked = self.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
         f32_scores = self.dtype is DType.F32 and self.direction is Direction.FORWARD
@@ -257,7 +257,7 @@ class Spec:
         if (self.plan is Plan.TILE and self.dtype is DType.F64) or (self.dtype is DType.F32 and masked):
             threads = 512
         elif self.plan is Plan.WARP and self.direction is Direction.BACKWARD:
-            threads = 640 if self.ragged and self.edges > 2 else 768
+            threads = 640 if (self.edges > 2 if self.ragged else self.chunks > 4) else 768
         elif (self.ragged and crowded.get(self.plan, False)) or (self.plan is Plan.BLOCK and f32_scores):
             threads = 768
         return max(threads // self.threads, 1)

@@ -17,7 +17,7 @@ class Explanation:
     variant: str | None  # None: there is nothing to compute
     arch: str
     plan: str
-    lanes: int  # that share a row
+    lanes: int  # of a CTA that share a row
     rows_per_cta: int
     grid: tuple[int, ...]  # CTAs of each launch
     block: int  # threads
@@ -66,7 +66,7 @@ def explain_geometry(geometry: Geometry, arch: str) -> Explanation:
         variant=variant.name,
         arch=arch,
         plan=variant.plan,
-        lanes=variant.lanes,
+        lanes=min(variant.lanes, launch_plan.launches[0].threads),
         rows_per_cta=-(-launch_plan.launches[0].rows // launch_plan.launches[0].grid),
         grid=tuple(launch.grid for launch in launch_plan.launches),
         block=launch_plan.launches[0].threads,

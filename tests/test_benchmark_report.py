@@ -262,6 +262,12 @@ def test_a_prediction_by_hand() -> None:
     assert alone.limit == "flight"
 
 
+def test_a_prediction_of_a_launch_with_fewer_threads_than_the_kernel_may_have() -> None:
+    """2048 columns are two warps, of 48 registers 21 times on an SM; the 16 that there may be would be there twice."""
+    found = prediction(Cell("", (1, 12, 2048, 2048), "f16"), registers=48)
+    assert (found.ctas_per_sm, found.flight_bytes) == (21, 21 * 2 * 2048)
+
+
 def test_predictions_of_causal_few_and_streamed_rows() -> None:
     causal = prediction(replace(cells()[0], mask="causal"))
     assert causal.flight_bytes == pytest.approx(8 * 4 * 2048 / 2, rel=0.01)

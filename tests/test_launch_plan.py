@@ -464,6 +464,37 @@ def test_a_kernel_that_could_hide_more_does_not(of: Geometry, arch: str, kernel:
     assert {edge for *_, edge in rows_of(of, found)} == {of.k}
 
 
+@pytest.mark.parametrize(
+    ("of", "bucket"),
+    [
+        (geometry((3, 256)), "k256_v8"),
+        (geometry((3, 384)), "k384_v8"),
+        (geometry((3, 384), "bf16", "boolcausal"), "k384_v8"),
+        (geometry((3, 384), direction="bwd"), "k384_v8"),
+        (geometry((3, 392)), "k512_v8"),
+        (geometry((3, 384), alignment=2), "k512_v1"),
+        (geometry((3, 513)), "k512_v1"),
+        (geometry((3, 519)), "k512_v1"),
+        (geometry((3, 521)), "k640_v1"),
+        (geometry((3, 577)), "k640_v1"),
+        (geometry((3, 647)), "k640_v1"),
+        (geometry((3, 649)), "k1024_v1"),
+        (geometry((3, 640)), "k640_v8"),
+        (geometry((3, 648)), "k1024_v8"),
+        (geometry((3, 648), alignment=2), "k1024_v1"),
+        (geometry((3, 1025)), "k1024_v1"),
+        (geometry((3, 384), "f32"), "k512_v4"),
+        (geometry((3, 515), "f32"), "k512_v1"),
+        (geometry((3, 384), mask_kind="general"), "k512_v8"),
+    ],
+    ids=lambda value: (
+        value if isinstance(value, str) else f"{value.direction}-{value.dtype}-{value.mask_kind}-{value.k}"
+    ),
+)
+def test_which_warps_hold_a_row(of: Geometry, bucket: str) -> None:
+    assert f"_warp_{bucket}_" in planned(of).variant.name
+
+
 def bool_masked(**changes: Any) -> Geometry:
     return geometry((3, 5, 1000), mask_kind="bool", **changes)
 

@@ -362,7 +362,9 @@ def test_explain_follows_what_softmax_would_copy() -> None:
     assert softmax_ops.explain(torch.zeros(2, 2, 2, 2, 2, 8), out=out).grid == (1,)
     assert softmax_ops.explain(x, out=out, backward=True).grid == (1,)
     expanded = torch.zeros(3, 1).expand(3, 1000)
-    assert "softmax_bwd_f32_causal_block_k16384_v4_" in str(softmax_ops.explain(expanded, backward=True).variant)
+    explained = softmax_ops.explain(expanded, backward=True)
+    assert "softmax_bwd_f32_causal_block_k16384_v4_" in str(explained.variant)
+    assert (explained.lanes, explained.block) == (64, 64)  # two warps hold 512 columns each
 
 
 def test_explain_of_alignment_and_architecture() -> None:
