@@ -34,7 +34,7 @@ class Variant:
     dtype: str  # f16, bf16, f32, f64
     mask: str  # none, causal, bool, boolcausal, like: what its arguments are
     plan: str  # tile, warp, block, cluster, stream, split
-    max_k: int  # longest row, in columns
+    max_k: int  # longest row, in whole vectors of columns
     vec: int  # alignment that every row must have, in elements
     lanes: int  # threads that share a row; at most, where `by_warp`
     threads: int  # per CTA; at most, where `by_warp`
