@@ -68,7 +68,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             formula=_FORMULAS[spec.direction, spec.mask.general],
             headers=sorted(headers),
             cta=_cta(spec),
-            row_type="RaggedRow" if spec.ragged else "AlignedRow",
+            row_type="TileRow" if spec.plan is Plan.TILE else "RaggedRow" if spec.ragged else "AlignedRow",
             row_options=_row_options(spec),
             y_pointer=f"{spec.output}* const y".ljust(len("Element const* const x")),
             dx_pointer=f"{spec.output}* const dx".ljust(len("Element const* const dy")),
@@ -99,6 +99,8 @@ def _fragment_shape(spec: Spec) -> str:
 
 def _row_options(spec: Spec) -> str:
     """Template arguments of a row beside its shape."""
+    if spec.plan is Plan.TILE:
+        return f", /*Aligned=*/{'false' if spec.ragged else 'true'}"
     if spec.by_warp:
         return ", /*ByWarp=*/true"
     streamed = spec.plan is Plan.STREAM and spec.ragged

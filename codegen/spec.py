@@ -8,7 +8,6 @@ import struct
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import ClassVar
 
 from .features import BAND, CHAIN, ENDING, Feature, Mask, Section
 
@@ -85,7 +84,7 @@ class Direction(Enum):
 class Plan(Enum):
     """Who holds a row. Plans that hold none go over it in pieces, of so many vectors in each thread."""
 
-    TILE = "tile", Section((("tile.rows_per_cta", "i"), ("tile.flat", "i")))
+    TILE = "tile", Section((("tile.rows_per_cta", "i"), ("tile.pitch", "i"), ("tile.flat", "i")))
     WARP = "warp", Section(())
     BLOCK = "block", Section(())
     CLUSTER = "cluster", Section((("cluster.columns", "i"),))
@@ -177,15 +176,19 @@ class Spec:
             return None
         return ENDING if self.direction is Direction.FORWARD else CHAIN
 
-    TILE_COLUMNS: ClassVar = {DType.F16: 16, DType.BF16: 16, DType.F32: 8, DType.F64: 8}
-    """Columns that a lane of a tile holds. exp of a float is 8 instructions, of a double 40: fewer copies keep a kernel
-    small."""
-
     @property
     def lanes(self) -> int:
-        """Threads of a CTA that share a row; at most, where a launch decides how many."""
+        """Threads of a CTA that share a row; at most, where a launch decides how many.
+
+        In a tile each holds 64 bytes of it. Half of that of two tensors; of aligned rows, as lanes that begin 64 bytes
+        apart would be four to a bank; and of 16-bit rows with both masks, as 32 columns would take 37 KB of code. Not
+        of f64, where it would be four columns.
+        """
         if self.plan is Plan.TILE:
-            return min(max(self.max_k // self.TILE_COLUMNS[self.dtype], 1), 32)
+            masks = self.mask is Mask.BOOLCAUSAL and self.dtype.bytes == 2
+            halved = self.direction is Direction.BACKWARD or self.vec > 1 or masks
+            held = 32 if halved and self.dtype is not DType.F64 else 64
+            return max(self.max_k * self.dtype.bytes // held, 1)
         return self.threads // self.rows
 
     @property
@@ -200,26 +203,26 @@ class Spec:
 
     @property
     def access(self) -> int:
-        """Elements of one register vector. A tile reads rows from shared memory, at the alignment they have there."""
-        if self.plan is Plan.TILE:
+        """Elements of one register vector. In rows of a tile that start anywhere four, which one branch leaves out."""
+        if self.dtype is DType.F64 and (self.mask.general or self.plan in (Plan.TILE, Plan.WARP, Plan.BLOCK)):
             return self.vec
-        if self.dtype is DType.F64 and (self.mask.general or self.plan in (Plan.WARP, Plan.BLOCK)):
-            return self.vec
-        return self.dtype.vector
+        return 4 if self.plan is Plan.TILE and self.vec == 1 else self.dtype.vector
 
     @property
     def ragged(self) -> bool:
-        """Rows that start anywhere move in vectors all the same, cut where the output's boundaries lie.
+        """Rows that start anywhere move in vectors all the same, cut where the output's boundaries lie; those of a
+        tile, from shared memory, where the row begins.
 
-        Not in a tile, which moves them all as one range, and not in the shorter rows of f64, where an element is half a
-        vector.
+        Not in the shorter rows of f64, where an element is half a vector.
         """
         return self.access > self.vec
 
     @property
     def edges(self) -> int:
-        """Single columns per lane, where the row is ragged: fewer than a vector of them lie at either end."""
-        return -(-2 * (self.access - 1) // self.dealt)
+        """Single columns per lane, where the row is ragged: fewer than a vector of them lie at either end, in a tile at
+        the last one."""
+        ends = 1 if self.plan is Plan.TILE else 2
+        return -(-ends * (self.access - 1) // self.dealt)
 
     @property
     def chunks(self) -> int:

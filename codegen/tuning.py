@@ -46,7 +46,7 @@ def _spec(direction: Direction, dtype: DType, plan: RowPlan) -> Spec:
 
 def _tiles(direction: Direction, dtype: DType, k: int, vec: int) -> Iterator[RowPlan]:
     if k <= LONGEST_TILE:
-        longest = 1 << max(k - 1, 7).bit_length()
+        longest = 1 << max(k - 1, 15).bit_length()
         for threads in (128, 256, 512):
             yield RowPlan(Plan.TILE, longest, vec, threads, direction.tile_vectors * threads * dtype.vector // longest)
 

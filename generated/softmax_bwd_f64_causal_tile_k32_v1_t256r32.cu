@@ -19,7 +19,7 @@ using Accumulator = double;
 constexpr int Threads = 256;
 constexpr int Lanes   = 4;  // that share a row
 
-using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8>;
+using Row = TileRow</*Vec=*/1, Lanes, /*Chunks=*/8, /*Aligned=*/true>;
 
 struct Params
 {
@@ -27,43 +27,45 @@ struct Params
   Causal::Params causal;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 224, "the launcher packs this struct");
+static_assert(sizeof(Params) == 232, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
 softmax_bwd_f64_causal_tile_k32_v1_t256r32(Params const __grid_constant__ p)
 {
   extern __shared__ uint4 smem_softmax_bwd_f64_causal_tile_k32_v1_t256r32[];
-  constexpr int TileVectors = 513;  // of one tensor, 16 bytes each
+  constexpr int Apart = 8208 / sizeof(Element);  // from a row of dy to that of y
 
   Rows const& rows = p.operands.rows;
   int const first  = from_either_end(blockIdx.x, gridDim.x) * p.tile.rows_per_cta;
   int const count  = cute::min(p.tile.rows_per_cta, rows.count - first);
-  TileCopy<Element, Threads, Lanes, /*Vectors=*/2> const tile(rows, p.tile.flat, first, count, p.operands.dx);
+  int const k      = rows.k;
+  TileCopy<Element, Threads, /*Vectors=*/2> const tile(rows, p.tile, first, count, p.operands.dx);
 
-  Element* const sDy = tile.place(smem_softmax_bwd_f64_causal_tile_k32_v1_t256r32);                // (count,K)
-  Element* const sY  = tile.place(smem_softmax_bwd_f64_causal_tile_k32_v1_t256r32 + TileVectors);  // (count,K)
-  auto const visible = [&](int r) { return Causal(p.causal, rows, RowIndex(rows, first + r)).end(rows.k); };
+  Element* const sDy = tile.place(smem_softmax_bwd_f64_causal_tile_k32_v1_t256r32);  // (count,K)
+  Element* const sY  = sDy + Apart;  // (count,K)
+  bool const all     = Causal::hides_nothing(p.causal, k);
+  auto const visible = [&](int r) { return all ? k : Causal(p.causal, rows, RowIndex(rows, first + r)).end(k); };
   TileSource<Element> const dy{p.operands.dy, p.operands.dy_strides, sDy};
   TileSource<Element> const y{p.operands.y, p.operands.y_strides, sY};
-  tile.template load_visible<Row::Vec>(visible, Causal::hides_nothing(p.causal, rows.k), dy, y);
+  tile.template load_visible<Row::Vec>(visible, all, dy, y);
   __syncthreads();
 
   SoftmaxGradient<Element> const gradient{p.operands.scale};
-  // All lanes of a warp take part in the shuffles, those without a row with no columns.
+  // Lanes shuffle with those of their row only: where the last rows are fewer than a warp has, they go on without the rest of it.
+  constexpr int Step     = Threads / Lanes;  // rows
+  uint32_t const members = group_of_lane<Lanes>();
+  Element* s             = sDy + threadIdx.x / Lanes * p.tile.pitch;  // (K)
   CUTE_NO_UNROLL
-  for (int turn = threadIdx.x / 32 * (32 / Lanes); turn < count; turn += Threads / Lanes) {
-    int const r      = turn + threadIdx.x % 32 / Lanes;
-    bool const owner = r < count;
-    int const k      = owner ? rows.k : 0;
-    int const end    = owner ? visible(r) : 0;
+  for (int r = threadIdx.x / Lanes; r < count; r += Step, s += Step * p.tile.pitch) {
+    int const end = visible(r);
 
-    Row const row(threadIdx.x % Lanes, sDy + r * k, k);
+    Row const row{int(threadIdx.x % Lanes), k};
     cute::Tensor rDy = make_row_fragment<Row, Element>();  // (1*8)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (1*8)
-    load_gradient(row, sDy + r * k, sY + r * k, cute::_0{}, end, gradient, rDy, rY);
+    load_gradient(row, s, s + Apart, cute::_0{}, end, gradient, rDy, rY);
 
-    Accumulator const dot = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
-    store_gradient(row, sDy + r * k, end, k, rDy, rY, gradient, dot);
+    Accumulator const dot = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum, members);
+    store_gradient(row, s, end, k, rDy, rY, gradient, dot);
   }
   __syncthreads();
   tile.store(sDy, p.operands.dx, p.operands.dx_strides);

@@ -4,7 +4,7 @@
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
 // A CTA moves its rows through shared memory as one flat range of at most 8192 elements: whatever K is, all accesses but
-// the range's first and last are 16 bytes wide. 2 lanes hold a row, 16 elements each; 256 rows per CTA at K = 32.
+// the range's first and last are 16 bytes wide. 1 lane holds a row, 32 elements each; 256 rows per CTA at K = 32.
 // Traffic: 2 bytes read per element; 2 bytes written per element. One exponential.
 
 #include <softmax/forward.cuh>
@@ -16,16 +16,16 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 2;  // that share a row
+constexpr int Lanes   = 1;  // that share a row
 
-using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/16>;
+using Row = TileRow</*Vec=*/4, Lanes, /*Chunks=*/8, /*Aligned=*/false>;
 
 struct Params
 {
   Forward<Element> operands;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 144, "the launcher packs this struct");
+static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/4)
 softmax_fwd_bf16_none_tile_k32_v1_t256r256(Params const __grid_constant__ p)
@@ -35,30 +35,29 @@ softmax_fwd_bf16_none_tile_k32_v1_t256r256(Params const __grid_constant__ p)
   Rows const& rows = p.operands.rows;
   int const first  = blockIdx.x * p.tile.rows_per_cta;
   int const count  = cute::min(p.tile.rows_per_cta, rows.count - first);
-  TileCopy<Element, Threads, Lanes, /*Vectors=*/4> const tile(rows, p.tile.flat, first, count, p.operands.y);
+  int const k      = rows.k;
+  TileCopy<Element, Threads, /*Vectors=*/4> const tile(rows, p.tile, first, count, p.operands.y);
 
   Element* const sTile = tile.place(smem_softmax_fwd_bf16_none_tile_k32_v1_t256r256);  // (count,K)
   TileSource<Element> const x{p.operands.x, p.operands.x_strides, sTile};
   tile.load(x);
   __syncthreads();
 
-  // All lanes of a warp take part in the shuffles, those without a row with no columns.
+  // Lanes shuffle with those of their row only: where the last rows are fewer than a warp has, they go on without the rest of it.
+  constexpr int Step     = Threads / Lanes;  // rows
+  uint32_t const members = group_of_lane<Lanes>();
+  Element* s             = sTile + threadIdx.x / Lanes * p.tile.pitch;  // (K)
   CUTE_NO_UNROLL
-  for (int turn = threadIdx.x / 32 * (32 / Lanes); turn < count; turn += Threads / Lanes) {
-    int const r      = turn + threadIdx.x % 32 / Lanes;
-    bool const owner = r < count;
-    int const k      = owner ? rows.k : 0;
-    Element* const s = sTile + r * k;  // (K)
-
+  for (int r = threadIdx.x / Lanes; r < count; r += Step, s += Step * p.tile.pitch) {
     auto const scores = make_scores<Element>(p.operands.scale);
     int const end     = scores.end(k);
 
-    Row const row(threadIdx.x % Lanes, s, k);
-    cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (1*16)
+    Row const row{int(threadIdx.x % Lanes), k};
+    cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*8+3)
     scores.load(row, s, end, rZ);
 
-    Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-    Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max));
+    Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end), members);
+    Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max), members);
     store_scaled(row, s, end, k, rZ, normaliser<Numeric<Element>>(sum));
   }
   __syncthreads();

@@ -20,7 +20,7 @@ using Accumulator = double;
 constexpr int Threads = 256;
 constexpr int Lanes   = 1;  // that share a row
 
-using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8>;
+using Row = TileRow</*Vec=*/1, Lanes, /*Chunks=*/8, /*Aligned=*/true>;
 
 struct Params
 {
@@ -29,7 +29,7 @@ struct Params
   TensorMask<uint8_t, double>::Params mask;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 240, "the launcher packs this struct");
+static_assert(sizeof(Params) == 248, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
 softmax_fwd_f64_boolcausal_tile_k8_v1_t256r256(Params const __grid_constant__ p)
@@ -39,34 +39,33 @@ softmax_fwd_f64_boolcausal_tile_k8_v1_t256r256(Params const __grid_constant__ p)
   Rows const& rows = p.operands.rows;
   int const first  = from_either_end(blockIdx.x, gridDim.x) * p.tile.rows_per_cta;
   int const count  = cute::min(p.tile.rows_per_cta, rows.count - first);
-  TileCopy<Element, Threads, Lanes, /*Vectors=*/4> const tile(rows, p.tile.flat, first, count, p.operands.y);
+  int const k      = rows.k;
+  TileCopy<Element, Threads, /*Vectors=*/4> const tile(rows, p.tile, first, count, p.operands.y);
 
   Element* const sTile = tile.place(smem_softmax_fwd_f64_boolcausal_tile_k8_v1_t256r256);  // (count,K)
   TileSource<Element> const x{p.operands.x, p.operands.x_strides, sTile};
-  auto const visible = [&](int r) { return Causal(p.causal, rows, RowIndex(rows, first + r)).end(rows.k); };
-  tile.template load_visible<Row::Vec>(visible, Causal::hides_nothing(p.causal, rows.k), x);
+  auto const visible = [&](int r) { return Causal(p.causal, rows, RowIndex(rows, first + r)).end(k); };
+  tile.template load_visible<Row::Vec>(visible, Causal::hides_nothing(p.causal, k), x);
   __syncthreads();
 
-  // All lanes of a warp take part in the shuffles, those without a row with no columns.
+  // Lanes shuffle with those of their row only: where the last rows are fewer than a warp has, they go on without the rest of it.
+  constexpr int Step     = Threads / Lanes;  // rows
+  uint32_t const members = group_of_lane<Lanes>();
+  Element* s             = sTile + threadIdx.x / Lanes * p.tile.pitch;  // (K)
   CUTE_NO_UNROLL
-  for (int turn = threadIdx.x / 32 * (32 / Lanes); turn < count; turn += Threads / Lanes) {
-    int const r      = turn + threadIdx.x % 32 / Lanes;
-    bool const owner = r < count;
-    int const k      = owner ? rows.k : 0;
-    Element* const s = sTile + r * k;  // (K)
-
-    RowIndex const index(rows, first + (owner ? r : 0));
+  for (int r = threadIdx.x / Lanes; r < count; r += Step, s += Step * p.tile.pitch) {
+    RowIndex const index(rows, first + r);
     Causal const causal(p.causal, rows, index);
     TensorMask<uint8_t, double> const mask(p.mask, rows, index);
     auto const scores = make_scores<Element>(p.operands.scale, causal, mask);
     int const end     = scores.end(k);
 
-    Row const row(threadIdx.x % Lanes, s, k);
+    Row const row{int(threadIdx.x % Lanes), k};
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (1*8)
     scores.load(row, s, end, rZ);
 
-    Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-    Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max));
+    Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end), members);
+    Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max), members);
     store_scaled(row, s, end, k, rZ, normaliser<Numeric<Element>>(sum));
   }
   __syncthreads();

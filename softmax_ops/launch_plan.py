@@ -3,11 +3,11 @@
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import gcd
 
 from .artifacts.catalog import Catalog, Entry, Layout, Variant, argument_bytes
 from .artifacts.cubin import runs_on
 from .problem import MAX_RANK, MAX_ROWS, Dimension, General, Geometry, Part, leading_dimensions, parts
+from .tile import tile_of
 
 SCALARS = ("scale", "mask.fill")
 """Fields that a launch fills in, like every `<operand>.address`; all others are fixed by the plan."""
@@ -156,10 +156,11 @@ def _misalignment(geometry: Geometry, vec: int) -> str | None:
 
 
 def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) -> list[Launch]:
-    rows_per_cta = _rows_per_cta(geometry, variant)
+    inner_first = part.dimensions[::-1]
+    tile = tile_of(geometry, variant, inner_first)
+    rows_per_cta = tile.rows_per_cta if tile else variant.rows
     cluster = _cluster(geometry, variant)
     segments = _segments(geometry, variant)
-    inner_first = part.dimensions[::-1]
     offset = geometry.causal_offset if geometry.causal_offset is not None else geometry.k
     values: dict[str, tuple[float, ...]] = {
         **_zeros(layout),
@@ -169,8 +170,7 @@ def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) 
         "rows.divisors": _divisors(inner_first),
         "causal.offset": (offset + part.query,),
         "causal.query": _padded(dimension.query for dimension in inner_first),
-        "tile.rows_per_cta": (rows_per_cta,),
-        "tile.flat": (int(_is_flat(geometry, inner_first)),),
+        **({f"tile.{name}": (int(value),) for name, value in tile._asdict().items()} if tile else {}),
         "cluster.columns": (_part_of_cta(geometry, cluster),),
         "split.segments": (segments,),
     }
@@ -217,16 +217,6 @@ def _zeros(layout: Layout) -> dict[str, tuple[float, ...]]:
     return {name: (0,) * len(struct.unpack(format, bytes(struct.calcsize(format)))) for name, format in layout if name}
 
 
-def _rows_per_cta(geometry: Geometry, variant: Variant) -> int:
-    """Of a tile: as many as fit, rounded so that every CTA's range starts at the phase of the first one's."""
-    if variant.plan != "tile":
-        return variant.rows
-    rows = variant.tile_elements // geometry.k
-    vector = ACCESS_BYTES // geometry.element_bytes
-    period = vector // gcd(geometry.k, vector)
-    return max(rows // period * period, 1) if rows >= period else rows
-
-
 def _segments(geometry: Geometry, variant: Variant) -> int:
     """Pieces of a row that have a CTA each."""
     return -(-geometry.k // variant.piece) if variant.passes > 1 else 1
@@ -256,17 +246,6 @@ def _threads(geometry: Geometry, variant: Variant, cluster: int) -> int:
     columns = _part_of_cta(geometry, cluster) if cluster > 1 else geometry.k
     warps = -(-(columns // variant.access) // (WARP * variant.chunks))
     return WARP * max(warps, 1)
-
-
-def _is_flat(geometry: Geometry, inner_first: tuple[Dimension, ...]) -> bool:
-    """Whether the rows of each tensor follow each other without a gap."""
-    expected = geometry.k
-    tensors = len(geometry.inputs) + 1
-    for dimension in inner_first:
-        if dimension.size > 1 and any(stride != expected for stride in dimension.strides[:tensors]):
-            return False
-        expected *= dimension.size
-    return True
 
 
 def _divisors(inner_first: tuple[Dimension, ...]) -> tuple[int, ...]:

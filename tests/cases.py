@@ -32,6 +32,7 @@ def cases(spec: Spec) -> list[Case]:
         *_filled(spec),
         *_without_offset(spec),
         *_whole_warps(spec),
+        *_around_vectors(spec),
     ]
 
 
@@ -344,6 +345,25 @@ def _backward_features(spec: Spec) -> list[Case]:
             features=Features(softcap=200.0, logarithms=True, lse=True),
         ),
     ]
+
+
+def _around_vectors(spec: Spec) -> Iterator[Case]:
+    """Rows of a tile that start anywhere, as one range: whole vectors, and one and all but one column more."""
+    if spec.plan is not Plan.TILE or not spec.ragged:
+        return
+    whole = interval(spec)[1] - spec.access
+    for number, k in enumerate((whole, whole + 1, whole + spec.access - 1)):
+        shape = (*_leading(spec, k), k)
+        yield Case(
+            f"{k - whole} columns behind the vectors of a range; its output starts anywhere; diagonal in the middle",
+            spec,
+            shape,
+            0.5,
+            (Layout(phase=1), Layout())[: _inputs(spec)],
+            Layout(phase=1),
+            first_pattern=3 * number,
+            **_features(spec, shape, "bhqk", k // 2),
+        )
 
 
 def _without_offset(spec: Spec) -> Iterator[Case]:

@@ -174,19 +174,23 @@ def _rows(call: Call) -> Promise:
 
 
 def _tile(call: Call) -> Promise:
-    """Many rows as one range, or element by element where they do not follow each other. Of the range the vectors and
-    single elements that hold something visible are read; of the mask each row as far as it is visible."""
+    """Many rows as one range, or element by element where they do not follow each other, or would crowd into few banks.
+    Read are the visible columns and those beside them in a lane's vectors; of a range the vectors and single elements
+    with any of them; of the mask each row as far as it is visible."""
     spec, size, visible = call.case.spec, call.element_bytes, visible_columns(call)
     k, per_cta, vec = call.case.shape[-1], call.rows_per_cta, spec.dtype.vector
-    mask = int((-(-visible // spec.vec) * spec.vec).sum())
+    taken = np.minimum(-(-visible // spec.access) * spec.access, k)
+    body = k // spec.access * spec.access
+    mask = int(np.where(visible > body, visible, taken).sum())
     found = {name: starts(call, name) for name in spec.direction.tensors}
     output, rows = found.pop(spec.direction.tensors[-1]), visible.size
-    if any((np.diff(each) != k).any() for each in (output, *found.values())):
-        apart = Counter({size: mask})
+    crowded = spec.vec == 1 and k * size % 32 == 0
+    if crowded or any((np.diff(each) != k).any() for each in (output, *found.values())):
+        apart = Counter({size: int(taken.sum())})
         return Promise(dict.fromkeys(found, apart), Counter({size: rows * k}), mask)
     counts = np.diff(np.append(np.arange(0, rows, per_cta), rows))
     cut = Cut.of(output[::per_cta], counts * k, vec)
-    seen = (np.arange(k) < visible[:, None]).reshape(-1)  # every element of all ranges, one after the other
+    seen = (np.arange(k) < taken[:, None]).reshape(-1)  # every element of all ranges, one after the other
     reads = {}
     for name, first in found.items():
         in_phase = (first[::per_cta] + cut.head) % vec == 0

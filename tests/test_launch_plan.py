@@ -3,6 +3,7 @@
 import itertools
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
@@ -29,6 +30,7 @@ from softmax_ops.problem import (
     leading_dimensions,
     parts,
 )
+from softmax_ops.tile import Tile
 from tests.geometries import CAUSAL, MASKED, geometry
 
 CATALOG = catalog.load()
@@ -799,19 +801,50 @@ def test_batch_invariant_plans_do_not_look_at_the_rows(of: Geometry, arch: str) 
 @every_direction
 @pytest.mark.parametrize("dtype", ["f16", "f32", "f64"])
 def test_rows_of_a_tile(direction: str, dtype: str) -> None:
-    """As many as fit, in whole periods where one fits: then every CTA begins at the 16-byte phase of the first."""
+    """As many as fit, in whole periods where one fits: then every CTA begins at the 16-byte phase of the first.
+
+    Rows that are not aligned and would start in few banks are apart.
+    """
     for k in range(1, 513):
         of = geometry((1000, k), dtype, direction=direction, alignment=2)
         found = planned(of)
         (launch,) = found.launches
         if found.variant.plan != "tile":
             continue
-        (rows,) = parameters(found)["tile.rows_per_cta"]
+        (rows,), (pitch,), (flat,) = (parameters(found)[f"tile.{name}"] for name in Tile._fields)
         assert launch.grid == -(-1000 // rows)
-        assert 0 < rows * k <= found.variant.tile_elements
+        assert 0 < rows * pitch <= found.variant.tile_elements
+        assert flat == (k * of.element_bytes % 32 != 0)
+        if not flat:
+            assert pitch == k + 1
+            continue
+        assert pitch == k
         period = next(n for n in range(1, 17) if n * k * of.element_bytes % 16 == 0)
         most = found.variant.tile_elements // k
         assert rows == most - most % period if most >= period else rows == most
+
+
+def bank_conflict(found: LaunchPlan) -> int:
+    """Words that one of the 32 banks has to deliver at once, when lanes read the first vector or element of theirs."""
+    variant, size = found.variant, found.geometry.element_bytes
+    (pitch,) = parameters(found)["tile.pitch"]
+    width = variant.vec * size
+    apart = variant.vec if variant.vec > 1 or size == 8 else 4  # elements from lane to lane
+    first = [(n // variant.lanes * pitch + n % variant.lanes * apart) * size for n in range(min(128 // width, 32))]
+    words = {(start + byte) // 4 for start in first for byte in range(width)}
+    return max(Counter(word % 32 for word in words).values())
+
+
+@every_direction
+@pytest.mark.parametrize("dtype", ["f16", "f32", "f64"])
+@pytest.mark.parametrize("alignment", [16, 8])
+def test_banks_of_a_tile(direction: str, dtype: str, alignment: int) -> None:
+    """Of lanes that read at once at most four meet in a bank; in aligned rows of f16 and f32 two."""
+    for k in range(1, 33):
+        of = geometry((1000, k), dtype, direction=direction, alignment=alignment)
+        apart = of._replace(operands=tuple(each._replace(strides=(64, 1)) for each in of.operands))
+        for found in (planned(of), planned(apart)):
+            assert bank_conflict(found) <= (2 if found.variant.vec > 2 else 4), (k, found.variant.name)
 
 
 def test_flat_tiles() -> None:

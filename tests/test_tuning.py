@@ -110,7 +110,7 @@ def test_the_page_says_which_rows_were_measured() -> None:
     one, two = plans.row_plans(*kind)[:2]
     assert chart._measured([(kind, one)]).startswith("0 of 1 rows were chosen by a measurement")
     said = chart._measured([(kind, one), (kind, replace(two, measured="H200, today"))]).splitlines()
-    assert said[0].startswith("1 of 2 rows") and said[1].endswith("tile up to 8: H200, today")
+    assert said[0].startswith("1 of 2 rows") and said[1].endswith("tile up to 16: H200, today")
 
 
 def test_a_catalogue_of_one_kernel_serves_its_masks_only() -> None:

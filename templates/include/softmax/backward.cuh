@@ -66,7 +66,7 @@ CUTE_DEVICE void load_gradient(
   clear(rDy);
   fill(rY, gradient.hidden());
   // All loads are issued before the first use; those beyond the end are predicated off, not branched around.
-  for_each_part<Row>([&](auto part) {
+  for_each_part(row, kEveryColumn, [&](auto part) {
     seen(part).load(dy, part.of(rDy));
     seen(part).load(y, part.of(rY));
   });

@@ -81,12 +81,11 @@ struct VectorPart
   int c;
 
   // Whether the part may have columns before `end`, the same answer in every lane of a warp. Vectors beyond it are left out,
-  // but for those that are not worth the branch: of fewer than four elements, or of aligned rows that one warp holds, whose
-  // lengths grow by two from kernel to kernel.
-  CUTE_DEVICE bool reaches(Row const& row, int end) const
+  // but for those that are not worth the branch.
+  template <class End>
+  CUTE_DEVICE bool reaches(Row const& row, End end) const
   {
-    constexpr bool Always = Row::Vec < 4 || (Row::Lanes <= 32 && !Row::ByWarp && Row::Edges == 0);
-    return Always || c == 0 || Row::Vec * (row.share.begin + Row::Lanes * c) < end;
+    return row.reaches(c, end);
   }
 
   template <class Fragment>
@@ -104,7 +103,11 @@ struct EdgePart
   static constexpr int Width = 1;
   int c;  // Chunks, Chunks + 1, ...
 
-  CUTE_DEVICE bool reaches(Row const& /*row*/, int /*end*/) const { return true; }
+  template <class End>
+  CUTE_DEVICE bool reaches(Row const& /*row*/, End /*end*/) const
+  {
+    return true;
+  }
 
   template <class Fragment>
   CUTE_DEVICE auto of(Fragment&& rZ /* (V*C+E) */) const
@@ -123,21 +126,14 @@ CUTE_DEVICE auto make_row_fragment()
   return cute::make_tensor<Value>(cute::Shape<cute::Int<Row::Vec * Row::Chunks + Row::Edges>>{});
 }
 
-// body(part) for every part.
-template <class Row, class Body>
-CUTE_DEVICE void for_each_part(Body body)
-{
-  CUTE_UNROLL
-  for (int c = 0; c < Row::Chunks; ++c) { body(VectorPart<Row>{c}); }
-  if constexpr (Row::Edges > 0) {
-    CUTE_UNROLL
-    for (int edge = 0; edge < Row::Edges; ++edge) { body(EdgePart<Row>{Row::Chunks + edge}); }
-  }
-}
+// As the end of a row: none of its vectors is left out.
+struct EveryColumn
+{};
+constexpr EveryColumn kEveryColumn;
 
 // body(part) for the parts that reach into the first `end` columns of a row.
-template <class Row, class Body>
-CUTE_DEVICE void for_each_part(Row const& row, int end, Body body)
+template <class Row, class End, class Body>
+CUTE_DEVICE void for_each_part(Row const& row, End end, Body body)
 {
   CUTE_UNROLL
   for (int c = 0; c < Row::Chunks; ++c) {
@@ -166,6 +162,13 @@ struct Share
   {}
 };
 
+// A kind of row is a class with
+//   Vec, Lanes, Chunks, Edges                      how many columns a lane holds, and how
+//   Near                                           it lies in shared memory: its elements are read where they are used
+//   vector(c, end), edge(edge, end) -> span        the columns of a lane's parts
+//   reaches(c, end)                                whether any lane's vector c has columns before `end` that are worth a visit;
+//                                                  before kEveryColumn: whether it may be loaded
+
 // Every operand's row starts on a vector boundary and K is a multiple of Vec: vectors are inside the row or outside of it.
 template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false>
 struct AlignedRow
@@ -175,12 +178,22 @@ struct AlignedRow
   static constexpr int Chunks  = Chunks_;
   static constexpr bool ByWarp = ByWarp_;
   static constexpr int Edges   = 0;
+  static constexpr bool Near   = false;
 
   Share<Lanes, Chunks, ByWarp> share;
 
   template <class Element>
   CUTE_DEVICE AlignedRow(int thread, Element const* /*output*/, int /*k*/) : share(thread)
   {}
+
+  // Where one warp holds the row, lengths grow by two from kernel to kernel: a branch would cost more than it saves.
+  CUTE_DEVICE bool reaches(int c, int end) const
+  {
+    constexpr bool Always = Vec < 4 || (Lanes <= 32 && !ByWarp);
+    return Always || c == 0 || Vec * (share.begin + Lanes * c) < end;
+  }
+
+  CUTE_DEVICE static bool reaches(int /*c*/, EveryColumn) { return true; }
 
   // The lane's vector c, c < Chunks, as far as it begins before `end`.
   CUTE_DEVICE Span<Vec, true> vector(int c, int end) const { return {Vec * (share.first + Lanes * c), end}; }
@@ -201,6 +214,7 @@ struct RaggedRow
   static constexpr int Chunks  = Chunks_;
   static constexpr bool ByWarp = ByWarp_;
   static constexpr int Edges   = (2 * (Vec - 1) + Lanes - 1) / Lanes;
+  static constexpr bool Near   = false;
   static_assert(!ByWarp || Edges == 1, "the first warp has an edge column for each lane at most");
 
   Share<Lanes, Chunks, ByWarp> share;
@@ -215,6 +229,9 @@ struct RaggedRow
     head            = cute::min((Vec - phase) % Vec, k);
     body            = head + (k - head) / Vec * Vec;
   }
+
+  CUTE_DEVICE bool reaches(int c, int end) const { return Vec < 4 || c == 0 || Vec * (share.begin + Lanes * c) < end; }
+  CUTE_DEVICE static bool reaches(int /*c*/, EveryColumn) { return true; }
 
   CUTE_DEVICE Span<Vec, InPhase, Streamed> vector(int c, int end) const
   {

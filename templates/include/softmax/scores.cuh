@@ -64,13 +64,21 @@ public:
     clear(rX);
     RowFragments<Row> fragments = {};
 
-    // All loads are issued before the first use; those beyond K are predicated off, not branched around.
-    for_each_part<Row>([&](auto part) { load_part(visible(part.span(row, end)), x, part.of(rX), fragments.of(part)); });
-    for_each_part(row, end, [&](auto part) { score_part<Row>(visible(part.span(row, end)), part.of(rX), fragments.of(part), part.of(rZ)); });
+    // All loads from global memory are issued before the first use; those beyond K are predicated off, not branched around.
+    for_each_part(row, kEveryColumn, [&](auto part) {
+      auto const span = visible(part.span(row, end));
+      if constexpr (!Row::Near) { span.load(x, part.of(rX)); }
+      load_fragments(span, fragments.of(part));
+    });
+    for_each_part(row, end, [&](auto part) {
+      auto const span = visible(part.span(row, end));
+      if constexpr (Row::Near) { span.load(x, part.of(rX)); }
+      score(span, part.of(rX), fragments.of(part), part.of(rZ));
+    });
   }
 
 private:
-  // Some feature ends the row inside a vector. Otherwise the vectors of an aligned row are inside or outside as a whole.
+  // Some feature ends the row inside a vector. Otherwise vectors are inside or outside as a whole.
   static constexpr bool Narrows = (Features::Narrows || ... || false);
   static constexpr bool Begins  = (Features::Begins || ... || false);
 
@@ -98,25 +106,23 @@ private:
     return span;
   }
 
-  template <class Span, class Vector, class Fragments>
-  CUTE_DEVICE void load_part(Span const& span, Element const* x, Vector&& rX /* (V) */, Fragments& fragments) const
+  template <class Span, class Fragments>
+  CUTE_DEVICE void load_fragments(Span const& span, Fragments& fragments) const
   {
-    span.load(x, rX);
     cute::for_each(cute::make_seq<sizeof...(Features)>{}, [&](auto i) {
       cute::get<i>(features_).load(span, cute::get<i>(fragments));
     });
   }
 
-  template <class Row, class Span, class Vector, class Fragments, class ScoreVector>
-  CUTE_DEVICE void score_part(
+  template <class Span, class Vector, class Fragments, class ScoreVector>
+  CUTE_DEVICE void score(
       Span const& span, Vector const& rX /* (V) */, Fragments const& fragments, ScoreVector&& rZ /* (V) */) const
   {
-    constexpr int Vec  = decltype(cute::size(rZ))::value;
-    constexpr bool Cut = Narrows || Row::Edges;  // the end can lie inside a vector
-    int const inside   = span.end - span.column;
+    constexpr int Vec = decltype(cute::size(rZ))::value;
+    int const inside  = span.end - span.column;
 
     // Registers that nothing was loaded into hold 0: adding -inf to the product hides a whole vector at no cost.
-    Accumulator const outside = Cut || inside > 0 ? Accumulator(0) : negative_infinity<Accumulator>();
+    Accumulator const outside = Narrows || inside > 0 ? Accumulator(0) : negative_infinity<Accumulator>();
     widen(rX, rZ);
     CUTE_UNROLL
     for (int v = 0; v < Vec; ++v) { rZ(v) = multiply_add(scale_, rZ(v), outside); }
@@ -124,7 +130,7 @@ private:
       cute::get<i>(features_).apply(span, cute::get<i>(fragments), rZ);
     });
     // Only the vectors across the end pay for a comparison of every element.
-    if (Cut && inside < Vec) {
+    if (Narrows && inside < Vec) {
       CUTE_UNROLL
       for (int v = 0; v < Vec; ++v) {
         if (v >= inside) { rZ(v) = negative_infinity<Accumulator>(); }

@@ -10,7 +10,74 @@ namespace softmax {
 struct TileParams
 {
   int32_t rows_per_cta;
-  int32_t flat;  // every tensor is contiguous: the rows of a CTA are one range of memory
+  int32_t pitch;  // elements from one row to the next in shared memory
+  int32_t flat;   // the rows of a CTA are one range of memory in every tensor, and in shared memory
+};
+
+// A row of k columns in shared memory. Where it starts anywhere, vectors are read and written element by element, and the fewer
+// than Vec columns behind the last whole one are dealt to the lanes one by one.
+//
+// k is the same for all rows: vectors beyond it are left out by a branch that no warp diverges at. How many columns are visible
+// may differ from row to row, which is none's reason to leave out more.
+template <int Vec_, int Lanes_, int Chunks_, bool Aligned>
+struct TileRow
+{
+  static constexpr int Vec    = Vec_;
+  static constexpr int Lanes  = Lanes_;
+  static constexpr int Chunks = Chunks_;
+  static constexpr int Edges  = Aligned ? 0 : (Vec - 1 + Lanes - 1) / Lanes;
+  static constexpr bool Near  = true;
+
+  // Vec neighbouring columns, as a Span, in accesses of one element.
+  struct Singles
+  {
+    int column;
+    int end;
+
+    CUTE_DEVICE Singles behind(cute::_0) const { return *this; }
+
+    template <class Element, class Fragment>
+    CUTE_DEVICE void load(Element const* row, Fragment&& rX /* (V) */) const
+    {
+      if (column < end) {
+        CUTE_UNROLL
+        for (int v = 0; v < Vec; ++v) { rX(v) = row[column + v]; }
+      }
+    }
+
+    template <class Element, class Fragment>
+    CUTE_DEVICE void store(Element* row, Fragment const& rY /* (V) */) const
+    {
+      if (column < end) {
+        CUTE_UNROLL
+        for (int v = 0; v < Vec; ++v) { row[column + v] = rY(v); }
+      }
+    }
+  };
+
+  int lane;
+  int k;
+
+  template <class End>
+  CUTE_DEVICE bool reaches(int c, End /*end*/) const
+  {
+    return Vec < 4 || Vec * Lanes * c + Vec <= k;
+  }
+
+  CUTE_DEVICE auto vector(int c, int end) const
+  {
+    int const column = Vec * (lane + Lanes * c);
+    if constexpr (Aligned) {
+      return Span<Vec, true>{column, end};
+    } else {
+      return Singles{column, Lanes == 1 ? end : cute::min(end, body())};
+    }
+  }
+
+  CUTE_DEVICE Span<1, true> edge(int edge, int end) const { return {body() + lane + Lanes * edge, end}; }
+
+private:
+  CUTE_DEVICE int body() const { return k / Vec * Vec; }
 };
 
 // A tensor in global memory, and where its rows of a tile stand in shared memory.
@@ -25,13 +92,13 @@ struct TileSource
 // Moves the rows of a CTA between global and shared memory, where they lie one after the other.
 //
 // A flat range is copied like one ragged row, at most Vectors of them per thread: it stands in shared memory at the phase of its
-// output, so that a vector is aligned in both. Strided rows are copied element by element, Lanes neighbouring threads to a row.
-template <class Element, int Threads, int Lanes, int Vectors>
+// output, so that a vector is aligned in both. Other rows are copied element by element, four neighbouring threads to a row.
+template <class Element, int Threads, int Vectors>
 class TileCopy
 {
 public:
-  CUTE_DEVICE TileCopy(Rows const& rows, bool flat, int first, int count, Element const* output)
-    : rows_(rows), flat_(flat), first_(first), count_(count), output_(output + flat_offset())
+  CUTE_DEVICE TileCopy(Rows const& rows, TileParams const& tile, int first, int count, Element const* output)
+    : rows_(rows), tile_(tile), first_(first), count_(count), output_(output + flat_offset())
   {}
 
   // The tile's first element in shared memory.
@@ -44,40 +111,42 @@ public:
   template <class... Sources>
   CUTE_DEVICE void load(Sources const&... sources) const
   {
-    if (flat_) {
+    if (tile_.flat) {
       copy_range<false>(every_part(), Copy{sources.global + flat_offset(), sources.sTile}...);
     } else {
       load_rows([&](int /*r*/) { return k(); }, sources...);
     }
   }
 
-  // Of row r the first visible(r) columns, rounded up to RowVec, the vectors in which lanes will take them; of a range the
-  // vectors with any of them. `all`: nothing is hidden anywhere.
+  // Of row r the first visible(r) columns, and those beside them in vectors of RowVec, in which lanes will take them. Of a range
+  // all vectors with any of these. `all`: nothing is hidden anywhere.
   template <int RowVec, class Visible, class... Sources>
   CUTE_DEVICE void load_visible(Visible visible, bool all, Sources const&... sources) const
   {
-    if (flat_) {
-      copy_range<false>(all ? every_part() : visible_parts(visible), Copy{sources.global + flat_offset(), sources.sTile}...);
+    auto const taken = [&](int r) { return cute::min((visible(r) + RowVec - 1) / RowVec * RowVec, k()); };
+    if (tile_.flat) {
+      copy_range<false>(all ? every_part() : parts_of(taken), Copy{sources.global + flat_offset(), sources.sTile}...);
     } else {
-      load_rows([&](int r) { return (visible(r) + RowVec - 1) / RowVec * RowVec; }, sources...);
+      load_rows(taken, sources...);
     }
   }
 
   CUTE_DEVICE void store(Element const* sTile /* (count,K) */, Element* target, RowStrides const& strides) const
   {
-    if (flat_) {
+    if (tile_.flat) {
       copy_range<true>(every_part(), Copy{sTile, target + flat_offset()});
     } else {
       for_each_row([&](RowIndex const& index, int r, int lane) {
         Element* const row = target + index.offset(strides, rows_.rank);
         CUTE_NO_UNROLL
-        for (int column = lane; column < k(); column += Lanes) { row[column] = sTile[r * k() + column]; }
+        for (int column = lane; column < k(); column += Lanes) { row[column] = sTile[r * tile_.pitch + column]; }
       });
     }
   }
 
 private:
-  static constexpr int Vec = 16 / sizeof(Element);
+  static constexpr int Vec   = 16 / sizeof(Element);
+  static constexpr int Lanes = 4;
   template <bool InPhase>
   using Range = RaggedRow<Vec, Threads, /*Chunks=*/Vectors, /*ByWarp=*/false, InPhase>;
 
@@ -88,7 +157,7 @@ private:
   };
 
   Rows const& rows_;
-  bool flat_;
+  TileParams const& tile_;
   int first_;
   int count_;
   Element const* output_;
@@ -99,8 +168,9 @@ private:
   // Bit c: the thread's part c of the range is to be copied; the edge column comes behind the vectors.
   CUTE_DEVICE static constexpr uint32_t every_part() { return ~0u; }
 
-  template <class Visible>
-  CUTE_DEVICE uint32_t visible_parts(Visible visible) const
+  // Those with any of the first taken(r) columns of a row r.
+  template <class Taken>
+  CUTE_DEVICE uint32_t parts_of(Taken taken) const
   {
     using Row = Range<false>;
     int const n = count_ * k();
@@ -111,7 +181,7 @@ private:
       int const begin = c < Row::Chunks ? range.vector(c, n).column : range.edge(0, n).column;
       int const end   = cute::min(begin + (c < Row::Chunks ? Vec : 1), n);
       CUTE_NO_UNROLL
-      for (int r = begin / k(); r * k() < end; ++r) { parts |= uint32_t(cute::max(begin - r * k(), 0) < visible(r)) << c; }
+      for (int r = begin / k(); r * k() < end; ++r) { parts |= uint32_t(cute::max(begin - r * k(), 0) < taken(r)) << c; }
     }
     return parts;
   }
@@ -148,14 +218,14 @@ private:
     return rT;
   }
 
-  template <class Visible, class... Sources>
-  CUTE_DEVICE void load_rows(Visible visible, Sources const&... sources) const
+  template <class Taken, class... Sources>
+  CUTE_DEVICE void load_rows(Taken taken, Sources const&... sources) const
   {
     for_each_row([&](RowIndex const& index, int r, int lane) {
-      int const end = visible(r);
+      int const end = taken(r);
       CUTE_NO_UNROLL
       for (int column = lane; column < end; column += Lanes) {
-        ((sources.sTile[r * k() + column] = sources.global[index.offset(sources.strides, rows_.rank) + column]), ...);
+        ((sources.sTile[r * tile_.pitch + column] = sources.global[index.offset(sources.strides, rows_.rank) + column]), ...);
       }
     });
   }
