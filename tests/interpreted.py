@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from softmax_ops import current, driver, launcher
 from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.known import general, recent
 from softmax_ops.launch_plan import LaunchPlan
 from softmax_ops.problem import Geometry, Operand
 from tests import posing, ptx
@@ -78,6 +79,10 @@ def install(patch: Callable[[object, str, object], None], images: Mapping[str, C
     patch(launcher, "executable", executable)
     patch(driver, "architecture", lambda device: ARCHITECTURE)
     patch(current, "increment_version", lambda tensors: None)
+    patch(recent, "latest", recent.Latest())  # what is known of such tensors is not known of those on the CPU
+    patch(recent, "_known", {})
+    patch(general, "_latest", [])
+    patch(general, "_known", {})
 
 
 def _extent(geometry: Geometry, operand: Operand) -> int:
