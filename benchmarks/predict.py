@@ -7,8 +7,9 @@
                    48 KiB where half the traffic is read, in proportion where more or less of it is
     traffic        bytes that must move / bytes that move, second reads included where L2 cannot hold the rows
 
-Instructions are those that the interpreter executed on a full CTA of rows of this length, times the machine
-instructions that the kernel has for one of PTX; under a causal mask on rows of which half is visible. CTAs on an SM by
+Instructions are those that the interpreter executed on a full CTA of rows of this length, with what the cell asks for,
+times the machine instructions that the kernel has for one of PTX; under a causal mask, and with key lengths, on rows of
+which half is visible. CTAs on an SM by
 registers, threads and shared memory, and by how many the launch has. What this leaves out makes it too favourable:
 latency of launch, barriers and clusters, the last wave, phases in which no CTA loads.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,17 +30,20 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import LaunchPlan, plan
+from softmax_ops.problem import General, Operand, broadcast_strides, contiguous_strides
 from tests import sass
-from tests.calls import Case
 from tests.cases import full_cta
 from tests.engines import InterpreterEngine
+from tests.features import Features
 from tests.geometries import geometry
 
-from .cells import Cell
+from .cells import ELEMENT_BYTES, Cell
 from .goals import SMALL_BYTES, least_share
 
 FILE = Path(__file__).parent / "predictions" / "h200.json"
 ARCH = "sm_90"
+
+ALIGNMENT = 16
 
 INSTRUCTIONS_PER_BYTE = 29 / 4
 FLIGHT_BYTES = 48 << 10
@@ -54,6 +58,7 @@ IMPLIED = {
     ("padding", "fwd"): 0.97 / 1.02,
     ("bool", "fwd"): 0.97 / 1.06,
     ("like", "fwd"): 0.97 / 1.06,
+    ("bias", "fwd"): 0.97 / 1.06,
 }
 """Share that the goals on masks imply, by mask and direction: bytes over the time allowed."""
 
@@ -73,7 +78,7 @@ class Prediction:
     ctas_per_sm: float
     flight_bytes: int  # per SM
     shares: dict[str, float]
-    goal: float | None  # share wanted; None: decided by latency, which this does not predict
+    goal: float | None  # share wanted; None: there is no goal, or latency decides, which this does not predict
 
     @property
     def share(self) -> float:
@@ -97,6 +102,51 @@ def wanted(cell: Cell) -> float | None:
     return None if cell.full_bytes <= SMALL_BYTES else IMPLIED[cell.mask, cell.direction]
 
 
+# ---- what is asked for
+
+
+def launch_plan(cell: Cell) -> LaunchPlan:
+    kind = {"padding": "bool"}.get(cell.mask, cell.mask)
+    dtype = cell.dtype if cell.result == cell.dtype else f"{cell.dtype}to{cell.result}"
+    if is_general(cell):
+        of = geometry(cell.shape, dtype, "general", direction=cell.direction, general=General(logarithms=_log(cell)))
+        of = of._replace(operands=(*of.operands, *_operands(cell)))
+    else:
+        of = geometry(cell.shape, dtype, kind, direction=cell.direction, mask_shape=cell.mask_shape)
+    return plan(of, catalog.load(), ARCH)
+
+
+def is_general(cell: Cell) -> bool:
+    return cell.mask == "bias" or bool(cell.asks)
+
+
+def _log(cell: Cell) -> bool:
+    return cell.asks == "log"
+
+
+def _operands(cell: Cell) -> Iterator[Operand]:
+    """What the general kind reads beside inputs."""
+    size = ELEMENT_BYTES[cell.dtype]
+    if cell.mask == "bias" and cell.mask_shape:
+        yield Operand("bias", broadcast_strides(cell.mask_shape, cell.shape), ALIGNMENT, size)
+    if cell.asks == "temperature":
+        yield Operand("row_scale", (*contiguous_strides(cell.shape[:-1]), 0), ALIGNMENT, 4)
+    if cell.asks == "lengths":
+        yield Operand("lengths", (1, 0, 0, 0), ALIGNMENT, 4)
+
+
+def features(cell: Cell) -> Features | None:
+    """The same for a full CTA; None where the kind is another."""
+    if not is_general(cell):
+        return None
+    return Features(
+        logarithms=_log(cell),
+        bias="q" if cell.mask == "bias" else None,
+        row_scale="q" if cell.asks == "temperature" else None,
+        lengths=cell.asks == "lengths",
+    )
+
+
 # ---- counting
 
 
@@ -112,38 +162,27 @@ class Counter:
         self._engine = InterpreterEngine({each.variant: each for each in ptx.cubins})
         self.instructions = cache(self._count)
 
-    def _count(self, name: str, k: int, causal: bool) -> float:
+    def _count(self, name: str, k: int, causal: bool, features: Features | None) -> float:
         """Lane-instructions per element of a full CTA; every launch of a plan with several."""
-        spec = variants.by_name()[name]
-        call = (_half_visible(spec, k) if causal else full_cta(spec, k)).call()
+        case = full_cta(variants.by_name()[name], k)
+        if causal:
+            case = replace(case, causal_offset=(k - case.shape[-2]) // 2)  # rows see half their columns on average
+        if features is not None:
+            case = replace(case, features=features)
+        if features is not None and features.lengths:  # of two batches, one sees all and one nothing
+            _, heads, rows, _ = case.shape
+            case = replace(case, shape=(2, heads, -(-rows // 2), k))
+        call = case.call()
         reports = self._engine.run(call.plan, call.operands).reports
         ratio = self._opcodes[name].total() / len(reports[0].program.instructions)
         return sum(sum(report.reached_at) for report in reports) * ratio / call.elements
 
 
-def _half_visible(spec: Spec, k: int) -> Case:
-    """A full CTA whose rows see half their columns on average."""
-    case = full_cta(spec, k)
-    return replace(case, causal_offset=(k - case.shape[-2]) // 2)
-
-
 # ---- predicting
 
 
-def predicted(cell: Cell) -> bool:
-    """All but cells with a bias, and those that ask for more than a scale and a mask."""
-    return cell.mask != "bias" and not cell.asks
-
-
-def launch_plan(cell: Cell) -> LaunchPlan:
-    kind = {"padding": "bool"}.get(cell.mask, cell.mask)
-    of = geometry(cell.shape, cell.dtype, kind, direction=cell.direction, mask_shape=cell.mask_shape)
-    return plan(of, catalog.load(), ARCH)
-
-
 def predict(cells: Iterable[Cell]) -> list[Prediction]:
-    """Of the cells that are predicted."""
-    planned = [(cell, launch_plan(cell)) for cell in cells if predicted(cell)]
+    planned = [(cell, launch_plan(cell)) for cell in cells]
     counter = Counter(variants.by_name()[each.variant.name] for _, each in planned)
     return [_predict(cell, each, counter) for cell, each in planned]
 
@@ -151,7 +190,7 @@ def predict(cells: Iterable[Cell]) -> list[Prediction]:
 def _predict(cell: Cell, of: LaunchPlan, counter: Counter) -> Prediction:
     name = of.variant.name
     explained = explain_geometry(of.geometry, ARCH)
-    instructions = counter.instructions(name, cell.k, cell.causal)
+    instructions = counter.instructions(name, cell.k, cell.causal, features(cell))
     budget = INSTRUCTIONS_PER_BYTE * cell.bytes / cell.elements
     ctas = min(resident(of, counter.cubins[name]), of.launches[0].grid / MULTIPROCESSORS)
     flight = round(ctas * asked_by_cta(of) * cell.visible / cell.elements)
@@ -194,7 +233,7 @@ def asked_by_cta(of: LaunchPlan) -> int:
 
 def _under_way(cell: Cell) -> float:
     """Bytes of reads per SM that saturate DRAM together with the cell's writes."""
-    written = cell.full_bytes / (cell.inputs + 1)
+    written = cell.elements * ELEMENT_BYTES[cell.result]
     return FLIGHT_BYTES * 2 * (1 - written / cell.bytes)
 
 
@@ -231,8 +270,7 @@ def stale(predictions: Iterable[Prediction], cells: Iterable[Cell]) -> list[str]
     known = {each.cell: (each.variant, each.source) for each in predictions}
     found = []
     for cell in cells:
-        if predicted(cell):
-            variant = launch_plan(cell).variant
-            if known.get(cell.key) != (variant.name, variant.source):
-                found.append(cell.key)
+        variant = launch_plan(cell).variant
+        if known.get(cell.key) != (variant.name, variant.source):
+            found.append(cell.key)
     return found
