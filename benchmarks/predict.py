@@ -108,7 +108,7 @@ def wanted(cell: Cell) -> float | None:
 def launch_plan(cell: Cell) -> LaunchPlan:
     kind = {"padding": "bool"}.get(cell.mask, cell.mask)
     dtype = cell.dtype if cell.result == cell.dtype else f"{cell.dtype}to{cell.result}"
-    if is_general(cell):
+    if is_general(cell) and not _is_biased(cell):
         of = geometry(cell.shape, dtype, "general", direction=cell.direction, general=General(logarithms=_log(cell)))
         of = of._replace(operands=(*of.operands, *_operands(cell)))
     else:
@@ -118,6 +118,11 @@ def launch_plan(cell: Cell) -> LaunchPlan:
 
 def is_general(cell: Cell) -> bool:
     return cell.mask == "bias" or bool(cell.asks)
+
+
+def _is_biased(cell: Cell) -> bool:
+    """Whether the bias is a mask kind of its own."""
+    return cell.mask == "bias" and not cell.asks and cell.dtype != "f32"
 
 
 def _log(cell: Cell) -> bool:

@@ -58,12 +58,14 @@ BAND = Feature(
         )
     ),
 )
-BIAS = Feature(
-    "bias",
-    "bias.cuh",
-    "Optional<Bias<{element}>>",
-    Section((("bias.address", "P"), ("bias.wide", "i"), ("bias.strides", "4q"))),
-)
+
+
+def _bias(type: str) -> Feature:
+    fields = (("bias.address", "P"), ("bias.wide", "i"), ("bias.strides", "4q"))
+    return Feature("bias", "bias.cuh", type, Section(fields))
+
+
+OPTIONAL_BIAS = _bias("Optional<Bias<{element}, {accumulator}>>")
 
 ENDING = Feature(
     "ending",
@@ -91,7 +93,8 @@ class Mask(Enum):
     BOOL = "bool", (_tensor_mask("TensorMask<uint8_t, {accumulator}>"),)
     BOOLCAUSAL = "boolcausal", (CAUSALITY, _tensor_mask("TensorMask<uint8_t, {accumulator}>"))
     LIKE = "like", (_tensor_mask("TensorMask<{element}, {accumulator}>"),)
-    GENERAL = "general", (SOFTCAP, BAND, BIAS, _tensor_mask("Optional<TensorMask<uint8_t, {accumulator}>>"))
+    BIAS = "bias", (_bias("Bias<{element}, {element}>"),)
+    GENERAL = "general", (SOFTCAP, BAND, OPTIONAL_BIAS, _tensor_mask("Optional<TensorMask<uint8_t, {accumulator}>>"))
 
     def __init__(self, label: str, features: tuple[Feature, ...]):
         self.label = label
@@ -100,6 +103,11 @@ class Mask(Enum):
     @property
     def general(self) -> bool:
         return self is Mask.GENERAL
+
+    @property
+    def sums(self) -> bool:
+        """Whether something is added to scores."""
+        return self in (Mask.BIAS, Mask.GENERAL)
 
     @property
     def causal(self) -> bool:

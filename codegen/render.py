@@ -65,7 +65,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
         .render(
             spec=spec,
             template=template_of(spec),
-            formula=_FORMULAS[spec.direction, spec.mask.general],
+            formula=_formula(spec),
             headers=sorted(headers),
             cta=_cta(spec),
             row_type="TileRow" if spec.plan is Plan.TILE else "RaggedRow" if spec.ragged else "AlignedRow",
@@ -91,6 +91,11 @@ def _named(spec: Spec, feature: Feature) -> dict[str, str]:
 
 def _scale(spec: Spec) -> str:
     return "ending.scale(p.operands.scale)" if spec.mask.general else "p.operands.scale"
+
+
+def _formula(spec: Spec) -> tuple[str, ...]:
+    lines = _FORMULAS[spec.direction, spec.mask.general]
+    return tuple(line.replace("scale * x,", "scale * x + bias,") for line in lines) if spec.mask is Mask.BIAS else lines
 
 
 def _fragment_shape(spec: Spec) -> str:
@@ -121,6 +126,7 @@ def _traffic(spec: Spec) -> str:
         Mask.BOOL: ", 1 of the mask",
         Mask.BOOLCAUSAL: ", 1 of the mask",
         Mask.LIKE: f", {size} of the mask",
+        Mask.BIAS: f", {size} of the bias",
         Mask.GENERAL: " and those of a mask and a bias" if spec.direction is Direction.FORWARD else "",
     }.get(spec.mask, "")
     visible = "visible " if spec.mask.causal else ""

@@ -312,7 +312,7 @@ class Spec:
     @property
     def numeric(self) -> str:
         """The C++ class of the arithmetic of exponentials."""
-        return f"NumericOfSums<{self.output}>" if self.mask.general else "Numeric<Element>"
+        return f"NumericOfSums<{self.output}>" if self.mask.sums else "Numeric<Element>"
 
     @property
     def output(self) -> str:

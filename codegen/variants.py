@@ -14,8 +14,8 @@ ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100",
 _ALL = (Mask.NONE, Mask.CAUSAL, Mask.BOOL, Mask.BOOLCAUSAL, Mask.GENERAL)
 
 MASKS: dict[tuple[Direction, DType], tuple[Mask, ...]] = {
-    (Direction.FORWARD, DType.F16): (*_ALL, Mask.LIKE),
-    (Direction.FORWARD, DType.BF16): (*_ALL, Mask.LIKE),
+    (Direction.FORWARD, DType.F16): (*_ALL, Mask.LIKE, Mask.BIAS),
+    (Direction.FORWARD, DType.BF16): (*_ALL, Mask.LIKE, Mask.BIAS),
     (Direction.FORWARD, DType.F32): (*_ALL, Mask.LIKE),
     (Direction.FORWARD, DType.F64): _ALL,
     (Direction.FORWARD, DType.F16TOF32): (Mask.GENERAL,),

@@ -35,7 +35,7 @@ struct Params
   Forward<Element, float> operands;
   Softcap<float>::Params softcap;
   Band<float>::Params band;
-  Optional<Bias<cutlass::bfloat16_t>>::Params bias;
+  Optional<Bias<cutlass::bfloat16_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Ending<NumericOfSums<float>>::Params ending;
   ClusterParams cluster;
@@ -57,7 +57,7 @@ softmax_fwd_bf16tof32_general_cluster_k131072_v1_t512r1c16(Params const __grid_c
   Ending<NumericOfSums<float>> const ending(p.ending, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
   Band<float> const band(p.band, rows, index);
-  Optional<Bias<cutlass::bfloat16_t>> const bias(p.bias, rows, index);
+  Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row::Vec>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);

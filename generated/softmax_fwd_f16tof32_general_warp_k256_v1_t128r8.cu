@@ -31,7 +31,7 @@ struct Params
   Forward<Element, float> operands;
   Softcap<float>::Params softcap;
   Band<float>::Params band;
-  Optional<Bias<cutlass::half_t>>::Params bias;
+  Optional<Bias<cutlass::half_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Ending<NumericOfSums<float>>::Params ending;
 };
@@ -55,7 +55,7 @@ softmax_fwd_f16tof32_general_warp_k256_v1_t128r8(Params const __grid_constant__ 
   Ending<NumericOfSums<float>> const ending(p.ending, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
   Band<float> const band(p.band, rows, index);
-  Optional<Bias<cutlass::half_t>> const bias(p.bias, rows, index);
+  Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask);
   int const end     = scores.end(k);

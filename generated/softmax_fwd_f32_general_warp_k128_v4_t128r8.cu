@@ -31,7 +31,7 @@ struct Params
   Forward<Element> operands;
   Softcap<float>::Params softcap;
   Band<float>::Params band;
-  Optional<Bias<float>>::Params bias;
+  Optional<Bias<float, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Ending<NumericOfSums<Element>>::Params ending;
 };
@@ -55,7 +55,7 @@ softmax_fwd_f32_general_warp_k128_v4_t128r8(Params const __grid_constant__ p)
   Ending<NumericOfSums<Element>> const ending(p.ending, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
   Band<float> const band(p.band, rows, index);
-  Optional<Bias<float>> const bias(p.bias, rows, index);
+  Optional<Bias<float, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask);
   int const end     = scores.end(k);

@@ -35,7 +35,7 @@ struct Params
   Forward<Element> operands;
   Softcap<double>::Params softcap;
   Band<double>::Params band;
-  Optional<Bias<double>>::Params bias;
+  Optional<Bias<double, double>>::Params bias;
   Optional<TensorMask<uint8_t, double>>::Params mask;
   Ending<NumericOfSums<Element>>::Params ending;
   ClusterParams cluster;
@@ -57,7 +57,7 @@ softmax_fwd_f64_general_cluster_k32768_v1_t512r1c16(Params const __grid_constant
   Ending<NumericOfSums<Element>> const ending(p.ending, rows, index);
   Softcap<double> const softcap(p.softcap, rows, index);
   Band<double> const band(p.band, rows, index);
-  Optional<Bias<double>> const bias(p.bias, rows, index);
+  Optional<Bias<double, double>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row::Vec>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);

@@ -34,7 +34,7 @@ struct Params
   Forward<Element> operands;
   Softcap<double>::Params softcap;
   Band<double>::Params band;
-  Optional<Bias<double>>::Params bias;
+  Optional<Bias<double, double>>::Params bias;
   Optional<TensorMask<uint8_t, double>>::Params mask;
   Ending<NumericOfSums<Element>>::Params ending;
   SplitParams<Partial> split;
@@ -58,7 +58,7 @@ softmax_fwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Ending<NumericOfSums<Element>> const ending(p.ending, rows, index);
   Softcap<double> const softcap(p.softcap, rows, index);
   Band<double> const band(p.band, rows, index);
-  Optional<Bias<double>> const bias(p.bias, rows, index);
+  Optional<Bias<double, double>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row::Vec>(y, rows.k, segment, /*columns=*/512);
   auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);

@@ -31,7 +31,7 @@ struct Params
   Forward<Element> operands;
   Softcap<double>::Params softcap;
   Band<double>::Params band;
-  Optional<Bias<double>>::Params bias;
+  Optional<Bias<double, double>>::Params bias;
   Optional<TensorMask<uint8_t, double>>::Params mask;
   Ending<NumericOfSums<Element>>::Params ending;
 };
@@ -55,7 +55,7 @@ softmax_fwd_f64_general_warp_k64_v1_t128r8(Params const __grid_constant__ p)
   Ending<NumericOfSums<Element>> const ending(p.ending, rows, index);
   Softcap<double> const softcap(p.softcap, rows, index);
   Band<double> const band(p.band, rows, index);
-  Optional<Bias<double>> const bias(p.bias, rows, index);
+  Optional<Bias<double, double>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask);
   int const end     = scores.end(k);

@@ -19,7 +19,7 @@ from .checks import BackwardRequest, Request
 from .explanation import Explanation, explain_geometry
 from .launch_plan import LaunchPlan, TooManyDimensions
 from .operands import Named
-from .problem import OPERANDS, General, Geometry, Operand
+from .problem import BIASED, OPERANDS, General, Geometry, Operand
 
 _DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
 _ACCESS_BYTES = 16
@@ -84,7 +84,16 @@ def of_forward(request: Request, batch_invariant: bool) -> tuple[Named, Scalars]
     if not request.general:
         return ({} if request.mask is None else {"mask": request.mask}), scalars
     others, general = operands.of_forward(request)
+    alone = [*others] == ["bias"] and general == General() and not request.return_lse
+    if alone and request.causal_offset is None and _has_kernels_of_bias(request, others["bias"]):
+        return others, scalars
     return others, scalars._replace(general=general)
+
+
+def _has_kernels_of_bias(request: Request, bias: Tensor) -> bool:
+    """Whether the bias of a request that asks for nothing else is a mask kind."""
+    dtype = request.x.dtype
+    return bias.dtype is dtype and request.dtype in (None, dtype) and _DTYPES[dtype] in BIASED
 
 
 def _of_backward(request: BackwardRequest, batch_invariant: bool) -> tuple[Named, Scalars]:
@@ -292,7 +301,7 @@ def _mask_kind(of: _Metadata) -> str:
     if of.general is not None:
         return "general"
     if of.others and of.others[0][1].is_floating_point:
-        return "like"
+        return "bias" if of.others[0][0] == "bias" else "like"
     return ("bool" if of.others else "") + ("" if of.causal_offset is None else "causal") or "none"
 
 

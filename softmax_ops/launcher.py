@@ -74,10 +74,10 @@ class Executable:
         self._masked = geometry.mask is not None
         if self._masked:
             self._pack_mask, self._mask_at = _packer(launch_plan, "mask.address", "mask.fill")
-        self._others = [  # of the general kind
+        self._others = [
             (position, *_packer(launch_plan, f"{operand.name}.address"))
             for position, operand in enumerate(geometry.operands)
-            if geometry.general is not None and operand.name not in (*tensors, "mask")
+            if operand.name not in (*tensors, "mask")
         ]
         self._mask_position = -1 if geometry.mask is None else geometry.operands.index(geometry.mask)
         self.workspace_bytes = launch_plan.workspace_bytes

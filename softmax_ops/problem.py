@@ -13,6 +13,9 @@ DTYPE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16tof32": 2, "bf16tof3
 OPERANDS = {"fwd": ("x", "y"), "bwd": ("dy", "y", "dx")}
 """Tensors of every call of a direction, the output last; what only some calls have comes behind them."""
 
+BIASED = ("f16", "bf16")
+"""Types of which a bias of the scores' type, and nothing else, is a mask kind; the general kind adds others."""
+
 MAX_RANK = 4
 """Leading dimensions that a kernel can tell apart, after coalescing."""
 
@@ -44,7 +47,7 @@ class Geometry(NamedTuple):
 
     direction: str  # fwd, bwd
     dtype: str
-    mask_kind: str  # none, causal, bool, boolcausal, like, general
+    mask_kind: str  # none, causal, bool, boolcausal, like, bias, general
     shape: tuple[int, ...]
     operands: tuple[Operand, ...]  # in the order of OPERANDS, then the mask and others if there are any
     causal_offset: int | None = None

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import driver, launcher
-from .problem import DTYPE_BYTES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
+from .problem import BIASED, DTYPE_BYTES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
 
 
 class Call(NamedTuple):
@@ -61,7 +61,7 @@ def _geometries(call: Call) -> Iterator[Geometry]:
             for name, dtype in [*((name, read) for name in inputs), (output, written)]
         ]
         masks = [Operand("mask", strides, 8 if aligned else 1, 1) for strides in mask]
-        yield Geometry(
+        found = Geometry(
             direction,
             read if read == written else f"{read}to{written}",
             kind,
@@ -71,6 +71,10 @@ def _geometries(call: Call) -> Iterator[Geometry]:
             call.batch_invariant,
             General(right=0 if call.causal else None) if general else None,
         )
+        yield found
+        if general and not (call.backward or call.causal or masks) and found.dtype in BIASED:
+            bias = tensors[0]._replace(name="bias")
+            yield found._replace(mask_kind="bias", operands=(*tensors, bias), general=None)
 
 
 def _dtype(given: object) -> str:

@@ -43,7 +43,7 @@ class Case:
     causal_offset: int | None = None
     fill: float = -np.inf
     first_pattern: int = 0
-    features: Features | None = None  # of the general kind
+    features: Features | None = None  # of the general kind, or a bias
 
     @property
     def mask_kind(self) -> Mask:
@@ -169,7 +169,7 @@ class Call:
             operands=tuple(operands),
             causal_offset=case.causal_offset,
             batch_invariant=case.spec.plan is Plan.STREAM,
-            general=None if case.features is None else case.features.general,
+            general=case.features.general if case.features is not None and case.spec.mask.general else None,
         )
         chosen = plan(geometry, catalog.load(), case.arch)
         assert chosen.variant.name == case.spec.name, (

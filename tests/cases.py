@@ -23,6 +23,8 @@ def cases(spec: Spec) -> list[Case]:
     if spec.mask is Mask.GENERAL:
         own = _forward_features(spec) if spec.direction is Direction.FORWARD else _backward_features(spec)
         return [*own, *_whole_warps(spec)]
+    if spec.mask is Mask.BIAS:
+        return [*_biased(spec), *_whole_warps(spec), *_around_vectors(spec)]
     return [
         _longest(spec),
         *_in_place(spec),
@@ -46,8 +48,9 @@ def full_cta(spec: Spec, k: int) -> Case:
     def of(rows: int) -> Case:
         shape: tuple[int, ...] = (rows, k)
         features = _features(spec, (rows, k), "qk", k)
-        if spec.mask is Mask.GENERAL:
-            shape, features = (1, 1, rows, k), {"features": Features()}
+        if spec.mask.sums:
+            shape = (1, 1, rows, k)
+            features = {"features": Features(bias="q" if spec.mask is Mask.BIAS else None)}
         return Case("a full CTA", spec, shape, 0.125, (start,) * _inputs(spec), start, mask_layout=start, **features)
 
     return of(of(1).call().rows_per_cta)
@@ -95,6 +98,8 @@ def _leading(spec: Spec, k: int, q: int = 3, dims: int = 3) -> tuple[int, ...]:
 def _features(spec: Spec, shape: tuple[int, ...], mask: str, offset: int) -> dict:
     """Arguments of Case for the features that the variant has; the mask broadcasts but in the dimensions named."""
     features: dict = {}
+    if spec.mask is Mask.BIAS:
+        features["features"] = Features(bias=mask.replace("k", ""))
     if spec.mask in CAUSAL:
         features["causal_offset"] = offset
     if spec.mask in MASKED:
@@ -237,6 +242,46 @@ def _whole_warps(spec: Spec) -> Iterator[Case]:
             first_pattern=3 + pattern,
             **features,
         )
+
+
+def _biased(spec: Spec) -> list[Case]:
+    """A bias of every element, one shared by the batch, and one row for all."""
+    shortest, longest = interval(spec)
+    between = middle(spec)
+    anywhere = Layout(phase=0 if spec.vec > 1 else 1)
+    all_but_few = _leading(spec, longest) if spec.plan is not Plan.CLUSTER else (2, 1, 1)
+    return [
+        Case(
+            "the longest row; a bias of every element",
+            spec,
+            (*all_but_few, longest),
+            0.5,
+            (anywhere,),
+            anywhere,
+            mask_layout=anywhere,
+            features=Features(bias="bhq"),
+        ),
+        Case(
+            "in place; a bias shared by the batch, at a phase of its own where allowed",
+            spec,
+            (*_leading(spec, between), between),
+            1.0,
+            output="x",
+            mask_layout=Layout(phase=spec.vec),
+            first_pattern=2,
+            features=Features(bias="hq"),
+        ),
+        Case(
+            "the shortest row; rows apart, at different phases where allowed; one row of bias; negative scale",
+            spec,
+            (*_leading(spec, shortest), shortest),
+            -1.5,
+            (Layout(phase=spec.vec, gap=3 * spec.vec),),
+            Layout(phase=2 * spec.vec, gap=2 * spec.dtype.vector),
+            first_pattern=5,
+            features=Features(bias=""),
+        ),
+    ]
 
 
 def _forward_features(spec: Spec) -> list[Case]:

@@ -30,6 +30,8 @@ def geometry(
     facts.append((output, contiguous_strides(shape), sizes[-1]))
     if mask_kind in MASKED:
         facts.append(("mask", broadcast_strides(mask_shape or shape, shape), size if mask_kind == "like" else 1))
+    if mask_kind == "bias":
+        facts.append(("bias", broadcast_strides(mask_shape or shape, shape), size))
     operands = tuple(
         Operand(name, (strides or {}).get(name, moves), (alignments or {}).get(name, alignment), bytes)
         for name, moves, bytes in facts

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from codegen import catalogue, plans, render, variants
 from codegen.__main__ import main as command_line
 from codegen.spec import ANY_K, Direction, DType, Mask, Plan, Spec
+from softmax_ops import problem
 from softmax_ops.artifacts.catalog import Catalog, CatalogError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -183,6 +184,11 @@ def test_write_touches_only_what_changed_and_removes_what_is_gone(tmp_path: Path
     assert catalogue.write(tmp_path) == (0, 0)
 
 
+def test_a_bias_is_a_mask_kind_where_serving_takes_it_for_one() -> None:
+    having = {dtype.value for (_, dtype), masks in variants.MASKS.items() if Mask.BIAS in masks}
+    assert having == set(problem.BIASED)
+
+
 @pytest.mark.parametrize("spec", SHIPPED, ids=lambda spec: spec.name)
 def test_an_absent_feature_leaves_no_trace(spec: Spec) -> None:
     text = render.render(spec)
@@ -192,7 +198,8 @@ def test_an_absent_feature_leaves_no_trace(spec: Spec) -> None:
     assert ("TensorMask" in text) == (spec.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE) or (general and forward))
     assert ("Band" in text) == general
     assert ("Ending" in text, "Chain" in text) == (general and forward, general and not forward)
-    assert all((f"{name}.cuh" in text) == (general and forward) for name in ("bias", "softcap", "optional"))
+    assert all((f"{name}.cuh" in text) == (general and forward) for name in ("softcap", "optional"))
+    assert ("bias.cuh" in text) == ((general and forward) or spec.mask is Mask.BIAS)
     assert ("tile.cuh" in text) == (spec.plan is Plan.TILE)
     assert ("forward.cuh" in text, "backward.cuh" in text) == (forward, not forward)
     assert ("rDy" in text or "sDy" in text) == (not forward) and ("exponentiate" not in text) == (not forward)

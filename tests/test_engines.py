@@ -54,7 +54,7 @@ def test_driver_engine_launches_the_plan(direction: Direction, mask: Mask, plan:
         for launch, wanted in zip(made, call.plan.launches, strict=True):
             assert (launch.grid[0], launch.block[0], launch.shared_bytes) == (
                 wanted.grid,
-                spec.threads,
+                wanted.threads,
                 spec.shared_bytes,
             )
             assert launch.cluster[0] == (wanted.cluster if wanted.cluster > 1 else 0)

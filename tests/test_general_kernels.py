@@ -10,7 +10,7 @@ import torch
 
 import softmax_ops
 from codegen import variants
-from codegen.spec import Direction, Mask, Plan
+from codegen.spec import Direction, Plan
 from tests import interpreted, targets
 from tests.targets import Target
 
@@ -21,7 +21,7 @@ KERNELS = [
     Target(targets.WHOLE, spec)
     for spec in variants.shipped()
     if spec.plan is Plan.WARP and spec.max_k in (64, 128)
-    if spec.mask is Mask.GENERAL or spec.direction is Direction.BACKWARD
+    if spec.mask.sums or spec.direction is Direction.BACKWARD
 ]
 
 
@@ -55,6 +55,8 @@ def arguments(k: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         {"bias": made(k, torch.float32, B, 1, 1), "alibi_slopes": slopes, "sinks": sinks, "return_lse": True},
         {"softcap": 5.0, "window": (None, 2), "sinks": sinks, "return_lse": True},
         {"bias": made(k, dtype, Q)[:, :1], "return_lse": True},
+        {"bias": made(k, dtype, 1, H, Q), "scale": 0.25},
+        {"bias": made(k, dtype, Q)[:, :1]},
         {"mask": mask, "return_lse": True},
     ]
 
@@ -111,6 +113,30 @@ def test_gradients(dtype: torch.dtype, case: int, log: bool, gpu: pytest.MonkeyP
     for a, b in zip((*found, *wide), (*gradients(), *gradients(**half)), strict=True):
         scale = b.abs().max().item() or 1.0
         close(a / scale, b / scale)
+
+
+def test_a_bias_alone_has_kernels_of_its_own() -> None:
+    """Of the scores' own 16-bit type; with anything else, or of another type, the general ones."""
+    x, bias = made(77, torch.bfloat16, B, H, Q), made(77, torch.bfloat16, 1, H, Q)
+    explained = softmax_ops.explain(x, bias=bias, scale=0.5, dtype=torch.bfloat16, out=torch.empty_like(x))
+    assert "_bf16_bias_warp_k128_v1_" in str(explained.variant)
+    others: list[dict[str, Any]] = [
+        {"bias": bias.float()},
+        {"mask": torch.zeros(77, dtype=torch.bool)},
+        {"causal": True},
+        {"window": (3, 0), "causal_offset": 7},
+        {"window": (None, 0)},
+        {"softcap": 3.0},
+        {"return_lse": True},
+        {"log": True},
+        {"dtype": torch.float32},
+        {"sinks": torch.zeros(H)},
+        {"key_lengths": torch.zeros(B, dtype=torch.int32)},
+        {"scale": torch.ones(Q)},
+    ]
+    for other in others:
+        assert "_general_" in str(softmax_ops.explain(x, **{"bias": bias, **other}).variant), other
+    assert "_general_" in str(softmax_ops.explain(x.float(), bias=bias.float()).variant)
 
 
 def test_explain_says_which_kernel_and_what_it_moves() -> None:

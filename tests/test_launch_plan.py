@@ -148,6 +148,8 @@ def geometries(draw: st.DrawFn) -> Geometry:
     moves = {name: strides(may_broadcast=True) for name in inputs} | {output: strides(may_broadcast=False)}
     if mask_kind in MASKED:
         moves["mask"] = (*strides(may_broadcast=True)[:-1], draw(st.integers(0, 1)))
+    if mask_kind == "bias":
+        moves["bias"] = strides(may_broadcast=True)
     changes: dict[str, Any] = {"causal_offset": draw(st.integers(-5, 60))} if mask_kind in CAUSAL or general else {}
     return geometry(
         shape,

@@ -37,6 +37,7 @@ CALL: dict[str, Any] = {
     "dy.address": 0x7F20_0000_0000,
     "dx.address": 0x7F30_0000_0000,
     "mask.address": 0x7F40_0000_0000,
+    "bias.address": 0x7F60_0000_0000,
     "workspace.address": 0x7F50_0000_0000,
     "scale": 0.5,
     "mask.fill": -3.0,
@@ -106,8 +107,8 @@ def launch(launch_plan: LaunchPlan, device: int = 0, stream: int = STREAM, value
 
 def expected(launch_plan: LaunchPlan, values: Mapping[str, Any] = CALL) -> list[bytes]:
     """The parameters of every launch. What the geometry has no operand for stays null."""
-    if launch_plan.geometry.mask is None:
-        values = {name: value for name, value in values.items() if not name.startswith("mask.")}
+    absent = tuple(f"{name}." for name in ("mask", "bias") if launch_plan.geometry.operand(name) is None)
+    values = {name: value for name, value in values.items() if not name.startswith(absent)}
     return [launch_plan.arguments(part, values) for part in launch_plan.launches]
 
 
@@ -146,6 +147,7 @@ def test_every_argument_layout_is_passed_as_planned(serve: Serve) -> None:
 CALLED = {
     "masked": geometry((3, 5, 1000), mask_kind="boolcausal"),
     "backward": geometry((3, 5, 1000), direction="bwd"),
+    "bias": geometry((3, 5, 1000), mask_kind="bias"),
     "split": geometry((3, 300000), mask_kind="boolcausal"),
     "backward split": geometry((3, 300000), "f64", direction="bwd"),
 }

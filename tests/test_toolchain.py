@@ -113,7 +113,10 @@ def test_missing_headers_name_their_package(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("damage", "complaint"),
-    [("exponentiate<Row", "exponentiat<Row"), ("int const lane = ", "int const unused = 1;\n  int const lane = ")],
+    [
+        ("exponentiate<Numeric", "exponentiat<Numeric"),
+        ("int const lane = ", "int const unused = 1;\n  int const lane = "),
+    ],
     ids=["error", "warning"],
 )
 def test_anything_in_the_log_fails_the_build_with_options_and_numbered_source(damage: str, complaint: str) -> None:

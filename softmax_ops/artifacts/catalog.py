@@ -32,7 +32,7 @@ class Variant:
     name: str
     direction: str  # fwd, bwd
     dtype: str  # f16, bf16, f32, f64
-    mask: str  # none, causal, bool, boolcausal, like: what its arguments are
+    mask: str  # none, causal, bool, boolcausal, like, bias, general: what its arguments are
     plan: str  # tile, warp, block, cluster, stream, split
     max_k: int  # longest row, in whole vectors of columns
     vec: int  # alignment that every row must have, in elements

@@ -7,17 +7,17 @@
 
 namespace softmax {
 
-// Numbers in memory that are added to the scores, broadcast by strides of 0: elements, or f32. -inf hides.
-template <class Element>
+// Numbers in memory that are added to the scores, broadcast by strides of 0: elements, or a wider type where a launch may say so.
+// -inf hides.
+template <class Element, class Wide>
 struct Bias
 {
   using Accumulator = typename Numeric<Element>::Accumulator;
-  using Wide        = Accumulator;
 
   struct Params
   {
     void const* bias;
-    int32_t wide;  // whether it is of the accumulator's type
+    int32_t wide;  // whether it is of the wider type
     RowStrides strides;
   };
 
@@ -78,7 +78,7 @@ struct Bias
   {
     cute::Tensor rB = cute::make_tensor<Accumulator>(cute::Shape<cute::Int<Vec>>{});  // (V)
     if (wide) {
-      cute::copy(fragment.template of<Wide>(), rB);
+      widen(fragment.template of<Wide>(), rB);
     } else {
       widen(fragment.template of<Element>(), rB);
     }
