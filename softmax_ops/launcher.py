@@ -84,13 +84,13 @@ class Executable:
         if self.workspace_bytes:
             self._pack_workspace, self._workspace_at = _packer(launch_plan, WORKSPACE)
         self._local = threading.local()
-        self.relaunch = self._relauncher()
-        """(addresses, scale, stream) -> whether the thread's launch before had these: if so, it was made once more."""
 
     def launch(
         self, addresses: tuple[int, ...], scale: float, stream: int, fill: float = 0.0, workspace: int = 0
     ) -> None:
         """Launches on a stream of the device; the default stream (0) is that of the thread's current context.
+
+        What stands in the thread's parameters from the launch before is not written again.
 
         addresses   of the operands, in the order of the plan's geometry.
         workspace   address of plan.workspace_bytes of scratch memory that nothing else uses until the kernels are done.
@@ -136,24 +136,6 @@ class Executable:
             self._pack_mask(grid.buffer, self._mask_at, addresses[self._mask_position], fill)
         for position, pack, at in self._others:
             pack(grid.buffer, at, addresses[position])
-
-    def _relauncher(self) -> Callable[[tuple[int, ...], float, int], bool]:
-        """What `relaunch` is: a closure, which finds its variables in half the time of a method."""
-        local, handle, call = self._local, self._handle, f"cuLaunchKernelEx of {self.plan.variant.name}"
-
-        def relaunch(addresses: tuple[int, ...], scale: float, stream: int) -> bool:
-            try:
-                grid = local.only_grid
-            except AttributeError:
-                return False
-            if addresses != grid.addresses or scale != grid.scale or stream != grid.stream or driver.forked:
-                return False
-            status = _launch(grid.config, handle, grid.address, 0)
-            if status[0]:
-                driver.check(call, status)
-            return True
-
-        return relaunch
 
     def _launch_all(self, addresses: tuple[int, ...], scale: float, stream: int, fill: float, workspace: int) -> None:
         """The first launch of a thread, and those of plans with several grids or a workspace."""

@@ -28,10 +28,6 @@ class Interpreted:
         self.workspace_bytes = plan.workspace_bytes
         self._program = program
 
-    def relaunch(self, addresses: tuple[int, ...], scale: float, stream: int) -> bool:
-        """Every launch is made anew."""
-        return False
-
     def launch(
         self, addresses: tuple[int, ...], scale: float, stream: int, fill: float = 0.0, workspace: int = 0
     ) -> None:

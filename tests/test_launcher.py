@@ -166,30 +166,26 @@ def test_arguments_do_not_linger_from_call_to_call(serve: Serve, of: Geometry) -
 
 @isolated
 @every_call
-def test_a_launch_is_made_again_only_if_it_is_the_same(serve: Serve, of: Geometry) -> None:
-    """By the thread that made it. Plans with a workspace or several grids are launched anew each time."""
+def test_what_stands_in_the_parameters_is_replaced(serve: Serve, of: Geometry) -> None:
+    """Any one of them, behind a launch with others; by each thread in its own."""
     found = planned(serve, of)
-    addresses = tuple(CALL[f"{operand.name}.address"] for operand in of.operands)
-    ready = launcher.executable(found, 0)
-    assert not ready.relaunch(addresses, CALL["scale"], STREAM)
-    launch(found)
-    stub_driver.forget()
-    repeats = found.variant.passes == 1
-    assert ready.relaunch(addresses, CALL["scale"], STREAM) is repeats
-    assert [call.parameters for call in stub_driver.launches()] == (expected(found) if repeats else [])
-    stub_driver.forget()
-    in_another = [ready.relaunch(addresses, CALL["scale"], STREAM)]
-    thread = threading.Thread(target=lambda: in_another.append(ready.relaunch(addresses, CALL["scale"], STREAM)))
+    varied = [{**CALL, name: value + 16} for name, value in CALL.items()]
+
+    def launched() -> list[list[bytes]]:
+        made = []
+        for values in (CALL, *varied, CALL, CALL):
+            stub_driver.forget()
+            launch(found, values=values)
+            made.append([call.parameters for call in stub_driver.launches()])
+        return made
+
+    wanted = [expected(found, values) for values in (CALL, *varied, CALL, CALL)]
+    assert launched() == wanted
+    from_another: list[list[list[bytes]]] = []
+    thread = threading.Thread(target=lambda: from_another.append(launched()))
     thread.start()
     thread.join()
-    assert in_another == [repeats, False]
-    stub_driver.forget()
-    for place in range(len(addresses)):
-        others = tuple(address + 16 * (at == place) for at, address in enumerate(addresses))
-        assert not ready.relaunch(others, CALL["scale"], STREAM)
-    assert not ready.relaunch(addresses, CALL["scale"] + 1, STREAM)
-    assert not ready.relaunch(addresses, CALL["scale"], STREAM + 1)
-    assert stub_driver.launches() == []
+    assert from_another == [wanted]
 
 
 @isolated

@@ -237,7 +237,7 @@ def test_what_is_forgotten_is_found_again(serve: Serve, monkeypatch: pytest.Monk
         expected = [outcome(call) for call in calls]
     long_calls.clear()
     assert [outcome(call) for call in calls * 2] == expected * 2
-    assert len(recent._known) <= 3 and all(len(each.addressed) <= 4 for each in recent._known.values())
+    assert len(recent._known) <= 3 and all(len(each.addressed.by_addresses) <= 4 for each in recent._known.values())
     assert len(long_calls) < len(calls) / 4
 
 

@@ -30,11 +30,8 @@ class Addressed:
         out = operands[written]
         self._in_place = [place < inputs and each.stride() == out.stride() for place, each in enumerate(operands)]
         self._by_boundaries: dict[tuple[int, ...], Executable] = {}
-        self._by_addresses: dict[tuple[int, ...], Executable] = {}
-
-    def __len__(self) -> int:
-        """Combinations of addresses that are remembered."""
-        return len(self._by_addresses)
+        self.by_addresses: dict[tuple[int, ...], Executable] = {}
+        """Those that were found."""
 
     def add(self, executable: Executable, addresses: tuple[int, ...]) -> None:
         """What computes operands that lie relative to 16-byte boundaries as these do."""
@@ -42,15 +39,15 @@ class Addressed:
 
     def find(self, addresses: tuple[int, ...]) -> Executable | None:
         """None where it is not known, or where out overlaps what is read."""
-        return self._by_addresses.get(addresses) or self._judge(addresses)
+        return self.by_addresses.get(addresses) or self._judge(addresses)
 
     def _judge(self, addresses: tuple[int, ...]) -> Executable | None:
         executable = self._by_boundaries.get(_boundaries(addresses))
         if executable is None or self._overlaps(addresses):
             return None
-        if len(self._by_addresses) >= ADDRESSES:
-            self._by_addresses.clear()
-        self._by_addresses[addresses] = executable
+        if len(self.by_addresses) >= ADDRESSES:
+            self.by_addresses.clear()
+        self.by_addresses[addresses] = executable
         return executable
 
     def _overlaps(self, addresses: tuple[int, ...]) -> bool:

@@ -23,7 +23,8 @@ from ..launcher import Executable
 from .addressed import Addressed
 from .likeness import matcher
 
-_EXCLUDED = -float("inf")
+EXCLUDED = -float("inf")
+LOWEST, HIGHEST = -SCALE_LIMIT_F32, SCALE_LIMIT_F32
 
 _NEW, _FIRST, _SECOND, _APART = range(4)
 """What a call writes to: a new tensor, its first or second input, another tensor."""
@@ -52,7 +53,6 @@ class Known:
         self._inputs = len(inputs)
         operands = [operand for operand in (*inputs, out, mask) if operand is not None]
         self.addressed = Addressed(operands, -1 if out is None else self._inputs, self._inputs)
-        self._relaunch: Callable[[tuple[int, ...], float, int], bool] = lambda *_: False
         self._bumps = out is not None and not out.is_inference()
         self._like_input = inputs[-1].is_contiguous()
         self.run: Run = self._runner()
@@ -80,7 +80,7 @@ class Known:
         backward = self._inputs == 2
         apart, new, paired = target is _APART, target is _NEW, masked or backward
         observers, device_of_thread, stream_of = _dispatch_modes, current.device, current.stream
-        increment_version = current.increment_version
+        increment_version, executables = current.increment_version, self.addressed.by_addresses
 
         def run(
             first: Any, second: Any, scale: object, out: Any, causal: object, offset: object, invariant: object
@@ -115,8 +115,12 @@ class Known:
                 addresses = first.data_ptr(), result.data_ptr(), second.data_ptr()
             else:
                 addresses = first.data_ptr(), second.data_ptr(), result.data_ptr()
-            if device_of_thread() != device or not known._relaunch(addresses, scale, stream_of(device)):
+            executable = executables.get(addresses)
+            if executable is None or executable.workspace_bytes:
                 return known._launched(addresses, scale, result)
+            if device_of_thread() != device or not LOWEST <= scale <= HIGHEST:
+                return None
+            executable.launch(addresses, scale, stream_of(device), EXCLUDED)
             if bumps:
                 increment_version((result,))
             return result
@@ -124,16 +128,16 @@ class Known:
         return run
 
     def _launched(self, addresses: tuple[int, ...], scale: float, result: Tensor) -> Tensor | None:
+        """The same at addresses that were not looked at before, or with a workspace."""
         executable = self.addressed.find(addresses)
-        if executable is None or current.device() != self._device or not -SCALE_LIMIT_F32 <= scale <= SCALE_LIMIT_F32:
+        if executable is None or current.device() != self._device or not LOWEST <= scale <= HIGHEST:
             return None
         stream = current.stream(self._device)
         if executable.workspace_bytes:
             scratch = result.new_empty(executable.workspace_bytes, dtype=torch.uint8)
-            executable.launch(addresses, scale, stream, _EXCLUDED, scratch.data_ptr())
+            executable.launch(addresses, scale, stream, EXCLUDED, scratch.data_ptr())
         else:
-            executable.launch(addresses, scale, stream, _EXCLUDED)
-            self._relaunch = executable.relaunch
+            executable.launch(addresses, scale, stream, EXCLUDED)
         if self._bumps:
             current.increment_version((result,))
         return result
