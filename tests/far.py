@@ -36,6 +36,9 @@ def judge_far_rows(spec: Spec, interpreter: InterpreterEngine) -> None:
     named = dict(zip(spec.direction.tensors, [*tensors, result], strict=True))
     if mask is not None:
         named["mask"] = mask
+    bias = torch.from_numpy(rng.integers(0, 2, (ROWS, k))).to(tensors[0].dtype) if spec.mask is Mask.BIAS else None
+    if bias is not None:
+        named["bias"] = bias
     output = spec.direction.tensors[-1]
     memory, phase = ptx.GlobalMemory(), 0 if spec.vec > 1 else 1
     addresses = {
@@ -58,17 +61,25 @@ def judge_far_rows(spec: Spec, interpreter: InterpreterEngine) -> None:
             memory=memory,
         )
     rows = [torch.from_numpy(memory.read(f"{output} {row}")).view(result.dtype) for row in range(ROWS)]
-    _judge(spec, torch.stack(rows), tensors, mask, offset)
+    _judge(spec, torch.stack(rows), tensors, mask, bias, offset)
 
 
 def _judge(
-    spec: Spec, found: torch.Tensor, tensors: list[torch.Tensor], mask: torch.Tensor | None, offset: int | None
+    spec: Spec,
+    found: torch.Tensor,
+    tensors: list[torch.Tensor],
+    mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    offset: int | None,
 ) -> None:
     inputs = [reference.to_numpy(tensor) for tensor in tensors]
+    if bias is not None:
+        inputs = [inputs[0] + reference.to_numpy(bias)]
     tolerance: dict[str, Any]
     if spec.direction is Direction.FORWARD:
         formula: tuple = *inputs, 1.0, None if mask is None else reference.to_numpy(mask), offset
-        expected, tolerance = reference.softmax(*formula), {"rounding": reference.score_rounding(*formula)}
+        roundings = 1 if bias is None else 2  # of the product, and of the sum
+        expected, tolerance = reference.softmax(*formula), {"rounding": roundings * reference.score_rounding(*formula)}
     else:
         formula = *inputs, 1.0, offset
         expected = reference.softmax_backward(*formula)

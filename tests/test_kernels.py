@@ -24,7 +24,7 @@ SHIPPED = [Target(targets.WHOLE, spec) for spec in variants.shipped()]
 MOST_OPERANDS = [
     each
     for each in SHIPPED
-    if each.spec.mask in (Mask.BOOLCAUSAL, Mask.GENERAL) or each.spec.direction is Direction.BACKWARD
+    if each.spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS, Mask.GENERAL) or each.spec.direction is Direction.BACKWARD
 ]
 
 
