@@ -120,6 +120,18 @@ def test_results_are_of_their_dtype(serve: Serve, long_calls: list[str]) -> None
 
 
 @isolated
+def test_a_wider_result_over_the_scores_is_refused(serve: Serve) -> None:
+    """Which starts where they do, has their strides, and is twice as long."""
+    serve_everything(serve)
+    memory = torch.zeros(2 * B * H * Q * K, dtype=torch.float16)
+    x, out = memory[: B * H * Q * K].view(B, H, Q, K), memory.view(torch.float32).view(B, H, Q, K)
+    for _ in range(2):
+        softmax_ops.softmax(x, out=torch.empty_like(out))
+        with pytest.raises(ValueError):
+            softmax_ops.softmax(x, out=out)
+
+
+@isolated
 def test_what_must_be_converted_takes_the_long_way(serve: Serve, long_calls: list[str]) -> None:
     serve_everything(serve)
     x = rows(dtype=torch.float16)

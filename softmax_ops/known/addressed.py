@@ -24,11 +24,14 @@ class Addressed:
     """
 
     def __init__(self, operands: Sequence[Tensor], written: int, inputs: int):
-        """In place of one of the first `inputs` operands, if its strides are those of out, is no overlap."""
+        """In place of one of the first `inputs` operands, if its strides and dtype are those of out, is no overlap."""
         self._written = written
         self._reach = [bytes_reached(operand) for operand in operands]
         out = operands[written]
-        self._in_place = [place < inputs and each.stride() == out.stride() for place, each in enumerate(operands)]
+        self._in_place = [
+            place < inputs and each.stride() == out.stride() and each.dtype is out.dtype
+            for place, each in enumerate(operands)
+        ]
         self._by_boundaries: dict[tuple[int, ...], Executable] = {}
         self.by_addresses: dict[tuple[int, ...], Executable] = {}
         """Those that were found."""

@@ -80,7 +80,8 @@ class Known:
         backward = self._inputs == 2
         apart, new, paired = target is _APART, target is _NEW, masked or backward
         observers, device_of_thread, stream_of = _dispatch_modes, current.device, current.stream
-        increment_version, executables = current.increment_version, self.addressed.by_addresses
+        increment_version = current.increment_version
+        executables, find = self.addressed.by_addresses, self.addressed.find
 
         def run(
             first: Any, second: Any, scale: object, out: Any, causal: object, offset: object, invariant: object
@@ -115,32 +116,19 @@ class Known:
                 addresses = first.data_ptr(), result.data_ptr(), second.data_ptr()
             else:
                 addresses = first.data_ptr(), second.data_ptr(), result.data_ptr()
-            executable = executables.get(addresses)
-            if executable is None or executable.workspace_bytes:
-                return known._launched(addresses, scale, result)
-            if device_of_thread() != device or not LOWEST <= scale <= HIGHEST:
+            executable = executables.get(addresses) or find(addresses)
+            if executable is None or device_of_thread() != device or not LOWEST <= scale <= HIGHEST:
                 return None
-            executable.launch(addresses, scale, stream_of(device), EXCLUDED)
+            if executable.workspace_bytes:
+                workspace = result.new_empty(executable.workspace_bytes, dtype=torch.uint8)
+                executable.launch(addresses, scale, stream_of(device), EXCLUDED, workspace.data_ptr())
+            else:
+                executable.launch(addresses, scale, stream_of(device), EXCLUDED)
             if bumps:
                 increment_version((result,))
             return result
 
         return run
-
-    def _launched(self, addresses: tuple[int, ...], scale: float, result: Tensor) -> Tensor | None:
-        """The same at addresses that were not looked at before, or with a workspace."""
-        executable = self.addressed.find(addresses)
-        if executable is None or current.device() != self._device or not LOWEST <= scale <= HIGHEST:
-            return None
-        stream = current.stream(self._device)
-        if executable.workspace_bytes:
-            scratch = result.new_empty(executable.workspace_bytes, dtype=torch.uint8)
-            executable.launch(addresses, scale, stream, EXCLUDED, scratch.data_ptr())
-        else:
-            executable.launch(addresses, scale, stream, EXCLUDED)
-        if self._bumps:
-            current.increment_version((result,))
-        return result
 
     def _new(self, like: Tensor) -> Tensor:
         """A contiguous result; torch.empty_like is the fastest way to one where the input is."""
