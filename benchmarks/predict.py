@@ -25,7 +25,8 @@ from functools import cache
 from pathlib import Path
 
 from codegen import build, variants
-from codegen.spec import Plan, Spec
+from codegen.axes import Plan
+from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from codegen import catalogue, tuning
-from codegen.spec import Direction, DType, Spec
+from codegen.axes import Direction, DType
+from codegen.spec import Spec
 from softmax_ops import driver
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.launch_plan import plan

@@ -17,9 +17,10 @@ from softmax_ops.artifacts.cache import Cache, Swept
 
 from . import build as builder
 from . import catalogue, chart, inspection, toolchain, variants
+from .axes import Direction, DType
 from .devices import default_architectures
 from .render import render as render_spec
-from .spec import ANY_K, Direction, DType, Spec
+from .spec import ANY_K, Spec
 
 console = Console()
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from softmax_ops.artifacts.catalog import Catalog, Entry, Variant
 
+from .axes import Direction, DType
+from .features import Mask
 from .plans import RowPlan
 from .render import TEMPLATES, render, source_files
 from .sources import source_digest
-from .spec import Direction, DType, Mask, Spec
+from .spec import Spec
 from .variants import architectures, computed_by, dispatch, shipped
 
 GENERATED = TEMPLATES.parent / "generated"

@@ -8,8 +8,10 @@ from math import log2
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from .axes import Direction, DType, Plan
+from .features import Mask
 from .plans import CLUSTERS, MAX_SPLIT_ROWS, RowPlan, row_plans
-from .spec import ANY_K, Direction, DType, Mask, Plan
+from .spec import ANY_K
 from .variants import ARCHITECTURES, MASKS, dispatch
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -6,7 +6,8 @@ of an H200: about 29 lane-instructions per 16-bit element and 48 KiB of reads in
 
 from dataclasses import dataclass, replace
 
-from .spec import ANY_K, MAX_CLUSTER, Direction, DType, Plan
+from .axes import Direction, DType, Plan
+from .spec import ANY_K, MAX_CLUSTER
 
 MAX_SPLIT_ROWS = 128
 """Rows up to which several CTAs share one where no cluster can: about as many as an SM each (80 .. 188) would have."""

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import jinja2
 
-from .spec import Direction, Feature, Mask, Plan, Spec
+from .axes import Direction, Plan
+from .features import Feature, Mask
+from .spec import Spec
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 INCLUDE = TEMPLATES / "include"

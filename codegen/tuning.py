@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from softmax_ops.artifacts.cubin import Cubin
 
 from . import build, toolchain
+from .axes import Direction, DType, Plan
+from .features import Mask
 from .plans import CLUSTERS, RowPlan, row_plans
-from .spec import ANY_K, Direction, DType, Mask, Plan, Spec
+from .spec import ANY_K, Spec
 from .variants import computed_by
 
 LONGEST_TILE = 64

@@ -2,8 +2,10 @@
 
 from functools import cache
 
+from .axes import Direction, DType
+from .features import Mask
 from .plans import CLUSTERS, RowPlan, row_plans
-from .spec import Direction, DType, Mask, Spec
+from .spec import Spec
 
 MAX_VARIANTS = 600
 """Cap on the number of names: every axis pays for itself."""

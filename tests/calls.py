@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from codegen.spec import Direction, DType, Mask, Plan, Spec
+from codegen.axes import Direction, DType, Plan
+from codegen.features import Mask
+from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import Geometry, Operand

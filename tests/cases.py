@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import ceil, prod
 
-from codegen.spec import Direction, Mask, Plan, Spec
+from codegen.axes import Direction, Plan
+from codegen.features import Mask
+from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from tests.calls import CAUSAL, MASKED, Case
 from tests.features import Features

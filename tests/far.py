@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from codegen.spec import Direction, Mask, Plan, Spec
+from codegen.axes import Direction, Plan
+from codegen.features import Mask
+from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import General, Geometry, Operand

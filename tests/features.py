@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from codegen.spec import Direction, DType
+from codegen.axes import Direction, DType
 from softmax_ops.problem import General
 from tests import bounds, reference
 from tests.reference import Array

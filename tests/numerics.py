@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from codegen import build, chart
-from codegen.spec import Direction, DType, Plan, Spec
+from codegen.axes import Direction, DType, Plan
+from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
 from tests import reference, targets
 from tests.calls import Call

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from codegen import build, chart
-from codegen.spec import Direction, DType, Plan, Spec
+from codegen.axes import Direction, DType, Plan
+from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
 from tests import bounds, numerics, reference, targets
 from tests.calls import Call, Case

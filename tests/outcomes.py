@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.spec import Plan
+from codegen.axes import Plan
 from tests import reference
 from tests.calls import CAUSAL, Call
 from tests.engines import POISON, Bytes, Outcome

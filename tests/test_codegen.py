@@ -15,7 +15,9 @@ from click.testing import CliRunner
 
 from codegen import catalogue, plans, render, variants
 from codegen.__main__ import main as command_line
-from codegen.spec import ANY_K, Direction, DType, Mask, Plan, Spec
+from codegen.axes import Direction, DType, Plan
+from codegen.features import Mask
+from codegen.spec import ANY_K, Spec
 from softmax_ops import problem
 from softmax_ops.artifacts.catalog import Catalog, CatalogError
 

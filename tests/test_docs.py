@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from codegen import chart, variants
 from codegen.__main__ import main as command_line
+from codegen.features import Mask
 from codegen.plans import MAX_SPLIT_ROWS
-from codegen.spec import Mask
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import plan
 from tests.geometries import geometry

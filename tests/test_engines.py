@@ -3,7 +3,8 @@
 import pytest
 
 from codegen import variants
-from codegen.spec import Direction, DType, Mask, Plan
+from codegen.axes import Direction, DType, Plan
+from codegen.features import Mask
 from softmax_ops.artifacts.cubin import Cubin
 from tests import stub_driver
 from tests.cases import cases

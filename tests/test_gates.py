@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import pytest
 
 from codegen import inspection, variants
-from codegen.spec import Direction, DType, Mask, Plan, Spec
+from codegen.axes import Direction, DType, Plan
+from codegen.features import Mask
+from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
 from tests import sass, targets
 from tests.cases import full_cta, interval

@@ -10,7 +10,7 @@ import torch
 
 import softmax_ops
 from codegen import variants
-from codegen.spec import Direction, Plan
+from codegen.axes import Direction, Plan
 from tests import interpreted, targets
 from tests.targets import Target
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from codegen import variants
-from codegen.spec import Direction, Mask, Spec
+from codegen.axes import Direction
+from codegen.features import Mask
+from codegen.spec import Spec
 from tests import targets
 from tests.calls import Call, Case
 from tests.cases import LONG, cases

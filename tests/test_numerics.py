@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from codegen import toolchain
-from codegen.spec import Direction, DType
+from codegen.axes import Direction, DType
 from tests import numerics, numerics_general, targets
 from tests.numerics_general import RESULTS, Seen
 from tests.targets import Target

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from codegen import variants
-from codegen.spec import Direction, DType, Mask, Plan
+from codegen.axes import Direction, DType, Plan
+from codegen.features import Mask
 from softmax_ops.artifacts import catalog
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import plan

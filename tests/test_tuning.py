@@ -15,7 +15,9 @@ from benchmarks.providers import OURS, Provider
 from benchmarks.tensors import Tensors
 from codegen import build, catalogue, chart, plans, toolchain, tuning, variants
 from codegen.__main__ import main as command_line
-from codegen.spec import Direction, DType, Mask, Plan, Spec
+from codegen.axes import Direction, DType, Plan
+from codegen.features import Mask
+from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.launch_plan import plan

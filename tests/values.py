@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from codegen.spec import Direction, DType, Mask
+from codegen.axes import Direction, DType
+from codegen.features import Mask
 from tests import reference
 
 Rows = NDArray[np.float64]

@@ -1,0 +1,83 @@
+"""What kernels differ in beside their mask kind and tile: element types, direction, and who holds a row."""
+
+from enum import Enum
+
+from .features import Section
+
+ACCESS_BYTES = 16
+"""Width of a vector access in bytes: the widest load and store of sm_70 .. sm_90."""
+
+
+class DType(Enum):
+    """Element types of a kernel: of what it reads, and after "to" of what it writes where that is another."""
+
+    F16 = "f16"
+    BF16 = "bf16"
+    F32 = "f32"
+    F64 = "f64"
+    F16TOF32 = "f16tof32"
+    BF16TOF32 = "bf16tof32"
+    F32TOF16 = "f32tof16"
+    F32TOBF16 = "f32tobf16"
+
+    @property
+    def input(self) -> "DType":
+        return DType(self.value.split("to")[0])
+
+    @property
+    def output(self) -> "DType":
+        return DType(self.value.split("to")[-1])
+
+    @property
+    def bytes(self) -> int:
+        """Of an input's element."""
+        return {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}[self.input.value]
+
+    @property
+    def element(self) -> str:
+        """The C++ type of an input's element."""
+        names = {"f16": "cutlass::half_t", "bf16": "cutlass::bfloat16_t", "f32": "float", "f64": "double"}
+        return names[self.input.value]
+
+    @property
+    def accumulator(self) -> str:
+        """The C++ type of scores, maximum and sum."""
+        return "double" if self is DType.F64 else "float"
+
+    @property
+    def vector(self) -> int:
+        """Elements of one 16-byte access to an input."""
+        return ACCESS_BYTES // self.bytes
+
+
+class Direction(Enum):
+    """Each with the C++ struct of its operands, and the tensors in it: the inputs, then the output."""
+
+    FORWARD = "fwd", "Forward", ("x", "y")
+    BACKWARD = "bwd", "Backward", ("dy", "y", "dx")
+
+    def __init__(self, label: str, struct: str, tensors: tuple[str, ...]):
+        self.label = label
+        self.struct = struct
+        self.tensors = tensors
+
+    @property
+    def tile_vectors(self) -> int:
+        """That every thread of a tile moves of each input: four in all."""
+        return 4 // (len(self.tensors) - 1)
+
+
+class Plan(Enum):
+    """Who holds a row. Plans that hold none go over it in pieces, of so many vectors in each thread."""
+
+    TILE = "tile", Section((("tile.rows_per_cta", "i"), ("tile.pitch", "i"), ("tile.flat", "i")))
+    WARP = "warp", Section(())
+    BLOCK = "block", Section(())
+    CLUSTER = "cluster", Section((("cluster.columns", "i"),))
+    STREAM = "stream", Section(()), 2
+    SPLIT = "split", Section((("workspace.address", "P"), ("split.segments", "i"), ("split.pass", "i"))), 2
+
+    def __init__(self, label: str, section: Section, piece_vectors: int = 0):
+        self.label = label
+        self.section = section
+        self.piece_vectors = piece_vectors
