@@ -1,4 +1,4 @@
-# `make help` lists the targets. Each does its own set-up: it needs Python 3.11 or newer, and nothing else.
+# `make help` lists the targets. Each does its own set-up: it needs Python 3.11 or newer, and for tests a C compiler.
 
 PYTHON ?= python3
 
@@ -10,6 +10,7 @@ BIN     := $(VENV)/bin
 TOOLS   := $(VENV)/.toolchain
 TESTING := $(VENV)/.testing
 ARCH    ?=
+NATIVE  := softmax_ops/native/calls.abi3.so
 PEERS   := $(VENV)/.peers
 BENCH   := $(BIN)/python -m benchmarks
 BENCHFLAGS ?= --budget 480s
@@ -31,13 +32,13 @@ generate: $(TOOLS)  ## Render the kernels into generated/ and compile them for t
 check-generated: $(TOOLS)  ## Fail when generated/ is not what the templates render
 	$(BIN)/python -m codegen check
 
-test: $(TESTING)  ## Run every test; without a GPU the kernels run on the PTX interpreter
+test: $(TESTING) $(NATIVE)  ## Run every test; without a GPU the kernels run on the PTX interpreter
 	$(BIN)/python -m pytest $(TESTFLAGS)
 
-test-quick: $(TESTING)  ## Run what is quick: all but the executed kernels and tests of many processes
+test-quick: $(TESTING) $(NATIVE)  ## Run what is quick: all but the executed kernels and tests of many processes
 	$(BIN)/python -m pytest -m "not kernels and not slow" $(TESTFLAGS)
 
-test-all: $(TESTING)  ## Run every test, every kernel for every architecture in reach
+test-all: $(TESTING) $(NATIVE)  ## Run every test, every kernel for every architecture in reach
 	$(BIN)/python -m pytest --all-architectures $(TESTFLAGS)
 
 lint: $(TESTING)  ## Check style, format and types
@@ -56,7 +57,7 @@ bundle: $(TOOLS)  ## Compile every kernel for every architecture into build/soft
 wheel: bundle  ## Build the wheel with that bundle in it into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
-bench: $(TESTING)  ## Measure the kernels and their peers on the GPU here, in rank order; goes on where it stopped
+bench: $(TESTING) $(NATIVE)  ## Measure the kernels and their peers on the GPU here, in rank order; goes on where it stopped
 	@$(BENCH) gpu
 	@$(MAKE) --no-print-directory $(PEERS)
 	$(BIN)/python -m codegen compile
@@ -68,17 +69,17 @@ bench-quick: bench  ## The same for the first dozen cells, in two minutes
 bench-report: $(TESTING)  ## Draw README's table, docs/benchmarks.md and the plots from the results
 	$(BENCH) report
 
-bench-costs: $(TESTING)  ## Measure what compiling and loading cost; needs no GPU
+bench-costs: $(TESTING) $(NATIVE)  ## Measure what compiling and loading cost; needs no GPU
 	$(BENCH) costs generate first
 
 predictions: $(TESTING)  ## Predict every cell on an H200 from instructions and bytes; needs no GPU
 	$(BENCH) predict
 
-bench-host: $(TESTING)  ## Measure what a launch costs on the CPU; needs no GPU
+bench-host: $(TESTING) $(NATIVE)  ## Measure what a launch costs on the CPU; needs no GPU
 	$(BIN)/python -m benchmarks.host
 
 clean:  ## Remove environments and build products; the cache of kernels stays
-	rm -rf .venv .venv-cuda12 build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-cuda12 build dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -93,6 +94,9 @@ $(TOOLS): codegen/requirements-cuda$(CUDA).txt | $(BIN)/python
 $(TESTING): tests/requirements.txt $(TOOLS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+$(NATIVE): $(wildcard softmax_ops/native/*.c softmax_ops/native/*.h) hatch_build.py $(TESTING)
+	@$(BIN)/python hatch_build.py || echo "softmax_ops/native was not compiled: calls go through Python, which costs more"
 
 $(PEERS): benchmarks/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ || \

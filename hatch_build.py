@@ -1,11 +1,18 @@
-"""What the wheel carries when it is there: the bundle that `make bundle` built, its signature, a module of one file."""
+"""What the wheel carries beside Python: the compiled part, a bundle with its signature, a module of one file.
+
+python hatch_build.py           # the compiled part, into the checkout
+"""
 
 import hashlib
 import sys
+import sysconfig
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from setuptools import Distribution, Extension
+from setuptools.command.build_ext import build_ext
 
 
 class Hook(BuildHookInterface):
@@ -19,7 +26,36 @@ class Hook(BuildHookInterface):
             _check(root, bundle)
             for path in (bundle, bundle.with_name(f"{bundle.name}.sig")):
                 included[path] = f"softmax_ops/{path.name}"
+        self._folder = TemporaryDirectory()
+        compiled = compile_native(root, root if version == "editable" else Path(self._folder.name))
+        if compiled is not None and version != "editable":
+            included[compiled] = f"softmax_ops/native/{compiled.name}"
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data.update(pure_python=False, tag=f"cp311-abi3-{platform}")
         build_data["force_include"].update({str(path): name for path, name in included.items() if path.exists()})
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        self._folder.cleanup()
+
+
+def compile_native(root: Path, into: Path) -> Path | None:
+    """Compiles softmax_ops/native/*.c into that package in `into`; None, and a warning, where nothing compiles C.
+
+    Everything works without it, at a higher cost per call. The limited API makes one module of it for every Python.
+    """
+    sources = sorted(str(path) for path in (root / "softmax_ops" / "native").glob("*.c"))
+    flags = [] if sys.platform == "win32" else ["-O2", "-g0", "-Wall", "-Wextra"]
+    module = Extension(
+        "softmax_ops.native.calls", sources, extra_compile_args=flags, py_limited_api=True, optional=True
+    )
+    with TemporaryDirectory() as objects:
+        command = build_ext(Distribution({"name": "softmax-ops", "ext_modules": [module]}))
+        command.build_lib, command.build_temp = str(into), objects
+        command.ensure_finalized()
+        built = into / command.get_ext_filename(module.name)
+        built.unlink(missing_ok=True)
+        command.run()
+    return built if built.exists() else None
 
 
 def _check(root: Path, bundle: Path) -> None:
@@ -32,3 +68,8 @@ def _check(root: Path, bundle: Path) -> None:
     catalog = (root / "generated" / "catalog.json").read_bytes()
     if Bundle(bundle).facts().catalog_sha256 != hashlib.sha256(catalog).hexdigest():
         raise RuntimeError("build/softmax_ops.bundle holds other kernels than generated/: `make bundle`, or remove it")
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    sys.exit(compile_native(here, here) is None)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import __version__, resolve
+from . import __version__, native, resolve
 from .artifacts import catalog, settings
 from .artifacts.bundle import Bundle
 from .artifacts.cubin import Absent, runs_on
@@ -108,6 +108,11 @@ def _toolchain() -> Facts:
     return {"compiler": resolve.compiler()}
 
 
+def _compiled_part() -> Facts:
+    used = native.calls() is not None
+    return {"used": used} if used else {"problem": native.problem or "SOFTMAX_OPS_NATIVE=never"}
+
+
 def _settings() -> Facts:
     return {row.name: row.problem or f"{row.value} ({row.source})" for row in settings.table()}
 
@@ -178,6 +183,7 @@ _PARTS: dict[str, Callable[[], Facts]] = {
     "package": _package,
     "torch": _torch,
     "driver": _driver,
+    "compiled part": _compiled_part,
     "toolchain": _toolchain,
     "settings": _settings,
     "bundles": _bundles,

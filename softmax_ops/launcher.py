@@ -4,24 +4,20 @@ plan = plan_for(geometry, driver.architecture(device))          # cached
 executable(plan, device, stream).launch(addresses, scale, stream, fill=..., workspace=...)
 """
 
-import struct
 import threading
-from collections.abc import Callable
-from functools import lru_cache
-from itertools import pairwise
-from operator import add, sub
+from functools import lru_cache, partial
+from typing import Any, NoReturn
 
+from cuda.bindings import cydriver
 from cuda.bindings import driver as cuda
 
-from . import driver, resolve
+from . import driver, native, resolve
 from .artifacts import catalog
 from .launch_plan import WORKSPACE, Launch, LaunchPlan, plan
-from .problem import OPERANDS, Geometry
+from .problem import Geometry
 
 PLANS = 4096
 """Launch plans kept per process, the least recently used forgotten first."""
-
-_launch = cuda.cuLaunchKernelEx  # bound here: looking it up costs a tenth of the call
 
 _lock = threading.Lock()
 _kernels: dict[tuple[str, str], driver.Kernel] = {}
@@ -41,130 +37,91 @@ def plan_for(geometry: Geometry, arch: str) -> LaunchPlan:
     return plan(geometry, catalog.load(), arch)
 
 
-class _Grid:
-    """One grid of an executable, in the memory of one thread."""
-
-    __slots__ = ("address", "addresses", "block", "buffer", "config", "fill", "scale", "step", "stream")
-
-    def __init__(self, launch: Launch, launch_plan: LaunchPlan, step: tuple[int, ...]):
-        variant = launch_plan.variant
-        self.step = step  # bytes that the operands are beyond those of the grid before; empty: none
-        self.block = driver.ArgumentBlock(launch.template)
-        self.buffer, self.address = self.block.buffer, self.block.address
-        self.config = driver.launch_config(launch.grid, launch.threads, launch.cluster, variant.shared_bytes)
-        self.stream = 0  # that of a fresh config
-        self.addresses: tuple[int, ...] = ()  # these three: what it was launched with before
-        self.scale = self.fill = 0.0
-
-
 class Executable:
     """A launch plan bound to a device: everything but addresses, scalars and stream is decided.
 
-    Calls are thread-safe: each thread has parameter blocks of its own.
+    Calls are thread-safe: each launch has parameters of its own.
     """
 
     def __init__(self, launch_plan: LaunchPlan, kernel: driver.Kernel, device: int):
         self.plan = launch_plan
         self.device = device
-        self._handle = kernel.handle
-        geometry = launch_plan.geometry
-        tensors = OPERANDS[geometry.direction]
-        self._tensors = len(tensors)
-        self._pack, self._at = _packer(launch_plan, *(f"{name}.address" for name in tensors), "scale")
-        self._masked = geometry.mask is not None
-        if self._masked:
-            self._pack_mask, self._mask_at = _packer(launch_plan, "mask.address", "mask.fill")
-        self._others = [
-            (position, *_packer(launch_plan, f"{operand.name}.address"))
-            for position, operand in enumerate(geometry.operands)
-            if operand.name not in (*tensors, "mask")
-        ]
-        self._mask_position = -1 if geometry.mask is None else geometry.operands.index(geometry.mask)
         self.workspace_bytes = launch_plan.workspace_bytes
-        if self.workspace_bytes:
-            self._pack_workspace, self._workspace_at = _packer(launch_plan, WORKSPACE)
+        self._handle = kernel.handle
+        self._names = [f"{operand.name}.address" for operand in launch_plan.geometry.operands]
         self._local = threading.local()
+        self.native = self._compiled()
+        """What launches where the compiled part was built, otherwise None."""
 
     def launch(
         self, addresses: tuple[int, ...], scale: float, stream: int, fill: float = 0.0, workspace: int = 0
     ) -> None:
         """Launches on a stream of the device; the default stream (0) is that of the thread's current context.
 
-        What stands in the thread's parameters from the launch before is not written again.
-
         addresses   of the operands, in the order of the plan's geometry.
         workspace   address of plan.workspace_bytes of scratch memory that nothing else uses until the kernels are done.
 
         Raises driver.DriverError when the driver refuses the launch.
         """
-        if driver.forked:
-            driver.refuse_after_fork()
-        try:
-            grid = self._local.only_grid
-        except AttributeError:
-            self._launch_all(addresses, scale, stream, fill, workspace)
+        if self.native is not None:
+            self.native.launch(addresses, scale, stream, fill, workspace)
             return
-        if addresses != grid.addresses or scale != grid.scale or fill != grid.fill:
-            self._write(grid, addresses, scale, fill)
-        if stream != grid.stream:  # telling the config costs as much as packing
-            grid.config.hStream = grid.stream = stream
-        status = _launch(grid.config, self._handle, grid.address, 0)
-        if status[0]:
-            driver.check(f"cuLaunchKernelEx of {self.plan.variant.name}", status)
+        driver.refuse_after_fork()
+        values = {**dict(zip(self._names, addresses, strict=True)), "scale": scale, WORKSPACE: workspace}
+        if self.plan.geometry.mask is not None:
+            values["mask.fill"] = fill
+        for launch, block, config in self._grids_of_this_thread():
+            block.buffer[:] = self.plan.arguments(launch, values)
+            config.hStream = stream
+            status, *_ = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
+            if status:
+                _refused(self.plan.variant.name, status)
 
-    def _write(self, grid: _Grid, addresses: tuple[int, ...], scale: float, fill: float) -> None:
-        """The only grid's parameters; nothing is kept of what was there before if that fails."""
-        grid.addresses = ()
-        if self._others:
-            self._write_any(grid, addresses, scale, fill)
-        elif self._masked:
-            x, y, mask = addresses  # spelled out: unpacking into a call (*addresses) costs twice the packing itself
-            self._pack(grid.buffer, self._at, x, y, scale)
-            self._pack_mask(grid.buffer, self._mask_at, mask, fill)
-        elif self._tensors == 2:
-            x, y = addresses
-            self._pack(grid.buffer, self._at, x, y, scale)
-        else:
-            dy, y, dx = addresses
-            self._pack(grid.buffer, self._at, dy, y, dx, scale)
-        grid.addresses, grid.scale, grid.fill = addresses, scale, fill
-
-    def _write_any(self, grid: _Grid, addresses: tuple[int, ...], scale: float, fill: float) -> None:
-        """Whatever the operands are."""
-        self._pack(grid.buffer, self._at, *addresses[: self._tensors], scale)
-        if self._masked:
-            self._pack_mask(grid.buffer, self._mask_at, addresses[self._mask_position], fill)
-        for position, pack, at in self._others:
-            pack(grid.buffer, at, addresses[position])
-
-    def _launch_all(self, addresses: tuple[int, ...], scale: float, stream: int, fill: float, workspace: int) -> None:
-        """The first launch of a thread, and those of plans with several grids or a workspace."""
-        for grid in self._grids_of_this_thread():
-            if grid.step:
-                addresses = tuple(map(add, addresses, grid.step))
-            self._write_any(grid, addresses, scale, fill)
-            grid.addresses, grid.scale, grid.fill = addresses, scale, fill
-            if self.workspace_bytes:
-                self._pack_workspace(grid.buffer, self._workspace_at, workspace)
-            if stream != grid.stream:
-                grid.config.hStream = grid.stream = stream
-            status = _launch(grid.config, self._handle, grid.address, 0)
-            if status[0]:
-                driver.check(f"cuLaunchKernelEx of {self.plan.variant.name}", status)
-
-    def _grids_of_this_thread(self) -> list[_Grid]:
-        if hasattr(self._local, "grids"):
-            return self._local.grids
-        driver.ensure_context(self.device)
-        launches = self.plan.launches
-        steps = [tuple(map(sub, later.offset, before.offset)) for before, later in pairwise(launches)]
-        self._local.grids = [
-            _Grid(launch, self.plan, step if any(step) else ())
-            for launch, step in zip(launches, [(), *steps], strict=True)
-        ]
-        if len(launches) == 1 and not self.workspace_bytes:
-            (self._local.only_grid,) = self._local.grids
+    def _grids_of_this_thread(self) -> list[tuple[Launch, driver.ArgumentBlock, cuda.CUlaunchConfig]]:
+        """The driver reads parameters while other threads run."""
+        if not hasattr(self._local, "grids"):
+            driver.ensure_context(self.device)
+            self._local.grids = [
+                (launch, driver.ArgumentBlock(launch.template), self._config(launch)) for launch in self.plan.launches
+            ]
         return self._local.grids
+
+    def _compiled(self) -> Any:
+        calls = native.calls()
+        if calls is None:
+            return None
+        fields = {name: (offset, format) for name, offset, format in self.plan.fields}
+        scale, fill = fields["scale"], (-1, "f") if self.plan.geometry.mask is None else fields["mask.fill"]
+        configs = [self._config(launch) for launch in self.plan.launches]
+        return calls.Launches(
+            launch_kernel=cydriver.__pyx_capi__["cuLaunchKernelEx"],
+            kernel=int(self._handle),
+            grids=[
+                (config.getPtr(), launch.template, launch.offset)
+                for config, launch in zip(configs, self.plan.launches, strict=True)
+            ],
+            addresses=tuple(fields[name][0] for name in self._names),
+            scale=(scale[0], scale[1] == "d"),
+            fill=(fill[0], fill[1] == "d"),
+            workspace=(fields[WORKSPACE][0] if self.workspace_bytes else -1, self.workspace_bytes),
+            kept=(configs, self._handle),
+            prepare=partial(_prepare_thread, self.device),
+            fail=partial(_refused, self.plan.variant.name),
+        )
+
+    def _config(self, launch: Launch) -> cuda.CUlaunchConfig:
+        return driver.launch_config(launch.grid, launch.threads, launch.cluster, self.plan.variant.shared_bytes)
+
+
+def _prepare_thread(device: int) -> None:
+    """Before a thread's first launch."""
+    driver.refuse_after_fork()
+    driver.ensure_context(device)
+
+
+def _refused(kernel: str, status: int) -> NoReturn:
+    driver.check(f"cuLaunchKernelEx of {kernel}", (cuda.CUresult(status),))
+    raise AssertionError("a launch that succeeded")
 
 
 def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executable:
@@ -228,13 +185,3 @@ def _loaded(launch_plan: LaunchPlan, arch: str) -> driver.Kernel:
                 kernel = driver.Kernel(variant.name, cubin.code, variant.shared_bytes)
                 _kernels[variant.name, arch] = kernel
     return kernel
-
-
-def _packer(launch_plan: LaunchPlan, *names: str) -> tuple[Callable[..., None], int]:
-    """Writes neighbouring dynamic fields of the parameter struct at once: (pack_into, offset in the struct)."""
-    fields = [field for field in launch_plan.fields if field[0] in names]
-    formats = "".join(format for _, _, format in fields)
-    start, end = fields[0][1], fields[-1][1] + struct.calcsize(fields[-1][2])
-    if tuple(name for name, _, _ in fields) != names or struct.calcsize(formats) != end - start:
-        raise catalog.CatalogError(f"{launch_plan.variant.layout}: {', '.join(names)} are no neighbours in this struct")
-    return struct.Struct(formats).pack_into, start

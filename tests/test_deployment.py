@@ -68,7 +68,7 @@ def checkout_with(folder: Path, cubins: list[Cubin], *, of: bytes | None = None)
         source, target = CHECKOUT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.bundle*"))
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.bundle*", "*.so"))
         elif source.exists():
             shutil.copy(source, target)
     if cubins:
@@ -78,10 +78,10 @@ def checkout_with(folder: Path, cubins: list[Cubin], *, of: bytes | None = None)
     return folder
 
 
-def build_wheel(checkout: Path) -> Path:
+def build_wheel(checkout: Path, **environment: str) -> Path:
     pytest.importorskip("hatchling")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
-    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=checkout, env=os.environ | environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = (checkout / "dist").glob("*.whl")
     return wheel
@@ -205,8 +205,16 @@ def test_the_wheel_holds_the_run_time_package_and_the_bundle_and_nothing_else(wh
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == set(whats_at_the_top())
     assert "softmax_ops/softmax_ops.bundle" in names
-    allowed = (".py", "/catalog.json", ".bundle", "/METADATA", "/WHEEL", "/RECORD", "/LICENSE", "/py.typed")
-    assert [name for name in names if not name.endswith(allowed)] == []
+    allowed = (".py", ".pyi", "/catalog.json", ".bundle", "/METADATA", "/WHEEL", "/RECORD", "/LICENSE", "/py.typed")
+    assert [name for name in names if not name.endswith(allowed)] == ["softmax_ops/native/calls.abi3.so"]
+    assert wheel.name.startswith("softmax_ops-") and "-cp311-abi3-" in wheel.name
+
+
+def test_a_wheel_built_without_a_compiler_is_plain_python(tmp_path: Path) -> None:
+    wheel = build_wheel(checkout_with(tmp_path, []), CC="/bin/false")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not any(name.endswith(".so") for name in archive.namelist())
+    assert wheel.name.endswith("-py3-none-any.whl")
 
 
 def test_the_wheel_needs_torch_and_cuda_bindings_only(wheel: Path) -> None:
@@ -296,13 +304,15 @@ def test_it_dispatches_down_to_the_launch(host: Host) -> None:
         LAUNCH
         + """
     import softmax_ops
+    from softmax_ops import native
     packages = ("torch", "jinja2", "codegen", "numpy", "cryptography")
     sys.path.append(os.environ["LD_LIBRARY_PATH"])
     import stub_driver
     (call,) = stub_driver.launches()
     print(json.dumps({
         "kernel": call.kernel.decode(), "grid": call.grid, "parameters": len(call.parameters), "stream": call.stream,
-        "arch": arch, "from": softmax_ops.__file__, "reads": reads, "written": written, "connected": connected,
+        "arch": arch, "from": softmax_ops.__file__, "compiled": native.calls() is not None,
+        "reads": reads, "written": written, "connected": connected,
         "opened": [path for path in opened if any(part in path for part in (".bundle", ".cache", ".cubin"))],
         "modules": [name for name in mine if name.split(".")[0] in packages or "nvrtc" in name or "nvjit" in name],
     }))
@@ -311,7 +321,7 @@ def test_it_dispatches_down_to_the_launch(host: Host) -> None:
     layout = catalog.load().layout(catalog.load().variants[VARIANT])
     assert (found["kernel"], found["arch"], found["stream"]) == (VARIANT, "sm_90", 0x5700)
     assert found["grid"] == [4, 1, 1] and found["parameters"] == argument_bytes(layout)
-    assert found["from"].startswith(str(host.site_packages))
+    assert found["from"].startswith(str(host.site_packages)) and found["compiled"]
     assert (found["written"], found["connected"], found["modules"]) == ([], [], [])
     bundle = host.site_packages / "softmax_ops" / "softmax_ops.bundle"
     assert set(found["opened"]) == {str(bundle)}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from softmax_ops import __version__, doctor, resolve
+from softmax_ops import __version__, doctor, native, resolve
 from softmax_ops.__main__ import main as command_line
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import write_bundle
@@ -58,11 +58,13 @@ def ship(arch: str) -> int:
 def test_the_package_and_its_surroundings(capsys: pytest.CaptureFixture[str]) -> None:
     parts = told(capsys)
     assert set(parts) == {
-        *("package", "torch", "driver", "toolchain", "settings", "bundles", "kernels of the devices here", "cache"),
+        *("package", "torch", "driver", "compiled part", "toolchain", "settings", "bundles"),
+        *("kernels of the devices here", "cache"),
     }
     package = parts["package"]
     assert package["softmax_ops"] == __version__ and package["installed"] == str(Path(doctor.__file__).parent)
     assert {"python", "platform", "cores", "torch", "cuda-bindings", "cryptography"} <= set(package)
+    assert parts["compiled part"] in ({"used": True}, {"problem": native.problem})
     assert parts["toolchain"] == {"problem": "SOFTMAX_OPS_COMPILE=never"}
     assert parts["settings"]["SOFTMAX_OPS_COMPILE"] == "never (environment)"
     assert parts["settings"]["SOFTMAX_OPS_BUNDLE"] == "None (default)"
@@ -168,6 +170,7 @@ BAD_SETTINGS = {
     "SOFTMAX_OPS_CACHE_DIR": ("~nobody-of-that-name/c", ("cache",)),
     "SOFTMAX_OPS_CACHE_MAX_BYTES": ("much", ("cache",)),
     "SOFTMAX_OPS_COMPILE": ("maybe", ("toolchain",)),
+    "SOFTMAX_OPS_NATIVE": ("always", ("compiled part",)),
     "SOFTMAX_OPS_PUBLIC_KEY": ("~nobody-of-that-name/k", ("bundles", "toolchain")),
 }
 

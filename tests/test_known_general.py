@@ -18,10 +18,11 @@ from tests.posing import pose
 from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve
 from tests.test_recent import Call, long_calls, outcome
+from tests.ways import way
 
 pytestmark = pytest.mark.slow  # a process for each test
 
-__all__ = ["long_calls", "serve"]  # fixtures
+__all__ = ["long_calls", "serve", "way"]  # fixtures
 
 B, H, Q, K = 2, 3, 4, 24
 

@@ -30,6 +30,9 @@ from softmax_ops.resolve import KernelNotFound
 from tests import stub_driver
 from tests.geometries import geometry
 from tests.stub_driver import isolated
+from tests.ways import way
+
+__all__ = ["way"]  # a fixture, for every test
 
 CALL: dict[str, Any] = {
     "x.address": 0x7F00_0000_0000,

@@ -16,10 +16,11 @@ from tests.posing import pose
 from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve, serve_all
 from tests.test_recent import outcome
+from tests.ways import way
 
 pytestmark = pytest.mark.slow  # a process for each test
 
-__all__ = ["serve"]  # a fixture
+__all__ = ["serve", "way"]  # fixtures
 
 Q, K = 5, 1000
 

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 import softmax_ops
-from softmax_ops import dispatch
+from softmax_ops import dispatch, launcher
 from softmax_ops.artifacts import catalog
 from softmax_ops.known import addressed, recent
+from softmax_ops.launch_plan import WORKSPACE
 from tests import stub_driver
 from tests.posing import pose
 from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve
+from tests.ways import way
 
 pytestmark = pytest.mark.slow  # many calls, or a process for each test
 
-__all__ = ["serve"]  # a fixture
+__all__ = ["serve", "way"]  # fixtures
 
 Call = Callable[[], Tensor]
 
@@ -102,6 +104,9 @@ def test_split_rows_get_a_workspace(serve: Serve, long_calls: list[str]) -> None
     first, _, third, _ = stub_driver.launches()
     differing = [i for i, pair in enumerate(zip(first.parameters, third.parameters, strict=True)) if len({*pair}) > 1]
     assert long_calls == ["fwd"] and len(differing) <= 8, "the address of the workspace"
+    (executable,) = launcher._executables.values()
+    (at,) = (offset for name, offset, _ in executable.plan.fields if name == WORKSPACE)
+    assert 0 not in {int.from_bytes(call.parameters[at : at + 8], "little") for call in stub_driver.launches()}
 
 
 def some_call(choose: random.Random) -> tuple[Call, list[Tensor]]:

@@ -18,6 +18,7 @@ NAMES = (
     "SOFTMAX_OPS_CACHE_DIR",
     "SOFTMAX_OPS_CACHE_MAX_BYTES",
     "SOFTMAX_OPS_COMPILE",
+    "SOFTMAX_OPS_NATIVE",
     "SOFTMAX_OPS_PUBLIC_KEY",
 )
 PATHS = ("SOFTMAX_OPS_BUNDLE", "SOFTMAX_OPS_CACHE_DIR", "SOFTMAX_OPS_PUBLIC_KEY")
@@ -35,6 +36,7 @@ def test_defaults(tmp_path: Path) -> None:
         None,
         tmp_path / ".cache/softmax_ops",
         2 << 30,
+        "auto",
         "auto",
         None,
     ]
@@ -66,6 +68,7 @@ def test_byte_counts(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> 
             for bad in ("2G", "-1", "1.5GiB", "lots", "GiB", "0x10", "\u0663", " ")
         ),
         *(("SOFTMAX_OPS_COMPILE", bad, "auto, never") for bad in ("yes", "AUTO", "0", "auto ")),
+        ("SOFTMAX_OPS_NATIVE", "always", "auto, never"),
         *((name, "~nobody-of-that-name/file", "a path") for name in PATHS),
     ],
 )
@@ -110,7 +113,7 @@ def test_the_table_has_every_variable_with_value_source_and_one_line(monkeypatch
     monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")
     rows = settings.table()
     assert tuple(row.name for row in rows) == NAMES and len(rows) < 10
-    assert [row.source for row in rows] == ["default"] * 3 + ["environment", "default"]
+    assert [row.source for row in rows] == ["default"] * 3 + ["environment"] + ["default"] * 2
     assert rows[3].value == "never" and all(row.problem is None for row in rows)
     for row in rows:
         assert row.type and row.default and row.description and "\n" not in row.description

@@ -107,6 +107,13 @@ _TABLE = {
         parse=_one_of("auto", "never"),
         fallback=lambda: "auto",
     ),
+    "SOFTMAX_OPS_NATIVE": _Variable(
+        type="choice",
+        default="auto",
+        description="auto: launch through the compiled part of the package if it was built; never: through Python",
+        parse=_one_of("auto", "never"),
+        fallback=lambda: "auto",
+    ),
     "SOFTMAX_OPS_PUBLIC_KEY": _Variable(
         type="path",
         default="none",
@@ -122,7 +129,7 @@ def read(name: Literal["SOFTMAX_OPS_BUNDLE", "SOFTMAX_OPS_CACHE_DIR", "SOFTMAX_O
 @overload
 def read(name: Literal["SOFTMAX_OPS_CACHE_MAX_BYTES"]) -> int: ...
 @overload
-def read(name: Literal["SOFTMAX_OPS_COMPILE"]) -> Literal["auto", "never"]: ...
+def read(name: Literal["SOFTMAX_OPS_COMPILE", "SOFTMAX_OPS_NATIVE"]) -> Literal["auto", "never"]: ...
 @overload
 def read(name: str) -> Value: ...
 def read(name: str) -> Value:

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import current
+from .. import current, native
 from ..checks.scalars import SCALE_LIMIT_F32
 from ..launcher import Executable
 from .addressed import Addressed
 from .likeness import matcher
 
 EXCLUDED = -float("inf")
-LOWEST, HIGHEST = -SCALE_LIMIT_F32, SCALE_LIMIT_F32
 
 _NEW, _FIRST, _SECOND, _APART = range(4)
 """What a call writes to: a new tensor, its first or second input, another tensor."""
@@ -42,7 +41,10 @@ class Flags(NamedTuple):
 
 
 class Known:
-    """A call of the forward on (x,) and maybe a mask, or of the backward on (dy, y), that wrote to `out` or did not."""
+    """A call of the forward on (x,) and maybe a mask, or of the backward on (dy, y), that wrote to `out` or did not.
+
+    `run` is compiled (native/repeated.c) where that part was built, and `_run` elsewhere.
+    """
 
     def __init__(self, flags: Flags, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None):
         self.flags = flags
@@ -54,8 +56,8 @@ class Known:
         operands = [operand for operand in (*inputs, out, mask) if operand is not None]
         self.addressed = Addressed(operands, -1 if out is None else self._inputs, self._inputs)
         self._bumps = out is not None and not out.is_inference()
-        self._like_input = inputs[-1].is_contiguous()
-        self.run: Run = self._runner()
+        self._new_like = torch.empty_like if inputs[-1].is_contiguous() else _contiguous_like
+        self.run: Run = self._compiled(_compared(inputs, mask, out)) or self._run
 
     def knows(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> bool:
         """Whether these tensors are like those of this call."""
@@ -68,77 +70,80 @@ class Known:
         operands = (*inputs, result, *mask)
         self.addressed.add(executable, tuple(0 if operand is None else operand.data_ptr() for operand in operands))
 
-    def _runner(self) -> Run:
-        """`run`: a closure, and all in one frame, because most of what such a call costs is the interpreter.
+    def _compiled(self, tensors: list[Tensor]) -> Run | None:
+        calls = native.calls()
+        exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
+        if calls is None or exchange is None:
+            return None
+        repeated = calls.Repeated(
+            exchange=exchange,
+            tensors=tuple(tensors),
+            flags=self.flags,
+            target=self._target,
+            masked=self._masked,
+            backward=self._inputs == 2,
+            bumps=self._bumps,
+            device=self._device,
+            limit=SCALE_LIMIT_F32,
+            is_like=matcher(*tensors, layout=False),
+            new_like=self._new_like,
+            find=self.addressed.find,
+            new_scratch=new_scratch,
+            dispatch_modes=_dispatch_modes,
+            forward_ad=forward_ad,
+            device_of_thread=current.device,
+            stream_of=current.stream,
+            increment_version=current.increment_version,
+        )
+        return repeated.run
 
-        To a matcher None is unlike any tensor, and so are tensors of which one is given twice. A nested tensor must not
-        come to it: torch's own ends the process.
-        """
-        known, is_like, device, bumps = self, self._is_like, self._device, self._bumps
-        known_causal, known_offset, known_invariant = self.flags
-        target, masked = self._target, self._masked
-        backward = self._inputs == 2
-        apart, new, paired = target is _APART, target is _NEW, masked or backward
-        observers, device_of_thread, stream_of = _dispatch_modes, current.device, current.stream
-        increment_version = current.increment_version
-        executables, find = self.addressed.by_addresses, self.addressed.find
-
-        def run(
-            first: Any, second: Any, scale: object, out: Any, causal: object, offset: object, invariant: object
-        ) -> Tensor | None:
-            if (
-                type(scale) is not float
-                or causal is not known_causal
-                or offset is not known_offset
-                or invariant is not known_invariant
-                or observers()
-                or forward_ad._current_level >= 0
-            ):
-                return None
-            try:
-                if first.is_nested or (paired and second.is_nested) or (apart and out.is_nested):
-                    return None
-            except AttributeError:  # no tensor
-                return None
-            if apart:
-                if not (is_like(first, second, out) if paired else second is None and is_like(first, out)):
-                    return None
-                result = out
-            else:
-                if out is not (None if new else first if target is _FIRST else second):
-                    return None
-                if not (is_like(first, second) if paired else second is None and is_like(first)):
-                    return None
-                result = known._new(second if backward else first) if new else out
-            if not paired:
-                addresses: tuple[int, ...] = first.data_ptr(), result.data_ptr()
-            elif masked:
-                addresses = first.data_ptr(), result.data_ptr(), second.data_ptr()
-            else:
-                addresses = first.data_ptr(), second.data_ptr(), result.data_ptr()
-            executable = executables.get(addresses) or find(addresses)
-            if executable is None or device_of_thread() != device or not LOWEST <= scale <= HIGHEST:
-                return None
-            if executable.workspace_bytes:
-                workspace = result.new_empty(executable.workspace_bytes, dtype=torch.uint8)
-                executable.launch(addresses, scale, stream_of(device), EXCLUDED, workspace.data_ptr())
-            else:
-                executable.launch(addresses, scale, stream_of(device), EXCLUDED)
-            if bumps:
-                increment_version((result,))
-            return result
-
-        return run
-
-    def _new(self, like: Tensor) -> Tensor:
-        """A contiguous result; torch.empty_like is the fastest way to one where the input is."""
-        if self._like_input:
-            return torch.empty_like(like)
-        return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    def _run(
+        self,
+        first: Any,
+        second: Any,
+        scale: object,
+        out: Tensor | None,
+        causal: object,
+        causal_offset: object,
+        batch_invariant: object,
+    ) -> Tensor | None:
+        flags = zip((causal, causal_offset, batch_invariant), self.flags, strict=True)
+        if type(scale) is not float or not abs(scale) <= SCALE_LIMIT_F32 or any(a is not b for a, b in flags):
+            return None
+        if _dispatch_modes() or forward_ad._current_level >= 0:
+            return None
+        inputs, mask = ((first,), second) if self._inputs == 1 else ((first, second), None)
+        # A nested tensor must not come to a matcher: torch's own ends the process.
+        if any(getattr(tensor, "is_nested", True) for tensor in (*inputs, mask, out) if tensor is not None):
+            return None
+        if not self.knows(inputs, mask, out):
+            return None
+        result = self._new_like(inputs[-1]) if out is None else out
+        operands = (*inputs, result) if mask is None else (*inputs, result, mask)
+        addresses = tuple(operand.data_ptr() for operand in operands)
+        executable = self.addressed.find(addresses)
+        if executable is None or current.device() != self._device:
+            return None
+        bytes = executable.workspace_bytes
+        scratch = new_scratch(result, bytes).data_ptr() if bytes else 0
+        executable.launch(addresses, scale, current.stream(self._device), EXCLUDED, scratch)
+        if self._bumps:
+            current.increment_version((result,))
+        return result
 
 
 # Bound here, because looking it up through its module in every call costs as much as calling it.
 _dispatch_modes = torch._C._len_torch_dispatch_stack  # among those, fake tensors alone escape a matcher
+
+
+def new_scratch(result: Tensor, bytes: int) -> Tensor:
+    """Memory for the launch of a call, on the device of its result."""
+    return result.new_empty(bytes, dtype=torch.uint8)
+
+
+def _contiguous_like(like: Tensor) -> Tensor:
+    """For inputs that torch.empty_like, which is faster, would follow into another order."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _target(inputs: tuple[Tensor, ...], out: Tensor | None) -> int:

@@ -1,0 +1,27 @@
+"""The compiled part: launches, and calls made before, without the interpreter between their steps.
+
+calls.h says what is in it; building a wheel compiles it, and `make` does in a checkout. Where that was not possible, or
+SOFTMAX_OPS_NATIVE is `never`, launcher.py and known/plain.py do the same in Python.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from ..artifacts import settings
+
+try:
+    from . import calls as _calls
+except ImportError as error:
+    _module: ModuleType | None = None
+    problem = str(error)
+    """Why there is none; empty where there is."""
+else:
+    _module, problem = _calls, ""
+    os.register_at_fork(after_in_child=_calls.forget_threads)
+
+
+def calls() -> ModuleType | None:
+    """What was compiled, if it was built and is wanted."""
+    return None if settings.read("SOFTMAX_OPS_NATIVE") == "never" else _module

@@ -1,0 +1,208 @@
+"""The compiled part by itself: what it refuses, what it keeps, and when Python stands in for it.
+
+That both do the same is for the tests of launches and known calls, each of which runs both ways (tests/ways.py).
+"""
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import softmax_ops
+from softmax_ops import current, launcher, native
+from softmax_ops.known import plain, recent
+from tests import stub_driver
+from tests.cubins import CHECKOUT
+from tests.posing import pose
+from tests.stub_driver import isolated
+from tests.test_launcher import CALL, STREAM, Serve, planned, serve, serve_all
+from tests.test_recent import long_calls
+from tests.ways import way
+
+pytestmark = pytest.mark.slow  # a process for each test
+
+__all__ = ["long_calls", "serve", "way"]  # fixtures
+
+
+@pytest.fixture(autouse=True)
+def posing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pose(monkeypatch.setattr, STREAM)
+
+
+def rows() -> Tensor:
+    return torch.zeros(3, 5, 1000, dtype=torch.float16)
+
+
+def executables(known: plain.Known) -> list[launcher.Executable]:
+    return [*known.addressed.by_addresses.values()]
+
+
+@isolated
+def test_the_setting_decides(serve: Serve, way: str) -> None:
+    found = launcher.executable(planned(serve), 0)
+    assert (found.native is not None) == (way == "compiled")
+    serve_all(serve, "f16_none_warp")
+    softmax_ops.softmax(rows())
+    (known,) = recent._known.values()
+    assert (known.run != known._run) == (way == "compiled")
+
+
+@isolated
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("addresses", (1 << 40,), ValueError),
+        ("addresses", (1 << 40, -1), OverflowError),
+        ("addresses", (1 << 40, 1.0), TypeError),
+        ("scale", 1e39, OverflowError),
+        ("scale", "1", TypeError),
+        ("stream", "7", TypeError),
+    ],
+)
+def test_what_cannot_be_launched_is_not(
+    serve: Serve, way: str, argument: str, value: Any, error: type[Exception]
+) -> None:
+    """And the next launch is right."""
+    if way == "python":
+        return  # which takes more; what comes here was checked before
+    found = launcher.executable(planned(serve), 0)
+    arguments: dict[str, Any] = {"addresses": (CALL["x.address"], CALL["y.address"]), "scale": 0.5, "stream": STREAM}
+    with pytest.raises(error):
+        found.launch(**arguments | {argument: value})
+    found.launch(**arguments)
+    (call,) = stub_driver.launches()
+    values = {"x.address": CALL["x.address"], "y.address": CALL["y.address"], "scale": 0.5}
+    assert call.parameters == found.plan.arguments(found.plan.launches[0], values)
+
+
+@isolated
+def test_nothing_is_kept_but_what_is_known(serve: Serve, way: str) -> None:
+    """References: of tensors none at all, and of a call that is forgotten everything goes."""
+    serve_all(serve, "f16")
+    x, y, out, mask = rows(), rows(), rows(), torch.zeros(1000, dtype=torch.bool)
+    calls: list[Callable[[], object]] = [
+        partial(softmax_ops.softmax, x, out=out),
+        partial(softmax_ops.softmax, x, mask=mask, causal=True, causal_offset=300, out=x),
+        partial(softmax_ops.softmax, x),
+        partial(softmax_ops.softmax_backward, x, y, causal=True, out=out),
+        partial(softmax_ops.softmax_backward, x, y, out=y),
+    ]
+
+    for call in calls:
+        call(), call()
+    launches = [executable.native for known in recent._known.values() for executable in executables(known)]
+
+    def references() -> list[int]:
+        return [sys.getrefcount(each) for each in (x, y, out, mask, None, True, False, *launches)]
+
+    before = references()
+    for call in calls:
+        for _ in range(100):
+            call()
+    grown = [after - count for after, count in zip(references(), before, strict=True)]
+    assert grown[:4] == [0] * 4, "tensors"
+    assert max(grown[4:]) < 50, "launches, by the places that are remembered; None, True and False by others too"
+    # Forgotten.
+    recent._known.clear()
+    recent.latest.fwd = recent.latest.bwd = recent._unknown
+    gc.collect()
+    left = [each for each in gc.get_objects() if type(each) in (plain.Known, plain.Addressed)]
+    assert left == []
+
+
+@isolated
+def test_more_places_than_it_remembers(serve: Serve) -> None:
+    """Of forty results in turn each is written to."""
+    serve_all(serve, "f16_none_warp")
+    x, outs = rows(), [rows() for _ in range(40)]
+    for _ in range(3):
+        stub_driver.forget()
+        for out in outs:
+            softmax_ops.softmax(x, out=out)
+        written = [int.from_bytes(call.parameters, "little") for call in stub_driver.launches()]
+        assert len(set(written)) == 40
+    (known,) = recent._known.values()
+    plan = executables(known)[0].plan
+    values = {"x.address": x.data_ptr(), "y.address": outs[-1].data_ptr(), "scale": 1.0}
+    assert stub_driver.launches()[-1].parameters == plan.arguments(plan.launches[0], values)
+
+
+@isolated
+def test_threads_at_once_launch_what_each_asked_for(serve: Serve) -> None:
+    """The driver reads parameters while other threads run the same call."""
+    serve_all(serve, "f16_none_warp")
+    pairs = [(rows(), rows(), 0.5 + number) for number in range(8)]
+    softmax_ops.softmax(pairs[0][0], out=pairs[0][1])
+    stub_driver.forget()
+    stub_driver.hesitate(0.002)
+
+    def work(x: Tensor, out: Tensor, scale: float) -> None:
+        for _ in range(5):
+            softmax_ops.softmax(x, out=out, scale=scale)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (known,) = recent._known.values()
+    plan = executables(known)[0].plan
+    expected = [
+        plan.arguments(plan.launches[0], {"x.address": x.data_ptr(), "y.address": out.data_ptr(), "scale": scale})
+        for x, out, scale in pairs
+    ] * 5
+    assert sorted(call.parameters for call in stub_driver.launches()) == sorted(expected)
+
+
+def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
+    """As on a host where nothing could be compiled: it says why."""
+    program = (
+        "import sys; sys.modules['softmax_ops.native.calls'] = None\n"
+        "from softmax_ops import native; print(native.calls(), native.problem)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True)
+    assert said.stdout.startswith("None import of softmax_ops.native.calls halted"), said.stderr
+
+
+def test_an_older_torch_has_no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then known calls are Python's, whatever was compiled."""
+    monkeypatch.delattr(Tensor, "__dlpack_c_exchange_api__", raising=False)
+    known = plain.Known(plain.Flags(False, None, False), (rows(),), None, None)
+    assert known.run == known._run
+
+
+def test_what_is_no_exchange_is_refused(way: str) -> None:
+    if way == "python":
+        return
+    with pytest.raises(ValueError, match="PyCapsule"):
+        native.calls().Repeated(  # type: ignore[union-attr]
+            exchange=object(), tensors=(), flags=(1, 2, 3), target=0, masked=False, backward=False, bumps=False,
+            device=0, limit=1.0, is_like=None, new_like=None, find=None, new_scratch=None, dispatch_modes=None,
+            forward_ad=None, device_of_thread=None, stream_of=None, increment_version=None,
+        )  # fmt: skip
+
+
+@isolated
+def test_another_current_device_takes_the_long_way(
+    serve: Serve, long_calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which knows how to change to the tensors' device for a launch."""
+    working_on = [0]
+    monkeypatch.setattr(current, "device", lambda: working_on[0])
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    serve_all(serve, "f16_none_warp")
+    x, out = rows(), rows()
+    for device, expected in ((0, ["fwd"]), (0, []), (1, ["fwd"]), (0, [])):
+        working_on[0] = device
+        long_calls.clear()
+        softmax_ops.softmax(x, out=out)
+        assert long_calls == expected

@@ -1,0 +1,15 @@
+"""The compiled part and the Python that stands in for it: what is tested of one has to hold for the other."""
+
+import pytest
+
+from softmax_ops import native
+
+
+@pytest.fixture(params=["compiled", "python"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Imported by a module, it runs every test there both ways."""
+    if request.param == "python":
+        monkeypatch.setenv("SOFTMAX_OPS_NATIVE", "never")
+    elif native.calls() is None:
+        pytest.skip(f"the compiled part was not built, `make test` builds it where it can: {native.problem}")
+    return request.param
