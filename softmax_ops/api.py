@@ -1,4 +1,4 @@
-"""The torch interface: a checked call goes to kernels if its tensors are on a GPU, to torch operations on the CPU."""
+"""The torch interface. A call like the one before goes to its kernel at once, others the way of `routes`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from . import dispatch, general, ops  # noqa: F401 (ops registers torch.ops.softmax_ops)
-from .autograd import Softmax, SoftmaxBackward
-from .checks import check_general, check_softmax, check_softmax_backward
-from .checks.scalars import finite_scale
+from . import dispatch, ops, routes  # noqa: F401 (ops registers torch.ops.softmax_ops)
+from .checks import check_general
 from .explanation import Explanation
-from .known import recent
-from .known.plain import Flags
-from .modes import copied, is_differentiated, is_transformed, needs_operator
+from .known.calls import backward, forward
 
 Window = tuple[int | None, int | None]
-
-_SOFTMAX = "softmax_ops.softmax"
-_BACKWARD = "softmax_ops.softmax_backward"
 
 
 def softmax(
@@ -75,62 +68,45 @@ def softmax(
     be had; NoVariant when none ships for rows of this length; NotLoaded when a kernel would have to be loaded after
     `freeze()` or while a CUDA graph is captured; DriverError when CUDA refuses.
     """
-    plain = (
-        bias is None
-        and key_lengths is None
-        and window is None
-        and alibi_slopes is None
-        and sinks is None
-        and softcap is None
-        and dtype is None
-        and not return_lse
-    )
-    if plain and not is_dynamo_compiling():
-        y = recent.latest.fwd(x, mask, scale, out, causal, causal_offset, batch_invariant)
-        if y is None:
-            y = recent.found("fwd", x, mask, scale, out, causal, causal_offset, batch_invariant)
+    if not is_dynamo_compiling():
+        y = forward.run(
+            x,
+            scale,
+            mask,
+            bias,
+            key_lengths,
+            causal,
+            causal_offset,
+            window,
+            alibi_slopes,
+            sinks,
+            softcap,
+            dtype,
+            return_lse,
+            batch_invariant,
+            out,
+            False,
+        )
         if y is not None:
             return y
-    if not plain or _converts(x, out, scale, causal_offset):
-        return general.softmax(
-            x,
-            log=False,
-            scale=scale,
-            mask=mask,
-            bias=bias,
-            key_lengths=key_lengths,
-            causal=causal,
-            causal_offset=causal_offset,
-            window=window,
-            alibi_slopes=alibi_slopes,
-            sinks=sinks,
-            softcap=softcap,
-            dtype=dtype,
-            return_lse=return_lse,
-            batch_invariant=batch_invariant,
-            out=out,
-        )
-    operator = needs_operator(x, mask, out)
-    if out is not None and (operator or is_transformed()):
-        y = softmax(
-            x,
-            scale=scale,
-            mask=mask,
-            causal=causal,
-            causal_offset=causal_offset,
-            batch_invariant=batch_invariant,
-        )
-        return copied(_SOFTMAX, y, out, x=x)
-    if operator:
-        scale = _number(_SOFTMAX, scale, x)
-        return torch.ops.softmax_ops.softmax(x, scale, mask, causal, causal_offset, batch_invariant)
-    request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
-    if is_differentiated(x):
-        return Softmax.apply(x, request.scale, mask, causal, causal_offset, batch_invariant)
-    result = dispatch.forward(request, batch_invariant)
-    flags = Flags(causal, causal_offset, batch_invariant)
-    recent.remember("fwd", (x,), mask, out, result, flags, request.causal_offset)
-    return result
+    return routes.softmax(
+        x,
+        log=False,
+        scale=scale,
+        mask=mask,
+        bias=bias,
+        key_lengths=key_lengths,
+        causal=causal,
+        causal_offset=causal_offset,
+        window=window,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        softcap=softcap,
+        dtype=dtype,
+        return_lse=return_lse,
+        batch_invariant=batch_invariant,
+        out=out,
+    )
 
 
 def softmax_(x: Tensor, **arguments) -> Tensor:
@@ -174,47 +150,41 @@ def softmax_backward(
 
     Raises what `softmax` raises.
     """
-    plain = window is None and key_lengths is None and softcap is None and lse is None and grad_lse is None
-    plain = plain and dtype is None
-    if plain and not is_dynamo_compiling():
-        dx = recent.latest.bwd(dy, y, scale, out, causal, causal_offset, batch_invariant)
-        if dx is None:
-            dx = recent.found("bwd", dy, y, scale, out, causal, causal_offset, batch_invariant)
-        if dx is not None:
-            return dx
-    if not plain or _converts(y, out, scale, causal_offset):
-        return general.softmax_backward(
+    if not is_dynamo_compiling():
+        dx = backward.run(
             dy,
             y,
-            log=False,
-            scale=scale,
-            causal=causal,
-            causal_offset=causal_offset,
-            window=window,
-            key_lengths=key_lengths,
-            softcap=softcap,
-            lse=lse,
-            grad_lse=grad_lse,
-            dtype=dtype,
-            batch_invariant=batch_invariant,
-            out=out,
+            scale,
+            causal,
+            causal_offset,
+            window,
+            key_lengths,
+            softcap,
+            lse,
+            grad_lse,
+            dtype,
+            batch_invariant,
+            out,
+            False,
         )
-    operator = needs_operator(dy, y, out)
-    if out is not None and (operator or is_transformed()):
-        dx = softmax_backward(
-            dy, y, scale=scale, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
-        )
-        return copied(_BACKWARD, dx, out, dy=dy, y=y)
-    if operator:
-        scale = _number(_BACKWARD, scale, y)
-        return torch.ops.softmax_ops.softmax_backward(dy, y, scale, causal, causal_offset, batch_invariant)
-    request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
-    if is_differentiated(dy, y):
-        return SoftmaxBackward.apply(dy, y, request.scale, causal, causal_offset, batch_invariant)
-    dx = dispatch.backward(request, batch_invariant)
-    flags = Flags(causal, causal_offset, batch_invariant)
-    recent.remember("bwd", (dy, y), None, out, dx, flags, request.causal_offset)
-    return dx
+        if dx is not None:
+            return dx
+    return routes.softmax_backward(
+        dy,
+        y,
+        log=False,
+        scale=scale,
+        causal=causal,
+        causal_offset=causal_offset,
+        window=window,
+        key_lengths=key_lengths,
+        softcap=softcap,
+        lse=lse,
+        grad_lse=grad_lse,
+        dtype=dtype,
+        batch_invariant=batch_invariant,
+        out=out,
+    )
 
 
 def explain(
@@ -264,17 +234,3 @@ def explain(
     if backward:
         return dispatch.explain_backward(request, batch_invariant, arch)
     return dispatch.explain_forward(request, batch_invariant, arch)
-
-
-def _converts(rows: Tensor, out: Tensor | None, scale: Any, causal_offset: Any) -> bool:
-    """Whether the result has another dtype than rows, or a number is a tensor."""
-    if type(scale) is not float and isinstance(scale, Tensor) and (scale.dim() > 0 or scale.device.type != "cpu"):
-        return True
-    if out is not None and isinstance(out, Tensor) and isinstance(rows, Tensor) and out.dtype is not rows.dtype:
-        return True
-    return causal_offset is not None and isinstance(causal_offset, Tensor)
-
-
-def _number(op: str, scale: float | Tensor, rows: Tensor) -> float:
-    """For the operators, whose scale is a number."""
-    return finite_scale(op, scale, rows) if isinstance(scale, Tensor) else scale

@@ -100,13 +100,13 @@ class General(torch.autograd.Function):
 
 
 class GeneralBackward(torch.autograd.Function):
-    """(dy, y, lse, grad_lse, the other arguments of `general.softmax_backward`) -> (dx, d), d None unless asked for"""
+    """(dy, y, lse, grad_lse, the other arguments of `routes.softmax_backward`) -> (dx, d), d None unless asked for"""
 
     @staticmethod
     def forward(ctx: Any, dy: Tensor, y: Tensor, lse: Tensor | None, grad_lse: Tensor | None, arguments: dict) -> Any:
-        from . import general
+        from . import routes
 
-        result = general.softmax_backward(dy, y, lse=lse, grad_lse=grad_lse, out=None, **arguments)
+        result = routes.softmax_backward(dy, y, lse=lse, grad_lse=grad_lse, out=None, **arguments)
         return result if arguments.get("return_dot") else (result, None)
 
     @staticmethod

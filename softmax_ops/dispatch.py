@@ -49,7 +49,7 @@ def backward(request: BackwardRequest, batch_invariant: bool = False) -> Any:
     y = request.y
     if not current.on_gpu(y):
         return cpu.softmax_backward(request)
-    others, scalars = _of_backward(request, batch_invariant)
+    others, scalars = of_backward(request, batch_invariant)
     if request.return_dot:
         others["d"] = _of_rows(y, 0.0)
         if y.numel() == 0 and "dlse" in others:
@@ -74,7 +74,7 @@ def explain_backward(request: Request, batch_invariant: bool = False, arch: str 
     if request.general:
         shared = ("scale_tensor", "offset_tensor", "key_lengths", "left", "right", "softcap", "log")
         gradient = gradient._replace(dtype=x.dtype, **{name: getattr(request, name) for name in shared})
-    others, scalars = _of_backward(gradient, batch_invariant)
+    others, scalars = of_backward(gradient, batch_invariant)
     return _explain("bwd", (y, y), others, request.out, scalars, arch, x.dtype)
 
 
@@ -96,7 +96,7 @@ def _has_kernels_of_bias(request: Request, bias: Tensor) -> bool:
     return bias.dtype is dtype and request.dtype in (None, dtype) and _DTYPES[dtype] in BIASED
 
 
-def _of_backward(request: BackwardRequest, batch_invariant: bool) -> tuple[Named, Scalars]:
+def of_backward(request: BackwardRequest, batch_invariant: bool) -> tuple[Named, Scalars]:
     """What a request has besides dy and y."""
     scalars = Scalars(request.scale, 0.0, request.causal_offset, batch_invariant)
     if not request.general:

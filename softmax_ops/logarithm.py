@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from . import general, ops  # noqa: F401 (ops registers torch.ops.softmax_ops)
+from . import ops, routes  # noqa: F401 (ops registers torch.ops.softmax_ops)
 from .api import Window
+from .known.calls import backward, forward
 
 
 def log_softmax(
@@ -35,7 +37,28 @@ def log_softmax(
 
     Returns and raises what `softmax` does. A row that sees nothing is -inf.
     """
-    return general.softmax(
+    if not is_dynamo_compiling():
+        y = forward.run(
+            x,
+            scale,
+            mask,
+            bias,
+            key_lengths,
+            causal,
+            causal_offset,
+            window,
+            alibi_slopes,
+            sinks,
+            softcap,
+            dtype,
+            return_lse,
+            batch_invariant,
+            out,
+            True,
+        )
+        if y is not None:
+            return y
+    return routes.softmax(
         x,
         log=True,
         scale=scale,
@@ -75,7 +98,26 @@ def log_softmax_backward(
 
     dx = scale * (dy - exp(y) * (sum_j dy_j - grad_lse)), with softcap times 1 - ((y + lse) / softcap)^2
     """
-    return general.softmax_backward(
+    if not is_dynamo_compiling():
+        dx = backward.run(
+            dy,
+            y,
+            scale,
+            causal,
+            causal_offset,
+            window,
+            key_lengths,
+            softcap,
+            lse,
+            grad_lse,
+            dtype,
+            batch_invariant,
+            out,
+            True,
+        )
+        if dx is not None:
+            return dx
+    return routes.softmax_backward(
         dy,
         y,
         log=True,

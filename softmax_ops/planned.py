@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, overload
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from . import current, dispatch
 from .checks import Request, check_softmax, check_softmax_backward
 from .checks.tensors import describe
-from .known.plain import Flags, Known
+from .known.call import Known
 from .launcher import Executable
 from .modes import is_transformed, needs_operator
 
@@ -76,10 +77,18 @@ def plan(
         raise ValueError(f"{_OP}: mask is given, and backward is True; y is 0 where the mask hid: leave the mask out")
     with torch.no_grad():  # what these tensors require is no matter: calls are looked at one by one
         request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
-    flags = Flags(causal, causal_offset, bool(batch_invariant))
+    flags = _Flags(causal, causal_offset, bool(batch_invariant))
     if backward:
         return PlannedBackward("bwd", {"dy": x, "y": x}, None, request, flags)
     return Planned("fwd", {"x": x}, mask, request, flags)
+
+
+class _Flags(NamedTuple):
+    """What a plan depends on beside tensors and scale, as given."""
+
+    causal: bool
+    causal_offset: int | None
+    batch_invariant: bool
 
 
 class _Layout(NamedTuple):
@@ -120,16 +129,16 @@ class _Layout(NamedTuple):
 class _Planned:
     """What both directions have in common."""
 
-    def __init__(self, direction: str, inputs: dict[str, Tensor], mask: Tensor | None, request: Request, flags: Flags):
+    def __init__(self, direction: str, inputs: dict[str, Tensor], mask: Tensor | None, request: Request, flags: _Flags):
         like = request.x
         result = torch.empty(like.shape, dtype=like.dtype, device=like.device) if request.out is None else request.out
         self._flags, self._scale = flags, request.scale
-        self._causal, self._causal_offset, self._batch_invariant = flags
         self._inputs = [_Layout.of(name, tensor) for name, tensor in inputs.items()]
         self._mask = None if mask is None else _Layout.of("mask", mask)
         self._result = _Layout.of("out", result)
         self._makes_new = result.is_contiguous()
-        self._latest: list[Known | None] = [None, None]  # to out, to a new result
+        self._known: list[Known | None] = [None, None]  # to out, to a new result
+        self._run: list[Callable[..., Any]] = [_unknown, _unknown]
         self._executable: Executable | None = None
         if current.on_gpu(like) and like.numel() > 0:
             scalars = dispatch.Scalars(request.scale, request.fill, request.causal_offset, flags.batch_invariant)
@@ -167,18 +176,25 @@ class _Planned:
         if out is None and not self._makes_new:
             raise ValueError(f"{_OP}: out is None; results were planned to be written to a {self._result.words}")
 
-    def _known(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> Known | None:
-        """For a call that was checked: the short way of calls like it, with the planned kernel. None on the CPU."""
-        if self._executable is None or any(each.requires_grad for each in (*inputs, out) if each is not None):
-            return None
-        known = self._latest[out is None]
-        if known is None or not known.knows(
-            inputs, mask, out
-        ):  # the first call, or another mode: torch.inference_mode()
-            known = Known(self._flags, inputs, mask, out)
-        known.add(self._executable, inputs, out, *(() if mask is None else (mask,)))
-        self._latest[out is None] = known
-        return known
+    def _learn(self, arguments: Mapping[str, Tensor | None]) -> None:
+        """The short way of calls like this one, which was checked, with the planned kernel. Nothing on the CPU."""
+        tensors = {name: tensor for name, tensor in arguments.items() if tensor is not None}
+        if self._executable is None or any(tensor.requires_grad for tensor in tensors.values()):
+            return
+        out = arguments["out"]
+        known = self._known[out is None]
+        if known is None or not known.knows([*arguments.values()]):  # the first call, or another mode
+            sources = [name for name, tensor in arguments.items() if name == "out" or tensor is not None]
+            like = tensors[self._inputs[-1].name]
+            known = Known(arguments, sources, like if out is None else out, scale=self._scale)
+        operands = (tensor for name, tensor in arguments.items() if name == "out" or tensor is not None)
+        known.add(self._executable, tuple(0 if operand is None else operand.data_ptr() for operand in operands))
+        self._known[out is None] = known
+        self._run[out is None] = known.run
+
+
+def _unknown(*_: object) -> None:
+    """There was no call before."""
 
 
 class Planned(_Planned):
@@ -192,17 +208,15 @@ class Planned(_Planned):
         Raises ValueError for tensors that differ from the planned ones, that overlap, or that autograd would have to
         record, TypeError for what is no tensor, and DriverError when CUDA refuses the launch.
         """
-        latest = self._latest[out is None]
-        if latest is not None:
-            y = latest.run(x, mask, self._scale, out, self._causal, self._causal_offset, self._batch_invariant)
-            if y is not None:
-                return y
+        y = self._run[out is None](x, out, mask)
+        if y is not None:
+            return y
         request = check_softmax(
             x, scale=self._scale, mask=mask, causal=self._flags.causal, causal_offset=self._flags.causal_offset, out=out
         )
         self._check((x,), mask, out)
-        known = self._known((x,), mask, out)
-        y = None if known is None else known.run(x, mask, self._scale, out, *self._flags)
+        self._learn({"x": x, "out": out, "mask": mask})
+        y = self._run[out is None](x, out, mask)
         with torch.no_grad():
             return dispatch.forward(request, self._flags.batch_invariant) if y is None else y
 
@@ -215,17 +229,15 @@ class PlannedBackward(_Planned):
 
         Raises what a planned forward raises.
         """
-        latest = self._latest[out is None]
-        if latest is not None:
-            dx = latest.run(dy, y, self._scale, out, self._causal, self._causal_offset, self._batch_invariant)
-            if dx is not None:
-                return dx
+        dx = self._run[out is None](dy, y, out)
+        if dx is not None:
+            return dx
         request = check_softmax_backward(
             dy, y, scale=self._scale, causal=self._flags.causal, causal_offset=self._flags.causal_offset, out=out
         )
         self._check((dy, y), None, out)
-        known = self._known((dy, y), None, out)
-        dx = None if known is None else known.run(dy, y, self._scale, out, *self._flags)
+        self._learn({"dy": dy, "y": y, "out": out})
+        dx = self._run[out is None](dy, y, out)
         with torch.no_grad():
             return dispatch.backward(request, self._flags.batch_invariant) if dx is None else dx
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from softmax_ops import current, driver, launcher
 from softmax_ops.artifacts.cubin import Cubin
-from softmax_ops.known import general, recent
+from softmax_ops.known import calls
 from softmax_ops.launch_plan import LaunchPlan
 from softmax_ops.problem import Geometry, Operand
 from tests import posing, ptx
@@ -21,6 +21,8 @@ ARCHITECTURE = "sm_90"
 
 class Interpreted:
     """Of a plan, in the place of a launcher.Executable. Every access is checked against the operands' extents."""
+
+    native = None
 
     def __init__(self, plan: LaunchPlan, program: ptx.Program):
         self.plan = plan
@@ -75,10 +77,9 @@ def install(patch: Callable[[object, str, object], None], images: Mapping[str, C
     patch(launcher, "executable", executable)
     patch(driver, "architecture", lambda device: ARCHITECTURE)
     patch(current, "increment_version", lambda tensors: None)
-    patch(recent, "latest", recent.Latest())  # what is known of such tensors is not known of those on the CPU
-    patch(recent, "_known", {})
-    patch(general, "_latest", [])
-    patch(general, "_known", {})
+    for direction in (calls.forward, calls.backward):  # what is known of such tensors is not known of those on the CPU
+        patch(direction, "run", calls._unknown)
+        patch(direction, "_known", {})
 
 
 def _extent(geometry: Geometry, operand: Operand) -> int:

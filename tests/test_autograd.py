@@ -264,7 +264,7 @@ def test_what_needs_no_gradient_is_not_recorded(way: str, monkeypatch: pytest.Mo
         raise AssertionError("went through autograd")
 
     for function in ("Softmax", "SoftmaxBackward"):
-        monkeypatch.setattr(f"softmax_ops.api.{function}.apply", never)
+        monkeypatch.setattr(f"softmax_ops.routes.{function}.apply", never)
     x = normal(Q, K).requires_grad_(way != "requires none")
     context = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(way, contextlib.nullcontext)
     with context():

@@ -317,9 +317,9 @@ def test_layers() -> None:
     assert importers("softmax_ops", "cryptography") == {"softmax_ops/artifacts/signature.py"}
     assert importers("codegen", "cryptography") == set()
     torch_only = (
-        *("api", "autograd", "cpu", "current", "dispatch", "general", "logarithm", "modes"),
-        *("modules", "operands", "ops", "planned"),
-        *(f"known/{name}" for name in ("addressed", "general", "likeness", "plain", "recent")),
+        *("api", "autograd", "cpu", "current", "dispatch", "logarithm", "modes"),
+        *("modules", "operands", "ops", "planned", "routes"),
+        *(f"known/{name}" for name in ("addressed", "call", "calls", "likeness")),
     )
     of_torch = {f"softmax_ops/{name}.py" for name in torch_only}
     of_checks = {path for path in importers("softmax_ops", "torch") if path.startswith("softmax_ops/checks/")}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import softmax_ops
-from softmax_ops import cpu, general
+from softmax_ops import cpu, routes
 from softmax_ops.checks import check_general, check_general_backward
 from tests import bounds, reference
 from tests.reference import DTYPE_NAMES, DTYPES, FORMATS, General, assert_close, to_numpy
@@ -319,7 +319,7 @@ def verify_backward(dy: Tensor, y: Tensor, *, log: bool = False, **arguments: An
     assert dx.dtype is wanted
     assert_close(dx, expected, DTYPE_NAMES[wanted], floor=0.0, magnitude=allowed.magnitude)
     asked = {"scale": 1.0, "causal": False, "causal_offset": None} | arguments
-    _, d = general.softmax_backward(dy, y, log=log, batch_invariant=False, out=None, return_dot=True, **asked)
+    _, d = routes.softmax_backward(dy, y, log=log, batch_invariant=False, out=None, return_dot=True, **asked)
     near(d, expected_d, FORMATS[DTYPE_NAMES[y.dtype]].unit_roundoff * allowed.d)
     return dx
 

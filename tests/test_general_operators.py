@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import softmax_ops
-from softmax_ops import dispatch, general
+from softmax_ops import dispatch, routes
 from tests.test_operators import Seen, bits, leaf, normal
 
 B, H, Q, K = 2, 3, 4, 6
@@ -63,7 +63,7 @@ def of(name: str) -> tuple[Tensor, dict[str, Any]]:
 
 def of_operator(x: Tensor, arguments: dict[str, Any], log: bool) -> dict[str, Any]:
     plain = {"scale": 1.0, "causal_offset": None} | arguments
-    return general._for_operator("", x, plain) | {"log": log}
+    return routes._for_operator("", x, plain) | {"log": log}
 
 
 def tensors(*results: Any) -> list[Tensor]:

@@ -1,8 +1,7 @@
 """Known calls of the general kind agree with the long way, in what is launched and in what is refused."""
 
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,12 +11,11 @@ from torch import Tensor
 
 import softmax_ops
 from softmax_ops.artifacts import catalog
-from softmax_ops.known import general as known_general
 from tests import stub_driver
 from tests.posing import pose
 from tests.stub_driver import isolated
+from tests.test_known import Call, long_calls, long_way, outcome
 from tests.test_launcher import STREAM, Serve, serve
-from tests.test_recent import Call, long_calls, outcome
 from tests.ways import way
 
 pytestmark = pytest.mark.slow  # a process for each test
@@ -34,14 +32,6 @@ def posing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve_everything(served: Serve) -> None:
     served(*(each for each in catalog.load().variants.values() if each.mask == "general" or each.plan == "tile"))
-
-
-@contextmanager
-def long_way() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(known_general, "found", lambda *_: None)
-        patch.setattr(known_general, "remember", lambda *_: None)
-        yield
 
 
 def rows(**kind: Any) -> Tensor:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 import softmax_ops
 from softmax_ops import current, launcher, native
-from softmax_ops.known import plain, recent
+from softmax_ops.known import addressed, calls
+from softmax_ops.known.call import Known
 from tests import stub_driver
 from tests.cubins import CHECKOUT
 from tests.posing import pose
 from tests.stub_driver import isolated
+from tests.test_known import long_calls
 from tests.test_launcher import CALL, STREAM, Serve, planned, serve, serve_all
-from tests.test_recent import long_calls
 from tests.ways import way
 
 pytestmark = pytest.mark.slow  # a process for each test
@@ -42,7 +43,7 @@ def rows() -> Tensor:
     return torch.zeros(3, 5, 1000, dtype=torch.float16)
 
 
-def executables(known: plain.Known) -> list[launcher.Executable]:
+def executables(known: Known) -> list[launcher.Executable]:
     return [*known.addressed.by_addresses.values()]
 
 
@@ -52,7 +53,7 @@ def test_the_setting_decides(serve: Serve, way: str) -> None:
     assert (found.native is not None) == (way == "compiled")
     serve_all(serve, "f16_none_warp")
     softmax_ops.softmax(rows())
-    (known,) = recent._known.values()
+    (known,) = calls.forward._known.values()
     assert (known.run != known._run) == (way == "compiled")
 
 
@@ -89,7 +90,7 @@ def test_nothing_is_kept_but_what_is_known(serve: Serve, way: str) -> None:
     """References: of tensors none at all, and of a call that is forgotten everything goes."""
     serve_all(serve, "f16")
     x, y, out, mask = rows(), rows(), rows(), torch.zeros(1000, dtype=torch.bool)
-    calls: list[Callable[[], object]] = [
+    made: list[Callable[[], object]] = [
         partial(softmax_ops.softmax, x, out=out),
         partial(softmax_ops.softmax, x, mask=mask, causal=True, causal_offset=300, out=x),
         partial(softmax_ops.softmax, x),
@@ -97,25 +98,27 @@ def test_nothing_is_kept_but_what_is_known(serve: Serve, way: str) -> None:
         partial(softmax_ops.softmax_backward, x, y, out=y),
     ]
 
-    for call in calls:
+    for call in made:
         call(), call()
-    launches = [executable.native for known in recent._known.values() for executable in executables(known)]
+    every = [*calls.forward._known.values(), *calls.backward._known.values()]
+    launches = [executable.native for known in every for executable in executables(known)]
+    del every
 
     def references() -> list[int]:
         return [sys.getrefcount(each) for each in (x, y, out, mask, None, True, False, *launches)]
 
     before = references()
-    for call in calls:
+    for call in made:
         for _ in range(100):
             call()
     grown = [after - count for after, count in zip(references(), before, strict=True)]
     assert grown[:4] == [0] * 4, "tensors"
     assert max(grown[4:]) < 50, "launches, by the places that are remembered; None, True and False by others too"
     # Forgotten.
-    recent._known.clear()
-    recent.latest.fwd = recent.latest.bwd = recent._unknown
+    calls.forward.forget()
+    calls.backward.forget()
     gc.collect()
-    left = [each for each in gc.get_objects() if type(each) in (plain.Known, plain.Addressed)]
+    left = [each for each in gc.get_objects() if type(each) in (Known, addressed.Addressed)]
     assert left == []
 
 
@@ -130,7 +133,7 @@ def test_more_places_than_it_remembers(serve: Serve) -> None:
             softmax_ops.softmax(x, out=out)
         written = [int.from_bytes(call.parameters, "little") for call in stub_driver.launches()]
         assert len(set(written)) == 40
-    (known,) = recent._known.values()
+    (known,) = calls.forward._known.values()
     plan = executables(known)[0].plan
     values = {"x.address": x.data_ptr(), "y.address": outs[-1].data_ptr(), "scale": 1.0}
     assert stub_driver.launches()[-1].parameters == plan.arguments(plan.launches[0], values)
@@ -154,7 +157,7 @@ def test_threads_at_once_launch_what_each_asked_for(serve: Serve) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    (known,) = recent._known.values()
+    (known,) = calls.forward._known.values()
     plan = executables(known)[0].plan
     expected = [
         plan.arguments(plan.launches[0], {"x.address": x.data_ptr(), "y.address": out.data_ptr(), "scale": scale})
@@ -176,7 +179,7 @@ def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
 def test_an_older_torch_has_no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """And then known calls are Python's, whatever was compiled."""
     monkeypatch.delattr(Tensor, "__dlpack_c_exchange_api__", raising=False)
-    known = plain.Known(plain.Flags(False, None, False), (rows(),), None, None)
+    known = Known({"x": rows(), "out": None}, ["x", "out"], rows())
     assert known.run == known._run
 
 
@@ -185,9 +188,10 @@ def test_what_is_no_exchange_is_refused(way: str) -> None:
         return
     with pytest.raises(ValueError, match="PyCapsule"):
         native.calls().Repeated(  # type: ignore[union-attr]
-            exchange=object(), tensors=(), flags=(1, 2, 3), target=0, masked=False, backward=False, bumps=False,
-            device=0, limit=1.0, is_like=None, new_like=None, find=None, new_scratch=None, dispatch_modes=None,
-            forward_ad=None, device_of_thread=None, stream_of=None, increment_version=None,
+            exchange=object(), kinds=(), values=(), tensors=(), operands=(), like=0, out=0, scale=1.0, limit=1.0,
+            bumps=False, is_like=None, find=None, new_result=None, new_rows=None, new_scratch=None, records=None,
+            dispatch_modes=None, forward_ad=None, device=0, device_of_thread=None, stream_of=None,
+            increment_version=None,
         )  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from softmax_ops import dispatch
 from tests import stub_driver
 from tests.posing import pose
 from tests.stub_driver import isolated
+from tests.test_known import outcome
 from tests.test_launcher import STREAM, Serve, serve, serve_all
-from tests.test_recent import outcome
 from tests.ways import way
 
 pytestmark = pytest.mark.slow  # a process for each test

@@ -1,7 +1,7 @@
 """The compiled part: launches, and calls made before, without the interpreter between their steps.
 
 calls.h says what is in it; building a wheel compiles it, and `make` does in a checkout. Where that was not possible, or
-SOFTMAX_OPS_NATIVE is `never`, launcher.py and known/plain.py do the same in Python.
+SOFTMAX_OPS_NATIVE is `never`, launcher.py and known/call.py do the same in Python.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
    steps.
 
    launches.c   Launches: the grids of a launch plan (softmax_ops/launcher.py)
-   repeated.c   Repeated: a known call of one forward or backward (softmax_ops/known/plain.py)
+   repeated.c   Repeated: a known call of one forward or backward (softmax_ops/known/call.py)
    module.c     softmax_ops.native.calls, which has both
 
    What the steps mean is said by those Python modules, which take them on hosts without the compiled part. */
@@ -14,6 +14,7 @@
 
 #include <stdint.h>
 
+#define MAX_ARGUMENTS 16
 #define MAX_OPERANDS 16
 #define MAX_PARAMETER_BYTES 1024
 

@@ -33,41 +33,35 @@ class Launches:
     def launch(self, addresses: tuple[int, ...], scale: float, stream: int, fill: float, workspace: int, /) -> None: ...
 
 class Repeated:
-    """A known call, by what softmax_ops.known.plain.Known knows. What `find` gives has its Launches as `native`."""
+    """A known call, by what softmax_ops.known.call.Known knows. What `find` gives has its Launches as `native`."""
 
     def __init__(
         self,
         *,
         exchange: object,
+        kinds: tuple[int, ...],
+        values: tuple[object, ...],
         tensors: tuple[Tensor, ...],
-        flags: tuple[object, object, object],
-        target: int,
-        masked: bool,
-        backward: bool,
-        bumps: bool,
-        device: int,
+        operands: tuple[int, ...],
+        like: int,
+        out: int,
+        scale: float,
         limit: float,
+        bumps: bool,
         is_like: Callable[..., bool],
-        new_like: Callable[[Tensor], Tensor],
         find: Callable[[tuple[int, ...]], Any],
+        new_result: Callable[[Tensor], Tensor],
+        new_rows: Callable[[Tensor], Tensor] | None,
         new_scratch: Callable[[Tensor, int], Tensor],
+        records: Callable[[], bool] | None,
         dispatch_modes: Callable[[], int],
         forward_ad: object,
+        device: int,
         device_of_thread: Callable[[], int],
         stream_of: Callable[[int], int],
         increment_version: Callable[[tuple[Tensor, ...]], None],
     ) -> None: ...
-    def run(
-        self,
-        first: Tensor,
-        second: Tensor | None,
-        scale: object,
-        out: Tensor | None,
-        causal: object,
-        causal_offset: object,
-        batch_invariant: object,
-        /,
-    ) -> Tensor | None: ...
+    def run(self, *arguments: object) -> Any: ...
 
 def forget_threads() -> None:
     """After a fork: every thread has to be prepared again."""

@@ -27,53 +27,66 @@ typedef struct {
     int (*describe)(void *tensor, DLTensor *description); /* dltensor_from_py_object_no_sync */
 } DLPackExchangeAPI;
 
-/* What a call writes to: the numbers of softmax_ops/known/plain.py. */
-enum { NEW, FIRST, SECOND, APART };
+/* What may stand in the place of an argument: a tensor like the known one, any scale, this very value; from 0 on: what
+   stands in that place too. And operands that are no arguments. The numbers are those of softmax_ops/known/call.py. */
+enum { TENSOR = -1, SCALE = -2, VALUE = -3 };
+enum { NEW = -1, ROWS = -2 };
 
-/* The objects that a Repeated keeps: three flags, compared by identity, and what it asks. */
+/* What a Repeated asks, and when. */
 enum {
-    CAUSAL,
-    CAUSAL_OFFSET,
-    BATCH_INVARIANT,
     IS_LIKE,
-    NEW_LIKE,
     FIND,
+    NEW_RESULT,
+    NEW_ROWS, /* None: the call gives none */
     NEW_SCRATCH,
+    RECORDS, /* None: autograd has nothing to record */
     DISPATCH_MODES,
     FORWARD_AD,
     ORDINAL,
     DEVICE,
     STREAM,
     INCREMENT_VERSION,
-    KEPT
+    ASKED
 };
 
-#define MAX_TENSORS 3 /* two inputs, or one and a mask, and out */
-#define PLACES 16     /* combinations of addresses that are found here before FIND is asked */
+#define PLACES 16 /* combinations of addresses that are found here before FIND is asked */
 
 typedef struct {
+    long kind;
+    PyObject *value; /* of a VALUE */
+    /* Of a TENSOR: */
     PyObject *type;
     int32_t rank;
     int64_t *layout; /* shape, then strides */
-} KnownTensor;
+} Argument;
 
 typedef struct {
-    uint64_t addresses[MAX_TENSORS]; /* in the order of the launch */
+    uint64_t addresses[MAX_OPERANDS]; /* in the order of the launch */
     Launches *launches;
 } Place;
 
 typedef struct {
     PyObject ob_base;
     const DLPackExchangeAPI *exchange;
-    PyObject *kept[KEPT];
-    int tensors;
-    KnownTensor known[MAX_TENSORS]; /* each once: first, second, out */
-    int target, masked, backward, bumps;
+    PyObject *asked[ASKED];
+    int arguments, tensors, operands;
+    Argument argument[MAX_ARGUMENTS];
+    long operand[MAX_OPERANDS]; /* the argument, NEW or ROWS */
+    int out, like;              /* arguments: what is written to, and what a new result is like */
+    int bumps;
     long ordinal; /* of the device */
-    double limit; /* of the scale, on either side */
+    double scale; /* where it is no argument */
+    double limit; /* of a scale, on either side */
     Place places[PLACES];
     int next_place; /* to be replaced */
 } Repeated;
+
+/* What a call came with. */
+typedef struct {
+    PyObject *const *arguments;
+    double scale;
+    uint64_t addresses[MAX_ARGUMENTS]; /* of its tensors */
+} Call;
 
 /* Names of attributes, interned. */
 static PyObject *text_current_level, *text_native;
@@ -96,7 +109,7 @@ static uint64_t address_of(const DLTensor *tensor)
 
 /* 1 and its address if a tensor is laid out as the known one. 0 for others: a nested tensor, whose shape ends the
    process where IS_LIKE asks for it, one without memory, and what is no tensor. */
-static int is_laid_out_like(Repeated *self, const KnownTensor *known, PyObject *tensor, uint64_t *address)
+static int is_laid_out_like(Repeated *self, const Argument *known, PyObject *tensor, uint64_t *address)
 {
     DLTensor given;
     if ((PyObject *)Py_TYPE(tensor) != known->type)
@@ -111,31 +124,92 @@ static int is_laid_out_like(Repeated *self, const KnownTensor *known, PyObject *
            memcmp(given.strides, known->layout + known->rank, bytes) == 0;
 }
 
-/* 1 if nobody else has to see the call: no dispatch mode, no level of forward-mode differentiation. */
+/* 1 if equal and of one type, as numbers and tuples of them can be. */
+static int is_same(PyObject *given, PyObject *known)
+{
+    if (given == known)
+        return 1;
+    if (Py_TYPE(given) != Py_TYPE(known))
+        return 0;
+    if (Py_TYPE(given) == &PyLong_Type || Py_TYPE(given) == &PyFloat_Type)
+        return PyObject_RichCompareBool(given, known, Py_EQ);
+    if (Py_TYPE(given) != &PyTuple_Type || PyTuple_Size(given) != PyTuple_Size(known))
+        return 0;
+    int same = 1;
+    for (Py_ssize_t i = 0; i < PyTuple_Size(given) && same == 1; ++i)
+        same = is_same(PyTuple_GetItem(given, i), PyTuple_GetItem(known, i));
+    return same;
+}
+
+/* 1 if nobody else has to see the call: no dispatch mode, no level of forward-mode differentiation, no autograd. */
 static int is_unobserved(Repeated *self)
 {
-    long modes = asked(self->kept[DISPATCH_MODES], NULL);
+    long modes = asked(self->asked[DISPATCH_MODES], NULL);
     if (modes != 0)
         return modes < 0 && PyErr_Occurred() ? -1 : 0;
-    PyObject *level = PyObject_GetAttr(self->kept[FORWARD_AD], text_current_level);
+    PyObject *level = PyObject_GetAttr(self->asked[FORWARD_AD], text_current_level);
     if (level == NULL)
         return -1;
     long depth = PyLong_AsLong(level);
     Py_DECREF(level);
-    return PyErr_Occurred() ? -1 : depth < 0;
+    if (PyErr_Occurred())
+        return -1;
+    if (depth >= 0 || self->asked[RECORDS] == Py_None)
+        return depth < 0;
+    long records = asked(self->asked[RECORDS], NULL);
+    return records < 0 ? -1 : !records;
+}
+
+/* 1 if all but addresses is as it was. */
+static int is_same_call(Repeated *self, Call *call)
+{
+    PyObject *const *given = call->arguments;
+    PyObject *tensors[MAX_ARGUMENTS];
+    int count = 0, same = 1;
+    for (int i = 0; i < self->arguments && same == 1; ++i) {
+        const Argument *known = &self->argument[i];
+        if (known->kind == TENSOR) {
+            tensors[count++] = given[i];
+            same = is_laid_out_like(self, known, given[i], &call->addresses[i]);
+        } else if (known->kind == SCALE) {
+            same = Py_TYPE(given[i]) == &PyFloat_Type;
+            if (same)
+                call->scale = PyFloat_AsDouble(given[i]);
+            same = same && fabs(call->scale) <= self->limit;
+        } else if (known->kind == VALUE) {
+            same = is_same(given[i], known->value);
+        } else {
+            same = given[i] == given[known->kind];
+            call->addresses[i] = call->addresses[known->kind];
+        }
+    }
+    if (same == 1)
+        same = is_unobserved(self);
+    if (same != 1)
+        return same;
+    PyObject *compared = PyTuple_New(count);
+    if (compared == NULL)
+        return -1;
+    for (int i = 0; i < count; ++i)
+        PyTuple_SetItem(compared, i, Py_NewRef(tensors[i]));
+    PyObject *answer = PyObject_CallObject(self->asked[IS_LIKE], compared);
+    Py_DECREF(compared);
+    same = answer == NULL ? -1 : answer == Py_True;
+    Py_XDECREF(answer);
+    return same;
 }
 
 /* What launches operands that lie there: a new reference, Py_None where that is not known. */
-static PyObject *found(Repeated *self, const uint64_t *addresses, Py_ssize_t operands)
+static PyObject *found(Repeated *self, const uint64_t *addresses)
 {
-    size_t bytes = (size_t)operands * sizeof *addresses;
+    size_t bytes = (size_t)self->operands * sizeof *addresses;
     for (const Place *place = self->places; place != self->places + PLACES && place->launches != NULL; ++place)
         if (memcmp(addresses, place->addresses, bytes) == 0)
             return Py_NewRef((PyObject *)place->launches);
-    PyObject *tuple = PyTuple_New(operands);
+    PyObject *tuple = PyTuple_New(self->operands);
     if (tuple == NULL)
         return NULL;
-    for (Py_ssize_t i = 0; i < operands; ++i) {
+    for (Py_ssize_t i = 0; i < self->operands; ++i) {
         PyObject *address = PyLong_FromUnsignedLongLong(addresses[i]);
         if (address == NULL) {
             Py_DECREF(tuple);
@@ -143,7 +217,7 @@ static PyObject *found(Repeated *self, const uint64_t *addresses, Py_ssize_t ope
         }
         PyTuple_SetItem(tuple, i, address);
     }
-    PyObject *executable = PyObject_CallFunctionObjArgs(self->kept[FIND], tuple, NULL);
+    PyObject *executable = PyObject_CallFunctionObjArgs(self->asked[FIND], tuple, NULL);
     Py_DECREF(tuple);
     if (executable == NULL || executable == Py_None)
         return executable;
@@ -160,9 +234,22 @@ static PyObject *found(Repeated *self, const uint64_t *addresses, Py_ssize_t ope
     return launches;
 }
 
-static int launch_known(Repeated *self, Launches *launches, const uint64_t *addresses, double scale, PyObject *result)
+/* A tensor that a callable makes like another one, and its address; a new reference. */
+static PyObject *made(Repeated *self, PyObject *maker, PyObject *like, uint64_t *address)
 {
-    PyObject *stream = PyObject_CallFunctionObjArgs(self->kept[STREAM], self->kept[ORDINAL], NULL);
+    PyObject *tensor = PyObject_CallFunctionObjArgs(maker, like, NULL);
+    DLTensor description;
+    if (tensor != NULL && self->exchange->describe(tensor, &description) != 0)
+        Py_CLEAR(tensor);
+    if (tensor != NULL)
+        *address = address_of(&description);
+    return tensor;
+}
+
+static int launch_on_stream(Repeated *self, Launches *launches, const uint64_t *addresses, double scale,
+                            PyObject *result)
+{
+    PyObject *stream = PyObject_CallFunctionObjArgs(self->asked[STREAM], self->asked[ORDINAL], NULL);
     if (stream == NULL)
         return -1;
     uint64_t stream_address = PyLong_AsUnsignedLongLong(stream), workspace = 0;
@@ -171,7 +258,7 @@ static int launch_known(Repeated *self, Launches *launches, const uint64_t *addr
         return -1;
     PyObject *scratch = NULL;
     if (launches->workspace_bytes > 0) {
-        scratch = PyObject_CallFunction(self->kept[NEW_SCRATCH], "On", result, launches->workspace_bytes);
+        scratch = PyObject_CallFunction(self->asked[NEW_SCRATCH], "On", result, launches->workspace_bytes);
         DLTensor description;
         if (scratch == NULL || self->exchange->describe(scratch, &description) != 0) {
             Py_XDECREF(scratch);
@@ -185,177 +272,151 @@ static int launch_known(Repeated *self, Launches *launches, const uint64_t *addr
         return status;
     PyObject *tensors = PyTuple_Pack(1, result);
     PyObject *done =
-        tensors == NULL ? NULL : PyObject_CallFunctionObjArgs(self->kept[INCREMENT_VERSION], tensors, NULL);
+        tensors == NULL ? NULL : PyObject_CallFunctionObjArgs(self->asked[INCREMENT_VERSION], tensors, NULL);
     Py_XDECREF(tensors);
     Py_XDECREF(done);
     return done == NULL ? -1 : 0;
 }
 
-/* 1 if all but addresses is as it was; then `addresses` has those of first, second and out, as far as they are known.
- */
-static int is_same_call(Repeated *self, PyObject *first, PyObject *second, PyObject *out, uint64_t *addresses)
-{
-    PyObject *tensors[MAX_TENSORS] = {first, NULL, NULL};
-    int count = 1;
-    if (self->masked || self->backward)
-        tensors[count++] = second;
-    else if (second != Py_None)
-        return 0;
-    if (self->target == APART)
-        tensors[count++] = out;
-    else if (out != (self->target == NEW ? Py_None : self->target == FIRST ? first : second))
-        return 0;
-    int same = is_unobserved(self);
-    for (int i = 0; i < count && same == 1; ++i)
-        same = is_laid_out_like(self, &self->known[i], tensors[i], &addresses[i]);
-    if (same != 1)
-        return same;
-    PyObject *answer = PyObject_CallFunctionObjArgs(self->kept[IS_LIKE], tensors[0], tensors[1], tensors[2], NULL);
-    same = answer == NULL ? -1 : answer == Py_True;
-    Py_XDECREF(answer);
-    return same;
-}
-
-/* A new reference to what the call writes to, and its address. `addresses` are those of is_same_call. */
-static PyObject *target(Repeated *self, PyObject *like, PyObject *out, const uint64_t *addresses, uint64_t *address)
-{
-    switch (self->target) {
-    case FIRST:
-        *address = addresses[0];
-        break;
-    case SECOND:
-        *address = addresses[1];
-        break;
-    case APART:
-        *address = addresses[self->tensors - 1];
-        break;
-    default: {
-        DLTensor description;
-        PyObject *result = PyObject_CallFunctionObjArgs(self->kept[NEW_LIKE], like, NULL);
-        if (result != NULL && self->exchange->describe(result, &description) != 0)
-            Py_CLEAR(result);
-        if (result != NULL)
-            *address = address_of(&description);
-        return result;
-    }
-    }
-    return Py_NewRef(out);
-}
-
-/* 1: launched; 0: the kernel is not known, and nothing was done. */
+/* 1: launched; 0: the kernel is not known or not to be launched from here, and nothing was done. */
 static int launch_at(Repeated *self, const uint64_t *addresses, double scale, PyObject *result)
 {
-    PyObject *launches = found(self, addresses, self->masked || self->backward ? 3 : 2);
+    PyObject *launches = found(self, addresses);
     if (launches == NULL)
         return -1;
     int status = 0;
     if (launches != Py_None) {
-        long device = asked(self->kept[DEVICE], NULL);
+        long device = asked(self->asked[DEVICE], NULL);
         if (device == -1 && PyErr_Occurred())
             status = -1;
         else if (device == self->ordinal)
-            status = launch_known(self, (Launches *)launches, addresses, scale, result) < 0 ? -1 : 1;
+            status = launch_on_stream(self, (Launches *)launches, addresses, scale, result) < 0 ? -1 : 1;
     }
     Py_DECREF(launches);
     return status;
 }
 
+/* `result` and `rows`, NULL at first, become new references. 1, 0 or -1 as launch_at. */
+static int compute(Repeated *self, const Call *call, PyObject **result, PyObject **rows)
+{
+    PyObject *like = call->arguments[self->like];
+    uint64_t result_address = 0, rows_address = 0, addresses[MAX_OPERANDS];
+    int is_new = self->argument[self->out].kind == VALUE;
+    *result = is_new ? made(self, self->asked[NEW_RESULT], like, &result_address)
+                     : Py_NewRef(call->arguments[self->out]);
+    if (*result == NULL)
+        return -1;
+    if (self->asked[NEW_ROWS] != Py_None) {
+        *rows = made(self, self->asked[NEW_ROWS], like, &rows_address);
+        if (*rows == NULL)
+            return -1;
+    }
+    for (int i = 0; i < self->operands; ++i) {
+        long operand = self->operand[i];
+        addresses[i] = operand == NEW ? result_address : operand == ROWS ? rows_address : call->addresses[operand];
+    }
+    return launch_at(self, addresses, call->scale, *result);
+}
+
 static PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t count)
 {
     Repeated *self = (Repeated *)object;
-    if (count != 7) {
-        PyErr_SetString(PyExc_TypeError, "run takes two tensors, scale, out and three flags");
+    if (count != self->arguments) {
+        PyErr_Format(PyExc_TypeError, "run takes %d arguments, and got %zd", self->arguments, count);
         return NULL;
     }
-    PyObject *first = arguments[0], *second = arguments[1], *out = arguments[3];
-    if (Py_TYPE(arguments[2]) != &PyFloat_Type || arguments[4] != self->kept[CAUSAL] ||
-        arguments[5] != self->kept[CAUSAL_OFFSET] || arguments[6] != self->kept[BATCH_INVARIANT])
-        Py_RETURN_NONE;
-    double scale = PyFloat_AsDouble(arguments[2]);
-    if (!(fabs(scale) <= self->limit))
-        Py_RETURN_NONE;
-    uint64_t given[MAX_TENSORS] = {0}, written;
-    int status = is_same_call(self, first, second, out, given);
-    if (status < 0)
-        return NULL;
-    if (status == 0)
-        Py_RETURN_NONE;
-    PyObject *result = target(self, self->backward ? second : first, out, given, &written);
-    if (result == NULL)
-        return NULL;
-    /* In the order of a launch: x, y, mask or dy, y, dx. */
-    uint64_t addresses[] = {given[0], self->backward ? given[1] : written, self->backward ? written : given[1]};
-    status = launch_at(self, addresses, scale, result);
+    Call call = {.arguments = arguments, .scale = self->scale};
+    PyObject *result = NULL, *rows = NULL;
+    int status = is_same_call(self, &call);
     if (status == 1)
-        return result;
-    Py_DECREF(result);
-    if (status < 0)
-        return NULL;
-    Py_RETURN_NONE;
+        status = compute(self, &call, &result, &rows);
+    PyObject *answer = status < 0 ? NULL : status == 0 ? Py_NewRef(Py_None) : NULL;
+    if (status == 1)
+        answer = rows == NULL ? Py_NewRef(result) : PyTuple_Pack(2, result, rows);
+    Py_XDECREF(result);
+    Py_XDECREF(rows);
+    return answer;
 }
 
-static int remember(Repeated *self, PyObject *tensors)
+/* Keeps what there is to know of a tensor. */
+static int remember(Repeated *self, Argument *known, PyObject *tensor)
 {
-    self->tensors = (int)PyTuple_Size(tensors);
-    if (self->tensors != 1 + (self->masked || self->backward) + (self->target == APART)) {
-        PyErr_Format(PyExc_ValueError, "%d tensors; want first, second and out, each once", self->tensors);
+    DLTensor given;
+    if (self->exchange->describe(tensor, &given) != 0)
+        return -1;
+    size_t bytes = (size_t)given.rank * sizeof *known->layout;
+    known->layout = PyMem_Malloc(2 * bytes);
+    if (known->layout == NULL) {
+        PyErr_NoMemory();
         return -1;
     }
-    for (int i = 0; i < self->tensors; ++i) {
-        KnownTensor *known = &self->known[i];
-        PyObject *tensor = PyTuple_GetItem(tensors, i);
-        DLTensor given;
-        if (self->exchange->describe(tensor, &given) != 0)
-            return -1;
-        known->type = Py_NewRef((PyObject *)Py_TYPE(tensor));
-        known->rank = given.rank;
-        known->layout = PyMem_Malloc(2 * (size_t)given.rank * sizeof *known->layout);
-        if (known->layout == NULL) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        memcpy(known->layout, given.shape, (size_t)given.rank * sizeof *known->layout);
-        memcpy(known->layout + given.rank, given.strides, (size_t)given.rank * sizeof *known->layout);
-    }
+    memcpy(known->layout, given.shape, bytes);
+    memcpy(known->layout + given.rank, given.strides, bytes);
+    known->rank = given.rank;
+    known->type = Py_NewRef((PyObject *)Py_TYPE(tensor));
     return 0;
+}
+
+static int learn(Repeated *self, PyObject *kinds, PyObject *values, PyObject *tensors, PyObject *operands)
+{
+    self->arguments = (int)PyTuple_Size(kinds);
+    self->operands = (int)PyTuple_Size(operands);
+    if (self->arguments > MAX_ARGUMENTS || self->operands > MAX_OPERANDS || PyTuple_Size(values) != self->arguments) {
+        PyErr_Format(PyExc_ValueError, "%d arguments of at most %d, %d operands of at most %d", self->arguments,
+                     MAX_ARGUMENTS, self->operands, MAX_OPERANDS);
+        return -1;
+    }
+    for (int i = 0; i < self->operands; ++i)
+        self->operand[i] = PyLong_AsLong(PyTuple_GetItem(operands, i));
+    for (int i = 0; i < self->arguments; ++i) {
+        Argument *known = &self->argument[i];
+        known->value = Py_NewRef(PyTuple_GetItem(values, i));
+        known->kind = PyLong_AsLong(PyTuple_GetItem(kinds, i));
+        if (known->kind == TENSOR) {
+            PyObject *tensor = PyTuple_GetItem(tensors, self->tensors++);
+            if (tensor == NULL || remember(self, known, tensor) < 0)
+                return -1;
+        }
+    }
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 static PyObject *repeated_new(PyTypeObject *type, PyObject *positional, PyObject *named)
 {
-    static char *names[] = {"exchange",    "tensors",           "flags",      "target",
-                            "masked",      "backward",          "bumps",      "device",
-                            "limit",       "is_like",           "new_like",   "find",
-                            "new_scratch", "dispatch_modes",    "forward_ad", "device_of_thread",
-                            "stream_of",   "increment_version", NULL};
-    PyObject *exchange, *tensors, *kept[KEPT];
-    int target, masked, backward, bumps;
-    double limit;
-    if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!(OOO)ipppOdOOOOOOOOO", names, &exchange, &PyTuple_Type,
-                                     &tensors, &kept[CAUSAL], &kept[CAUSAL_OFFSET], &kept[BATCH_INVARIANT], &target,
-                                     &masked, &backward, &bumps, &kept[ORDINAL], &limit, &kept[IS_LIKE],
-                                     &kept[NEW_LIKE], &kept[FIND], &kept[NEW_SCRATCH], &kept[DISPATCH_MODES],
-                                     &kept[FORWARD_AD], &kept[DEVICE], &kept[STREAM], &kept[INCREMENT_VERSION]))
+    static char *names[] = {"exchange", "kinds", "values", "tensors", "operands", "like", "out", "scale", "limit",
+                            "bumps", "is_like", "find", "new_result", "new_rows", "new_scratch", "records",
+                            "dispatch_modes", "forward_ad", "device", "device_of_thread", "stream_of",
+                            "increment_version", NULL};
+    PyObject *capsule, *kinds, *values, *tensors, *operands, *asked[ASKED];
+    int like, out, bumps;
+    double scale, limit;
+    if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!O!O!O!iiddpOOOOOOOOOOOO", names, &capsule, &PyTuple_Type,
+                                     &kinds, &PyTuple_Type, &values, &PyTuple_Type, &tensors, &PyTuple_Type, &operands,
+                                     &like, &out, &scale, &limit, &bumps, &asked[IS_LIKE], &asked[FIND],
+                                     &asked[NEW_RESULT], &asked[NEW_ROWS], &asked[NEW_SCRATCH], &asked[RECORDS],
+                                     &asked[DISPATCH_MODES], &asked[FORWARD_AD], &asked[ORDINAL], &asked[DEVICE],
+                                     &asked[STREAM], &asked[INCREMENT_VERSION]))
         return NULL;
-    const DLPackExchangeAPI *api = PyCapsule_GetPointer(exchange, "dlpack_exchange_api");
-    if (api == NULL)
+    const DLPackExchangeAPI *exchange = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    if (exchange == NULL)
         return NULL;
-    if (api->version.major != 1) {
-        PyErr_Format(PyExc_ValueError, "DLPack %u; want version 1", api->version.major);
+    if (exchange->version.major != 1) {
+        PyErr_Format(PyExc_ValueError, "DLPack %u; want version 1", exchange->version.major);
         return NULL;
     }
     Repeated *self = (Repeated *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (self == NULL)
         return NULL;
-    self->exchange = api;
-    for (int i = 0; i < KEPT; ++i)
-        self->kept[i] = Py_NewRef(kept[i]);
-    self->target = target;
-    self->masked = masked;
-    self->backward = backward;
+    self->exchange = exchange;
+    for (int i = 0; i < ASKED; ++i)
+        self->asked[i] = Py_NewRef(asked[i]);
+    self->like = like;
+    self->out = out;
     self->bumps = bumps;
+    self->scale = scale;
     self->limit = limit;
-    self->ordinal = PyLong_AsLong(kept[ORDINAL]);
-    if (PyErr_Occurred() || remember(self, tensors) < 0) {
+    self->ordinal = PyLong_AsLong(asked[ORDINAL]);
+    if (PyErr_Occurred() || learn(self, kinds, values, tensors, operands) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -366,11 +427,12 @@ static void repeated_dealloc(PyObject *object)
 {
     Repeated *self = (Repeated *)object;
     PyTypeObject *type = Py_TYPE(object);
-    for (int i = 0; i < KEPT; ++i)
-        Py_XDECREF(self->kept[i]);
-    for (int i = 0; i < MAX_TENSORS; ++i) {
-        Py_XDECREF(self->known[i].type);
-        PyMem_Free(self->known[i].layout);
+    for (int i = 0; i < ASKED; ++i)
+        Py_XDECREF(self->asked[i]);
+    for (int i = 0; i < MAX_ARGUMENTS; ++i) {
+        Py_XDECREF(self->argument[i].value);
+        Py_XDECREF(self->argument[i].type);
+        PyMem_Free(self->argument[i].layout);
     }
     for (int i = 0; i < PLACES; ++i)
         Py_XDECREF((PyObject *)self->places[i].launches);
@@ -379,8 +441,7 @@ static void repeated_dealloc(PyObject *object)
 }
 
 static PyMethodDef repeated_methods[] = {
-    {"run", (PyCFunction)(void (*)(void))repeated_run, METH_FASTCALL,
-     "run(first, second, scale, out, causal, causal_offset, batch_invariant): the result, or None"},
+    {"run", (PyCFunction)(void (*)(void))repeated_run, METH_FASTCALL, "run(*arguments): the result, or None"},
     {NULL, NULL, 0, NULL},
 };
 

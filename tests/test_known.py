@@ -13,7 +13,7 @@ from torch import Tensor
 import softmax_ops
 from softmax_ops import dispatch, launcher
 from softmax_ops.artifacts import catalog
-from softmax_ops.known import addressed, recent
+from softmax_ops.known import addressed, calls
 from softmax_ops.launch_plan import WORKSPACE
 from tests import stub_driver
 from tests.posing import pose
@@ -37,8 +37,9 @@ def posing(monkeypatch: pytest.MonkeyPatch) -> None:
 def long_way() -> Iterator[None]:
     """Nothing is known inside, and nothing remembered."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recent, "latest", recent.Latest())
-        patch.setattr(recent, "remember", lambda *_: None)
+        for direction in (calls.forward, calls.backward):
+            for name in ("run", "found", "remember"):
+                patch.setattr(direction, name, lambda *_: None)
         yield
 
 
@@ -232,18 +233,17 @@ def test_circumstances_of_a_known_call(serve: Serve) -> None:
 @isolated
 def test_what_is_forgotten_is_found_again(serve: Serve, monkeypatch: pytest.MonkeyPatch, long_calls: list[str]) -> None:
     serve_everything(serve)
-    monkeypatch.setattr(recent.launcher, "PLANS", 3)
+    monkeypatch.setattr(launcher, "PLANS", 3)
     monkeypatch.setattr(addressed, "ADDRESSES", 4)
     memory = torch.zeros(1 << 14)
-    calls = [
-        partial(softmax_ops.softmax_, memory[at : at + k].view(1, k)) for k in (24, 28, 32, 36) for at in range(40)
-    ]
+    made = [partial(softmax_ops.softmax_, memory[at : at + k].view(1, k)) for k in (24, 28, 32, 36) for at in range(40)]
     with long_way():
-        expected = [outcome(call) for call in calls]
+        expected = [outcome(call) for call in made]
     long_calls.clear()
-    assert [outcome(call) for call in calls * 2] == expected * 2
-    assert len(recent._known) <= 3 and all(len(each.addressed.by_addresses) <= 4 for each in recent._known.values())
-    assert len(long_calls) < len(calls) / 4
+    assert [outcome(call) for call in made * 2] == expected * 2
+    known = calls.forward._known.values()
+    assert len(known) <= 3 and all(len(each.addressed.by_addresses) <= 4 for each in known)
+    assert len(long_calls) < len(made) / 4
 
 
 @isolated

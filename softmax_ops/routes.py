@@ -1,8 +1,8 @@
-"""Calls that ask for more than scale, mask and causality: with a bias, a window, lse, log y and the like.
+"""The way of a call that is not like the one before: to an operator where somebody looks on who knows operators only,
+through autograd where that records, and straight to a kernel or the CPU path otherwise.
 
-`softmax` and `softmax_backward` take what `checks.check_general` and `checks.check_general_backward` take. Like the
-plain ones they go to an operator where somebody looks on who knows operators only, through autograd where that records,
-and straight to a kernel or the CPU path otherwise.
+A plain call asks for scale, mask and causality. Others, with a bias, a window, lse, log y and the like, have checks,
+operators and functions of autograd of their own.
 """
 
 from __future__ import annotations
@@ -14,23 +14,29 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from . import dispatch
-from .autograd import General, GeneralBackward
-from .checks import check_general, check_general_backward
+from .autograd import General, GeneralBackward, Softmax, SoftmaxBackward
+from .checks import check_general, check_general_backward, check_softmax, check_softmax_backward
 from .checks.band import window_bounds
 from .checks.out import gradient_dtype, result_dtype
 from .checks.scalars import finite_scale
-from .known import general as known
-from .modes import copied, in_functorch, is_recorded, is_transformed, needs_operator, no_rule
+from .known import calls as known
+from .modes import copied, in_functorch, is_differentiated, is_recorded, is_transformed, needs_operator, no_rule
+
+_PLAIN = ("scale", "mask", "causal", "causal_offset")
+_PLAIN_BACKWARD = ("scale", "causal", "causal_offset")
 
 
 def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, **arguments: Any) -> Any:
     """y or log y, or (that, lse), as `api.softmax` describes it."""
-    op = "softmax_ops.log_softmax" if log else "softmax_ops.softmax"
     given = {"x": x, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
     if not is_dynamo_compiling():
-        result = known.found(given)
+        result = known.forward.found(given)
         if result is not None:
             return result
+    if not log and _is_plain(arguments, _PLAIN) and not _converts(x, out, arguments):
+        plain = {name: arguments[name] for name in _PLAIN}
+        return _softmax(x, given, batch_invariant=batch_invariant, out=out, **plain)
+    op = "softmax_ops.log_softmax" if log else "softmax_ops.softmax"
     operator = needs_operator(x, out, *arguments.values())
     recorded = is_recorded(x, arguments.get("bias"), arguments.get("sinks"))
     if out is not None and (operator or is_transformed()):
@@ -52,25 +58,60 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
         raise no_rule(op)
     request = check_general(x, out=out, log=log, **arguments)
     if not request.general:  # nothing new after all, such as dtype=x.dtype
-        from . import api
-
         _, number, mask, offset, *_ = request
         placed: dict[str, Any] = {"causal": offset is not None, "causal_offset": offset}
-        return api.softmax(x, scale=number, mask=mask, **placed, batch_invariant=batch_invariant, out=out)
+        return _softmax(x, given, scale=number, mask=mask, **placed, batch_invariant=batch_invariant, out=out)
     if recorded or is_transformed():
         _refuse_without_backward(op, arguments)
         y, lse = General.apply(x, request.bias, request.sinks, request, batch_invariant)
         return (y, lse) if request.return_lse else y
     result = dispatch.forward(request, batch_invariant)
     y, lse = result if request.return_lse else (result, None)
-    known.remember(given, request, batch_invariant, y, lse)
+    known.forward.remember(given, request, y, lse)
     return result
+
+
+def _softmax(
+    x: Tensor,
+    given: dict[str, Any],
+    *,
+    scale: float | Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    causal_offset: int | Tensor | None,
+    batch_invariant: bool,
+    out: Tensor | None,
+) -> Tensor:
+    """A plain one; `given` is what it will be known by."""
+    op = "softmax_ops.softmax"
+    operator = needs_operator(x, mask, out)
+    if out is not None and (operator or is_transformed()):
+        placed: dict[str, Any] = {"causal": causal, "causal_offset": causal_offset, "batch_invariant": batch_invariant}
+        y = _softmax(x, given | {"out": None}, scale=scale, mask=mask, **placed, out=None)
+        return copied(op, y, out, x=x)
+    if operator:
+        number = finite_scale(op, scale, x) if isinstance(scale, Tensor) else scale
+        return torch.ops.softmax_ops.softmax(x, number, mask, causal, causal_offset, batch_invariant)
+    request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
+    if is_differentiated(x):
+        return Softmax.apply(x, request.scale, mask, causal, causal_offset, batch_invariant)
+    y = dispatch.forward(request, batch_invariant)
+    known.forward.remember(given, request, y)
+    return y
 
 
 def softmax_backward(
     dy: Tensor, y: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, **arguments: Any
 ) -> Any:
     """dx, or (dx, d) with return_dot=True, as `api.softmax_backward` describes it."""
+    given = {"dy": dy, "y": y, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
+    if not is_dynamo_compiling() and not arguments.get("return_dot"):
+        dx = known.backward.found(given)
+        if dx is not None:
+            return dx
+    if not log and _is_plain(arguments, _PLAIN_BACKWARD) and not _converts(y, out, arguments):
+        plain = {name: arguments[name] for name in _PLAIN_BACKWARD}
+        return _softmax_backward(dy, y, given, batch_invariant=batch_invariant, out=out, **plain)
     op = "softmax_ops.log_softmax_backward" if log else "softmax_ops.softmax_backward"
     operator = needs_operator(dy, y, out, *arguments.values())
     if out is not None and (operator or is_transformed()):
@@ -87,18 +128,61 @@ def softmax_backward(
         raise no_rule(op)
     request = check_general_backward(dy, y, out=out, log=log, **arguments)
     if not request.general:
-        from . import api
-
         _, _, number, offset, *_ = request
         placed: dict[str, Any] = {"causal": offset is not None, "causal_offset": offset}
-        return api.softmax_backward(dy, y, scale=number, **placed, batch_invariant=batch_invariant, out=out)
+        return _softmax_backward(dy, y, given, scale=number, **placed, batch_invariant=batch_invariant, out=out)
     lse, grad_lse = request.lse, request.grad_lse
     if is_recorded(dy, y, lse, grad_lse) or is_transformed():
         rest = {name: value for name, value in arguments.items() if name not in ("lse", "grad_lse")}
         rest |= {"log": log, "batch_invariant": batch_invariant}
         dx, d = GeneralBackward.apply(dy, y, lse, grad_lse, rest)
         return (dx, d) if request.return_dot else dx
-    return dispatch.backward(request, batch_invariant)
+    result = dispatch.backward(request, batch_invariant)
+    if not request.return_dot:
+        known.backward.remember(given, request, result)
+    return result
+
+
+def _softmax_backward(
+    dy: Tensor,
+    y: Tensor,
+    given: dict[str, Any],
+    *,
+    scale: float | Tensor,
+    causal: bool,
+    causal_offset: int | Tensor | None,
+    batch_invariant: bool,
+    out: Tensor | None,
+) -> Tensor:
+    """A plain one; `given` is what it will be known by."""
+    op = "softmax_ops.softmax_backward"
+    operator = needs_operator(dy, y, out)
+    if out is not None and (operator or is_transformed()):
+        placed: dict[str, Any] = {"causal": causal, "causal_offset": causal_offset, "batch_invariant": batch_invariant}
+        dx = _softmax_backward(dy, y, given | {"out": None}, scale=scale, **placed, out=None)
+        return copied(op, dx, out, dy=dy, y=y)
+    if operator:
+        number = finite_scale(op, scale, y) if isinstance(scale, Tensor) else scale
+        return torch.ops.softmax_ops.softmax_backward(dy, y, number, causal, causal_offset, batch_invariant)
+    request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
+    if is_differentiated(dy, y):
+        return SoftmaxBackward.apply(dy, y, request.scale, causal, causal_offset, batch_invariant)
+    dx = dispatch.backward(request, batch_invariant)
+    known.backward.remember(given, request, dx)
+    return dx
+
+
+def _is_plain(arguments: dict[str, Any], plain: tuple[str, ...]) -> bool:
+    """Whether nothing is asked for but these."""
+    return all(value is None or value is False or name in plain for name, value in arguments.items())
+
+
+def _converts(rows: Tensor, out: Tensor | None, arguments: dict[str, Any]) -> bool:
+    """Whether the result has another dtype than rows, or a number is a tensor on the device."""
+    scale, causal_offset = arguments["scale"], arguments["causal_offset"]
+    if isinstance(out, Tensor) and isinstance(rows, Tensor) and out.dtype is not rows.dtype:
+        return True
+    return _on_device(scale) or isinstance(causal_offset, Tensor)
 
 
 def _for_operator(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:

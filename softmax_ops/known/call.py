@@ -1,0 +1,189 @@
+"""A call whose checks passed and whose plan is made. Of a call like it, all that is left is addresses and the launch.
+
+    known = Known(arguments, sources, result)    # by name, tensors among them; keeps none of those
+    known.add(executable, addresses)             # what computes operands that lie as these do
+    result = known.run(*values)                  # in the order of the arguments; None: another call, nothing was done
+
+Of tensors everything but address and values is compared by a `matcher`, of other arguments type and value. The rest is
+a matter of addresses: `Addressed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import current, native
+from ..checks.scalars import SCALE_LIMIT_F32
+from ..launcher import Executable
+from .addressed import Addressed
+from .likeness import matcher
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Types of tensors that behave like tensors."""
+
+_EXCLUDED = -float("inf")
+
+_TENSOR, _SCALE, _VALUE = -1, -2, -3
+"""What may stand in the place of an argument: a tensor like the known one, any scale, this very value; from 0 on: what
+stands in that place too, which is how `out` is an input."""
+
+_NEW, _ROWS = -1, -2
+"""Operands that are no arguments: a new result, and a number for each row."""
+
+# Bound here, because looking it up through its module in every call costs as much as calling it.
+_dispatch_modes = torch._C._len_torch_dispatch_stack  # among those, fake tensors alone escape a matcher
+
+
+class Known:
+    """A call with these arguments, `out` among them, and `scale`, unless every such call has the same.
+
+    `run` is compiled (native/repeated.c) where that part was built, and `_run` elsewhere.
+    """
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        sources: Sequence[str],
+        result: Tensor,
+        rows: Tensor | None = None,
+        scale: float = 1.0,
+    ):
+        """`sources` are the arguments behind the operands, in the order of the launch; `rows` is one behind them."""
+        names, values = [*arguments], [*arguments.values()]
+        out = arguments["out"]
+        inputs = names[: sources.index("out")]
+        target = next((place for place, name in enumerate(inputs) if arguments[name] is out), -1)
+        self._kinds = [_kind(name, value) for name, value in arguments.items()]
+        if target >= 0:
+            self._kinds[names.index("out")] = target
+        self._values = [value if kind == _VALUE else None for kind, value in zip(self._kinds, values, strict=True)]
+        self._operands = [names.index(name) for name in sources] + [_ROWS] * (rows is not None)
+        if out is None:
+            self._operands[len(inputs)] = _NEW
+        tensors = [value for kind, value in zip(self._kinds, values, strict=True) if kind == _TENSOR]
+        self._is_like = matcher(*tensors)
+        self._records = any(tensor.requires_grad for tensor in tensors)
+        self._like = len(inputs) - 1  # which argument a result is like
+        self._out = names.index("out")
+        self._scale = scale
+        self._device = current.ordinal(values[0])
+        self._bumps = out is not None and not out.is_inference()
+        like = values[self._like]
+        self._new_result = _maker(like, tuple(like.shape), result.dtype)
+        self._new_rows = None if rows is None else _maker(like, tuple(rows.shape), rows.dtype)
+        operands = [result if name == "out" else arguments[name] for name in sources]
+        operands += [] if rows is None else [rows]
+        self.addressed = Addressed(operands, -1 if out is None else len(inputs), len(inputs))
+        self.run: Callable[..., Any] = self._compiled(tensors) or self._run
+
+    def add(self, executable: Executable, addresses: tuple[int, ...]) -> None:
+        """What computes operands that lie relative to 16-byte boundaries as these do; a new result lies on one."""
+        self.addressed.add(executable, addresses)
+
+    def knows(self, values: Sequence[Any]) -> bool:
+        """Whether these are the arguments of such a call, wherever they lie."""
+        tensors = self._tensors(values)
+        return tensors is not None and self._is_like(*tensors)
+
+    def _tensors(self, values: Sequence[Any]) -> list[Tensor] | None:
+        """Those of arguments that are otherwise equal, each once as a matcher wants them; None of others."""
+        tensors = []
+        for kind, value, wanted in zip(self._kinds, values, self._values, strict=True):
+            if kind == _TENSOR:
+                if type(value) not in PLAIN or value.is_nested:  # a nested tensor must not come to a matcher
+                    return None
+                tensors.append(value)
+            elif kind == _SCALE:
+                if type(value) is not float or not abs(value) <= SCALE_LIMIT_F32:
+                    return None
+            elif value is not (values[kind] if kind >= 0 else wanted) and not (kind < 0 and _is_same(value, wanted)):
+                return None
+        return tensors
+
+    def _run(self, *values: Any) -> Any:
+        if _dispatch_modes() or forward_ad._current_level >= 0 or not self.knows(values):
+            return None
+        if self._records and torch.is_grad_enabled():
+            return None
+        like = values[self._like]
+        result = self._new_result(like) if self._out_is_new else values[self._out]
+        rows = None if self._new_rows is None else self._new_rows(like)
+        beside: dict[int, Any] = {_NEW: result, _ROWS: rows}
+        addresses = tuple([(beside[at] if at < 0 else values[at]).data_ptr() for at in self._operands])
+        executable = self.addressed.find(addresses)
+        if executable is None or current.device() != self._device:
+            return None
+        bytes = executable.workspace_bytes
+        scratch = new_scratch(result, bytes).data_ptr() if bytes else 0
+        scale = values[self._kinds.index(_SCALE)] if _SCALE in self._kinds else self._scale
+        executable.launch(addresses, scale, current.stream(self._device), _EXCLUDED, scratch)
+        if self._bumps:
+            current.increment_version((result,))
+        return result if rows is None else (result, rows)
+
+    @property
+    def _out_is_new(self) -> bool:
+        return self._kinds[self._out] == _VALUE
+
+    def _compiled(self, tensors: list[Tensor]) -> Callable[..., Any] | None:
+        calls = native.calls()
+        exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
+        if calls is None or exchange is None:
+            return None
+        repeated = calls.Repeated(
+            exchange=exchange,
+            kinds=tuple(self._kinds),
+            values=tuple(self._values),
+            tensors=tuple(tensors),
+            operands=tuple(self._operands),
+            like=self._like,
+            out=self._out,
+            scale=self._scale,
+            limit=SCALE_LIMIT_F32,
+            device=self._device,
+            bumps=self._bumps,
+            is_like=matcher(*tensors, layout=False),
+            find=self.addressed.find,
+            new_result=self._new_result,
+            new_rows=self._new_rows,
+            new_scratch=new_scratch,
+            records=torch.is_grad_enabled if self._records else None,
+            dispatch_modes=_dispatch_modes,
+            forward_ad=forward_ad,
+            device_of_thread=current.device,
+            stream_of=current.stream,
+            increment_version=current.increment_version,
+        )
+        return repeated.run
+
+
+def _kind(name: str, value: Any) -> int:
+    if isinstance(value, Tensor):
+        return _TENSOR
+    return _SCALE if name == "scale" else _VALUE
+
+
+def _is_same(value: Any, wanted: Any) -> bool:
+    """Equal and of one type, where True and 1 differ."""
+    if type(value) is not type(wanted) or value != wanted:
+        return False
+    return type(value) is not tuple or all(map(_is_same, value, wanted))
+
+
+def _maker(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Makes contiguous tensors of a shape on the device of tensors like this one, whose strides are known."""
+    if like.is_contiguous() and (like.shape, like.dtype) == (shape, dtype):
+        return torch.empty_like
+    strides, device = torch.empty(shape, device="meta").stride(), like.device
+    # Half the time of torch.empty.
+    return lambda like: torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+
+def new_scratch(result: Tensor, bytes: int) -> Tensor:
+    """Memory for the launch of a call, on the device of its result."""
+    return result.new_empty(bytes, dtype=torch.uint8)

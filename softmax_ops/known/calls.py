@@ -1,0 +1,132 @@
+"""The calls of each direction that were made before.
+
+    result = forward.run(*arguments)             # the latest one again; None: another call
+    result = forward.found(arguments)            # one like these, by name
+    forward.remember(arguments, request, y, lse) # what a call that took the long way came to
+
+A call is known if its operands lie where its arguments do: if nothing had to be copied, converted or filled in. Nothing
+is remembered of tensors on the CPU, or of a call that raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import current, dispatch, launcher
+from ..checks import BackwardRequest, Request
+from .call import PLAIN, Known
+
+_ARGUMENT = {
+    **{"slopes": "alibi_slopes", "row_scale": "scale", "offsets": "causal_offset"},
+    **{"lengths": "key_lengths", "dlse": "grad_lse"},
+}
+"""Of operands that are not called like the argument that they are a view of."""
+
+
+class Calls:
+    """Of one direction, with arguments of these names: inputs first, then `scale` and others, `out` among them."""
+
+    def __init__(self, direction: str, *names: str):
+        self._direction = direction
+        self._names = names
+        self._known: dict[tuple, Known] = {}
+        self.run: Callable[..., Any] = _unknown
+        """`Known.run` of the call made last: most calls are like the one before, and need no key."""
+
+    def found(self, arguments: Mapping[str, Any]) -> Any:
+        """The result of a call like one that was made, otherwise None, and nothing has happened."""
+        known = self._known.get(self._key(arguments)) if self._known else None
+        if known is None:
+            return None
+        self.run = known.run
+        return known.run(*(arguments[name] for name in self._names))
+
+    def remember(
+        self,
+        arguments: Mapping[str, Any],
+        request: Request | BackwardRequest,
+        result: Tensor,
+        rows: Tensor | None = None,
+    ) -> None:
+        """That a call of these arguments came to this request, which gave `result`, and `rows` with it."""
+        if not current.on_gpu(result) or result.numel() == 0:
+            return
+        key = self._key(arguments)
+        arguments = {name: arguments[name] for name in self._names}
+        inputs, others, scalars = _launched(request, arguments["batch_invariant"])
+        operands = {**dict(zip(self._names, inputs, strict=False)), "out": result}
+        operands |= {_ARGUMENT.get(name, name): operand for name, operand in others.items()}
+        given = {name for name, value in arguments.items() if isinstance(value, Tensor)}
+        if not key or given | {"out"} != {*operands}:
+            return
+        if any(arguments[name].data_ptr() != operands[name].data_ptr() for name in given):
+            return
+        if len({id(arguments[name]) for name in given - {"out"}}) < len(given - {"out"}):
+            return  # one that is given twice is like nothing to a matcher
+        if rows is not None:
+            others["lse" if self._direction == "fwd" else "d"] = rows
+        executable = dispatch.executable(self._direction, (*inputs, result), others, scalars)
+        if executable is None:
+            return
+        known = self._known.get(key)
+        if known is None or not known.knows([*arguments.values()]):
+            if len(self._known) >= launcher.PLANS:
+                self._known.clear()
+            known = self._known[key] = Known(arguments, [*operands], result, rows)
+        known.add(executable, tuple(each.data_ptr() for each in (*inputs, result, *others.values())))
+        self.run = known.run
+
+    def forget(self) -> None:
+        """All of them."""
+        self._known.clear()
+        self.run = _unknown
+
+    def _key(self, arguments: Mapping[str, Any]) -> tuple:
+        """Tells calls apart that may be known together. Empty for a call that is never known."""
+        out = arguments["out"]
+        facts: list[Any] = []
+        for name in self._names:
+            value = arguments[name]
+            if isinstance(value, Tensor):
+                if type(value) not in PLAIN or value.is_nested or value.layout is not torch.strided:
+                    return ()
+                facts += [name, value is out, value.dtype, value.device, value.shape, value.stride()]
+            elif name != "scale":
+                facts += [type(value), value]
+            elif type(value) is not float:
+                return ()
+        try:
+            hash(key := tuple(facts))
+        except TypeError:
+            return ()
+        return key
+
+
+def _unknown(*_: object) -> None:
+    """There was none."""
+
+
+def _launched(request: Request | BackwardRequest, batch_invariant: bool) -> tuple[tuple[Tensor, ...], dict, Any]:
+    """Inputs, other operands by their names, and scalars of a request's launch."""
+    if isinstance(request, Request):
+        return (request.x,), *dispatch.of_forward(request, batch_invariant)
+    return (request.dy, request.y), *dispatch.of_backward(request, batch_invariant)
+
+
+forward = Calls(
+    "fwd",
+    *("x", "scale", "mask", "bias", "key_lengths", "causal", "causal_offset", "window", "alibi_slopes", "sinks"),
+    *("softcap", "dtype", "return_lse", "batch_invariant", "out", "log"),
+)
+"""In the order of the arguments of `softmax`."""
+
+backward = Calls(
+    "bwd",
+    *("dy", "y", "scale", "causal", "causal_offset", "window", "key_lengths", "softcap", "lse", "grad_lse", "dtype"),
+    *("batch_invariant", "out", "log"),
+)
+"""In the order of the arguments of `softmax_backward`."""
