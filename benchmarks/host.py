@@ -127,6 +127,8 @@ def calls(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
     x, y, out, other = (torch.zeros(8, 16, 8, 1024, dtype=torch.float16) for _ in range(4))
     causal = "causal" in mask_kind
     outs = itertools.cycle((out, other))
+    shorter, shorter_out = (torch.zeros(4, 16, 8, 1024, dtype=torch.float16) for _ in range(2))
+    pairs = itertools.cycle(((x, out), (shorter, shorter_out)))
     if direction == "bwd":
         backward, run = softmax_ops.softmax_backward, softmax_ops.plan(x, scale=0.125, causal=causal, backward=True)
         return {
@@ -141,6 +143,10 @@ def calls(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
     mask = torch.zeros(8, 1, 1, 1024, dtype=torch.bool) if "bool" in mask_kind else None
     softmax, planned = softmax_ops.softmax, softmax_ops.plan(x, scale=0.125, mask=mask, causal=causal)
 
+    def in_turn() -> None:
+        x, out = next(pairs)
+        softmax(x, scale=0.125, causal=causal, out=out)
+
     def long_way() -> None:
         request = check_softmax(x, scale=0.125, mask=mask, causal=causal, causal_offset=None, out=out)
         dispatch.forward(request)
@@ -150,6 +156,7 @@ def calls(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
         "softmax_ops call with another out= each time": lambda: softmax(
             x, scale=0.125, mask=mask, causal=causal, out=next(outs)
         ),
+        **({} if mask is not None else {"softmax_ops call with another shape each time": in_turn}),
         "softmax_ops call": lambda: softmax(x, scale=0.125, mask=mask, causal=causal),
         "planned call with out": lambda: planned(x, out, mask),
         "planned call": lambda: planned(x, None, mask),

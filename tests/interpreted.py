@@ -80,6 +80,7 @@ def install(patch: Callable[[object, str, object], None], images: Mapping[str, C
     for direction in (calls.forward, calls.backward):  # what is known of such tensors is not known of those on the CPU
         patch(direction, "run", calls._unknown)
         patch(direction, "_known", {})
+        patch(direction, "_recent", None)
 
 
 def _extent(geometry: Geometry, operand: Operand) -> int:

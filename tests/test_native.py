@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 import softmax_ops
-from softmax_ops import current, launcher, native
+from softmax_ops import current, dispatch, launcher, native
 from softmax_ops.known import addressed, calls
 from softmax_ops.known.call import Known
+from softmax_ops.launch_plan import LaunchPlan
 from tests import stub_driver
 from tests.cubins import CHECKOUT
 from tests.posing import pose
@@ -41,6 +42,13 @@ def posing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rows() -> Tensor:
     return torch.zeros(3, 5, 1000, dtype=torch.float16)
+
+
+def plan_of(x: Tensor, out: Tensor) -> LaunchPlan:
+    """Of the plain call, once it was made."""
+    found = dispatch.executable("fwd", (x, out), {}, dispatch.Scalars(1.0, 0.0, None, False))
+    assert found is not None
+    return found.plan
 
 
 def executables(known: Known) -> list[launcher.Executable]:
@@ -140,11 +148,31 @@ def test_more_places_than_it_remembers(serve: Serve) -> None:
 
 
 @isolated
-def test_threads_at_once_launch_what_each_asked_for(serve: Serve) -> None:
+def test_many_kinds_in_turn(serve: Serve, long_calls: list[str]) -> None:
+    """More than are tried one after the other; then those of one kind."""
+    serve_all(serve, "f16_none_warp")
+    kinds = [(torch.zeros(count, 1000, dtype=torch.float16), torch.zeros(count, 1000).half()) for count in range(1, 21)]
+    for x, out in kinds:
+        softmax_ops.softmax(x, out=out)
+    assert long_calls == ["fwd"] * 20
+    for x, out in [*kinds, *kinds[:3] * 3, *kinds[::-1], *kinds]:
+        stub_driver.forget()
+        assert softmax_ops.softmax(x, out=out) is out
+        (launch,) = stub_driver.launches()
+        (at,) = (offset for name, offset, _ in plan_of(x, out).fields if name == "y.address")
+        assert int.from_bytes(launch.parameters[at : at + 8], "little") == out.data_ptr()
+    assert long_calls == ["fwd"] * 20
+
+
+@isolated
+@pytest.mark.parametrize("shapes", ["one", "each its own"])
+def test_threads_at_once_launch_what_each_asked_for(serve: Serve, shapes: str) -> None:
     """The driver reads parameters while other threads run the same call."""
     serve_all(serve, "f16_none_warp")
-    pairs = [(rows(), rows(), 0.5 + number) for number in range(8)]
-    softmax_ops.softmax(pairs[0][0], out=pairs[0][1])
+    counts = [5 if shapes == "one" else 1 + number for number in range(12)]
+    pairs = [(torch.zeros(n, 1000).half(), torch.zeros(n, 1000).half(), 0.5 + at) for at, n in enumerate(counts)]
+    for x, out, _ in pairs:
+        softmax_ops.softmax(x, out=out)
     stub_driver.forget()
     stub_driver.hesitate(0.002)
 
@@ -157,11 +185,10 @@ def test_threads_at_once_launch_what_each_asked_for(serve: Serve) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    (known,) = calls.forward._known.values()
-    plan = executables(known)[0].plan
     expected = [
         plan.arguments(plan.launches[0], {"x.address": x.data_ptr(), "y.address": out.data_ptr(), "scale": scale})
         for x, out, scale in pairs
+        for plan in [plan_of(x, out)]
     ] * 5
     assert sorted(call.parameters for call in stub_driver.launches()) == sorted(expected)
 

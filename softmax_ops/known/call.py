@@ -79,7 +79,9 @@ class Known:
         operands = [result if name == "out" else arguments[name] for name in sources]
         operands += [] if rows is None else [rows]
         self.addressed = Addressed(operands, -1 if out is None else len(inputs), len(inputs))
-        self.run: Callable[..., Any] = self._compiled(tensors) or self._run
+        self.repeated = self._compiled(tensors)
+        """What runs where the compiled part was built, otherwise None."""
+        self.run: Callable[..., Any] = self._run if self.repeated is None else self.repeated.run
 
     def add(self, executable: Executable, addresses: tuple[int, ...]) -> None:
         """What computes operands that lie relative to 16-byte boundaries as these do; a new result lies on one."""
@@ -130,12 +132,12 @@ class Known:
     def _out_is_new(self) -> bool:
         return self._kinds[self._out] == _VALUE
 
-    def _compiled(self, tensors: list[Tensor]) -> Callable[..., Any] | None:
+    def _compiled(self, tensors: list[Tensor]) -> Any:
         calls = native.calls()
         exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
         if calls is None or exchange is None:
             return None
-        repeated = calls.Repeated(
+        return calls.Repeated(
             exchange=exchange,
             kinds=tuple(self._kinds),
             values=tuple(self._values),
@@ -159,7 +161,6 @@ class Known:
             stream_of=current.stream,
             increment_version=current.increment_version,
         )
-        return repeated.run
 
 
 def _kind(name: str, value: Any) -> int:

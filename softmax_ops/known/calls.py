@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import current, dispatch, launcher
+from .. import current, dispatch, launcher, native
 from ..checks import BackwardRequest, Request
 from .call import PLAIN, Known
 
@@ -35,14 +35,15 @@ class Calls:
         self._names = names
         self._known: dict[tuple, Known] = {}
         self.run: Callable[..., Any] = _unknown
-        """`Known.run` of the call made last: most calls are like the one before, and need no key."""
+        """That of the call made last, or in C of a few: most calls are like one of them, and need no key."""
+        self._recent: Any = None
 
     def found(self, arguments: Mapping[str, Any]) -> Any:
         """The result of a call like one that was made, otherwise None, and nothing has happened."""
         known = self._known.get(self._key(arguments)) if self._known else None
         if known is None:
             return None
-        self.run = known.run
+        self._use(known)
         return known.run(*(arguments[name] for name in self._names))
 
     def remember(
@@ -78,12 +79,22 @@ class Calls:
                 self._known.clear()
             known = self._known[key] = Known(arguments, [*operands], result, rows)
         known.add(executable, tuple(each.data_ptr() for each in (*inputs, result, *others.values())))
-        self.run = known.run
+        self._use(known)
 
     def forget(self) -> None:
         """All of them."""
         self._known.clear()
-        self.run = _unknown
+        self.run, self._recent = _unknown, None
+
+    def _use(self, known: Known) -> None:
+        calls = native.calls()
+        if known.repeated is None or calls is None:
+            self.run = known.run
+            return
+        if self._recent is None:
+            self._recent = calls.Recent()
+        self._recent.put(known.repeated)
+        self.run = self._recent.run
 
     def _key(self, arguments: Mapping[str, Any]) -> tuple:
         """Tells calls apart that may be known together. Empty for a call that is never known."""

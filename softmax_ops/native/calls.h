@@ -2,8 +2,9 @@
    steps.
 
    launches.c   Launches: the grids of a launch plan (softmax_ops/launcher.py)
-   repeated.c   Repeated: a known call of one forward or backward (softmax_ops/known/call.py)
-   module.c     softmax_ops.native.calls, which has both
+   repeated.c   Repeated: a known call (softmax_ops/known/call.py)
+   recent.c     Recent: those used last, tried one after the other (softmax_ops/known/calls.py)
+   module.c     softmax_ops.native.calls, which has them
 
    What the steps mean is said by those Python modules, which take them on hosts without the compiled part. */
 #pragma once
@@ -63,3 +64,7 @@ void forget_threads(void);
 /* New references, or NULL with an error. */
 PyObject *launches_type(void);
 PyObject *repeated_type(void);
+PyObject *recent_type(void);
+
+/* Of a Repeated: the result, or None. */
+PyObject *repeated_run(PyObject *repeated, PyObject *const *arguments, Py_ssize_t count);

@@ -15,14 +15,18 @@ static PyMethodDef functions[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "softmax_ops.native.calls", NULL, -1, functions, NULL, NULL, NULL, NULL};
 
+static int add(PyObject *module, const char *name, PyObject *type)
+{
+    int status = type == NULL ? -1 : PyModule_AddObjectRef(module, name, type);
+    Py_XDECREF(type);
+    return status;
+}
+
 PyMODINIT_FUNC PyInit_calls(void)
 {
-    PyObject *module = PyModule_Create(&definition), *launches = launches_type(), *repeated = repeated_type();
-    if (module != NULL &&
-        (launches == NULL || repeated == NULL || PyModule_AddObjectRef(module, "Launches", launches) < 0 ||
-         PyModule_AddObjectRef(module, "Repeated", repeated) < 0))
+    PyObject *module = PyModule_Create(&definition);
+    if (module != NULL && (add(module, "Launches", launches_type()) < 0 || add(module, "Recent", recent_type()) < 0 ||
+                           add(module, "Repeated", repeated_type()) < 0))
         Py_CLEAR(module);
-    Py_XDECREF(launches);
-    Py_XDECREF(repeated);
     return module;
 }

@@ -318,7 +318,7 @@ static int compute(Repeated *self, const Call *call, PyObject **result, PyObject
     return launch_at(self, addresses, call->scale, *result);
 }
 
-static PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t count)
+PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t count)
 {
     Repeated *self = (Repeated *)object;
     if (count != self->arguments) {
