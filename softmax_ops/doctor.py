@@ -109,7 +109,7 @@ def _toolchain() -> Facts:
 
 
 def _compiled_part() -> Facts:
-    used = native.calls() is not None
+    used = native.compiled() is not None
     return {"used": used} if used else {"problem": native.problem or "SOFTMAX_OPS_NATIVE=never"}
 
 

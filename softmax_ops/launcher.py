@@ -87,7 +87,7 @@ class Executable:
         return self._local.grids
 
     def _compiled(self) -> Any:
-        calls = native.calls()
+        calls = native.compiled()
         if calls is None:
             return None
         fields = {name: (offset, format) for name, offset, format in self.plan.fields}

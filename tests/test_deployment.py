@@ -311,7 +311,7 @@ def test_it_dispatches_down_to_the_launch(host: Host) -> None:
     (call,) = stub_driver.launches()
     print(json.dumps({
         "kernel": call.kernel.decode(), "grid": call.grid, "parameters": len(call.parameters), "stream": call.stream,
-        "arch": arch, "from": softmax_ops.__file__, "compiled": native.calls() is not None,
+        "arch": arch, "from": softmax_ops.__file__, "compiled": native.compiled() is not None,
         "reads": reads, "written": written, "connected": connected,
         "opened": [path for path in opened if any(part in path for part in (".bundle", ".cache", ".cubin"))],
         "modules": [name for name in mine if name.split(".")[0] in packages or "nvrtc" in name or "nvjit" in name],

@@ -131,6 +131,17 @@ def test_nothing_is_kept_but_what_is_known(serve: Serve, way: str) -> None:
 
 
 @isolated
+def test_new_results_belong_to_the_caller(serve: Serve) -> None:
+    serve_all(serve, "f16_general", "f16_none_warp")
+    x, lengths = rows(), torch.tensor([3, 5, 7], dtype=torch.int32)
+    for _ in range(4):
+        y, lse = softmax_ops.softmax(x, key_lengths=lengths, return_lse=True)
+        alone = softmax_ops.softmax(x)
+        other = torch.empty(3)
+        assert len({sys.getrefcount(each) for each in (y, lse, alone, other)}) == 1
+
+
+@isolated
 def test_more_places_than_it_remembers(serve: Serve) -> None:
     """Of forty results in turn each is written to."""
     serve_all(serve, "f16_none_warp")
@@ -197,7 +208,7 @@ def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
     """As on a host where nothing could be compiled: it says why."""
     program = (
         "import sys; sys.modules['softmax_ops.native.calls'] = None\n"
-        "from softmax_ops import native; print(native.calls(), native.problem)"
+        "from softmax_ops import native; print(native.compiled(), native.problem)"
     )
     said = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True)
     assert said.stdout.startswith("None import of softmax_ops.native.calls halted"), said.stderr
@@ -214,7 +225,7 @@ def test_what_is_no_exchange_is_refused(way: str) -> None:
     if way == "python":
         return
     with pytest.raises(ValueError, match="PyCapsule"):
-        native.calls().Repeated(  # type: ignore[union-attr]
+        native.compiled().Repeated(  # type: ignore[union-attr]
             exchange=object(), kinds=(), values=(), tensors=(), operands=(), like=0, out=0, scale=1.0, limit=1.0,
             bumps=False, is_like=None, find=None, new_result=None, new_rows=None, new_scratch=None, records=None,
             dispatch_modes=None, forward_ad=None, device=0, device_of_thread=None, stream_of=None,

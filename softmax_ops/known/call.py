@@ -133,7 +133,7 @@ class Known:
         return self._kinds[self._out] == _VALUE
 
     def _compiled(self, tensors: list[Tensor]) -> Any:
-        calls = native.calls()
+        calls = native.compiled()
         exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
         if calls is None or exchange is None:
             return None

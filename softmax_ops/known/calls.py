@@ -87,7 +87,7 @@ class Calls:
         self.run, self._recent = _unknown, None
 
     def _use(self, known: Known) -> None:
-        calls = native.calls()
+        calls = native.compiled()
         if known.repeated is None or calls is None:
             self.run = known.run
             return

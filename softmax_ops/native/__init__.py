@@ -22,6 +22,6 @@ else:
     os.register_at_fork(after_in_child=_calls.forget_threads)
 
 
-def calls() -> ModuleType | None:
+def compiled() -> ModuleType | None:
     """What was compiled, if it was built and is wanted."""
     return None if settings.read("SOFTMAX_OPS_NATIVE") == "never" else _module
