@@ -1,6 +1,6 @@
 """What the wheel carries beside Python: the compiled part, a bundle with its signature, a module of one file.
 
-python hatch_build.py           # the compiled part, into the checkout
+Run as a program it puts the compiled part into the checkout.
 """
 
 import hashlib

@@ -103,7 +103,10 @@ class Known:
             elif kind == _SCALE:
                 if type(value) is not float or not abs(value) <= SCALE_LIMIT_F32:
                     return None
-            elif value is not (values[kind] if kind >= 0 else wanted) and not (kind < 0 and _is_same(value, wanted)):
+            elif kind == _VALUE:
+                if value is not wanted and not _is_same(value, wanted):
+                    return None
+            elif value is not values[kind]:
                 return None
         return tensors
 
@@ -113,7 +116,7 @@ class Known:
         if self._records and torch.is_grad_enabled():
             return None
         like = values[self._like]
-        result = self._new_result(like) if self._out_is_new else values[self._out]
+        result = self._new_result(like) if self._kinds[self._out] == _VALUE else values[self._out]
         rows = None if self._new_rows is None else self._new_rows(like)
         beside: dict[int, Any] = {_NEW: result, _ROWS: rows}
         addresses = tuple([(beside[at] if at < 0 else values[at]).data_ptr() for at in self._operands])
@@ -127,10 +130,6 @@ class Known:
         if self._bumps:
             current.increment_version((result,))
         return result if rows is None else (result, rows)
-
-    @property
-    def _out_is_new(self) -> bool:
-        return self._kinds[self._out] == _VALUE
 
     def _compiled(self, tensors: list[Tensor]) -> Any:
         calls = native.compiled()

@@ -53,7 +53,7 @@ class Calls:
         result: Tensor,
         rows: Tensor | None = None,
     ) -> None:
-        """That a call of these arguments came to this request, which gave `result`, and `rows` with it."""
+        """That a call of these arguments came to this request, which gave `result`, and lse with it in `rows`."""
         if not current.on_gpu(result) or result.numel() == 0:
             return
         key = self._key(arguments)
@@ -69,7 +69,7 @@ class Calls:
         if len({id(arguments[name]) for name in given - {"out"}}) < len(given - {"out"}):
             return  # one that is given twice is like nothing to a matcher
         if rows is not None:
-            others["lse" if self._direction == "fwd" else "d"] = rows
+            others["lse"] = rows
         executable = dispatch.executable(self._direction, (*inputs, result), others, scalars)
         if executable is None:
             return

@@ -42,7 +42,7 @@ int launch(Launches *self, const uint64_t *addresses, double scale, uint64_t str
         prepared_in = process;
     }
     for (const Grid *grid = self->grid; grid != self->grid + self->grids; ++grid) {
-        char parameters[MAX_PARAMETER_BYTES];
+        _Alignas(16) char parameters[MAX_PARAMETER_BYTES];
         memcpy(parameters, grid->parameters, (size_t)self->parameter_bytes);
         for (Py_ssize_t i = 0; i < self->operands; ++i) {
             uint64_t address = addresses[i] + (uint64_t)grid->moves[i];
