@@ -93,21 +93,24 @@ class Executable:
         fields = {name: (offset, format) for name, offset, format in self.plan.fields}
         scale, fill = fields["scale"], (-1, "f") if self.plan.geometry.mask is None else fields["mask.fill"]
         configs = [self._config(launch) for launch in self.plan.launches]
-        return calls.Launches(
-            launch_kernel=cydriver.__pyx_capi__["cuLaunchKernelEx"],
-            kernel=int(self._handle),
-            grids=[
-                (config.getPtr(), launch.template, launch.offset)
-                for config, launch in zip(configs, self.plan.launches, strict=True)
-            ],
-            addresses=tuple(fields[name][0] for name in self._names),
-            scale=(scale[0], scale[1] == "d"),
-            fill=(fill[0], fill[1] == "d"),
-            workspace=(fields[WORKSPACE][0] if self.workspace_bytes else -1, self.workspace_bytes),
-            kept=(configs, self._handle),
-            prepare=partial(_prepare_thread, self.device),
-            fail=partial(_refused, self.plan.variant.name),
-        )
+        try:
+            return calls.Launches(
+                launch_kernel=cydriver.__pyx_capi__["cuLaunchKernelEx"],
+                kernel=int(self._handle),
+                grids=[
+                    (config.getPtr(), launch.template, launch.offset)
+                    for config, launch in zip(configs, self.plan.launches, strict=True)
+                ],
+                addresses=tuple(fields[name][0] for name in self._names),
+                scale=(scale[0], scale[1] == "d"),
+                fill=(fill[0], fill[1] == "d"),
+                workspace=(fields[WORKSPACE][0] if self.workspace_bytes else -1, self.workspace_bytes),
+                kept=(configs, self._handle),
+                prepare=partial(_prepare_thread, self.device),
+                fail=partial(_refused, self.plan.variant.name),
+            )
+        except (KeyError, ValueError):  # cuda-bindings that export another launch
+            return None
 
     def _config(self, launch: Launch) -> cuda.CUlaunchConfig:
         return driver.launch_config(launch.grid, launch.threads, launch.cluster, self.plan.variant.shared_bytes)

@@ -214,11 +214,24 @@ def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
     assert said.stdout.startswith("None import of softmax_ops.native.calls halted"), said.stderr
 
 
-def test_an_older_torch_has_no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("exchange", [None, "another"])
+def test_another_torch_has_another_exchange(monkeypatch: pytest.MonkeyPatch, exchange: str | None) -> None:
     """And then known calls are Python's, whatever was compiled."""
-    monkeypatch.delattr(Tensor, "__dlpack_c_exchange_api__", raising=False)
+    monkeypatch.setattr(Tensor, "__dlpack_c_exchange_api__", exchange, raising=False)
     known = Known({"x": rows(), "out": None}, ["x", "out"], rows())
     assert known.run == known._run
+
+
+@isolated
+def test_other_bindings_export_another_launch(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then launches are Python's."""
+    for exported in ({}, {"cuLaunchKernelEx": object()}):
+        monkeypatch.setattr(launcher.cydriver, "__pyx_capi__", exported)
+        monkeypatch.setattr(launcher, "_executables", {})
+        found = launcher.executable(planned(serve), 0)
+        assert found.native is None
+        found.launch((CALL["x.address"], CALL["y.address"]), scale=0.5, stream=STREAM)
+    assert len(stub_driver.launches()) == 2
 
 
 def test_what_is_no_exchange_is_refused(way: str) -> None:

@@ -133,33 +133,36 @@ class Known:
 
     def _compiled(self, tensors: list[Tensor]) -> Any:
         calls = native.compiled()
-        exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
+        exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # torch 2.13 has it
         if calls is None or exchange is None:
             return None
-        return calls.Repeated(
-            exchange=exchange,
-            kinds=tuple(self._kinds),
-            values=tuple(self._values),
-            tensors=tuple(tensors),
-            operands=tuple(self._operands),
-            like=self._like,
-            out=self._out,
-            scale=self._scale,
-            limit=SCALE_LIMIT_F32,
-            device=self._device,
-            bumps=self._bumps,
-            is_like=matcher(*tensors, layout=False),
-            find=self.addressed.find,
-            new_result=self._new_result,
-            new_rows=self._new_rows,
-            new_scratch=new_scratch,
-            records=torch.is_grad_enabled if self._records else None,
-            dispatch_modes=_dispatch_modes,
-            forward_ad=forward_ad,
-            device_of_thread=current.device,
-            stream_of=current.stream,
-            increment_version=current.increment_version,
-        )
+        try:
+            return calls.Repeated(
+                exchange=exchange,
+                kinds=tuple(self._kinds),
+                values=tuple(self._values),
+                tensors=tuple(tensors),
+                operands=tuple(self._operands),
+                like=self._like,
+                out=self._out,
+                scale=self._scale,
+                limit=SCALE_LIMIT_F32,
+                device=self._device,
+                bumps=self._bumps,
+                is_like=matcher(*tensors, layout=False),
+                find=self.addressed.find,
+                new_result=self._new_result,
+                new_rows=self._new_rows,
+                new_scratch=new_scratch,
+                records=torch.is_grad_enabled if self._records else None,
+                dispatch_modes=_dispatch_modes,
+                forward_ad=forward_ad,
+                device_of_thread=current.device,
+                stream_of=current.stream,
+                increment_version=current.increment_version,
+            )
+        except ValueError:  # an exchange of another version
+            return None
 
 
 def _kind(name: str, value: Any) -> int:
