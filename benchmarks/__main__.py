@@ -177,7 +177,7 @@ def _costs(options: argparse.Namespace) -> int:
         known.save(path)
         for name, figure in known.figures.items():
             if before.get(name) is not figure:
-                print(f"{name} {figure.value:g} ({figure.note})")
+                print(f"{name} {figure.value:,} ({figure.note})")
     return 0
 
 

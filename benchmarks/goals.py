@@ -62,7 +62,8 @@ class Verdict:
         worst = min(self.checks, key=lambda check: check.margin)
         missed = sum(not check.met for check in self.checks)
         count = f"{len(self.checks)} of {self.wanted}"
-        return f"worst {worst.value:.3g} (goal {worst.limit:g}) at {worst.where}; {missed} missed, {count} measured"
+        figure = f"worst {round(worst.value, 3):,.10g} (goal {worst.limit:,.10g}) at {worst.where}"
+        return f"{figure}; {missed} missed, {count} measured"
 
 
 def verdicts(results: Results, costs: Costs) -> list[Verdict]:

@@ -108,7 +108,7 @@ def _costs(costs: Costs) -> str:
     if not costs.figures:
         return "Costs of compiling and loading: not measured."
     figures = costs.figures.values()
-    lines = [[each.name, f"{each.value:g}", each.date, each.machine, each.note] for each in figures]
+    lines = [[each.name, f"{each.value:,}", each.date, each.machine, each.note] for each in figures]
     return markdown([["cost", "figure", "date", "machine", "of what"], *lines])
 
 
