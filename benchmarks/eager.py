@@ -1,4 +1,4 @@
-"""What an eager call from Python costs: wall time on an idle GPU, beside that of a bare launch of the same cubin."""
+"""What an eager call from Python costs: wall time on an idle GPU, beside a bare launch of the same cubin and torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from cuda.bindings import driver as cuda
 
 import softmax_ops
-from softmax_ops import driver, launcher
+from softmax_ops import current, driver, launcher
 from tests.geometries import geometry
 
 from .device import Cuda
@@ -18,26 +18,43 @@ from .timing import spread
 SHAPE = (1, 4, 8, 256)
 """So small that the GPU is done before the next call: what is timed is the host."""
 
+OURS, BARE = "softmax(x, out=y)", "bare cuLaunchKernelEx"
+
 ROUNDS = 21
 CALLS = 500
 
 
 def beyond_launch_us() -> tuple[float, str]:
-    """Microseconds of `softmax(x, out=y)` less those of one cuLaunchKernelEx, and both in words.
+    """Microseconds of `softmax(x, out=y)` less those of one cuLaunchKernelEx; in words both, and what else calls cost.
 
     Raises NoDevice without a GPU.
     """
     device = Cuda()
     x = torch.randn(SHAPE, dtype=torch.float16, device="cuda")
     y = torch.empty_like(x)
-    softmax_ops.softmax(x, out=y)
-    bare = _bare(x, y)
-    eager, launch = measure({"eager": lambda: softmax_ops.softmax(x, out=y), "launch": bare}, device.synchronize)
-    note = f"{device.name}: eager call {eager:.2f} us, bare cuLaunchKernelEx {launch:.2f} us; {SHAPE} f16"
-    return eager - launch, note
+    found = costs(x, y, device.synchronize)
+    words = ", ".join(f"{name} {cost:.2f} us" for name, cost in found.items())
+    return found[OURS] - found[BARE], f"{device.name}: {words}; {SHAPE} f16"
 
 
-def measure(calls: Mapping[str, Callable[[], object]], synchronize: Callable[[], None]) -> list[float]:
+def costs(x: torch.Tensor, y: torch.Tensor, synchronize: Callable[[], None]) -> dict[str, float]:
+    """Microseconds of calls with scores x, and y to write to."""
+    planned = softmax_ops.plan(x, out=y)
+    calls = {
+        OURS: lambda: softmax_ops.softmax(x, out=y),
+        BARE: _bare(x, y),
+        "planned call": lambda: planned(x, y),
+        "softmax(x)": lambda: softmax_ops.softmax(x),
+        "torch.softmax(x, -1)": lambda: torch.softmax(x, -1),
+        "torch.empty_like(x)": lambda: torch.empty_like(x),
+        "torch.cuda.current_stream()": lambda: torch.cuda.current_stream(),
+    }
+    for call in calls.values():
+        call()
+    return measure(calls, synchronize)
+
+
+def measure(calls: Mapping[str, Callable[[], object]], synchronize: Callable[[], None]) -> dict[str, float]:
     """Median microseconds per call, the calls taking turns."""
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
@@ -47,7 +64,7 @@ def measure(calls: Mapping[str, Callable[[], object]], synchronize: Callable[[],
             for _ in range(CALLS):
                 call()
             rounds[name].append((time.perf_counter_ns() - start) / CALLS / 1e3)
-    return [spread(values).median for values in rounds.values()]
+    return {name: spread(values).median for name, values in rounds.items()}
 
 
 def _bare(x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
@@ -58,5 +75,5 @@ def _bare(x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
     values = {"x.address": x.data_ptr(), "y.address": y.data_ptr(), "scale": 1.0}
     block = driver.ArgumentBlock(plan.arguments(launch, values))
     config = driver.launch_config(launch.grid, launch.threads, launch.cluster, plan.variant.shared_bytes)
-    config.hStream = torch.cuda.current_stream().cuda_stream
+    config.hStream = current.stream(current.ordinal(x))
     return lambda: cuda.cuLaunchKernelEx(config, kernel._handle, block.address, 0)

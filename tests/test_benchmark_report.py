@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks import costs, eager, goals, plots, predict, predict_page, profile, report
@@ -20,6 +21,12 @@ from benchmarks.results import FILE, FOLDER, Results, Row, folder_of
 from benchmarks.timing import spread
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
+from tests import stub_driver
+from tests.posing import pose
+from tests.stub_driver import isolated
+from tests.test_launcher import STREAM, Serve, serve, serve_all
+
+__all__ = ["serve"]  # a fixture
 
 NAME = "made up"
 PEERS = {"torch chain": 4.0, "torch.softmax": 2.0, "torch.compile": 1.375, "triton": 1.5, "quack": 1.625}
@@ -338,9 +345,24 @@ def test_without_ncu_a_profile_says_so(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_rounds_of_eager_calls_take_turns() -> None:
     said: list[str] = []
     calls = {name: lambda name=name: said.append(name) for name in ("one", "two")}
-    assert len(eager.measure(calls, lambda: said.append("wait"))) == 2
+    assert [*eager.measure(calls, lambda: said.append("wait"))] == [*calls]
     turn = ["wait", *["one"] * eager.CALLS, "wait", *["two"] * eager.CALLS]
     assert said == turn * eager.ROUNDS
+
+
+@pytest.mark.slow
+@isolated
+def test_what_stands_beside_an_eager_call(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ours all are launches, which the calls of torch are not."""
+    pose(monkeypatch.setattr, STREAM)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(eager, "ROUNDS", 3)
+    monkeypatch.setattr(eager, "CALLS", 10)
+    serve_all(serve, "fwd_f16_none_warp")
+    x, y = torch.zeros(eager.SHAPE).half(), torch.zeros(eager.SHAPE).half()
+    found = eager.costs(x, y, lambda: None)
+    assert {eager.OURS, eager.BARE, "torch.softmax(x, -1)", "torch.empty_like(x)"} < {*found} and len(found) == 7
+    assert len(stub_driver.launches()) == 4 * (3 * 10 + 1)
 
 
 def test_costs_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
