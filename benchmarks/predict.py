@@ -31,7 +31,7 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import LaunchPlan, plan
-from softmax_ops.problem import General, Operand, broadcast_strides, contiguous_strides
+from softmax_ops.problem import BIASED, General, Operand, broadcast_strides, contiguous_strides
 from tests import sass
 from tests.cases import full_cta
 from tests.engines import InterpreterEngine
@@ -123,7 +123,7 @@ def is_general(cell: Cell) -> bool:
 
 def _is_biased(cell: Cell) -> bool:
     """Whether the bias is a mask kind of its own."""
-    return cell.mask == "bias" and not cell.asks and cell.dtype != "f32"
+    return cell.mask == "bias" and not cell.asks and cell.dtype in BIASED
 
 
 def _log(cell: Cell) -> bool:

@@ -200,7 +200,7 @@ def _executable(direction: str, tensors: tuple[Tensor, ...], others: Named, scal
 
 def _launch(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars) -> None:
     found = _executable(direction, tensors, others, scalars)
-    workspace = tensors[0].new_empty(found.workspace_bytes, dtype=torch.uint8) if found.workspace_bytes else None
+    workspace = new_scratch(tensors[0], found.workspace_bytes) if found.workspace_bytes else None
     found.launch(
         tuple(tensor.data_ptr() for tensor in (*tensors, *others.values())),
         scale=scalars.scale,
@@ -208,6 +208,11 @@ def _launch(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars:
         workspace=0 if workspace is None else workspace.data_ptr(),
         stream=current.stream(found.device),
     )
+
+
+def new_scratch(like: Tensor, bytes: int) -> Tensor:
+    """Memory for one launch, on the device of a tensor."""
+    return like.new_empty(bytes, dtype=torch.uint8)
 
 
 def _current(device: int) -> AbstractContextManager:

@@ -23,22 +23,21 @@ from .known import calls as known
 from .modes import copied, in_functorch, is_differentiated, is_recorded, is_transformed, needs_operator, no_rule
 
 _PLAIN = ("scale", "mask", "causal", "causal_offset")
-_PLAIN_BACKWARD = ("scale", "causal", "causal_offset")
+"""What a plain call may ask for; a backward takes no mask."""
 
 
 def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, **arguments: Any) -> Any:
     """y or log y, or (that, lse), as `api.softmax` describes it."""
     given = {"x": x, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
-    if not is_dynamo_compiling():
+    recorded = is_recorded(x, arguments.get("bias"), arguments.get("sinks"))
+    if not recorded and not is_dynamo_compiling():  # what autograd records is never known
         result = known.forward.found(given)
         if result is not None:
             return result
-    if not log and _is_plain(arguments, _PLAIN) and not _converts(x, out, arguments):
-        plain = {name: arguments[name] for name in _PLAIN}
-        return _softmax(x, given, batch_invariant=batch_invariant, out=out, **plain)
+    if not log and _is_plain(arguments) and not _converts(x, out, arguments):
+        return _softmax(x, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
     op = "softmax_ops.log_softmax" if log else "softmax_ops.softmax"
     operator = needs_operator(x, out, *arguments.values())
-    recorded = is_recorded(x, arguments.get("bias"), arguments.get("sinks"))
     if out is not None and (operator or is_transformed()):
         if isinstance(x, Tensor):
             arguments["dtype"] = result_dtype(op, arguments.get("dtype"), out, x, "x")
@@ -105,13 +104,13 @@ def softmax_backward(
 ) -> Any:
     """dx, or (dx, d) with return_dot=True, as `api.softmax_backward` describes it."""
     given = {"dy": dy, "y": y, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
-    if not is_dynamo_compiling() and not arguments.get("return_dot"):
+    recorded = is_recorded(dy, y, arguments.get("lse"), arguments.get("grad_lse"))
+    if not recorded and not is_dynamo_compiling() and not arguments.get("return_dot"):
         dx = known.backward.found(given)
         if dx is not None:
             return dx
-    if not log and _is_plain(arguments, _PLAIN_BACKWARD) and not _converts(y, out, arguments):
-        plain = {name: arguments[name] for name in _PLAIN_BACKWARD}
-        return _softmax_backward(dy, y, given, batch_invariant=batch_invariant, out=out, **plain)
+    if not log and _is_plain(arguments) and not _converts(y, out, arguments):
+        return _softmax_backward(dy, y, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
     op = "softmax_ops.log_softmax_backward" if log else "softmax_ops.softmax_backward"
     operator = needs_operator(dy, y, out, *arguments.values())
     if out is not None and (operator or is_transformed()):
@@ -172,9 +171,12 @@ def _softmax_backward(
     return dx
 
 
-def _is_plain(arguments: dict[str, Any], plain: tuple[str, ...]) -> bool:
-    """Whether nothing is asked for but these."""
-    return all(value is None or value is False or name in plain for name, value in arguments.items())
+def _is_plain(arguments: dict[str, Any]) -> bool:
+    return all(value is None or value is False or name in _PLAIN for name, value in arguments.items())
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name in _PLAIN}
 
 
 def _converts(rows: Tensor, out: Tensor | None, arguments: dict[str, Any]) -> bool:

@@ -28,7 +28,7 @@ from tests.posing import pose
 from tests.stub_driver import isolated
 from tests.test_known import long_calls
 from tests.test_launcher import CALL, STREAM, Serve, planned, serve, serve_all
-from tests.ways import way
+from tests.ways import only_compiled, way
 
 pytestmark = pytest.mark.slow  # a process for each test
 
@@ -66,6 +66,7 @@ def test_the_setting_decides(serve: Serve, way: str) -> None:
 
 
 @isolated
+@only_compiled
 @pytest.mark.parametrize(
     ("argument", "value", "error"),
     [
@@ -80,9 +81,7 @@ def test_the_setting_decides(serve: Serve, way: str) -> None:
 def test_what_cannot_be_launched_is_not(
     serve: Serve, way: str, argument: str, value: Any, error: type[Exception]
 ) -> None:
-    """And the next launch is right."""
-    if way == "python":
-        return  # which takes more; what comes here was checked before
+    """And the next launch is right. Python takes more; what comes to it was checked before."""
     found = launcher.executable(planned(serve), 0)
     arguments: dict[str, Any] = {"addresses": (CALL["x.address"], CALL["y.address"]), "scale": 0.5, "stream": STREAM}
     with pytest.raises(error):
@@ -204,6 +203,7 @@ def test_threads_at_once_launch_what_each_asked_for(serve: Serve, shapes: str) -
     assert sorted(call.parameters for call in stub_driver.launches()) == sorted(expected)
 
 
+@only_compiled
 def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
     """As on a host where nothing could be compiled: it says why."""
     program = (
@@ -214,6 +214,7 @@ def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
     assert said.stdout.startswith("None import of softmax_ops.native.calls halted"), said.stderr
 
 
+@only_compiled
 @pytest.mark.parametrize("exchange", [None, "another"])
 def test_another_torch_has_another_exchange(monkeypatch: pytest.MonkeyPatch, exchange: str | None) -> None:
     """And then known calls are Python's, whatever was compiled."""
@@ -223,6 +224,7 @@ def test_another_torch_has_another_exchange(monkeypatch: pytest.MonkeyPatch, exc
 
 
 @isolated
+@only_compiled
 def test_other_bindings_export_another_launch(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """And then launches are Python's."""
     for exported in ({}, {"cuLaunchKernelEx": object()}):
@@ -234,9 +236,8 @@ def test_other_bindings_export_another_launch(serve: Serve, monkeypatch: pytest.
     assert len(stub_driver.launches()) == 2
 
 
-def test_what_is_no_exchange_is_refused(way: str) -> None:
-    if way == "python":
-        return
+@only_compiled
+def test_what_is_no_exchange_is_refused() -> None:
     with pytest.raises(ValueError, match="PyCapsule"):
         native.compiled().Repeated(  # type: ignore[union-attr]
             exchange=object(), kinds=(), values=(), tensors=(), operands=(), like=0, out=0, scale=1.0, limit=1.0,
@@ -244,6 +245,26 @@ def test_what_is_no_exchange_is_refused(way: str) -> None:
             dispatch_modes=None, forward_ad=None, device=0, device_of_thread=None, stream_of=None,
             increment_version=None,
         )  # fmt: skip
+
+
+@isolated
+def test_what_autograd_records_is_not_looked_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key of all arguments takes longer than the launch, and finds nothing; the call inside is the one before."""
+    serve_all(serve, "f16_none_warp", "f16_causal_warp")
+    x, dy = rows().requires_grad_(), rows()
+    looked_up: list[str] = []
+
+    def no_key(*_: object) -> tuple:
+        looked_up.append("a key")
+        return ()
+
+    for _ in range(2):
+        assert softmax_ops.softmax(x).requires_grad and softmax_ops.softmax_backward(dy, x).requires_grad
+        for direction in (calls.forward, calls.backward):
+            monkeypatch.setattr(direction, "_key", no_key)
+    assert looked_up == []
+    softmax_ops.softmax(x.detach()[:2])
+    assert looked_up, "others are"
 
 
 @isolated

@@ -4,6 +4,9 @@ import pytest
 
 from softmax_ops import native
 
+only_compiled = pytest.mark.parametrize("way", ["compiled"], indirect=True)
+"""Of a test in such a module that has nothing to say of the other way."""
+
 
 @pytest.fixture(params=["compiled", "python"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 from .. import current, native
 from ..checks.scalars import SCALE_LIMIT_F32
+from ..dispatch import new_scratch
 from ..launcher import Executable
 from .addressed import Addressed
 from .likeness import matcher
@@ -185,8 +186,3 @@ def _maker(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Callable
     strides, device = torch.empty(shape, device="meta").stride(), like.device
     # Half the time of torch.empty.
     return lambda like: torch.empty_strided(shape, strides, dtype=dtype, device=device)
-
-
-def new_scratch(result: Tensor, bytes: int) -> Tensor:
-    """Memory for the launch of a call, on the device of its result."""
-    return result.new_empty(bytes, dtype=torch.uint8)

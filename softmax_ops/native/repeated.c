@@ -69,7 +69,7 @@ typedef struct {
     PyObject ob_base;
     const DLPackExchangeAPI *exchange;
     PyObject *asked[ASKED];
-    int arguments, tensors, operands;
+    int arguments, operands;
     Argument argument[MAX_ARGUMENTS];
     long operand[MAX_OPERANDS]; /* the argument, NEW or ROWS */
     int out, like;              /* arguments: what is written to, and what a new result is like */
@@ -330,8 +330,10 @@ PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t 
     int status = is_same_call(self, &call);
     if (status == 1)
         status = compute(self, &call, &result, &rows);
-    PyObject *answer = status < 0 ? NULL : status == 0 ? Py_NewRef(Py_None) : NULL;
-    if (status == 1)
+    PyObject *answer = NULL;
+    if (status == 0)
+        answer = Py_NewRef(Py_None);
+    else if (status == 1)
         answer = rows == NULL ? Py_NewRef(result) : PyTuple_Pack(2, result, rows);
     Py_XDECREF(result);
     Py_XDECREF(rows);
@@ -368,12 +370,12 @@ static int learn(Repeated *self, PyObject *kinds, PyObject *values, PyObject *te
     }
     for (int i = 0; i < self->operands; ++i)
         self->operand[i] = PyLong_AsLong(PyTuple_GetItem(operands, i));
-    for (int i = 0; i < self->arguments; ++i) {
+    for (int i = 0, tensor_at = 0; i < self->arguments; ++i) {
         Argument *known = &self->argument[i];
         known->value = Py_NewRef(PyTuple_GetItem(values, i));
         known->kind = PyLong_AsLong(PyTuple_GetItem(kinds, i));
         if (known->kind == TENSOR) {
-            PyObject *tensor = PyTuple_GetItem(tensors, self->tensors++);
+            PyObject *tensor = PyTuple_GetItem(tensors, tensor_at++);
             if (tensor == NULL || remember(self, known, tensor) < 0)
                 return -1;
         }
