@@ -111,7 +111,7 @@ def _row_options(spec: Spec) -> str:
     if spec.by_warp:
         return ", /*ByWarp=*/true"
     streamed = spec.plan is Plan.STREAM and spec.ragged
-    return ", /*ByWarp=*/false, /*InPhase=*/false, /*Streamed=*/true" if streamed else ""
+    return ", /*ByWarp=*/false, /*Streamed=*/true" if streamed else ""
 
 
 def _cta(spec: Spec) -> str:

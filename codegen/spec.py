@@ -125,7 +125,7 @@ class Spec:
     @property
     def access(self) -> int:
         """Elements of one register vector. In rows of a tile that start anywhere four, which one branch leaves out."""
-        if self.dtype is DType.F64 and (self.mask.general or self.plan in (Plan.TILE, Plan.WARP, Plan.BLOCK)):
+        if self.dtype is DType.F64 and (self.mask.general or not self.plan.piece_vectors):
             return self.vec
         return 4 if self.plan is Plan.TILE and self.vec == 1 else self.dtype.vector
 
@@ -134,7 +134,7 @@ class Spec:
         """Rows that start anywhere move in vectors all the same, cut where the output's boundaries lie; those of a
         tile, from shared memory, where the row begins.
 
-        Not in the shorter rows of f64, where an element is half a vector.
+        Not in rows of f64 that something holds, where an element is half a vector.
         """
         return self.access > self.vec
 

@@ -26,7 +26,7 @@ SCHEMA = 1
 DEFAULT_ARCHITECTURE = "sm_90"
 """What is built where there is no GPU and none is named."""
 
-_FAMILIES = (70, 75, 80, 90, 100, 103)
+_FAMILIES = (70, 75, 80, 90, 100, 103, 120)
 """Front ends: the LTO IR of compute_N links for every architecture from N up to the next."""
 
 _COMPILE_OPTIONS = ("-std=c++17", "-default-device", "-dlto", "-rdc=true")

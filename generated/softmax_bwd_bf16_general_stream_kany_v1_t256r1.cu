@@ -21,7 +21,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*InPhase=*/false, /*Streamed=*/true>;
+using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -32,7 +32,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 528, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/4)
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*most=*/4))
 softmax_bwd_bf16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -65,8 +65,9 @@ softmax_bwd_bf16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
   Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
 
+  // From the end back: what was read last is likeliest to be in L2 still.
   CUTE_NO_UNROLL
-  for (int i = 0; i * Columns < k; ++i) {
+  for (int i = (k - 1) / Columns; i >= 0; --i) {
     Piece const piece  = piece_of_row<Row::Vec>(dx, k, i, Columns);
     auto const current = visible.from(piece.begin);
     int const end      = current.end(piece.size);

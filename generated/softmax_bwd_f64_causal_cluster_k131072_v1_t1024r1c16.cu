@@ -20,7 +20,7 @@ using Accumulator = double;
 constexpr int Threads = 1024;
 constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/2, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
+using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -31,7 +31,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 224, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/1)
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*most=*/1))
 softmax_bwd_f64_causal_cluster_k131072_v1_t1024r1c16(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32 * 16];
@@ -50,8 +50,8 @@ softmax_bwd_f64_causal_cluster_k131072_v1_t1024r1c16(Params const __grid_constan
   SoftmaxGradient<Element> const gradient{p.operands.scale};
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
-  cute::Tensor rDy = make_row_fragment<Row, Element>();  // (2*4+1)
-  cute::Tensor rY  = make_row_fragment<Row, Element>();  // (2*4+1)
+  cute::Tensor rDy = make_row_fragment<Row, Element>();  // (1*8)
+  cute::Tensor rY  = make_row_fragment<Row, Element>();  // (1*8)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
   Partial const lane  = dot_of(row, rDy, rY, end, gradient);

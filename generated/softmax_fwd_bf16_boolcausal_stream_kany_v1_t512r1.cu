@@ -20,7 +20,7 @@ using Accumulator = float;
 constexpr int Threads = 512;
 constexpr int Lanes   = 512;  // that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*InPhase=*/false, /*Streamed=*/true>;
+using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -31,7 +31,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 224, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/2)
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*most=*/2))
 softmax_fwd_bf16_boolcausal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -64,8 +64,9 @@ softmax_fwd_bf16_boolcausal_stream_kany_v1_t512r1(Params const __grid_constant__
   Partial const whole      = over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials);
   Accumulator const factor = normaliser<Numeric<Element>>(whole.sum);
 
+  // From the end back: what was read last is likeliest to be in L2 still.
   CUTE_NO_UNROLL
-  for (int i = 0; i * Columns < k; ++i) {
+  for (int i = (k - 1) / Columns; i >= 0; --i) {
     Piece const piece  = piece_of_row<Row::Vec>(y, k, i, Columns);
     auto const current = scores.from(piece.begin);
     int const visible  = current.end(piece.size);

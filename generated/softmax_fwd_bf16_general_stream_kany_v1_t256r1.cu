@@ -26,7 +26,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*InPhase=*/false, /*Streamed=*/true>;
+using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -40,7 +40,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 544, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/3)
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*most=*/3))
 softmax_fwd_bf16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -77,8 +77,9 @@ softmax_fwd_bf16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   auto const whole        = ending.close(row_alone, /*writes=*/threadIdx.x == 0);
   auto const outcome      = ending.outcome(whole.max, whole);
 
+  // From the end back: what was read last is likeliest to be in L2 still.
   CUTE_NO_UNROLL
-  for (int i = 0; i * Columns < k; ++i) {
+  for (int i = (k - 1) / Columns; i >= 0; --i) {
     Piece const piece  = piece_of_row<Row::Vec>(y, k, i, Columns);
     auto const current = scores.from(piece.begin);
     int const visible  = current.end(piece.size);

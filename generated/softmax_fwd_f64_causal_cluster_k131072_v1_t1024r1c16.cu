@@ -20,7 +20,7 @@ using Accumulator = double;
 constexpr int Threads = 1024;
 constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/2, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
+using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -31,7 +31,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 184, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, /*CTAs per SM=*/1)
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*most=*/1))
 softmax_fwd_f64_causal_cluster_k131072_v1_t1024r1c16(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32 * 16];
@@ -49,7 +49,7 @@ softmax_fwd_f64_causal_cluster_k131072_v1_t1024r1c16(Params const __grid_constan
   int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
-  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (2*4+1)
+  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (1*8)
   scores.load(row, x + piece.begin, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.

@@ -8,9 +8,10 @@ import subprocess
 import tempfile
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from cuda.pathfinder import find_nvidia_binary_utility
 
@@ -18,23 +19,69 @@ from codegen.inspection import OLDEST_DISASSEMBLED
 from codegen.toolchain import ToolchainError
 from softmax_ops.artifacts.cubin import Cubin
 
-_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*) *(.*?) *;", re.MULTILINE)
+_REGISTER = re.compile(r"\bR(\d+)\b")
 
 
-def opcodes(cubins: Iterable[Cubin]) -> dict[str, Counter[str]]:
-    """Instructions of each variant by opcode and modifiers, without the NOPs that pad the end. Of one architecture,
-    which the disassembler must know (sm_75 or newer)."""
+class Instruction(NamedTuple):
+    """One of a listing: opcode with modifiers, and what follows it."""
+
+    opcode: str
+    operands: str
+
+    @property
+    def written(self) -> set[int]:
+        """Registers that it sets: the first operand, as many as the opcode says."""
+        first = _REGISTER.match(self.operands)
+        if first is None or self.opcode.startswith("ST"):
+            return set()
+        wide = re.search(r"\.(64|128)\b", self.opcode) if self.opcode.startswith("LD") else None
+        twice = self.opcode.startswith(("CS2R", "D")) or ".WIDE" in self.opcode
+        count = int(wide[1]) // 32 if wide else 1 + twice
+        return set(range(int(first[1]), int(first[1]) + count))
+
+    @property
+    def touched(self) -> set[int]:
+        """Registers that it sets or names; the second half of a pair is not named."""
+        return self.written | {int(number) for number in _REGISTER.findall(self.operands)}
+
+
+def listings(cubins: Iterable[Cubin]) -> dict[str, list[Instruction]]:
+    """The instructions of each variant in order, without the NOPs that pad the end. Of one architecture, which the
+    disassembler must know (sm_75 or newer)."""
     cubins = list(cubins)
     if not cubins:
         return {}
     (arch,) = {cubin.arch for cubin in cubins}
     pieces = [code_section(cubin.code) for cubin in cubins]
     ends = list(accumulate(len(piece) for piece in pieces))
-    counts: dict[str, Counter[str]] = {cubin.variant: Counter() for cubin in cubins}
-    for offset, opcode in _INSTRUCTION.findall(_disassemble(b"".join(pieces), arch)):
+    found: dict[str, list[Instruction]] = {cubin.variant: [] for cubin in cubins}
+    for offset, opcode, operands in _INSTRUCTION.findall(_disassemble(b"".join(pieces), arch)):
         if opcode != "NOP":
-            counts[cubins[bisect_right(ends, int(offset, 16))].variant][opcode] += 1
-    return counts
+            found[cubins[bisect_right(ends, int(offset, 16))].variant].append(Instruction(opcode, operands))
+    return found
+
+
+def opcodes(listing: Sequence[Instruction]) -> Counter[str]:
+    return Counter(instruction.opcode for instruction in listing)
+
+
+def rounds(listing: Sequence[Instruction], loads: str) -> list[int]:
+    """How many loads, by their opcodes, are issued before the first of them is waited for; and then again.
+
+    In the order of the code, whatever its branches: a wait is the first instruction that touches what is loaded.
+    """
+    under_way: set[int] = set()
+    found = [0]
+    for instruction in listing:
+        is_load = re.match(loads, instruction.opcode) is not None
+        if under_way & instruction.touched:
+            under_way.clear()
+            found.append(0)
+        if is_load:
+            under_way |= instruction.written
+            found[-1] += 1
+    return [count for count in found if count]
 
 
 def disassembles(arch: str) -> bool:

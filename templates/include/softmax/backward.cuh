@@ -65,11 +65,18 @@ CUTE_DEVICE void load_gradient(
   auto const seen = [&](auto part) { return part.span(row, end).behind(begin); };
   clear(rDy);
   fill(rY, gradient.hidden());
-  // All loads are issued before the first use; those beyond the end are predicated off, not branched around.
-  for_each_part(row, kEveryColumn, [&](auto part) {
-    seen(part).load(dy, part.of(rDy));
-    seen(part).load(y, part.of(rY));
-  });
+  // All loads from global memory are issued before the first use.
+  if constexpr (Row::Near) {
+    for_each_part(row, kEveryColumn, [&](auto part) {
+      seen(part).read(dy, part.of(rDy));
+      seen(part).read(y, part.of(rY));
+    });
+  } else {
+    for_each(make_tuple(Whole{}, ByElement{}), [&](auto how) {
+      load_parts(how, row, seen, dy, [&](auto part) { return part.of(rDy); });
+      load_parts(how, row, seen, y, [&](auto part) { return part.of(rY); });
+    });
+  }
   for_each_part(row, end, [&](auto part) {
     auto const span  = seen(part);
     int const before = begin - span.column;

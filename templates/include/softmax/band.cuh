@@ -59,8 +59,8 @@ struct Band
   CUTE_DEVICE int begin() const { return begin_; }
   CUTE_DEVICE int end(int end) const { return cute::max(cute::min(end_, end), 0); }
 
-  template <class Span>
-  CUTE_DEVICE void load(Span const&, NoFragment) const
+  template <class How, class Row, class Seen, class Registers>
+  CUTE_DEVICE void load(How, Row const&, Seen, Registers) const
   {}
 
   template <class Span, class ScoreVector>

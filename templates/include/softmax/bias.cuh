@@ -63,13 +63,31 @@ struct Bias
   CUTE_DEVICE static cute::_0 begin() { return {}; }
   CUTE_DEVICE int end(int end) const { return end; }
 
-  template <class Span, int Vec>
-  CUTE_DEVICE void load(Span const& span, Fragment<Vec>& fragment) const
+  // The words of a vector of elements are the first of one of the wider type: one load serves either.
+  template <class Row, class Seen, class Registers>
+  CUTE_DEVICE void load(Whole, Row const& scores, Seen seen, Registers fragment, bool wanted = true) const
   {
-    if (wide) {
-      span.load(reinterpret_cast<Wide const*>(row), fragment.template of<Wide>());
-    } else {
-      span.load(reinterpret_cast<Element const*>(row), fragment.template of<Element>());
+    bool const aligned = wide ? scores.is_aligned(as<Wide>()) : scores.is_aligned(as<Element>());
+    for_each_part(scores, kEveryColumn, [&](auto part) {
+      using Word             = Access<Element, part.Width>;
+      auto const span        = seen(part);
+      bool const loads       = wanted && (aligned || part.Width == 1) && span.column < span.end;
+      auto const* const from = reinterpret_cast<Word const*>(row + span.column * bytes());
+      auto* const words      = reinterpret_cast<Word*>(fragment(part).raw.data());
+      CUTE_UNROLL
+      for (int i = 0; i < int(part.Width * sizeof(Wide) / sizeof(Word)); ++i) {
+        bool const of_elements = i * sizeof(Word) < part.Width * sizeof(Element);
+        ptx::load_if(loads && (of_elements || wide), from + i, words[i]);
+      }
+    });
+  }
+
+  template <class Row, class Seen, class Registers>
+  CUTE_DEVICE void load(ByElement how, Row const& scores, Seen seen, Registers fragment, bool wanted = true) const
+  {
+    load_parts(how, scores, seen, as<Wide>(), [&](auto part) { return fragment(part).template of<Wide>(); }, wanted && wide);
+    if constexpr (!cute::is_same_v<Element, Wide>) {
+      load_parts(how, scores, seen, as<Element>(), [&](auto part) { return fragment(part).template of<Element>(); }, wanted && !wide);
     }
   }
 
@@ -89,6 +107,12 @@ struct Bias
   }
 
 private:
+  template <class Value>
+  CUTE_DEVICE Value const* as() const
+  {
+    return reinterpret_cast<Value const*>(row);
+  }
+
   CUTE_DEVICE int64_t bytes() const { return wide ? sizeof(Wide) : sizeof(Element); }
 };
 

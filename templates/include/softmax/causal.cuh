@@ -37,8 +37,8 @@ struct Causal
   CUTE_DEVICE static cute::_0 begin() { return {}; }
   CUTE_DEVICE int end(int end) const { return visible < end ? (visible > 0 ? int(visible) : 0) : end; }
 
-  template <class Span>
-  CUTE_DEVICE void load(Span const&, NoFragment) const
+  template <class How, class Row, class Seen, class Registers>
+  CUTE_DEVICE void load(How, Row const&, Seen, Registers) const
   {}
 
   template <class Span, class ScoreVector>

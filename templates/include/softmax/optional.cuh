@@ -30,10 +30,10 @@ struct Optional
   CUTE_DEVICE auto begin() const { return feature.begin(); }
   CUTE_DEVICE int end(int end) const { return feature.end(end); }
 
-  template <class Span, class Fragment>
-  CUTE_DEVICE void load(Span const& span, Fragment& fragment) const
+  template <class How, class Row, class Seen, class Registers>
+  CUTE_DEVICE void load(How how, Row const& row, Seen seen, Registers fragment) const
   {
-    if (present) { feature.load(span, fragment); }
+    feature.load(how, row, seen, fragment, present);
   }
 
   template <class Span, class Fragment, class ScoreVector>

@@ -6,6 +6,48 @@
 
 namespace softmax::ptx {
 
+// The word at an address of global memory where it is wanted; elsewhere `value` stays. A predicate in place of a branch: around
+// branches ptxas moves a load behind the use of the one before it, and their latencies add up.
+CUTE_DEVICE void load_if(bool wanted, uint4 const* address, uint4& value)
+{
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
+               : "+r"(value.x), "+r"(value.y), "+r"(value.z), "+r"(value.w)
+               : "l"(__cvta_generic_to_global(address)), "r"(uint32_t(wanted)));
+}
+
+CUTE_DEVICE void load_if(bool wanted, uint2 const* address, uint2& value)
+{
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.v2.u32 {%0, %1}, [%2];}"
+               : "+r"(value.x), "+r"(value.y)
+               : "l"(__cvta_generic_to_global(address)), "r"(uint32_t(wanted)));
+}
+
+CUTE_DEVICE void load_if(bool wanted, uint32_t const* address, uint32_t& value)
+{
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.u32 %0, [%1];}"
+               : "+r"(value) : "l"(__cvta_generic_to_global(address)), "r"(uint32_t(wanted)));
+}
+
+CUTE_DEVICE void load_if(bool wanted, uint16_t const* address, uint32_t& value)
+{
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.u16 %0, [%1];}"
+               : "+r"(value) : "l"(__cvta_generic_to_global(address)), "r"(uint32_t(wanted)));
+}
+
+CUTE_DEVICE void load_if(bool wanted, uint8_t const* address, uint32_t& value)
+{
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.u8 %0, [%1];}"
+               : "+r"(value) : "l"(__cvta_generic_to_global(address)), "r"(uint32_t(wanted)));
+}
+
+template <class Word>
+CUTE_DEVICE void load_if(bool wanted, Word const* address, Word& value)
+{
+  uint32_t wide = value;
+  load_if(wanted, address, wide);
+  value = Word(wide);
+}
+
 // 2^x with a relative error of at most 2^-22.5; subnormal results flush to zero.
 CUTE_DEVICE float ex2(float x)
 {
@@ -65,6 +107,13 @@ CUTE_DEVICE uint32_t pack<cutlass::bfloat16_t>(float low, float high)
 {
   __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<uint32_t const&>(pair);
+}
+
+// The low halves of two registers in one, and the low bytes of four.
+CUTE_DEVICE uint32_t join(uint16_t const* /*of*/, uint32_t const* each) { return __byte_perm(each[0], each[1], 0x5410); }
+CUTE_DEVICE uint32_t join(uint8_t const* /*of*/, uint32_t const* each)
+{
+  return __byte_perm(__byte_perm(each[0], each[1], 0x0040), __byte_perm(each[2], each[3], 0x0040), 0x5410);
 }
 
 // a ^ b, hidden from the optimiser: it would fold the xor into the comparison of every field of the register, which then

@@ -38,7 +38,7 @@ CUTE_DEVICE Accumulator group_sum(Accumulator value, uint32_t members = kWarp)
 
 // What is known of a row from some of its scores: their maximum, and the sum of unit * exp(z - max).
 template <class Numeric>
-struct MaxSum
+struct alignas(2 * sizeof(typename Numeric::Accumulator)) MaxSum  // moves in one access
 {
   typename Numeric::Accumulator max;
   typename Numeric::Accumulator sum;

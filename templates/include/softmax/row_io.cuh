@@ -2,6 +2,8 @@
 
 #include <cute/tensor.hpp>
 
+#include <softmax/ptx.cuh>
+
 // How the lanes that share a row divide its columns, and how their parts move between memory and registers.
 //
 // A row is cut into vectors of Vec elements, dealt to the lanes in turn: lane l holds the vectors l, l + Lanes, ...
@@ -10,13 +12,17 @@
 
 namespace softmax {
 
+// A register or up to four, in which Vec elements move.
+template <class Element, int Vec, int Bytes = cute::min(Vec * int(sizeof(Element)), 16)>
+using Access = cute::conditional_t<
+    Bytes == 16, uint4, cute::conditional_t<Bytes == 8, uint2, cute::uint_bit_t<8 * Bytes>>>;
+
 // Vec neighbouring columns of a row, from `column` on. They are this lane's to handle when column < end. What is streamed
 // leaves L2 first, which so keeps the rows that will be read again.
-template <int Vec, bool Aligned_, bool Streamed = false>
+template <int Vec, bool Streamed = false>
 struct Span
 {
-  static constexpr bool Aligned = Aligned_;
-  static constexpr int Width    = Vec;
+  static constexpr int Width = Vec;
 
   int column;
   int end;
@@ -25,19 +31,48 @@ struct Span
   CUTE_DEVICE Span behind(int begin) const { return {column, column + Vec <= begin ? column : end}; }
   CUTE_DEVICE Span behind(cute::_0) const { return *this; }
 
-  // Accesses of 16 bytes where the operand is aligned to it; an operand in another phase than the output is read by elements.
+  // From global memory, where it is `wanted`. The operand is aligned to the words in which it moves.
   template <class Element, class Fragment>
-  CUTE_DEVICE void load(Element const* row, Fragment&& rX /* (V) */) const
+  CUTE_DEVICE void load(bool wanted, Element const* row, Fragment&& rX /* (V) */) const
+  {
+    using Word             = Access<Element, Vec>;
+    auto const* const from = reinterpret_cast<Word const*>(row + column);
+    cute::Tensor rWord     = cute::recast<Word>(rX);  // (V/elements of a word)
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(rWord); ++i) { ptx::load_if(wanted && column < end, from + i, rWord(i)); }
+  }
+
+  // Element by element, at any alignment. Registers of several are put together once all are under way.
+  template <class Element, class Fragment>
+  CUTE_DEVICE void gather(Element const* row, Fragment&& rX /* (V) */) const
+  {
+    using namespace cute;
+    if constexpr (sizeof(Element) < sizeof(uint32_t) && Vec * sizeof(Element) % sizeof(uint32_t) == 0) {
+      constexpr int PerRegister = sizeof(uint32_t) / sizeof(Element);
+      auto const* const from    = reinterpret_cast<Access<Element, 1> const*>(row + column);
+      uint32_t each[Vec]        = {};
+      CUTE_UNROLL
+      for (int v = 0; v < Vec; ++v) { ptx::load_if(column < end, from + v, each[v]); }
+
+      Tensor rJoined = recast<uint32_t>(rX);  // (V/PerRegister)
+      CUTE_UNROLL
+      for (int i = 0; i < size(rJoined); ++i) { rJoined(i) = ptx::join(from, each + PerRegister * i); }
+    } else {
+      if (column < end) {
+        CUTE_UNROLL
+        for (int v = 0; v < Vec; ++v) { rX(v) = row[column + v]; }
+      }
+    }
+  }
+
+  // From shared memory.
+  template <class Element, class Fragment>
+  CUTE_DEVICE void read(Element const* row, Fragment&& rX /* (V) */) const
   {
     using namespace cute;
     if (column < end) {
-      Tensor gX = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
-      if (Aligned || is_aligned(row + column)) {
-        copy(AutoVectorizingCopyWithAssumedAlignment<8 * access_bytes<Element>()>{}, gX, rX);
-      } else {
-        CUTE_UNROLL
-        for (int v = 0; v < Vec; ++v) { rX(v) = gX(v); }
-      }
+      Tensor sX = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
+      copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(Access<Element, Vec>)>{}, sX, rX);
     }
   }
 
@@ -53,22 +88,9 @@ struct Span
           __stcs(reinterpret_cast<uint4*>(row + column) + i, recast<uint4>(rY)(i));
         }
       } else {
-        copy(AutoVectorizingCopyWithAssumedAlignment<8 * access_bytes<Element>()>{}, rY, gY);
+        copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(Access<Element, Vec>)>{}, rY, gY);
       }
     }
-  }
-
-private:
-  template <class Element>
-  CUTE_DEVICE static constexpr int access_bytes()
-  {
-    return cute::min(Vec * int(sizeof(Element)), 16);
-  }
-
-  template <class Element>
-  CUTE_DEVICE static bool is_aligned(Element const* address)
-  {
-    return reinterpret_cast<uintptr_t>(address) % access_bytes<Element>() == 0;
   }
 };
 
@@ -128,7 +150,10 @@ CUTE_DEVICE auto make_row_fragment()
 
 // As the end of a row: none of its vectors is left out.
 struct EveryColumn
-{};
+{
+  EveryColumn() = default;
+  CUTE_DEVICE explicit constexpr EveryColumn(int /*end*/) {}
+};
 constexpr EveryColumn kEveryColumn;
 
 // body(part) for the parts that reach into the first `end` columns of a row.
@@ -143,6 +168,36 @@ CUTE_DEVICE void for_each_part(Row const& row, End end, Body body)
   if constexpr (Row::Edges > 0) {
     CUTE_UNROLL
     for (int edge = 0; edge < Row::Edges; ++edge) { body(EdgePart<Row>{Row::Chunks + edge}); }
+  }
+}
+
+// How the vectors of an operand are loaded: whole where they are aligned, element by element where they are not.
+struct Whole
+{};
+struct ByElement
+{};
+
+// The columns seen(part) of an operand into registers(part), of every part of a row whose vectors are loaded in this way. What a row
+// needs is all loaded whole before any of it is by element: that is a branch, and ptxas moves the use of what was loaded before a
+// branch ahead of it.
+template <class Row, class Seen, class Element, class Registers>
+CUTE_DEVICE void load_parts(
+    Whole, Row const& row, Seen seen, Element const* operand /* (K) */, Registers registers, bool wanted = true)
+{
+  bool const aligned = row.is_aligned(operand);
+  for_each_part(row, kEveryColumn, [&](auto part) {
+    seen(part).load(wanted && (aligned || part.Width == 1), operand, registers(part));
+  });
+}
+
+template <class Row, class Seen, class Element, class Registers>
+CUTE_DEVICE void load_parts(
+    ByElement, Row const& row, Seen seen, Element const* operand /* (K) */, Registers registers, bool wanted = true)
+{
+  if (wanted && !row.is_aligned(operand)) {
+    for_each_part(row, kEveryColumn, [&](auto part) {
+      if constexpr (part.Width > 1) { seen(part).gather(operand, registers(part)); }
+    });
   }
 }
 
@@ -166,6 +221,7 @@ struct Share
 //   Vec, Lanes, Chunks, Edges                      how many columns a lane holds, and how
 //   Near                                           it lies in shared memory: its elements are read where they are used
 //   vector(c, end), edge(edge, end) -> span        the columns of a lane's parts
+//   is_aligned(operand)                            whether its vectors may be loaded whole
 //   reaches(c, end)                                whether any lane's vector c has columns before `end` that are worth a visit;
 //                                                  before kEveryColumn: whether it may be loaded
 
@@ -195,8 +251,14 @@ struct AlignedRow
 
   CUTE_DEVICE static bool reaches(int /*c*/, EveryColumn) { return true; }
 
+  template <class Element>
+  CUTE_DEVICE static cute::true_type is_aligned(Element const* /*operand*/)
+  {
+    return {};
+  }
+
   // The lane's vector c, c < Chunks, as far as it begins before `end`.
-  CUTE_DEVICE Span<Vec, true> vector(int c, int end) const { return {Vec * (share.first + Lanes * c), end}; }
+  CUTE_DEVICE Span<Vec> vector(int c, int end) const { return {Vec * (share.first + Lanes * c), end}; }
 };
 
 // Rows start anywhere. The cuts follow the vector boundaries of the output, so every vector is stored whole; the fewer than
@@ -204,9 +266,7 @@ struct AlignedRow
 //
 //   | head | vector 0 | vector 1 | ... | vector n-1 | tail |
 //   0      head                                     body   K
-//
-// InPhase promises that every operand lies at the phase of the output.
-template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false, bool InPhase = false, bool Streamed = false>
+template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false, bool Streamed = false>
 struct RaggedRow
 {
   static constexpr int Vec     = Vec_;
@@ -233,13 +293,19 @@ struct RaggedRow
   CUTE_DEVICE bool reaches(int c, int end) const { return Vec < 4 || c == 0 || Vec * (share.begin + Lanes * c) < end; }
   CUTE_DEVICE static bool reaches(int /*c*/, EveryColumn) { return true; }
 
-  CUTE_DEVICE Span<Vec, InPhase, Streamed> vector(int c, int end) const
+  template <class Element>
+  CUTE_DEVICE bool is_aligned(Element const* operand) const
+  {
+    return reinterpret_cast<uintptr_t>(operand + head) % sizeof(Access<Element, Vec>) == 0;
+  }
+
+  CUTE_DEVICE Span<Vec, Streamed> vector(int c, int end) const
   {
     return {head + Vec * (share.first + Lanes * c), cute::min(end, body)};
   }
 
   // The lane's column number `edge` of head and tail together; at or beyond K where there is none.
-  CUTE_DEVICE Span<1, true> edge(int edge, int end) const
+  CUTE_DEVICE Span<1> edge(int edge, int end) const
   {
     int const i = thread + Lanes * edge;
     return {i < head ? i : body + (i - head), end};

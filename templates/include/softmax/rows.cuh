@@ -9,6 +9,9 @@ namespace softmax {
 
 constexpr int kMaxRank = 4;
 
+// Registers are to leave room for so many CTAs on an SM. For sm_120 ptxas takes up to a third more of them for the same code.
+constexpr int ctas_per_sm(int most) { return __CUDA_ARCH__ < 1200 || most == 1 ? most : most * 3 / 4; }
+
 // n / divisor for 0 <= n < 2^31, by the high word of a product and a shift.
 //   shift = ceil(log2(divisor)), multiplier = ceil(2^(31 + shift) / divisor):  n / divisor = 2 n multiplier / 2^(32 + shift)
 // The error is below n / 2^(31 + shift) < 1 / divisor, so the quotient is exact.

@@ -14,7 +14,7 @@
 //   Narrows, end(k) -> int                         columns at and beyond the end are hidden: neither read nor computed
 //   Begins, begin() -> int                         columns before it are hidden and not read (never: a static 0)
 //   Fragment<Vec>                                  the registers it needs for a vector
-//   load(span, fragment)                           fills them; issued together with the loads of x
+//   load(how, row, seen, fragment)                 fills fragment(part) of every part with its columns seen(part), by load_parts
 //   apply(span, fragment, rZ)                      makes of the vector's scores what they are
 // A new one is a header beside this; nothing here changes.
 
@@ -64,16 +64,23 @@ public:
     clear(rX);
     RowFragments<Row> fragments = {};
 
-    // All loads from global memory are issued before the first use; those beyond K are predicated off, not branched around.
-    for_each_part(row, kEveryColumn, [&](auto part) {
-      auto const span = visible(part.span(row, end));
-      if constexpr (!Row::Near) { span.load(x, part.of(rX)); }
-      load_fragments(span, fragments.of(part));
+    // All loads from global memory are issued before the first use.
+    auto const seen = [&](auto part) { return visible(part.span(row, end)); };
+    for_each(make_tuple(Whole{}, ByElement{}), [&](auto how) {
+      if constexpr (!Row::Near) {
+        load_parts(how, row, seen, x, [&](auto part) { return part.of(rX); });
+      }
+      for_each(make_seq<sizeof...(Features)>{}, [&](auto i) {
+        constexpr int I = decltype(i)::value;
+        get<I>(features_).load(how, row, seen, [&](auto part) -> auto& { return get<I>(fragments.of(part)); });
+      });
     });
-    for_each_part(row, end, [&](auto part) {
-      auto const span = visible(part.span(row, end));
-      if constexpr (Row::Near) { span.load(x, part.of(rX)); }
-      score(span, part.of(rX), fragments.of(part), part.of(rZ));
+    // What comes from global memory is used wherever its vector ends: to a branch around the use ptxas would move the load, and
+    // each would wait for the one before.
+    auto const used = cute::conditional_t<Row::Near, int, EveryColumn>{end};
+    for_each_part(row, used, [&](auto part) {
+      if constexpr (Row::Near) { seen(part).read(x, part.of(rX)); }
+      score(seen(part), part.of(rX), fragments.of(part), part.of(rZ));
     });
   }
 
@@ -104,14 +111,6 @@ private:
   {
     if constexpr (Begins) { return span.behind(begin()); }
     return span;
-  }
-
-  template <class Span, class Fragments>
-  CUTE_DEVICE void load_fragments(Span const& span, Fragments& fragments) const
-  {
-    cute::for_each(cute::make_seq<sizeof...(Features)>{}, [&](auto i) {
-      cute::get<i>(features_).load(span, cute::get<i>(fragments));
-    });
   }
 
   template <class Span, class Vector, class Fragments, class ScoreVector>

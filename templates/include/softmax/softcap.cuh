@@ -30,8 +30,8 @@ struct Softcap
   CUTE_DEVICE static cute::_0 begin() { return {}; }
   CUTE_DEVICE int end(int end) const { return end; }
 
-  template <class Span>
-  CUTE_DEVICE void load(Span const&, NoFragment) const
+  template <class How, class Row, class Seen, class Registers>
+  CUTE_DEVICE void load(How, Row const&, Seen, Registers) const
   {}
 
   template <class Span, class ScoreVector>

@@ -97,14 +97,21 @@ struct TensorMask
   CUTE_DEVICE static cute::_0 begin() { return {}; }
   CUTE_DEVICE int end(int end) const { return end; }
 
-  template <class Span, int Vec>
-  CUTE_DEVICE void load(Span const& span, Fragment<Vec>& fragment) const
+  template <class How, class Row, class Seen, class Registers>
+  CUTE_DEVICE void load(How how, Row const& scores, Seen seen, Registers fragment, bool wanted = true) const
   {
     using namespace cute;
-    using Register = typename Fragment<Vec>::Register;
-    fill(fragment.registers, Register(span.column < span.end ? background : 0));
-    Tensor rM = make_tensor(reinterpret_cast<Bits*>(fragment.registers.data()), Shape<Int<Vec>>{});  // (V)
-    if (per_column) { span.load(row, rM); }
+    if constexpr (is_same_v<How, Whole>) {
+      for_each_part(scores, kEveryColumn, [&](auto part) {
+        using Register  = typename Fragment<part.Width>::Register;
+        auto const span = seen(part);
+        fill(fragment(part).registers, Register(span.column < span.end ? background : 0));
+      });
+    }
+    auto const elements = [&](auto part) {
+      return make_tensor(reinterpret_cast<Bits*>(fragment(part).registers.data()), Shape<Int<part.Width>>{});  // (V)
+    };
+    load_parts(how, scores, seen, row, elements, wanted && per_column);
   }
 
   template <class Span, int Vec, class ScoreVector>

@@ -28,29 +28,26 @@ struct TileRow
   static constexpr int Edges  = Aligned ? 0 : (Vec - 1 + Lanes - 1) / Lanes;
   static constexpr bool Near  = true;
 
-  // Vec neighbouring columns, as a Span, in accesses of one element.
-  struct Singles
+  // A Span in accesses of one element.
+  struct Singles : Span<Vec>
   {
-    int column;
-    int end;
-
     CUTE_DEVICE Singles behind(cute::_0) const { return *this; }
 
     template <class Element, class Fragment>
-    CUTE_DEVICE void load(Element const* row, Fragment&& rX /* (V) */) const
+    CUTE_DEVICE void read(Element const* row, Fragment&& rX /* (V) */) const
     {
-      if (column < end) {
+      if (this->column < this->end) {
         CUTE_UNROLL
-        for (int v = 0; v < Vec; ++v) { rX(v) = row[column + v]; }
+        for (int v = 0; v < Vec; ++v) { rX(v) = row[this->column + v]; }
       }
     }
 
     template <class Element, class Fragment>
     CUTE_DEVICE void store(Element* row, Fragment const& rY /* (V) */) const
     {
-      if (column < end) {
+      if (this->column < this->end) {
         CUTE_UNROLL
-        for (int v = 0; v < Vec; ++v) { row[column + v] = rY(v); }
+        for (int v = 0; v < Vec; ++v) { row[this->column + v] = rY(v); }
       }
     }
   };
@@ -64,17 +61,23 @@ struct TileRow
     return Vec < 4 || Vec * Lanes * c + Vec <= k;
   }
 
+  template <class Element>
+  CUTE_DEVICE static cute::bool_constant<Aligned> is_aligned(Element const* /*operand*/)
+  {
+    return {};
+  }
+
   CUTE_DEVICE auto vector(int c, int end) const
   {
     int const column = Vec * (lane + Lanes * c);
     if constexpr (Aligned) {
-      return Span<Vec, true>{column, end};
+      return Span<Vec>{column, end};
     } else {
-      return Singles{column, Lanes == 1 ? end : cute::min(end, body())};
+      return Singles{{column, Lanes == 1 ? end : cute::min(end, body())}};
     }
   }
 
-  CUTE_DEVICE Span<1, true> edge(int edge, int end) const { return {body() + lane + Lanes * edge, end}; }
+  CUTE_DEVICE Span<1> edge(int edge, int end) const { return {body() + lane + Lanes * edge, end}; }
 
 private:
   CUTE_DEVICE int body() const { return k / Vec * Vec; }
@@ -112,7 +115,7 @@ public:
   CUTE_DEVICE void load(Sources const&... sources) const
   {
     if (tile_.flat) {
-      copy_range<false>(every_part(), Copy{sources.global + flat_offset(), sources.sTile}...);
+      load_range(every_part(), sources...);
     } else {
       load_rows([&](int /*r*/) { return k(); }, sources...);
     }
@@ -125,7 +128,7 @@ public:
   {
     auto const taken = [&](int r) { return cute::min((visible(r) + RowVec - 1) / RowVec * RowVec, k()); };
     if (tile_.flat) {
-      copy_range<false>(all ? every_part() : parts_of(taken), Copy{sources.global + flat_offset(), sources.sTile}...);
+      load_range(all ? every_part() : parts_of(taken), sources...);
     } else {
       load_rows(taken, sources...);
     }
@@ -134,7 +137,7 @@ public:
   CUTE_DEVICE void store(Element const* sTile /* (count,K) */, Element* target, RowStrides const& strides) const
   {
     if (tile_.flat) {
-      copy_range<true>(every_part(), Copy{sTile, target + flat_offset()});
+      store_range(sTile, target + flat_offset());
     } else {
       for_each_row([&](RowIndex const& index, int r, int lane) {
         Element* const row = target + index.offset(strides, rows_.rank);
@@ -147,14 +150,8 @@ public:
 private:
   static constexpr int Vec   = 16 / sizeof(Element);
   static constexpr int Lanes = 4;
-  template <bool InPhase>
-  using Range = RaggedRow<Vec, Threads, /*Chunks=*/Vectors, /*ByWarp=*/false, InPhase>;
-
-  struct Copy
-  {
-    Element const* source;
-    Element* target;
-  };
+  using Range                = RaggedRow<Vec, Threads, /*Chunks=*/Vectors>;
+  using Fragment             = decltype(make_row_fragment<Range, Element>());
 
   Rows const& rows_;
   TileParams const& tile_;
@@ -172,50 +169,52 @@ private:
   template <class Taken>
   CUTE_DEVICE uint32_t parts_of(Taken taken) const
   {
-    using Row = Range<false>;
     int const n = count_ * k();
-    Row const range(threadIdx.x, output_, n);
+    Range const range(threadIdx.x, output_, n);
     uint32_t parts = 0;
     CUTE_NO_UNROLL
-    for (int c = 0; c <= Row::Chunks; ++c) {
-      int const begin = c < Row::Chunks ? range.vector(c, n).column : range.edge(0, n).column;
-      int const end   = cute::min(begin + (c < Row::Chunks ? Vec : 1), n);
+    for (int c = 0; c <= Vectors; ++c) {
+      int const begin = c < Vectors ? range.vector(c, n).column : range.edge(0, n).column;
+      int const end   = cute::min(begin + (c < Vectors ? Vec : 1), n);
       CUTE_NO_UNROLL
       for (int r = begin / k(); r * k() < end; ++r) { parts |= uint32_t(cute::max(begin - r * k(), 0) < taken(r)) << c; }
     }
     return parts;
   }
 
-  // All reads are issued before the first write.
-  template <bool InPhase, class... Copies>
-  CUTE_DEVICE void copy_range(uint32_t parts, Copies const&... copies) const
+  // All loads are issued before the first write to shared memory.
+  template <class... Sources>
+  CUTE_DEVICE void load_range(uint32_t parts, Sources const&... sources) const
   {
-    using Row   = Range<InPhase>;
+    constexpr int N           = sizeof...(Sources);
+    Element const* const gX[] = {sources.global + flat_offset()...};
+    Element* const sX[]       = {sources.sTile...};
+    Fragment rX[N];
+
     int const n = count_ * k();
-    Row const range(threadIdx.x, output_, n);
-    store_ranges(range, n, cute::make_tuple(read_range(range, n, parts, copies.source)...), copies...);
+    Range const range(threadIdx.x, output_, n);
+    auto const seen = [&](auto part) { return part.span(range, parts >> part.c & 1 ? n : 0); };
+    CUTE_UNROLL
+    for (int i = 0; i < N; ++i) { cute::clear(rX[i]); }
+    cute::for_each(cute::make_tuple(Whole{}, ByElement{}), [&](auto how) {
+      CUTE_UNROLL
+      for (int i = 0; i < N; ++i) {
+        load_parts(how, range, seen, gX[i], [&](auto part) { return part.of(rX[i]); });
+      }
+    });
+    CUTE_UNROLL
+    for (int i = 0; i < N; ++i) {
+      for_each_part(range, n, [&](auto part) { part.span(range, n).store(sX[i], part.of(rX[i])); });
+    }
   }
 
-  template <class Row, class Fragments, class... Copies>
-  CUTE_DEVICE static void store_ranges(Row const& range, int n, Fragments const& fragments, Copies const&... copies)
+  CUTE_DEVICE void store_range(Element const* sTile, Element* target) const
   {
-    int i = 0;
-    cute::for_each(fragments, [&](auto const& rT) {
-      Element* const targets[] = {copies.target...};
-      for_each_part(range, n, [&](auto part) { part.span(range, n).store(targets[i], part.of(rT)); });
-      ++i;
-    });
-  }
-
-  template <class Row>
-  CUTE_DEVICE static auto read_range(Row const& range, int n, uint32_t parts, Element const* source)
-  {
-    cute::Tensor rT = make_row_fragment<Row, Element>();  // (V*C+E)
-    cute::clear(rT);
-    for_each_part(range, n, [&](auto part) {
-      if (parts >> part.c & 1) { part.span(range, n).load(source, part.of(rT)); }
-    });
-    return rT;
+    int const n = count_ * k();
+    Range const range(threadIdx.x, output_, n);
+    Fragment rY;
+    for_each_part(range, n, [&](auto part) { part.span(range, n).read(sTile, part.of(rY)); });
+    for_each_part(range, n, [&](auto part) { part.span(range, n).store(target, part.of(rY)); });
   }
 
   template <class Taken, class... Sources>
