@@ -149,7 +149,7 @@ class Kernel:
             self._large_clusters.add(device)
 
     def _permit(self, attribute: str, value: int, device: int) -> None:
-        which = cuda.CUfunction_attribute[f"CU_FUNC_ATTRIBUTE_{attribute}"]
+        which = getattr(cuda.CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{attribute}")
         handle = check("cuDeviceGet", cuda.cuDeviceGet(device))
         check("cuKernelSetAttribute", cuda.cuKernelSetAttribute(which, value, self._kernel, handle))
 

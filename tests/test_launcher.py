@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cuda.bindings import driver as cuda
 
 from softmax_ops import launcher
 from softmax_ops.artifacts import catalog
@@ -303,6 +305,15 @@ def test_shared_memory_beyond_48_kib_is_asked_for_once_per_device(serve: Serve, 
     wanted = [[8, shared_bytes, 0], [8, shared_bytes, 1]]  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     assert asked == (wanted if shared_bytes > 48 * 1024 else [])
     assert {call.shared_bytes for call in stub_driver.launches()} == {shared_bytes}
+
+
+@isolated
+def test_an_enumeration_that_takes_no_subscript(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of cuda-bindings from 13.2 on."""
+    members = SimpleNamespace(**cuda.CUfunction_attribute.__members__)
+    monkeypatch.setattr(cuda, "CUfunction_attribute", members)
+    launch(changed(serve, shared_bytes=48 * 1024 + 1))
+    assert len(stub_driver.calls("cuKernelSetAttribute")) == 1
 
 
 @isolated
