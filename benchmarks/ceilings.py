@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .cells import ELEMENT_BYTES, Cell
-from .providers import Call, needs
+from .providers import Call, Provider, needs
 from .tensors import Tensors
 
 
@@ -26,6 +26,11 @@ class Ceiling:
     call: Call
     bytes: Callable[[Cell], int]
     absent: Callable[[], str | None] = lambda: None
+
+    @property
+    def provider(self) -> Provider:
+        """That computes it, for every cell."""
+        return Provider(self.name, lambda cell: self.call, self.absent)
 
 
 def of_cell(cell: Cell) -> list[Ceiling]:

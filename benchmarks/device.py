@@ -90,18 +90,20 @@ class Cuda:
         }
 
     def clocks(self) -> dict[str, int]:
-        found = _smi("clocks.sm,clocks.mem")
-        return {} if found is None else dict(zip(("sm", "memory"), map(int, found.split(",")), strict=True))
+        found = (_smi("clocks.sm,clocks.mem") or "").split(",")
+        told = zip(("sm", "memory"), map(str.strip, found), strict=False)
+        return {name: int(value) for name, value in told if value.isdecimal()}  # some machines tell "[N/A]"
 
     def capture(self, calls: Sequence[Callable[[], torch.Tensor]]) -> Graph:
-        side = torch.cuda.Stream()  # what is not ready yet (kernels, workspaces) becomes so outside the capture
-        side.wait_stream(torch.cuda.current_stream())
+        own, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(own)  # what is not ready yet (kernels, workspaces) becomes so outside the capture
         with torch.cuda.stream(side):
             calls[0]()
-        torch.cuda.current_stream().wait_stream(side)
+        own.wait_stream(side)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Where the end of a capture raises, torch.cuda.graph leaves its stream current. Other threads may be compiling.
+        with torch.cuda.stream(own), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = [call() for call in calls]
         return Graph(graph.replay, results)
 

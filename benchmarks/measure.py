@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +13,7 @@ import torch
 from . import ceilings, correctness, tensors
 from .cells import Cell
 from .device import Device, Graph
-from .providers import OURS, Call, Provider, ours
+from .providers import OURS, Provider, in_brief, ours
 from .results import Row
 from .tensors import Tensors
 from .timing import interleaved
@@ -39,32 +39,35 @@ class _Found:
 
 def measure(cell: Cell, device: Device, providers: Sequence[Provider], date: str) -> Row:
     """The row of a cell, without the number of its environment. Raises DeviceLost; all else becomes part of the row."""
-    sets, seed = tensors.sets_of(cell, device.l2_bytes), zlib.crc32(cell.key.encode())
-    row = Row(cell.key, cell.bytes, date, sets=sets)
-    found = _Found()
+    row = Row(cell.key, cell.bytes, date, sets=tensors.sets_of(cell, device.l2_bytes))
     try:
-        made = tensors.make(cell, device.torch_device, sets, seed)
-        row = replace(row, kernel=_kernel(cell, made[0]))
-        copies = _ceilings(cell, device, made, found, row)
-        competing = _providers(cell, device, made, providers, found, row)
-        times = interleaved(device, found.graphs, seed)
-        clocks = device.clocks()
-        errors = _errors(cell, device, made[0], competing, found.graphs)
+        return _measured(cell, device, providers, row)
     except DeviceLost:
         raise
-    except (RuntimeError, MemoryError) as error:  # of the device as a whole: out of memory, a fault in a replay
-        row = replace(row, failed={"device": _words(error)})
-        _must_answer(device, row, "a round of all")
-        return row
+    except Exception as error:  # of the cell as a whole: out of memory, a fault in a round
+        row = replace(row, failed={"device": in_brief(error)})
     finally:
-        found.graphs.clear()
-        made = []
-        device.release()
+        with suppress(RuntimeError):  # a lost device gives nothing back
+            device.release()
+    _must_answer(device, row)
+    return row
+
+
+def _measured(cell: Cell, device: Device, providers: Sequence[Provider], row: Row) -> Row:
+    """Its tensors and graphs are gone when it returns."""
+    seed, found = zlib.crc32(cell.key.encode()), _Found()
+    made = tensors.make(cell, device.torch_device, row.sets, seed)
+    row = replace(row, kernel=_kernel(cell, made[0], found))
+    copies = [each for each in ceilings.of_cell(cell) if _captured(each.provider, cell, device, made, found, row)]
+    competing = [each for each in providers if _captured(each, cell, device, made, found, row)]
+    times = interleaved(device, found.graphs, seed)
+    clocks = device.clocks()
+    errors = _errors(cell, device, made[0], competing, found.graphs)
     return replace(
         row,
         clocks=clocks,
-        times={provider.name: _per_call(times[provider.name], sets) for provider in competing},
-        ceilings={ceiling.name: _per_call(times[ceiling.name], sets) for ceiling in copies},
+        times={provider.name: _per_call(times[provider.name], row.sets) for provider in competing},
+        ceilings={ceiling.name: _per_call(times[ceiling.name], row.sets) for ceiling in copies},
         ceiling_bytes={ceiling.name: ceiling.bytes(cell) for ceiling in copies},
         errors=errors,
         wrong=tuple(provider.name for provider in competing if not errors[provider.name] <= provider.allowed),
@@ -74,61 +77,52 @@ def measure(cell: Cell, device: Device, providers: Sequence[Provider], date: str
     )
 
 
-def _kernel(cell: Cell, made: Tensors) -> str | None:
+def _kernel(cell: Cell, made: Tensors, found: _Found) -> str | None:
     """The name of our kernel, where there is one."""
-    with suppress(LookupError):
+    try:
         explanation = ours.explanation(cell, made)
         return None if explanation is None else explanation.variant
-    return None
+    except Exception as error:  # the call itself says what becomes of it
+        found.failed["explain"] = in_brief(error)
+        return None
 
 
-def _ceilings(cell: Cell, device: Device, made: list[Tensors], found: _Found, row: Row) -> list[ceilings.Ceiling]:
-    captured = []
-    for ceiling in ceilings.of_cell(cell):
-        if reason := ceiling.absent():
-            found.absent[ceiling.name] = reason
-        elif _captured(ceiling.name, partial(_itself, ceiling.call), device, made, found, row):
-            captured.append(ceiling)
-    return captured
-
-
-def _providers(
-    cell: Cell, device: Device, made: list[Tensors], providers: Sequence[Provider], found: _Found, row: Row
-) -> list[Provider]:
-    captured = []
-    for provider in providers:
-        if reason := provider.absent():
-            found.absent[provider.name] = reason
-        elif reason := provider.refuses(cell):
-            found.refused[provider.name] = reason
-        elif _captured(provider.name, partial(provider.prepare, cell), device, made, found, row):
-            captured.append(provider)
-    return captured
-
-
-def _itself(call: Call) -> Call:
-    return call
-
-
-def _captured(
-    name: str, prepare: Callable[[], Call], device: Device, made: list[Tensors], found: _Found, row: Row
-) -> bool:
-    """Whether a graph of the calls over every set could be made; what it raised is noted."""
-    try:
-        call = prepare()
-        found.graphs[name] = device.capture([partial(call, each) for each in made])
-    except Exception as error:  # a peer may raise anything; none of it may end the run
-        found.failed[name] = _words(error)
-        _must_answer(device, row, name)
+def _captured(provider: Provider, cell: Cell, device: Device, made: list[Tensors], found: _Found, row: Row) -> bool:
+    """Whether there is a graph of the calls over every set, replayed once; if not, why is noted."""
+    name = provider.name
+    if reason := provider.why_absent():
+        found.absent[name] = reason
         return False
+    try:
+        if reason := provider.refuses(cell):
+            found.refused[name] = reason
+            return False
+        call = provider.prepare(cell)
+        graph = device.capture([partial(call, each) for each in made])
+        _check_shapes(graph, cell)
+        device.time(graph, 1)
+    except Exception as error:  # a peer may raise anything; none of it may end the run
+        found.failed[name] = in_brief(error)
+        _must_answer(device, replace(row, failed={"device": f"{name}: {in_brief(error)}"}))
+        return False
+    found.graphs[name] = graph
     return True
 
 
-def _must_answer(device: Device, row: Row, name: str) -> None:
+def _check_shapes(graph: Graph, cell: Cell) -> None:
+    """Raises TypeError for a call that returns something else than a tensor of the scores' shape."""
+    for result in graph.results:
+        shape = tuple(getattr(result, "shape", ()))
+        if shape != cell.shape:
+            raise TypeError(f"a call returned a {type(result).__name__} of shape {shape}, not {cell.shape}")
+
+
+def _must_answer(device: Device, row: Row) -> None:
+    """Raises DeviceLost where the failure that the row tells of took the device with it."""
     try:
         device.synchronize()
     except RuntimeError as error:
-        raise DeviceLost(replace(row, failed={"device": f"{name}: {_words(error)}"})) from error
+        raise DeviceLost(row) from error
 
 
 def _errors(
@@ -146,12 +140,6 @@ def _errors(
 
 def _per_call(times: list[float], sets: int) -> list[float]:
     return [round(value / sets, 4) for value in times]
-
-
-def _words(error: BaseException) -> str:
-    """Type and first line: whole tracebacks of compilers are pages."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def describe(row: Row) -> str:

@@ -49,7 +49,7 @@ def run(
     left = [cell for cell in cells if not results.done(cell, number)]
     say(f"{device.name}: {len(cells) - len(left)} of {len(cells)} cells measured before; {path}")
     for provider in providers:
-        if reason := provider.absent():
+        if reason := provider.why_absent():
             say(f"absent: {provider.name}: {reason}")
     deadline = now() + budget_s
     for done, cell in enumerate(left):

@@ -38,14 +38,23 @@ def spread(values: list[float]) -> Spread:
 def interleaved(device: Device, graphs: Mapping[str, Graph], seed: int) -> dict[str, list[float]]:
     """Microseconds of one replay of each graph, round by round; several replays make one window where one is short."""
     replays = {}
-    for name, graph in graphs.items():
+    for name in graphs:
         for _ in range(WARM_UPS):
-            estimate = device.time(graph, 1)
+            estimate = _turn(device, graphs, name, 1)
         replays[name] = max(ceil(WINDOW_US / max(estimate, 1.0)), 1)
     times: dict[str, list[float]] = {name: [] for name in graphs}
     order, turns = list(graphs), random.Random(seed)
     for _ in range(ROUNDS):
         turns.shuffle(order)
         for name in order:
-            times[name].append(device.time(graphs[name], replays[name]) / replays[name])
+            times[name].append(_turn(device, graphs, name, replays[name]) / replays[name])
     return times
+
+
+def _turn(device: Device, graphs: Mapping[str, Graph], name: str, replays: int) -> float:
+    """Microseconds of so many replays; what they raise says whose they were."""
+    try:
+        return device.time(graphs[name], replays)
+    except Exception as error:
+        error.add_note(f"in a turn of {name}")
+        raise

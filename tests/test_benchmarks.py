@@ -7,8 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -363,9 +366,62 @@ def test_a_lost_device_ends_the_run_and_is_remembered(tmp_path: Path) -> None:
     with pytest.raises(measure.DeviceLost, match=r"first.*fatal"):
         measured(tmp_path, RIGHT, provider("fatal", 1.0, fatal), device=fake)
     row = Results.load(tmp_path / "cells.json").rows[SMALL[0].key]
-    assert row.is_failure and "fatal: RuntimeError: an illegal memory access" in row.failed["device"]
+    assert row.is_failure and "fatal: RuntimeError: launch failed" in row.failed["device"]
     results, _ = measured(tmp_path, RIGHT)  # the next run passes over it
     assert results.rows[SMALL[0].key].is_failure and len(results.rows) == 4
+
+
+def test_a_lost_device_that_gives_nothing_back_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a fault, torch.cuda.empty_cache raises as everything does."""
+    fake = FakeDevice()
+    monkeypatch.setattr(fake, "release", fake.synchronize)
+
+    def fatal(made: Tensors) -> Tensor:
+        fake.lost = True
+        raise RuntimeError("launch failed")
+
+    with pytest.raises(measure.DeviceLost, match=r"first.*fatal"):
+        measured(tmp_path, RIGHT, provider("fatal", 1.0, fatal), device=fake)
+    assert Results.load(tmp_path / "cells.json").rows[SMALL[0].key].is_failure
+
+
+def raising(*_: Any) -> Any:
+    raise ValueError("out of\nits mind")
+
+
+def late(calls: int) -> Callable[[Tensors], Tensor]:
+    """Raises when it was called more often."""
+    left = iter(range(calls))
+    return lambda made: made.out if next(left, None) is not None else raising()
+
+
+@pytest.mark.parametrize(
+    ("peer", "why"),
+    [
+        (provider("odd", 1.0, lambda made: None), "TypeError: a call returned a NoneType of shape ()"),  # type: ignore[arg-type, return-value]
+        (provider("odd", 1.0, lambda made: made.out[0]), "TypeError: a call returned a Tensor of shape (2, 5, 16)"),
+        (provider("odd", 1.0, late(2)), "ValueError: out of"),  # in the first replay
+        (provider("odd", 1.0, raising, refuses=raising), "ValueError: out of"),
+        (provider("odd", 1.0, raising, absent=raising), "ValueError: out of"),
+    ],
+    ids=["none", "shape", "replay", "refuses", "absent"],
+)
+def test_an_odd_peer_costs_itself_only(peer: Provider, why: str, tmp_path: Path) -> None:
+    results, _ = measured(tmp_path, RIGHT, peer, cells=SMALL[:1])
+    row = results.rows[SMALL[0].key]
+    assert (row.failed | row.absent)["odd"].startswith(why)
+    assert not row.is_failure and set(row.times) == {OURS}
+
+
+def test_what_fails_in_a_round_is_named(tmp_path: Path) -> None:
+    results, _ = measured(tmp_path, RIGHT, provider("odd", 1.0, late(9)), cells=SMALL[:1])
+    assert results.rows[SMALL[0].key].failed == {"device": "ValueError: out of in a turn of odd"}
+
+
+def test_without_an_explanation_a_cell_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "explanation", raising)
+    row = measured(tmp_path, RIGHT, cells=SMALL[:1])[0].rows[SMALL[0].key]
+    assert row.kernel is None and row.failed == {"explain": "ValueError: out of"} and row.compared(OURS)
 
 
 def test_a_full_device_costs_one_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,6 +442,52 @@ def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cells.json").write_text('{"schema": 0}')
     with pytest.raises(ValueError, match="schema 0"):
         measured(tmp_path, RIGHT)
+
+
+# ---- the real device, as far as there is one without a GPU
+
+
+def test_a_capture_that_fails_leaves_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.graph does not, where the end of a capture raises."""
+    own, side, inside = (SimpleNamespace(wait_stream=lambda other: None) for _ in range(3))
+    current = [own]
+
+    @contextmanager
+    def stream(other: SimpleNamespace) -> Iterator[None]:
+        before, current[0] = current[0], other
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    @contextmanager
+    def graph(_: object, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"  # threads of compilers allocate meanwhile
+        current[0] = inside
+        yield
+        raise RuntimeError("the capture was invalidated")
+
+    for name, stand_in in {
+        "Stream": lambda: side,
+        "stream": stream,
+        "graph": graph,
+        "current_stream": lambda: current[0],
+        "CUDAGraph": SimpleNamespace,
+        "synchronize": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        device.Cuda.__new__(device.Cuda).capture([lambda: torch.zeros(1)])
+    assert current == [own]
+
+
+@pytest.mark.parametrize(
+    ("said", "clocks"),
+    [("1980, 3201", {"sm": 1980, "memory": 3201}), ("[N/A], [N/A]", {}), ("1980, [N/A]", {"sm": 1980}), (None, {})],
+)
+def test_clocks_that_are_not_told(said: str | None, clocks: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_smi", lambda fields: said)
+    assert device.Cuda.clocks(device.Cuda.__new__(device.Cuda)) == clocks
 
 
 # ---- commands

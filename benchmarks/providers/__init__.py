@@ -37,8 +37,21 @@ class Provider:
     plain: bool = False
     allowed: float = 16.0
 
+    def why_absent(self) -> str | None:
+        """`absent()`, or what asking raised: a broken package computes nothing either."""
+        try:
+            return self.absent()
+        except Exception as error:
+            return in_brief(error)
+
 
 OURS = "softmax_ops"
+
+
+def in_brief(error: BaseException) -> str:
+    """Type, first line and notes: whole tracebacks of compilers are pages."""
+    first = str(error).strip().splitlines()[:1]
+    return " ".join([f"{type(error).__name__}:", *(line[:200] for line in first), *getattr(error, "__notes__", ())])
 
 
 def needs(package: str, wheel: str) -> Callable[[], str | None]:
