@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--budget", type=_seconds, default=480.0, metavar="480s", help="then no new cell is begun")
     run.add_argument("--first", type=int, default=len(cells()), metavar="N", help="only the first N cells")
     run.add_argument("--only", default="", metavar="TEXT", help="only cells with this in their names")
+    run.add_argument("--skip", action="append", default=[], choices=report.PEERS, help="leave this peer out")
     run.add_argument("--results", type=Path, help=f"default: {FOLDER.name}/<device>/{FILE}")
     run.set_defaults(command=_run)
 
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cost = commands.add_parser("costs", help="what compiling and loading cost; needs no GPU")
     cost.add_argument("which", nargs="+", choices=sorted(costs.MEASURES))
+    cost.add_argument("--results", type=Path, default=FOLDER / costs.FILE, help=f"default: {FOLDER.name}/{costs.FILE}")
     cost.set_defaults(command=_costs)
     quack = commands.add_parser("quack", help="compile QuACK's softmax for a GPU machine that cannot install it")
     quack.add_argument("--first", type=int, default=len(cells()), metavar="N", help="for the first N cells")
@@ -83,14 +85,15 @@ def _gpu(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from .device import Cuda, NoDevice
     from .measure import DeviceLost
-    from .providers import every
+    from .providers import every, without
     from .run import run
 
     try:
         device = Cuda()
         chosen = [cell for cell in cells()[: options.first] if options.only in cell.key]
         path = options.results or FOLDER / folder_of(device.name) / FILE
-        results = run(chosen, device, every(), path, options.budget)
+        providers = [without(each) if each.name in options.skip else each for each in every()]
+        results = run(chosen, device, providers, path, options.budget)
     except (NoDevice, DeviceLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -102,11 +105,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def _profile(options: argparse.Namespace) -> int:
     from .profile import NoProfile, profile
+    from .run import tell
 
     chosen = [cell for cell in cells() if options.only in cell.key]
     try:
         for cell in chosen:
-            print(profile(cell))
+            tell(str(profile(cell)))
     except NoProfile as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -164,20 +168,20 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _costs(options: argparse.Namespace) -> int:
     from .device import NoDevice
+    from .run import tell
 
-    path = FOLDER / costs.FILE
     for which in options.which:
-        known = costs.Costs.load(path)
+        known = costs.Costs.load(options.results)
         before = dict(known.figures)
         try:
             costs.MEASURES[which](known)
         except NoDevice as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        known.save(path)
+        known.save(options.results)
         for name, figure in known.figures.items():
             if before.get(name) is not figure:
-                print(f"{name} {figure.value:,} ({figure.note})")
+                tell(f"{name} {figure.value:,} ({figure.note})")
     return 0
 
 

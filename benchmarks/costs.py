@@ -31,6 +31,9 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 FILE = "costs.json"
 ARCH = "sm_90"
 
+PROCESSES = 5
+"""Of a first call."""
+
 _ON_GPU = """
 import time, torch
 x = torch.randn(8, 16, 1024, 1024, dtype=torch.float16, device="cuda")
@@ -128,7 +131,7 @@ def bundle(costs: Costs) -> None:
 
 
 def first(costs: Costs) -> None:
-    """Median of nine processes, each with a bundle of one architecture and an empty cache."""
+    """Median of some processes, each with a bundle of one architecture and an empty cache."""
     from tests import engines, stub_driver
 
     gpu = engines.gpu_architecture()
@@ -139,10 +142,12 @@ def first(costs: Costs) -> None:
         driver = os.environ if gpu else stub_driver.environment()
         fresh = {**driver, **_cache(folder), "SOFTMAX_OPS_BUNDLE": str(output)}
         script = _ON_GPU if gpu else _ON_STUB
-        values = sorted(float(_run([sys.executable, "-c", script], fresh)) for _ in range(9))
+        values = sorted(float(_run([sys.executable, "-c", script], fresh)) for _ in range(PROCESSES))
     of = gpu or "stub driver, which adds nothing of its own"
     name = "first_call_ms" if gpu else "first_call_stub_ms"
-    costs.put(name, values[len(values) // 2], f"{of}; median of 9 processes, {values[0]:.1f} .. {values[-1]:.1f}")
+    costs.put(
+        name, values[len(values) // 2], f"{of}; median of {PROCESSES} processes, {values[0]:.1f} .. {values[-1]:.1f}"
+    )
 
 
 def eager(costs: Costs) -> None:

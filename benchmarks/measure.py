@@ -45,11 +45,11 @@ def measure(cell: Cell, device: Device, providers: Sequence[Provider], date: str
     except DeviceLost:
         raise
     except Exception as error:  # of the cell as a whole: out of memory, a fault in a round
-        row = replace(row, failed={"device": in_brief(error)})
+        row = replace(row, failed={"cell": in_brief(error)})
     finally:
         with suppress(RuntimeError):  # a lost device gives nothing back
             device.release()
-    _must_answer(device, row)
+    _must_answer(device, row, row.failed["cell"])
     return row
 
 
@@ -103,7 +103,7 @@ def _captured(provider: Provider, cell: Cell, device: Device, made: list[Tensors
         device.time(graph, 1)
     except Exception as error:  # a peer may raise anything; none of it may end the run
         found.failed[name] = in_brief(error)
-        _must_answer(device, replace(row, failed={"device": f"{name}: {in_brief(error)}"}))
+        _must_answer(device, row, f"{name}: {in_brief(error)}")
         return False
     found.graphs[name] = graph
     return True
@@ -117,12 +117,12 @@ def _check_shapes(graph: Graph, cell: Cell) -> None:
             raise TypeError(f"a call returned a {type(result).__name__} of shape {shape}, not {cell.shape}")
 
 
-def _must_answer(device: Device, row: Row) -> None:
-    """Raises DeviceLost where the failure that the row tells of took the device with it."""
+def _must_answer(device: Device, row: Row, failure: str) -> None:
+    """Raises DeviceLost where a failure took the device with it."""
     try:
         device.synchronize()
     except RuntimeError as error:
-        raise DeviceLost(row) from error
+        raise DeviceLost(replace(row, failed={"device": failure})) from error
 
 
 def _errors(

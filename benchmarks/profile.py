@@ -25,6 +25,8 @@ UNITS = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "ns": 1e-3, "us": 
 UNITS |= {"usecond": 1, "msecond": 1e3}
 """Bytes and microseconds of what ncu says; percentages and counts have factor 1."""
 
+TIMEOUT_S = 120
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -66,7 +68,10 @@ def profile(cell: Cell) -> Profile:
     options = ["--csv", "--page", "raw", "--clock-control", "none", "--kernel-name", "regex:^softmax_(fwd|bwd)_"]
     options += ["--metrics", ",".join(METRICS.values())]
     command = [ncu, *options, sys.executable, "-m", "benchmarks", "once", cell.key]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise NoProfile(f"ncu was not done with {cell.key} after {TIMEOUT_S} s") from None
     if done.returncode:
         raise NoProfile(f"ncu failed: {(done.stdout + done.stderr).strip()[-300:]}")
     return read(cell, done.stdout)

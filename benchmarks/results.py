@@ -1,7 +1,7 @@
 """Results of a machine: one JSON file, rewritten whole when a cell is done, so that a run can stop anywhere.
 
-A row belongs to the environment that measured it: device, driver, versions, kernels. Measured in an equal environment
-a cell is done; in another one it is measured again, and the newer row replaces the older.
+A row belongs to the environment that measured it: device, driver, versions, sources. While what decides figures stays
+the same, a cell with a figure is done; otherwise it is measured again, and the newer row replaces the older.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ SCHEMA = 1
 FOLDER = Path(__file__).parent / "results"
 FILE = "cells.json"
 
+DECIDING = ("device", "torch", "triton", "kernels", "method", "package")
+"""Of the facts of an environment: when one of these changes, figures are old. The others are told beside them."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -28,7 +31,7 @@ class Row:
     ceilings    of copies that moved `ceiling_bytes`.
     errors      largest error in units of its bound (correctness.py); `wrong` are those beyond what is allowed.
     absent      why a provider cannot run on the machine; `refused`: why it does not take this cell; `failed`: what it
-                raised.
+                raised, or what "cell" did as a whole; "device" where the device no longer answered.
     """
 
     cell: str
@@ -50,7 +53,12 @@ class Row:
     @property
     def is_failure(self) -> bool:
         """Ours raised or was wrong; without the ceiling there is no figure either."""
-        return OURS in self.failed or OURS in self.wrong or "device" in self.failed or not self.ceilings
+        return OURS in self.failed or OURS in self.wrong or not self.ceilings
+
+    @property
+    def is_done(self) -> bool:
+        """Whether to leave it at that. A failure is tried again, unless it cost the device."""
+        return not self.is_failure or "device" in self.failed
 
     def compared(self, name: str) -> bool:
         """Whether there is a figure of a provider that counts."""
@@ -108,9 +116,11 @@ class Results:
             self.environments.append(environment)
         return self.environments.index(environment)
 
-    def done(self, cell: Cell, environment: int) -> bool:
+    def current(self, cell: Cell, environment: dict[str, Any]) -> Row | None:
+        """The row of a cell, if nothing that decides figures has changed since."""
         row = self.row(cell)
-        return row is not None and row.environment == environment
+        then = {} if row is None else self.environments[row.environment]
+        return row if all(then.get(fact) == environment.get(fact) for fact in DECIDING) else None
 
     def save(self, path: Path) -> None:
         """Readers, and the next run, see the old file or the whole new one."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import softmax_ops
 from softmax_ops.artifacts import catalog
 
 from .cells import Cell
@@ -17,20 +18,36 @@ from .measure import DeviceLost, describe, measure
 from .providers import Provider
 from .results import Results, Row
 
+METHOD = (
+    *("ceilings", "cells", "correctness", "device", "measure"),
+    *("quack_objects", "tensors", "timing", "triton_softmax"),
+)
+"""What measures, beside the providers: reports may change without making figures old."""
+
+SOURCES = (".py", ".c", ".h")
+
+PATIENCE = 3
+"""Failures in a row that end a run: what is wrong then is not the cell."""
+
 
 def environment(device: Device) -> dict[str, Any]:
-    """What figures depend on: the device's facts, and what the kernels and the benchmark are made of."""
+    """The device's facts, and digests of the kernels, of what measures them and of what launches them."""
+    root = Path(__file__).parent
     return {
         **device.facts(),
-        "kernels": hashlib.sha256(catalog.location().read_bytes()).hexdigest()[:16],
-        "method": _digest(Path(__file__).parent),
+        "kernels": _digest([catalog.location()]),
+        "method": _digest([*(root / f"{name}.py" for name in METHOD), *root.glob("providers/*.py")]),
+        "package": _digest(path for path in Path(softmax_ops.__file__).parent.rglob("*") if path.suffix in SOURCES),
     }
 
 
-def _digest(folder: Path) -> str:
-    """Of what measures: cells and their reports may change without making figures old."""
-    names = ("ceilings", "correctness", "device", "measure", "tensors", "timing", "triton_softmax")
-    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()[:16]
+def _digest(paths: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()[:16]
+
+
+def tell(line: str) -> None:
+    """At once, into a pipe too: a run may be cut off."""
+    print(line, flush=True)
 
 
 def run(
@@ -41,17 +58,23 @@ def run(
     budget_s: float,
     *,
     now: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> Results:
-    """Measures what the file at `path` lacks. Raises DeviceLost when nothing more can be measured."""
-    results = Results.load(path)
-    number = results.number_of(environment(device))
-    left = [cell for cell in cells if not results.done(cell, number)]
+    """Measures what the file at `path` lacks, what failed before at the end. Stops when ours fails again and again.
+
+    Raises DeviceLost when nothing more can be measured.
+    """
+    results, here = Results.load(path), environment(device)
+    number = results.number_of(here)
+    known = {cell: row for cell in cells if (row := results.current(cell, here))}
+    left = [cell for cell in cells if cell not in known or not known[cell].is_done]
+    left.sort(key=lambda cell: cell in known)
     say(f"{device.name}: {len(cells) - len(left)} of {len(cells)} cells measured before; {path}")
     for provider in providers:
         if reason := provider.why_absent():
             say(f"absent: {provider.name}: {reason}")
-    deadline = now() + budget_s
+    deadline, failures = now() + budget_s, 0
+    works = any(not row.is_failure for row in known.values())
     for done, cell in enumerate(left):
         if now() >= deadline:
             say(f"budget spent: {len(left) - done} of {len(cells)} cells are left; run again to go on")
@@ -63,6 +86,11 @@ def run(
             _keep(results, lost.row, number, path)
             raise
         say(describe(_keep(results, row, number, path)))
+        failures = failures + 1 if row.is_failure else 0
+        works = works or not row.is_failure
+        if failures >= (PATIENCE if works else 1):
+            say(f"stopped: {f'{failures} cells in a row' if works else 'the first cell'} failed")
+            break
     return results
 
 

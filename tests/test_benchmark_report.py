@@ -201,7 +201,7 @@ def test_failures_stay_in_sight(pages: dict[str, Path]) -> None:
     results = made_up(cells()[:3])
     wrong, lost, refused = results.rows.values()
     results.rows[wrong.cell] = replace(wrong, wrong=(OURS,), errors={OURS: 7.5})
-    results.rows[lost.cell] = replace(lost, failed={"device": "out of memory"})
+    results.rows[lost.cell] = replace(lost, ceilings={}, failed={"cell": "out of memory"})
     results.rows[refused.cell] = replace(refused, times={}, refused={OURS: "no bias yet"})
     page = report.every_cell({"x": results})
     assert "wrong by 7.5 times its bound" in page and "out of memory" in page and "no bias yet" in page
@@ -333,6 +333,15 @@ def test_a_profile_sums_the_launches_of_a_call() -> None:
         profile.read(cells()[0], "==WARNING== nothing")
 
 
+def test_a_profile_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(profile.shutil, "which", lambda name: "sleep")
+    monkeypatch.setattr(profile, "TIMEOUT_S", 0.01)
+    run = profile.subprocess.run
+    monkeypatch.setattr(profile.subprocess, "run", lambda command, **how: run(["sleep", "9"], **how))
+    assert command.main(["profile", cells()[0].key]) == 1
+    assert f"ncu was not done with {cells()[0].key}" in capsys.readouterr().err
+
+
 def test_without_ncu_a_profile_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(profile.shutil, "which", lambda name: None)
     assert command.main(["profile", cells()[0].key]) == 1
@@ -380,6 +389,15 @@ def test_costs_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [command[2:4] for command, _ in said] == [["codegen", "write"], ["codegen", "compile"]] * 2
     assert len({environment["SOFTMAX_OPS_CACHE_DIR"] for _, environment in said}) == 1
     assert Costs.load(tmp_path / "none.json") == Costs()
+
+
+def test_costs_go_where_they_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(costs.MEASURES, "unchanged", lambda known: known.put("unchanged_generate_s", 1.5))
+    assert command.main(["costs", "unchanged", "--results", str(tmp_path / "here.json")]) == 0
+    assert Costs.load(tmp_path / "here.json").value("unchanged_generate_s") == 1.5
+    assert capsys.readouterr().out == "unchanged_generate_s 1.5 ()\n"
 
 
 def test_a_cubin_for_the_stub_says_its_arguments() -> None:

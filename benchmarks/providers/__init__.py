@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from torch import Tensor
@@ -57,6 +57,11 @@ def in_brief(error: BaseException) -> str:
 def needs(package: str, wheel: str) -> Callable[[], str | None]:
     """For `absent`: a module that has to be importable, and the package that brings it."""
     return lambda: None if find_spec(package) else f"{wheel} is not installed"
+
+
+def without(provider: Provider) -> Provider:
+    """The provider, left out: rows say that it was."""
+    return replace(provider, absent=lambda: "left out by --skip")
 
 
 def every() -> list[Provider]:
