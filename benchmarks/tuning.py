@@ -13,6 +13,7 @@ from codegen import catalogue, tuning
 from codegen.axes import Direction, DType
 from codegen.spec import Spec
 from softmax_ops import driver
+from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.launch_plan import plan
 from softmax_ops.launcher import Executable
@@ -74,17 +75,18 @@ def figures(row: Row, specs: Mapping[str, Spec]) -> tuple[list[tuning.Measured],
     return found, {**wrong, **row.failed}
 
 
-def tune(direction: Direction, dtype: DType, k: int) -> str:
-    """What `python -m codegen tune` prints. Raises NoDevice without a GPU."""
+def tune(direction: Direction, dtype: DType, k: int, bundle: Bundle | None = None) -> str:
+    """What `python -m codegen tune` prints; the candidates are those of the bundle. Raises NoDevice without a GPU."""
     device = Cuda()
     arch = driver.architecture(0)
-    now = tuning.shipped(direction, dtype, k, arch)
-    specs = {spec.name: spec for spec in {*tuning.candidates(direction, dtype, k, arch), now}}
-    report, refused = tuning.compiled(list(specs.values()), arch)
+    now, *others = tuning.compared(direction, dtype, k, arch)
+    specs = {spec.name: spec for spec in (now, *others)}
+    find = partial(tuning.prebuilt, bundle=bundle) if bundle else tuning.compiled
+    cubins, refused = find(specs.values(), arch)
     make = partial(provider, arch=arch)
-    row = sweep(cell_of(direction, dtype, k), device, [make(specs[cubin.variant], cubin) for cubin in report.cubins])
+    row = sweep(cell_of(direction, dtype, k), device, [make(specs[cubin.variant], cubin) for cubin in cubins])
     found, without = figures(row, specs)
-    lines = tuning.in_words(refused | without)
+    lines = tuning.in_words({**refused, **without})
     if found:
         lines.append(tuning.proposal(found, now, k, f"{arch}: {device.name}", row.date))
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from softmax_ops.artifacts.bundle import Bundle, write_bundle
 from softmax_ops.artifacts.cache import Cache, Swept
 
 from . import build as builder
-from . import catalogue, chart, inspection, toolchain, variants
+from . import catalogue, chart, inspection, toolchain, tuning, variants
 from .axes import Direction, DType
 from .devices import default_architectures
 from .render import render as render_spec
@@ -117,16 +117,25 @@ def plans(write: bool) -> None:
 @main.command()
 @click.option("--direction", type=click.Choice([each.label for each in Direction]), default="fwd", show_default=True)
 @click.option("--dtype", type=click.Choice(["f16", "bf16", "f32"]), default="f16", show_default=True)
+@click.option("--bundle", type=click.Path(path_type=Path), help="Take the candidates from this file; compile nothing.")
+@click.option("--prepare", metavar="sm_NN", help="Compile the candidates for this GPU into the bundle; time nothing.")
 @click.argument("lengths", metavar="K...", type=click.IntRange(1), nargs=-1, required=True)
-def tune(direction: str, dtype: str, lengths: tuple[int, ...]) -> None:
+def tune(direction: str, dtype: str, bundle: Path | None, prepare: str | None, lengths: tuple[int, ...]) -> None:
     """Time candidate tiles for rows of K columns on the GPU here, and propose rows of plans.py."""
-    from benchmarks import tuning  # with torch, which nothing else here needs
+    chosen = next(each for each in Direction if each.label == direction)
+    if prepare is not None:
+        if bundle is None:
+            raise click.UsageError("--prepare writes the file that --bundle names")
+        specs = {spec: None for k in lengths for spec in tuning.compared(chosen, DType(dtype), k, prepare)}
+        click.echo(tuning.prepare(specs, prepare, bundle))
+        return
+    from benchmarks import tuning as timing  # with torch, which nothing else here needs
     from benchmarks.device import NoDevice
 
-    chosen = next(each for each in Direction if each.label == direction)
+    prepared = None if bundle is None else Bundle(bundle)
     for k in lengths:
         try:
-            click.echo(f"K = {k}\n{tuning.tune(chosen, DType(dtype), k)}")
+            click.echo(f"K = {k}\n{timing.tune(chosen, DType(dtype), k, prepared)}")
         except NoDevice as error:
             raise click.ClickException(str(error)) from None
 

@@ -43,6 +43,14 @@ class ToolchainError(RuntimeError):
     """The toolchain is incomplete, lacks an architecture, or refused a source."""
 
 
+class Spills(ToolchainError):
+    """A kernel wants more registers than it may have: its name, the architecture, ptxas's report."""
+
+    def __str__(self) -> str:
+        variant, arch, report = self.args
+        return f"{variant} for {arch} spills registers:\n{report}"
+
+
 @cache
 def headers() -> tuple[Headers, ...]:
     """The include directories in search order. Raises ToolchainError naming the package of a missing one."""
@@ -204,7 +212,7 @@ def _resources(report: str, entry: str, arch: str) -> tuple[int, int]:
         raise ToolchainError(f"{entry} for {arch}: the linker's report does not state the registers:\n{report}")
     spilled = [int(count) for count in re.findall(r"(\d+) bytes (?:stack frame|spill \w+)", report)]
     if any(spilled):
-        raise ToolchainError(f"{entry} for {arch} spills registers:\n{report}")
+        raise Spills(entry, arch, report)
     shared = re.search(r"(\d+) bytes smem", report)
     return int(used[1]), int(shared[1]) if shared else 0
 

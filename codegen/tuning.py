@@ -1,17 +1,22 @@
 """Tiles that could serve a row length, and what a measurement of them says to the table in plans.py.
 
-`python -m codegen tune` compiles the candidates and has the benchmark time them on the GPU at hand.
+`python -m codegen tune` compiles the candidates, or takes them from a bundle that was prepared, and has the benchmark
+time them on the GPU at hand.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.artifacts.bundle import Bundle, write_bundle
+from softmax_ops.artifacts.cubin import Absent, Cubin
 
 from . import build, toolchain
 from .axes import Direction, DType, Plan
 from .features import Mask
 from .plans import CLUSTERS, RowPlan, row_plans
+from .render import render
+from .sources import source_digest
 from .spec import ANY_K, Spec
 from .variants import computed_by
 
@@ -25,6 +30,11 @@ def candidates(direction: Direction, dtype: DType, k: int, arch: str) -> list[Sp
     vec = dtype.vector if k % dtype.vector == 0 else 1
     plans = [*_tiles(direction, dtype, k, vec), *_held(direction, dtype, k, vec, arch), *_pieces(k)]
     return sorted({_spec(direction, dtype, plan) for plan in plans}, key=lambda spec: spec.name)
+
+
+def compared(direction: Direction, dtype: DType, k: int, arch: str) -> list[Spec]:
+    """The candidates, and what is shipped."""
+    return list(dict.fromkeys([shipped(direction, dtype, k, arch), *candidates(direction, dtype, k, arch)]))
 
 
 def shipped(direction: Direction, dtype: DType, k: int, arch: str) -> Spec:
@@ -88,24 +98,40 @@ def _pieces(k: int) -> Iterator[RowPlan]:
             yield RowPlan(Plan.SPLIT, ANY_K, 1, threads, 1)
 
 
-def compiled(specs: list[Spec], arch: str) -> tuple[build.Report, dict[str, str]]:
-    """Cubins of the candidates that compile, and why the others do not (they spill, say)."""
-    cache = build.user_cache()
-    try:
-        return build.build(specs, [arch], cache), {}
-    except toolchain.ToolchainError:
-        pass  # one of a unit fails all of it: alone, each speaks for itself
-    cubins: list[Cubin] = []
-    refused, count = {}, 0
+Compiled = tuple[Sequence[Cubin], Mapping[str, str]]
+"""Cubins, and by name why there is none of some specs."""
+
+
+def compiled(specs: Iterable[Spec], arch: str) -> Compiled:
+    """Of those that do not spill: one that does fails its unit, which is compiled again without it."""
+    left = {spec.name: spec for spec in specs}
+    refused: dict[str, str] = {}
+    while True:
+        try:
+            return build.build(left.values(), [arch], build.user_cache(), progress=False).cubins, refused
+        except toolchain.Spills as error:
+            name = error.args[0]
+            del left[name]
+            refused[name] = str(error).splitlines()[0]
+
+
+def prebuilt(specs: Iterable[Spec], arch: str, bundle: Bundle) -> Compiled:
+    """Of those that a bundle holds, built from these very sources."""
+    cubins, refused = [], {}
     for spec in specs:
         try:
-            report = build.build([spec], [arch], cache, progress=False)
-        except toolchain.ToolchainError as error:
-            refused[spec.name] = str(error).splitlines()[0]
-        else:
-            cubins += report.cubins
-            count += report.compiled
-    return build.Report(tuple(cubins), count, 0), refused
+            cubins.append(bundle.find(spec.name, arch, source=source_digest(render(spec))))
+        except Absent as absence:
+            refused[spec.name] = absence.reason
+    return cubins, refused
+
+
+def prepare(specs: Iterable[Spec], arch: str, path: Path) -> str:
+    """Writes a bundle of those that compile, for a machine that compiles nothing; in words what became of them."""
+    cubins, refused = compiled(specs, arch)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = write_bundle(path, cubins, catalog=b"", toolchain=toolchain.compiler_build())  # no catalogue has them
+    return "\n".join([*in_words(refused), f"{path}: {facts.cubins} candidates for {arch}, {facts.file_bytes} bytes"])
 
 
 @dataclass(frozen=True)

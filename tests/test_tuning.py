@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,8 +21,11 @@ from codegen import build, catalogue, chart, plans, toolchain, tuning, variants
 from codegen.__main__ import main as command_line
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
+from codegen.render import render
+from codegen.sources import source_digest
 from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
+from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.launch_plan import plan
 from tests.fake_device import COPY_US, FakeDevice, provider
@@ -54,22 +61,56 @@ def test_the_shipped_tile_is_what_dispatch_chooses() -> None:
     assert tuning.shipped(Direction.FORWARD, DType.F16, 50257, "sm_80").plan is Plan.STREAM
 
 
-def test_one_that_does_not_compile_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_spills_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is built together, and other errors are not taken for a spill."""
     specs = tuning.candidates(Direction.FORWARD, DType.F16, 1024, "sm_90")
+    spilling = {specs[0].name, specs[2].name}
 
-    def built(some: list[Spec], *_: Any, **__: Any) -> build.Report:
-        if specs[0] in some:
-            raise toolchain.ToolchainError("it spills\nmore")
-        return build.Report(tuple(cubin_of(spec) for spec in some), len(some), 0)
+    def built(some: Iterable[Spec], *_: Any, **__: Any) -> build.Report:
+        for spec in some:
+            if spec.name in spilling:
+                raise pickle.loads(pickle.dumps(toolchain.Spills(spec.name, "sm_90", "8 bytes spill stores")))
+        return build.Report(tuple(cubin_of(spec) for spec in some), 1, 0)
 
     monkeypatch.setattr(build, "build", built)
-    report, refused = tuning.compiled(specs, "sm_90")
-    assert [cubin.variant for cubin in report.cubins] == [spec.name for spec in specs[1:]]
-    assert refused == {specs[0].name: "it spills"}
+    cubins, refused = tuning.compiled(specs, "sm_90")
+    assert [cubin.variant for cubin in cubins] == [spec.name for spec in specs if spec.name not in spilling]
+    assert refused == {name: f"{name} for sm_90 spills registers:" for name in spilling}
+    monkeypatch.setattr(build, "build", Mock(side_effect=toolchain.ToolchainError("no headers")))
+    with pytest.raises(toolchain.ToolchainError, match="no headers"):
+        tuning.compiled(specs, "sm_90")
+
+
+def test_candidates_prepared_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, architecture and source, and nothing is compiled."""
+    one, two, three = tuning.compared(Direction.FORWARD, DType.F16, 1024, "sm_90")[:3]
+    cubins = [cubin_of(one), replace(cubin_of(two), source="0" * 64)]
+    monkeypatch.setattr(tuning, "compiled", lambda specs, arch: (cubins, {three.name: "it spills"}))
+    said = tuning.prepare([one, two, three], "sm_90", tmp_path / "new" / "tune.bundle").splitlines()
+    assert said[0] == f"no figure of {three.name}: it spills" and "2 candidates for sm_90" in said[1]
+    bundle = Bundle(tmp_path / "new" / "tune.bundle")
+    assert bundle.verify() == []
+    found, without = tuning.prebuilt([one, two, three], "sm_90", bundle)
+    assert found == cubins[:1]
+    assert "from another source" in without[two.name] and "holds no" in without[three.name]
+    assert set(tuning.prebuilt([one], "sm_80", bundle)[1]) == {one.name}
+
+
+def test_the_command_prepares_without_a_gpu(tmp_path: Path) -> None:
+    """Compiled in earnest, for two lengths that share candidates."""
+    path, command = tmp_path / "tune.bundle", ["tune", "24", "32", "--prepare", "sm_90"]
+    assert "--bundle" in CliRunner().invoke(command_line, command).output
+    result = CliRunner().invoke(command_line, [*command, "--bundle", str(path)])
+    assert result.exit_code == 0, result.output
+    for k in (24, 32):
+        specs = tuning.compared(Direction.FORWARD, DType.F16, k, "sm_90")
+        found, without = tuning.prebuilt(specs, "sm_90", Bundle(path))
+        assert len(found) + len(without) == len(specs) and found
+        assert all(f"no figure of {name}" in result.output for name in without)
 
 
 def cubin_of(spec: Spec) -> Cubin:
-    return Cubin(spec.name, "sm_90", b"code", 32, 0, "0" * 64, "0" * 64, "cubin")
+    return Cubin(spec.name, "sm_90", b"code", 32, 0, source_digest(render(spec)), "0" * 64, "cubin")
 
 
 def softmax_of(spec: Spec, us: float, scale: float) -> Provider:
