@@ -1,7 +1,8 @@
 """A row softmax in Triton, the one a good engineer writes: scale, mask, bias and causal fused, one program per rows.
 
 Rows of up to 65536 columns are held in registers, several short ones by one program; longer ones are read twice, with
-the online maximum and sum. Also the copies that a ceiling may be. Offsets are 64-bit.
+the online maximum and sum. Rows are read up to the vector that holds the last visible score: loads that could end
+anywhere would be of single elements. Also the copies that a ceiling may be. Offsets are 64-bit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ PIECE = 8192
 PROGRAM = 2048
 """Elements of a program of short rows."""
 
+VECTOR_BYTES = 16
+
 
 def forward(x: Tensor, y: Tensor, *, scale: float, mask: Tensor | None, bias: Tensor | None, causal: bool) -> Tensor:
     """softmax(scale * x + bias) of contiguous [B, H, Q, K] into y; hidden (mask exactly 1, or causal) is 0."""
@@ -26,7 +29,7 @@ def forward(x: Tensor, y: Tensor, *, scale: float, mask: Tensor | None, bias: Te
     mask = x if mask is None else mask.view(torch.uint8) if mask.dtype is torch.bool else mask
     bias = x if bias is None else bias
     offset = k - queries if causal else k
-    shape, flags = (rows, k, heads, queries, offset), (any(hides), any(adds), causal)
+    shape, flags = (rows, k, heads, queries, offset), (any(hides), any(adds), causal, _vector(x))
     if k > HELD:
         _forward_long[(rows,)](x, mask, bias, y, scale, *shape, *hides, *adds, *flags, PIECE, num_warps=16)
         return y
@@ -37,16 +40,17 @@ def forward(x: Tensor, y: Tensor, *, scale: float, mask: Tensor | None, bias: Te
 
 
 def backward(dy: Tensor, y: Tensor, dx: Tensor, *, scale: float, causal: bool) -> Tensor:
-    """scale * y * (dy - sum_j y_j dy_j) of contiguous [B, H, Q, K] into dx; what is causally hidden is not read."""
+    """scale * y * (dy - sum_j y_j dy_j) of contiguous [B, H, Q, K] into dx, of what a causal mask shows."""
     queries, k = y.shape[2:]
     rows = y.numel() // k
     offset = k - queries if causal else k
+    flags = causal, _vector(y)
     if k > HELD:
-        _backward_long[(rows,)](dy, y, dx, scale, k, queries, offset, causal, PIECE, num_warps=16)
+        _backward_long[(rows,)](dy, y, dx, scale, k, queries, offset, *flags, PIECE, num_warps=16)
         return dx
     block, per_program, warps = _tile(k)
     grid = (triton.cdiv(rows, per_program),)
-    _backward[grid](dy, y, dx, scale, rows, k, queries, offset, causal, per_program, block, num_warps=warps)
+    _backward[grid](dy, y, dx, scale, rows, k, queries, offset, *flags, per_program, block, num_warps=warps)
     return dx
 
 
@@ -59,11 +63,11 @@ def copy(x: Tensor, y: Tensor) -> Tensor:
 
 
 def copy_visible(x: Tensor, y: Tensor) -> Tensor:
-    """y = x where a bottom-right causal mask shows it, which alone is read, and 0 elsewhere."""
+    """y = x where a bottom-right causal mask shows it, up to whose vector it is read, and 0 elsewhere."""
     queries, k = x.shape[2:]
     rows = x.numel() // k
     grid = (rows, triton.cdiv(k, PROGRAM))
-    _copy_visible[grid](x, y, k, queries, k - queries, PROGRAM, num_warps=4)
+    _copy_visible[grid](x, y, k, queries, k - queries, _vector(x), PROGRAM, num_warps=4)
     return y
 
 
@@ -72,6 +76,11 @@ def add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     count = a.numel()
     _add[(triton.cdiv(count, PROGRAM),)](a, b, c, count, PROGRAM, num_warps=4)
     return c
+
+
+def _vector(x: Tensor) -> int:
+    """Elements of a load."""
+    return VECTOR_BYTES // x.element_size()
 
 
 def _strides(broadcast: Tensor | None, x: Tensor) -> tuple[int, int, int, int]:
@@ -90,39 +99,55 @@ def _tile(k: int) -> tuple[int, int, int]:
 
 
 @triton.jit
+def _causal(valid, row, column, queries, offset, CAUSAL: tl.constexpr, VEC: tl.constexpr):
+    """Of the valid columns those to read, whole vectors, and those that are visible."""
+    read = valid
+    visible = valid
+    if CAUSAL:
+        last = row % queries + offset
+        read = valid & (column // VEC <= last // VEC)
+        visible = valid & (column <= last)
+    return read, visible
+
+
+@triton.jit
+def _loaded(pointers, read, visible):
+    return tl.where(visible, tl.load(pointers, mask=read, other=0), 0.0)
+
+
+@triton.jit
 def _scores(
-    x, mask, bias, scale, row, column, inside, k, heads, queries,
+    x, mask, bias, scale, row, column, read, visible, k, heads, queries,
     mask_b, mask_h, mask_q, mask_k, bias_b, bias_h, bias_q, bias_k,
     MASKED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """log2(e) * z of the columns inside, -inf elsewhere; [rows, columns] or [columns]."""
+    """log2(e) * z of the visible columns, -inf elsewhere; [rows, columns] or [columns]."""
     query = row % queries
     head = (row // queries) % heads
     batch = row // (queries * heads)
-    z = tl.load(x + row * k + column, mask=inside, other=-float("inf")).to(tl.float32) * (scale * 1.4426950408889634)
+    z = tl.load(x + row * k + column, mask=read, other=0).to(tl.float32) * (scale * 1.4426950408889634)
     if BIASED:
         place = batch * bias_b + head * bias_h + query * bias_q + column * bias_k
-        z += tl.load(bias + place, mask=inside, other=0).to(tl.float32) * 1.4426950408889634
+        z += tl.load(bias + place, mask=read, other=0).to(tl.float32) * 1.4426950408889634
     if MASKED:
         place = batch * mask_b + head * mask_h + query * mask_q + column * mask_k
-        z = tl.where(tl.load(mask + place, mask=inside, other=1) == 1, -float("inf"), z)
-    return tl.where(inside, z, -float("inf"))
+        z = tl.where(tl.load(mask + place, mask=read, other=1) == 1, -float("inf"), z)
+    return tl.where(visible, z, -float("inf"))
 
 
 @triton.jit
 def _forward(
     x, mask, bias, y, scale, rows, k, heads, queries, offset,
     mask_b, mask_h, mask_q, mask_k, bias_b, bias_h, bias_q, bias_k,
-    MASKED: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, VEC: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     valid = (row < rows) & (column < k)
-    inside = valid
-    if CAUSAL:
-        inside = valid & (column <= row % queries + offset)
+    read, visible = _causal(valid, row, column, queries, offset, CAUSAL, VEC)
     z = _scores(
-        x, mask, bias, scale, row, column, inside, k, heads, queries,
+        x, mask, bias, scale, row, column, read, visible, k, heads, queries,
         mask_b, mask_h, mask_q, mask_k, bias_b, bias_h, bias_q, bias_k, MASKED, BIASED,
     )  # fmt: skip
     m = tl.max(z, axis=1)[:, None]
@@ -136,18 +161,16 @@ def _forward(
 def _forward_long(
     x, mask, bias, y, scale, rows, k, heads, queries, offset,
     mask_b, mask_h, mask_q, mask_k, bias_b, bias_h, bias_q, bias_k,
-    MASKED: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, CAUSAL: tl.constexpr, VEC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    end = k
-    if CAUSAL:
-        end = tl.maximum(tl.minimum(k, row % queries + offset + 1), 0)
     top = tl.full((BLOCK,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, k, BLOCK):
         column = start + tl.arange(0, BLOCK)
+        read, visible = _causal(column < k, row, column, queries, offset, CAUSAL, VEC)
         z = _scores(
-            x, mask, bias, scale, row, column, column < end, k, heads, queries,
+            x, mask, bias, scale, row, column, read, visible, k, heads, queries,
             mask_b, mask_h, mask_q, mask_k, bias_b, bias_h, bias_q, bias_k, MASKED, BIASED,
         )  # fmt: skip
         higher = tl.maximum(top, z)
@@ -160,8 +183,9 @@ def _forward_long(
     s = tl.where(s == 0.0, 1.0, s)
     for start in range(0, k, BLOCK):
         column = start + tl.arange(0, BLOCK)
+        read, visible = _causal(column < k, row, column, queries, offset, CAUSAL, VEC)
         z = _scores(
-            x, mask, bias, scale, row, column, column < end, k, heads, queries,
+            x, mask, bias, scale, row, column, read, visible, k, heads, queries,
             mask_b, mask_h, mask_q, mask_k, bias_b, bias_h, bias_q, bias_k, MASKED, BIASED,
         )  # fmt: skip
         tl.store(y + row * k + column, (tl.exp2(z - m) / s).to(y.dtype.element_ty), mask=column < k)
@@ -169,37 +193,35 @@ def _forward_long(
 
 @triton.jit
 def _backward(
-    dy, y, dx, scale, rows, k, queries, offset, CAUSAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
+    dy, y, dx, scale, rows, k, queries, offset,
+    CAUSAL: tl.constexpr, VEC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     valid = (row < rows) & (column < k)
-    inside = valid
-    if CAUSAL:
-        inside = valid & (column <= row % queries + offset)
+    read, visible = _causal(valid, row, column, queries, offset, CAUSAL, VEC)
     place = row * k + column
-    gradient = tl.load(dy + place, mask=inside, other=0).to(tl.float32)
-    weight = tl.load(y + place, mask=inside, other=0).to(tl.float32)
+    gradient = _loaded(dy + place, read, visible).to(tl.float32)
+    weight = _loaded(y + place, read, visible).to(tl.float32)
     dot = tl.sum(gradient * weight, axis=1)[:, None]
     tl.store(dx + place, (scale * weight * (gradient - dot)).to(dx.dtype.element_ty), mask=valid)
 
 
 @triton.jit
-def _backward_long(dy, y, dx, scale, k, queries, offset, CAUSAL: tl.constexpr, BLOCK: tl.constexpr):
+def _backward_long(dy, y, dx, scale, k, queries, offset, CAUSAL: tl.constexpr, VEC: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    end = k
-    if CAUSAL:
-        end = tl.maximum(tl.minimum(k, row % queries + offset + 1), 0)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, k, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        gradient = tl.load(dy + row * k + column, mask=column < end, other=0).to(tl.float32)
-        total += gradient * tl.load(y + row * k + column, mask=column < end, other=0).to(tl.float32)
+        read, visible = _causal(column < k, row, column, queries, offset, CAUSAL, VEC)
+        gradient = _loaded(dy + row * k + column, read, visible).to(tl.float32)
+        total += gradient * _loaded(y + row * k + column, read, visible).to(tl.float32)
     dot = tl.sum(total, axis=0)
     for start in range(0, k, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        gradient = tl.load(dy + row * k + column, mask=column < end, other=0).to(tl.float32)
-        weight = tl.load(y + row * k + column, mask=column < end, other=0).to(tl.float32)
+        read, visible = _causal(column < k, row, column, queries, offset, CAUSAL, VEC)
+        gradient = _loaded(dy + row * k + column, read, visible).to(tl.float32)
+        weight = _loaded(y + row * k + column, read, visible).to(tl.float32)
         tl.store(dx + row * k + column, (scale * weight * (gradient - dot)).to(dx.dtype.element_ty), mask=column < k)
 
 
@@ -210,11 +232,11 @@ def _copy(x, y, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _copy_visible(x, y, k, queries, offset, BLOCK: tl.constexpr):
+def _copy_visible(x, y, k, queries, offset, VEC: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    seen = (column < k) & (column <= row % queries + offset)
-    tl.store(y + row * k + column, tl.load(x + row * k + column, mask=seen, other=0), mask=column < k)
+    read, visible = _causal(column < k, row, column, queries, offset, True, VEC)
+    tl.store(y + row * k + column, _loaded(x + row * k + column, read, visible), mask=column < k)
 
 
 @triton.jit

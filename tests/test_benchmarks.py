@@ -602,9 +602,10 @@ def test_a_row_without_a_ceiling_is_a_failure() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_triton_rows_on_its_interpreter() -> None:
+@pytest.mark.parametrize(("program", "interpret"), [("triton_interpreted.py", "1"), ("triton_compiled.py", "0")])
+def test_triton_kernels(program: str, interpret: str) -> None:
     """In a process of its own: the decorators look at the variable when the module is imported."""
-    program = Path(__file__).with_name("triton_interpreted.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
+    command = [sys.executable, str(Path(__file__).with_name(program))]
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
