@@ -3,7 +3,7 @@
 The first CORE cells are the picture; the first dozen of them is what `make bench-quick` takes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 ELEMENT_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
@@ -114,10 +114,6 @@ class Cell:
     def full_bytes(self) -> int:
         """That a plain copy, or backward the sum of two tensors into a third, of this shape moves."""
         return self.elements * (self.inputs * ELEMENT_BYTES[self.dtype] + ELEMENT_BYTES[self.result])
-
-    @property
-    def unmasked(self) -> "Cell":
-        return replace(self, mask="none")
 
 
 MODELS = {

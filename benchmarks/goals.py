@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .cells import ELEMENT_BYTES, SMALL, Cell, cells
 from .costs import Costs
-from .providers import OURS
-from .results import Results, Row
+from .providers import OURS, UNMASKED, every
+from .results import Results
 
 SMALL_BYTES = 40_000_000
 CAUSAL_QUERIES = 1024
@@ -75,14 +75,19 @@ def _verdict(number: int, what: str, goal: str, checks: Iterable[Check], wanted:
     return Verdict(number, what, goal, tuple(checks), wanted, "no GPU has run these cells")
 
 
-def _pairs(results: Results, chosen: Iterable[Cell], other: Callable[[Cell], Cell]) -> list[tuple[Cell, Row, Row]]:
-    """Rows of a cell and of another one, measured in one environment."""
-    found = []
+def _against(results: Results, chosen: Iterable[Cell], name: str) -> tuple[dict[str, float], int]:
+    """Times of a peer in units of ours by cell, and how many there will be: in cells that are not measured yet, of a
+    peer that is on the machine and does not refuse."""
+    (peer,) = (each for each in every() if each.name == name)
+    absent = any(name in row.absent for row in results.rows.values())
+    ratios, left = {}, 0
     for cell in chosen:
-        row, beside = results.good(cell), results.good(other(cell))
-        if row and beside and row.environment == beside.environment:
-            found.append((cell, row, beside))
-    return found
+        row = results.good(cell)
+        if row is None:
+            left += not absent and peer.refuses(cell) is None
+        elif row.compared(name):
+            ratios[cell.key] = row.ratio(name)
+    return ratios, len(ratios) + left
 
 
 def least_share(cell: Cell) -> tuple[int, float] | None:
@@ -121,13 +126,11 @@ def _forward(results: Results) -> list[Verdict]:
 
 def _backward(results: Results) -> Verdict:
     checks, wanted = _shares(results, 4)
-    checks += [
-        Check(f"{cell.key} against torch", row.ratio("torch.softmax"), 1.9, True)
-        for cell in cells()
-        if least_share(cell) == (4, 0.97) and (row := results.good(cell)) and row.compared("torch.softmax")
-    ]
+    chosen = [cell for cell in cells() if least_share(cell) == (4, 0.97)]
+    ratios, peers = _against(results, chosen, "torch.softmax")
+    checks += [Check(f"{key} against torch", ratio, 1.9, True) for key, ratio in ratios.items()]
     goal = ">= 0.97 of 2-read-1-write; >= 1.9x torch's softmax backward"
-    return _verdict(4, "backward", goal, checks, 2 * wanted)
+    return _verdict(4, "backward", goal, checks, wanted + peers)
 
 
 def _causal_cells(direction: str) -> list[Cell]:
@@ -139,31 +142,37 @@ def _causal_cells(direction: str) -> list[Cell]:
 
 
 def _causal(results: Results) -> Verdict:
-    """The full copy moves full_bytes: what of the ceilings did so."""
+    """The full copy moves full_bytes: the fastest of the ceilings that did so."""
     chosen, checks = _causal_cells("fwd"), []
     for cell in chosen:
         row = results.good(cell)
-        if row is None:
-            continue
-        full = [times for name, times in row.ceilings.items() if row.ceiling_bytes[name] == cell.full_bytes]
-        copy = min(statistics.median(times) for times in full)
-        checks.append(Check(f"{cell.key} of a full copy", row.us(OURS).median / copy, 0.78, False))
-        checks += [
-            Check(f"{cell.key} against {name}", row.ratio(name), 1.25, True)
-            for name in row.times
-            if name not in (OURS, "triton") and row.compared(name)  # our Triton peer reads the triangle
-        ]
+        full = [name for name in row.ceilings if row.ceiling_bytes[name] == cell.full_bytes] if row else []
+        if row and full:
+            copy = min(full, key=lambda name: statistics.median(row.ceilings[name]))
+            checks.append(Check(f"{cell.key} of a full copy", row.ratio(OURS, copy), 0.78, False))
+    wanted = len(chosen)
+    for peer in every():
+        if peer.name not in (OURS, UNMASKED, "triton"):  # our Triton peer reads the triangle
+            ratios, count = _against(results, chosen, peer.name)
+            checks += [Check(f"{key} against {peer.name}", ratio, 1.25, True) for key, ratio in ratios.items()]
+            wanted += count
     goal = "time <= 0.78 of a full copy; >= 1.25x any peer that reads the full matrix"
-    return _verdict(5, f"causal forward, Q = K >= {CAUSAL_QUERIES}", goal, checks, 2 * len(chosen))
+    return _verdict(5, f"causal forward, Q = K >= {CAUSAL_QUERIES}", goal, checks, wanted)
+
+
+def _of_unmasked(results: Results, limits: dict[Cell, float]) -> list[Check]:
+    """Our time over that of the same scores unmasked, in the same rounds, at most so much."""
+    return [
+        Check(cell.key, row.ratio(OURS, UNMASKED), limit, False)
+        for cell, limit in limits.items()
+        if (row := results.good(cell)) and row.compared(UNMASKED)
+    ]
 
 
 def _causal_backward(results: Results) -> Verdict:
-    chosen = _causal_cells("bwd")
-    checks = [
-        Check(cell.key, row.us(OURS).median / full.us(OURS).median, 0.70, False)
-        for cell, row, full in _pairs(results, chosen, lambda cell: cell.unmasked)
-    ]
-    return _verdict(6, "causal backward", "<= 0.70 of the full backward's time", checks, len(chosen))
+    limits = dict.fromkeys(_causal_cells("bwd"), 0.70)
+    goal = "<= 0.70 of the full backward's time"
+    return _verdict(6, "causal backward", goal, _of_unmasked(results, limits), len(limits))
 
 
 def _masked(results: Results) -> Verdict:
@@ -172,46 +181,39 @@ def _masked(results: Results) -> Verdict:
             return None
         return {"padding": 1.02, "bool": 1.06 if cell.shape[1] == 16 else None, "bias": 1.06}.get(cell.mask)
 
-    chosen = [cell for cell in cells() if limit(cell) is not None]
-    checks = [
-        Check(cell.key, row.us(OURS).median / plain.us(OURS).median, limit(cell) or 0.0, False)
-        for cell, row, plain in _pairs(results, chosen, lambda cell: cell.unmasked)
-    ]
+    limits = {cell: most for cell in cells() if (most := limit(cell)) is not None}
     what = "key-padding mask / bool mask shared by 16 heads / bias"
-    return _verdict(7, what, "<= 1.02 / 1.06 / 1.06 of the unmasked time", checks, len(chosen))
+    goal = "<= 1.02 / 1.06 / 1.06 of the unmasked time"
+    return _verdict(7, what, goal, _of_unmasked(results, limits), len(limits))
 
 
 def _peers(results: Results) -> Verdict:
     """QuACK masks nothing, so it is compared where nothing is masked."""
     chosen = [cell for cell in cells() if not cell.asks]
-    rows = [(cell, row) for cell in chosen if (row := results.good(cell))]
+    forward = {cell.key: cell for cell in chosen if cell.direction == "fwd"}
+    ratios, wanted = _against(results, forward.values(), "torch chain")
     checks = [
-        Check(f"{cell.key} against the chain", row.ratio("torch chain"), 1.9 if cell.mask == "none" else 3.8, True)
-        for cell, row in rows
-        if cell.direction == "fwd" and row.compared("torch chain")
+        Check(f"{key} against the chain", ratio, 1.9 if forward[key].mask == "none" else 3.8, True)
+        for key, ratio in ratios.items()
     ]
-    for name in ("torch.compile", "quack"):
-        ratios = {
-            cell.key: row.ratio(name)
-            for cell, row in rows
-            if row.compared(name) and (name != "quack" or cell.mask == "none")
-        }
+    for name, fair in (("torch.compile", chosen), ("quack", [cell for cell in chosen if cell.mask == "none"])):
+        ratios, count = _against(results, fair, name)
         checks += [Check(f"{key} against {name}", ratio, 0.99, True) for key, ratio in ratios.items()]
         if ratios:
-            checks.append(
-                Check(f"geometric mean against {name}", statistics.geometric_mean(ratios.values()), 1.03, True)
-            )
+            mean = statistics.geometric_mean(ratios.values())
+            checks.append(Check(f"geometric mean against {name}", mean, 1.03, True))
+        wanted += count + bool(count)
     goal = ">= 3.8x masked, >= 1.9x unmasked; both others >= 0.99x in every cell, >= 1.03x geometric mean"
-    return _verdict(8, "against the torch eager chain; torch.compile; QuACK", goal, checks, 3 * len(chosen))
+    return _verdict(8, "against the torch eager chain; torch.compile; QuACK", goal, checks, wanted)
 
 
 def _few_rows(results: Results) -> Verdict:
     chosen = [cell for cell in cells() if cell.case.startswith("vocabulary") and cell.rows <= 8 and cell.k == 256000]
-    checks = []
-    for cell in chosen:
-        if (row := results.good(cell)) and "memcpy" in row.ceilings:
-            beyond = row.us(OURS).median - statistics.median(row.ceilings["memcpy"])
-            checks.append(Check(f"{cell.key}, us beyond the copy", beyond, 2.0, False))
+    checks = [
+        Check(f"{cell.key}, us beyond the copy", row.beyond(OURS, "memcpy"), 2.0, False)
+        for cell in chosen
+        if (row := results.good(cell)) and "memcpy" in row.ceilings
+    ]
     return _verdict(9, "few rows: M = 1..8, K = 256000, f32", "<= same-size copy node + 2.0 us", checks, len(chosen))
 
 
@@ -221,7 +223,7 @@ def _small(results: Results) -> Verdict:
     for cell in chosen:
         if row := results.good(cell):
             many = cell.rows >= results.environments[row.environment]["multiprocessors"]
-            beyond = row.us(OURS).median - row.ceiling_us
+            beyond = row.beyond(OURS, row.ceiling)
             checks.append(Check(f"{cell.key}, us beyond the copy", beyond, 1.0 if many else 2.0, False))
     goal = "copy + 1.0 us where rows >= SM count, else + 2.0 us"
     return _verdict(10, "small problems (<= 40 MB)", goal, checks, len(chosen))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,16 @@ class Row:
         return spread([ceiling / own for ceiling, own in pairs])
 
     def ratio(self, name: str, other: str = OURS) -> float:
-        """Median of a provider's time over that of another, within each round."""
-        pairs = zip(self.times[name], self.times[other], strict=True)
-        return spread([own / theirs for own, theirs in pairs]).median
+        """Median of the time of a provider or ceiling over that of another, within each round."""
+        return spread([own / theirs for own, theirs in self._pairs(name, other)]).median
+
+    def beyond(self, name: str, other: str) -> float:
+        """Median microseconds that one takes beyond another, within each round."""
+        return spread([own - theirs for own, theirs in self._pairs(name, other)]).median
+
+    def _pairs(self, name: str, other: str) -> Iterator[tuple[float, float]]:
+        measured = self.ceilings | self.times
+        return zip(measured[name], measured[other], strict=True)
 
     def gigabytes_per_second(self, name: str) -> float:
         return self.bytes / self.us(name).median / 1e3

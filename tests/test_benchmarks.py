@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks import __main__ as command
 from benchmarks import correctness, device, measure, quack_objects, run, tensors, timing
 from benchmarks.cells import ASKS, CORE, OVER_2_31, QUICK, Cell, cells
-from benchmarks.providers import OURS, Provider, every, liger, ours, quack, torch_chain, without
+from benchmarks.providers import OURS, UNMASKED, Provider, every, liger, ours, quack, torch_chain, without
 from benchmarks.results import DECIDING, Results, Row
 from benchmarks.tensors import Tensors
 from tests.fake_device import COPY_US, FakeDevice, provider
@@ -168,7 +168,8 @@ def test_a_mask_that_is_ignored_is_seen() -> None:
         if cell.mask != "none" and cell.direction == "fwd":
             (made,) = tensors.make(cell, "cpu", 1, seed=2)
             unmasked = replace(made, mask=None, bias=None, causal=False)
-            assert correctness.worst(cell, made, result_of(torch_chain.PROVIDERS[0], cell.unmasked, unmasked)) > 16
+            result = result_of(torch_chain.PROVIDERS[0], replace(cell, mask="none"), unmasked)
+            assert correctness.worst(cell, made, result) > 16
 
 
 @pytest.mark.parametrize("cell", ASKING, ids=lambda cell: cell.key)
@@ -179,10 +180,20 @@ def test_what_is_asked_and_ignored_is_seen(cell: Cell) -> None:
     assert correctness.worst(cell, made, result) > 16
 
 
+@pytest.mark.parametrize("cell", CHECKED, ids=lambda cell: cell.key)
+def test_ours_unmasked_stands_beside_what_a_goal_compares_with_it(cell: Cell) -> None:
+    """Softmax of the very scores, whatever the mask."""
+    one = ours.UNMASKED_PROVIDER
+    compared = ("padding", "bool", "bias") if cell.direction == "fwd" else ("causal",)
+    assert (one.refuses(cell) is None) == (cell.mask in compared)
+    (made,) = tensors.make(cell, "cpu", 1, seed=2)
+    assert correctness.worst(cell, made, result_of(one, cell, made), one.plain) <= 1
+
+
 @pytest.mark.parametrize("asks", ASKS)
 def test_peers_say_what_they_lack(asks: str) -> None:
     cell = Cell("", (1, 1, 4, 64), "f16", asks=asks)
-    refusing = {one.name: why for one in every() if (why := one.refuses(cell))}
+    refusing = {one.name: why for one in every() if one.name != UNMASKED and (why := one.refuses(cell))}
     assert set(refusing) == {"torch.softmax", "triton", "liger", "quack"}
     assert all(ASKS[asks] in why for why in refusing.values())
 

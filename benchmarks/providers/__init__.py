@@ -46,6 +46,8 @@ class Provider:
 
 
 OURS = "softmax_ops"
+UNMASKED = "softmax_ops unmasked"
+"""Ours of the same scores with nothing hidden or added: what a mask costs is a ratio within a round."""
 
 
 def in_brief(error: BaseException) -> str:
@@ -68,4 +70,5 @@ def every() -> list[Provider]:
     """This project first, then its peers."""
     from . import liger, ours, quack, torch_chain, triton_rows
 
-    return [ours.PROVIDER, *torch_chain.PROVIDERS, triton_rows.PROVIDER, liger.PROVIDER, quack.PROVIDER]
+    peers = [*torch_chain.PROVIDERS, triton_rows.PROVIDER, liger.PROVIDER, quack.PROVIDER]
+    return [ours.PROVIDER, ours.UNMASKED_PROVIDER, *peers]

@@ -1,4 +1,4 @@
-"""softmax_ops: every cell by its public functions, into `out`."""
+"""softmax_ops: every cell by its public functions, into `out`, and some once more without their masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformer_softmax_lib import scaled_masked_softmax_forward
 
 from ..cells import Cell
 from ..tensors import DTYPES, Tensors
-from . import OURS, Call, Provider
+from . import OURS, UNMASKED, Call, Provider
 
 
 def prepare(cell: Cell) -> Call:
@@ -58,4 +58,17 @@ def explanation(cell: Cell, tensors: Tensors) -> Explanation | None:
     )
 
 
+def _unmasked(cell: Cell) -> Call:
+    if cell.direction == "bwd":
+        return lambda tensors: softmax_ops.softmax_backward(*tensors.inputs, out=tensors.out)
+    return lambda tensors: softmax_ops.softmax(tensors.inputs[0], out=tensors.out)
+
+
+def _asks_for_unmasked(cell: Cell) -> str | None:
+    """Where a goal does."""
+    masks = ("padding", "bool", "bias") if cell.direction == "fwd" else ("causal",)
+    return None if cell.mask in masks else "no goal compares the cell with an unmasked one"
+
+
 PROVIDER = Provider(OURS, prepare, allowed=1.0)
+UNMASKED_PROVIDER = Provider(UNMASKED, _unmasked, refuses=_asks_for_unmasked, plain=True, allowed=1.0)
