@@ -1,6 +1,7 @@
 """The cells of the benchmark, ranked: what a user would ask first comes first, and a budget cuts off the end.
 
-The first CORE cells are the picture; the first dozen of them is what `make bench-quick` takes.
+The first CORE cells are the picture; the first dozen of them is what `make bench-quick` takes. After them come those
+that let every goal be judged, and the lines of the sweep.
 """
 
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ _ASKING = (
 
 def cells() -> list[Cell]:
     """Every cell once, in rank order."""
-    ranked = [*_core(), *_ASKING, *_models(), *_vocabulary(), *_small(), *_sweep()]
+    ranked = [*_core(), *_deciding(), *_ASKING, *_models(), *_vocabulary(), *_small(), *_sweep()]
     ranked.append(Cell("over 2^31 elements", OVER_2_31, "f16"))
     return list(dict.fromkeys(ranked))
 
@@ -210,6 +211,20 @@ def _core() -> list[Cell]:
         else Cell(case, MODELS[case], dtype, mask, direction)
         for case, dtype, mask, direction in _CORE
     ]
+
+
+def _deciding() -> list[Cell]:
+    """Of few rows, small problems, short rows, the sweep by powers of two, and causal backwards beside full ones."""
+    few = [Cell(f"vocabulary {rows}", (1, 1, rows, 256000), "f32") for rows in (2, 4, 8)]
+    aligned = [_swept("fwd", "f16", k) for k in SWEEP]
+    short = [_swept("fwd", "f16", k + step) for k in SWEEP if k <= 128 for step in (-1, 1)]
+    backward = [_swept("bwd", "f16", k) for k in SWEEP]
+    causal = [
+        Cell(case, MODELS[case], "f16", mask, "bwd")
+        for case in ("Llama 70B TP8", "GPT-3 TP8")
+        for mask in ("none", "causal")
+    ]
+    return [*few, *_small(), *aligned, *short, *backward, *causal]
 
 
 def _models() -> list[Cell]:
@@ -246,11 +261,16 @@ def _small() -> list[Cell]:
     return [Cell("small", shape, "f16", direction=direction) for direction in ("fwd", "bwd") for shape in SMALL]
 
 
+def _swept(direction: str, dtype: str, k: int) -> Cell:
+    """1 GiB of scores."""
+    return Cell("sweep", (1, 1, SWEEP_BYTES // (k * ELEMENT_BYTES[dtype]), k), dtype, "none", direction)
+
+
 def _sweep() -> list[Cell]:
-    """1 GiB of scores at each power of two, then beside it."""
+    """Each power of two, then beside it."""
     kinds = [("fwd", "f16"), ("bwd", "f16"), ("fwd", "f32"), ("fwd", "bf16"), ("bwd", "f32"), ("bwd", "bf16")]
     return [
-        Cell("sweep", (1, 1, SWEEP_BYTES // ((k + step) * ELEMENT_BYTES[dtype]), k + step), dtype, "none", direction)
+        _swept(direction, dtype, k + step)
         for direction, dtype in kinds
         for steps in ((0,), (-1, 1))
         for k in SWEEP

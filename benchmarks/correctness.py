@@ -11,6 +11,8 @@ and sums to 24 bits explains. The kernels' own tests are finer (tests/reference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,18 +24,21 @@ HOPELESS = 1e9
 LEAST = {"f16": 2.0**-24, "bf16": 2.0**-126, "f32": 2.0**-126}
 
 
-def worst(cell: Cell, tensors: Tensors, result: Tensor, plain: bool = False) -> float:
-    """The largest error in units of its bound: 1 or less is right. HOPELESS where something is not a number.
+def worst(cell: Cell, tensors: Tensors, results: Sequence[Tensor], plain: bool = False) -> list[float]:
+    """The largest error of each in units of its bound: 1 or less is right. HOPELESS where something is not a number.
 
-    plain   the result is meant to be the softmax, or its backward, without the cell's scale and mask.
+    plain   they are meant to be the softmax, or its backward, without the cell's scale and mask.
     """
-    found = 0.0
+    if not results:
+        return []
+    found = torch.zeros(len(results), dtype=torch.float64, device=results[0].device)
+    compute = _forward if cell.direction == "fwd" else _backward
     for place in blocks(cell.shape):
-        compare = _forward if cell.direction == "fwd" else _backward
-        wanted, bound = compare(cell, tensors, place, plain)
-        errors = (result.view(cell.shape)[place].double() - wanted).abs_().div_(bound)
-        found = max(found, errors.nan_to_num_(HOPELESS, HOPELESS).max().item())
-    return found
+        wanted, bound = compute(cell, tensors, place, plain)
+        for worst_yet, result in zip(found, results, strict=True):
+            errors = (result[place].double() - wanted).abs_().div_(bound).nan_to_num_(HOPELESS, HOPELESS)
+            torch.maximum(worst_yet, errors.max(), out=worst_yet)
+    return found.tolist()
 
 
 def _forward(cell: Cell, tensors: Tensors, place: Place, plain: bool) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ ROUNDS = 9
 WINDOW_US = 500.0
 """Least time between two events, whose clock ticks in halves of a microsecond."""
 
-WARM_UPS = 2
+WARM_UP_US = 80_000.0
+"""Of replays before the first round, by all graphs together: an idle device raises its clocks meanwhile."""
 
 
 class Spread(NamedTuple):
@@ -39,8 +40,9 @@ def interleaved(device: Device, graphs: Mapping[str, Graph], seed: int) -> dict[
     """Microseconds of one replay of each graph, round by round; several replays make one window where one is short."""
     replays = {}
     for name in graphs:
-        for _ in range(WARM_UPS):
-            estimate = _turn(device, graphs, name, 1)
+        estimate = _turn(device, graphs, name, 1)
+        warm_up = ceil(WARM_UP_US / len(graphs) / max(estimate, 1.0))
+        estimate = _turn(device, graphs, name, warm_up) / warm_up
         replays[name] = max(ceil(WINDOW_US / max(estimate, 1.0)), 1)
     times: dict[str, list[float]] = {name: [] for name in graphs}
     order, turns = list(graphs), random.Random(seed)

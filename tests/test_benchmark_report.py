@@ -191,6 +191,13 @@ def test_part_of_a_run_meets_a_goal_so_far() -> None:
     assert found.state == "met so far" and f"3 of {found.wanted} measured" in found.figure
 
 
+def test_a_sixth_of_the_cells_judges_every_goal() -> None:
+    """Those of few rows and small problems as a whole."""
+    found = goals.verdicts(made_up(cells()[: len(cells()) // 6]), Costs())[:10]
+    assert not any(each.state == "not measured" for each in found)
+    assert all(len(each.checks) == each.wanted for each in found if each.number in (9, 10))
+
+
 def test_goal_of_peers_looks_at_each_and_at_the_mean() -> None:
     results = made_up(cells()[:QUICK])
     assert verdict(8, results).state == "met so far"

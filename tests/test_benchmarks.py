@@ -145,6 +145,11 @@ TAKEN = [
 ]
 
 
+def worst(cell: Cell, made: Tensors, result: Tensor, plain: bool = False) -> float:
+    (error,) = correctness.worst(cell, made, [result], plain)
+    return error
+
+
 def result_of(one: Provider, cell: Cell, made: Tensors) -> Tensor:
     return one.prepare(cell)(made)
 
@@ -155,12 +160,12 @@ def test_providers_are_right_and_a_flaw_is_seen(one: Provider, cell: Cell, monke
     monkeypatch.setattr(tensors.blocks, "__defaults__", (100,))
     (made,) = tensors.make(cell, "cpu", 1, seed=1)
     result = result_of(one, cell, made)
-    assert correctness.worst(cell, made, result, one.plain) <= one.allowed
+    assert worst(cell, made, result, one.plain) <= one.allowed
     place = result.abs().argmax()
     result.view(-1)[place] *= 1 + 4 * one.allowed * max(correctness.UNIT[cell.dtype], 2.0**-18)
-    assert correctness.worst(cell, made, result, one.plain) > one.allowed
+    assert worst(cell, made, result, one.plain) > one.allowed
     result.view(-1)[place] = torch.nan
-    assert correctness.worst(cell, made, result, one.plain) == correctness.HOPELESS
+    assert worst(cell, made, result, one.plain) == correctness.HOPELESS
 
 
 def test_a_mask_that_is_ignored_is_seen() -> None:
@@ -169,7 +174,7 @@ def test_a_mask_that_is_ignored_is_seen() -> None:
             (made,) = tensors.make(cell, "cpu", 1, seed=2)
             unmasked = replace(made, mask=None, bias=None, causal=False)
             result = result_of(torch_chain.PROVIDERS[0], replace(cell, mask="none"), unmasked)
-            assert correctness.worst(cell, made, result) > 16
+            assert worst(cell, made, result) > 16
 
 
 @pytest.mark.parametrize("cell", ASKING, ids=lambda cell: cell.key)
@@ -177,7 +182,7 @@ def test_what_is_asked_and_ignored_is_seen(cell: Cell) -> None:
     (made,) = tensors.make(cell, "cpu", 1, seed=2)
     plain = replace(made, scales=None, lengths=None)
     result = result_of(torch_chain.PROVIDERS[0], replace(cell, asks=""), plain)
-    assert correctness.worst(cell, made, result) > 16
+    assert worst(cell, made, result) > 16
 
 
 @pytest.mark.parametrize("cell", CHECKED, ids=lambda cell: cell.key)
@@ -187,7 +192,7 @@ def test_ours_unmasked_stands_beside_what_a_goal_compares_with_it(cell: Cell) ->
     compared = ("padding", "bool", "bias") if cell.direction == "fwd" else ("causal",)
     assert (one.refuses(cell) is None) == (cell.mask in compared)
     (made,) = tensors.make(cell, "cpu", 1, seed=2)
-    assert correctness.worst(cell, made, result_of(one, cell, made), one.plain) <= 1
+    assert worst(cell, made, result_of(one, cell, made), one.plain) <= 1
 
 
 @pytest.mark.parametrize("asks", ASKS)
@@ -268,6 +273,7 @@ def test_graphs_take_turns_in_another_order_each_round() -> None:
     assert times == {name: [us] * timing.ROUNDS for name, us in took.items()} and timing.ROUNDS >= 7
     rounds = list(zip(*[iter(fake.order[-3 * timing.ROUNDS :])] * 3, strict=True))
     assert all(sorted(each) == [1.0, 30.0, 2000.0] for each in rounds) and len(set(rounds)) > 2
+    assert sum(fake.windows[: -3 * timing.ROUNDS]) >= timing.WARM_UP_US
     assert fake.windows[-1] >= timing.WINDOW_US and min(fake.windows[-3 * timing.ROUNDS :]) >= timing.WINDOW_US
 
 
@@ -324,6 +330,22 @@ def test_a_wrong_kernel_is_a_failure_and_a_wrong_peer_no_peer(tmp_path: Path) ->
     assert row.is_failure and row.wrong == (OURS, "slow") and not row.compared("slow")
     assert results.good(SMALL[0]) is None
     assert said[-2].startswith("FAILED")
+
+
+def test_one_reference_serves_all_that_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though they write into one output, each is judged by its own result."""
+    compute, computed = correctness._forward, []
+
+    def counting(cell: Cell, made: Tensors, place: tensors.Place, plain: bool) -> tuple[Tensor, Tensor]:
+        computed.append(plain)
+        return compute(cell, made, place, plain)
+
+    monkeypatch.setattr(correctness, "_forward", counting)
+    wrong = provider("wrong", 20.0, lambda made: made.out.fill_(0.5))
+    plain = [provider(name, 20.0, lambda made: torch.softmax(made.inputs[0], -1), plain=True) for name in "ab"]
+    results, _ = measured(tmp_path, RIGHT, wrong, *plain, cells=SMALL[:1])
+    row = results.rows[SMALL[0].key]
+    assert computed == [False, True] and row.wrong == ("wrong",) and set(row.errors) == {OURS, "wrong", "a", "b"}
 
 
 def test_what_a_replay_does_not_write_is_wrong(tmp_path: Path) -> None:
