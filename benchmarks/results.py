@@ -124,11 +124,10 @@ class Results:
             self.environments.append(environment)
         return self.environments.index(environment)
 
-    def current(self, cell: Cell, environment: dict[str, Any]) -> Row | None:
-        """The row of a cell, if nothing that decides figures has changed since."""
-        row = self.row(cell)
-        then = {} if row is None else self.environments[row.environment]
-        return row if all(then.get(fact) == environment.get(fact) for fact in DECIDING) else None
+    def current(self, environment: dict[str, Any]) -> dict[str, Row]:
+        """The rows since which nothing that decides figures has changed, by the keys of their cells."""
+        same = [all(then.get(fact) == environment.get(fact) for fact in DECIDING) for then in self.environments]
+        return {key: row for key, row in self.rows.items() if same[row.environment]}
 
     def save(self, path: Path) -> None:
         """Readers, and the next run, see the old file or the whole new one."""

@@ -66,9 +66,9 @@ def run(
     """
     results, here = Results.load(path), environment(device)
     number = results.number_of(here)
-    known = {cell: row for cell in cells if (row := results.current(cell, here))}
-    left = [cell for cell in cells if cell not in known or not known[cell].is_done]
-    left.sort(key=lambda cell: cell in known)
+    known = results.current(here)
+    left = [cell for cell in cells if cell.key not in known or not known[cell.key].is_done]
+    left.sort(key=lambda cell: cell.key in known)
     say(f"{device.name}: {len(cells) - len(left)} of {len(cells)} cells measured before; {path}")
     for provider in providers:
         if reason := provider.why_absent():

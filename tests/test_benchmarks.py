@@ -529,11 +529,13 @@ def test_a_run_stops_where_it_leads_to_nothing(
 
 
 def test_what_failed_is_tried_again_after_the_rest(tmp_path: Path) -> None:
-    """In an environment where others have a figure, its failure is not that of a first cell."""
+    """Where others have a figure, its failure is not that of a first cell."""
     measured(tmp_path, failing(OTHER[1]), cells=OTHER[:3])
     results, said = measured(tmp_path, failing(OTHER[1]), cells=OTHER)
     assert "2 of 5 cells measured before" in said[0]
     assert [line.split(":")[0] for line in said[1:]] == [*(cell.key for cell in OTHER[3:]), f"FAILED {OTHER[1].key}"]
+    results, said = measured(tmp_path, failing(OTHER[1]), cells=OTHER[1:2])
+    assert said[-1].startswith("FAILED")
     results, _ = measured(tmp_path, failing(), cells=OTHER)
     assert not any(row.is_failure for row in results.rows.values())
 
