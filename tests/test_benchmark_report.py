@@ -142,6 +142,17 @@ def test_a_peer_that_is_wrong_is_not_waited_for(number: int, key: str, peer: str
     assert after.state == before.state == "met" and after.wanted == before.wanted - 1
 
 
+def test_a_peer_that_refuses_or_is_absent_is_not_waited_for() -> None:
+    """In cells that are not measured yet."""
+    fair = [cell for cell in cells() if not cell.asks]
+    forward = [cell for cell in fair if cell.direction == "fwd"]
+    aligned = [cell for cell in fair if cell.mask == "none" and cell.aligned]  # QuACK refuses the others
+    assert verdict(8, Results()).wanted == len(forward) + len(fair) + 1 + len(aligned) + 1
+    causal = 15 * (1 + 5) - 2  # a copy and five peers, of which QuACK refuses 1500 columns of 16 bits
+    assert verdict(5, Results()).wanted == causal
+    assert verdict(5, made_up(cells()[:1])).wanted == causal - 15  # there is no Liger where that was made up
+
+
 def test_a_cell_that_failed_is_still_wanted() -> None:
     results = made_up(cells())
     whole = verdict(8, results).wanted

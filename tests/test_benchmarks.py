@@ -36,9 +36,10 @@ SMALL = [
 
 
 @pytest.fixture(autouse=True)
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two sets of tensors of any cell here."""
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sets of tensors of any cell here; a Triton that is installed would find no GPU."""
     monkeypatch.setattr(tensors, "sets_of", lambda cell, l2_bytes: 2)
+    monkeypatch.setattr("benchmarks.providers.find_spec", lambda name: None)
 
 
 # ---- cells
@@ -273,7 +274,7 @@ def test_graphs_take_turns_in_another_order_each_round() -> None:
     assert times == {name: [us] * timing.ROUNDS for name, us in took.items()} and timing.ROUNDS >= 7
     rounds = list(zip(*[iter(fake.order[-3 * timing.ROUNDS :])] * 3, strict=True))
     assert all(sorted(each) == [1.0, 30.0, 2000.0] for each in rounds) and len(set(rounds)) > 2
-    assert sum(fake.windows[: -3 * timing.ROUNDS]) >= timing.WARM_UP_US
+    assert sum(fake.windows[: -3 * timing.ROUNDS]) >= 50_000  # us, in which an idle GPU raises its clocks
     assert fake.windows[-1] >= timing.WINDOW_US and min(fake.windows[-3 * timing.ROUNDS :]) >= timing.WINDOW_US
 
 
