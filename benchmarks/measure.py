@@ -151,8 +151,8 @@ def _per_call(times: list[float], sets: int) -> list[float]:
 def describe(row: Row) -> str:
     """One line for the terminal."""
     if row.is_failure:
-        return f"FAILED {row.cell}: {row.failed or f'wrong by {row.errors.get(OURS)} times its bound'}"
+        return f"FAILED {row.cell}: {row.why}"
     peers = ", ".join(f"{name} {row.share(name).median:.3f}" for name in row.times if name != OURS)
     own = row.share(OURS) if row.compared(OURS) else None
-    share = f"{own.median:.3f} ({own.p20:.3f} .. {own.p80:.3f})" if own else f"{row.refused.get(OURS)}"
+    share = f"{own.median:.3f} ({own.p20:.3f} .. {own.p80:.3f})" if own else row.why
     return f"{row.cell}: {row.ceiling} {row.ceiling_us:.1f} us; share {share}; {peers}"

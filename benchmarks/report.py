@@ -132,8 +132,7 @@ def every_cell(devices: dict[str, Results]) -> str:
 def _line(rank: int, row: Row) -> list[str]:
     name = row.cell.replace("|", ", ")
     if row.is_failure or not row.compared(OURS):
-        why = row.failed or row.refused.get(OURS) or f"wrong by {row.errors.get(OURS)} times its bound"
-        return [str(rank), name, row.kernel or "", f"**no figure**: {why}", *[""] * (4 + len(PEERS))]
+        return [str(rank), name, row.kernel or "", f"**no figure**: {row.why}", *[""] * (4 + len(PEERS))]
     own = row.share(OURS)
     peers = [f"{row.ratio(peer):.2f}" if row.compared(peer) else _why_not(row, peer) for peer in PEERS]
     figures = [f"{row.ceiling_us:.1f} ({row.ceiling})", *(f"{value:.3f}" for value in own)]

@@ -61,6 +61,13 @@ class Row:
         """Whether to leave it at that. A failure is tried again, unless it cost the device."""
         return not self.is_failure or "device" in self.failed
 
+    @property
+    def why(self) -> str:
+        """Of a row without a figure of ours."""
+        if OURS in self.wrong:
+            return f"wrong by {self.errors[OURS]} times its bound"
+        return self.refused.get(OURS) or "; ".join(f"{name}: {words}" for name, words in self.failed.items())
+
     def compared(self, name: str) -> bool:
         """Whether there is a figure of a provider that counts."""
         return name in self.times and name not in self.wrong

@@ -278,11 +278,12 @@ def test_no_goal_is_about_what_a_cell_asks_for() -> None:
 def test_failures_stay_in_sight(pages: dict[str, Path]) -> None:
     results = made_up(cells()[:3])
     wrong, lost, refused = results.rows.values()
-    results.rows[wrong.cell] = replace(wrong, wrong=(OURS,), errors={OURS: 7.5})
+    results.rows[wrong.cell] = replace(wrong, wrong=(OURS,), errors={OURS: 7.5}, failed={"triton": "no compiler"})
     results.rows[lost.cell] = replace(lost, ceilings={}, failed={"cell": "out of memory"})
     results.rows[refused.cell] = replace(refused, times={}, refused={OURS: "no bias yet"})
     page = report.every_cell({"x": results})
-    assert "wrong by 7.5 times its bound" in page and "out of memory" in page and "no bias yet" in page
+    assert "wrong by 7.5 times its bound" in page and "cell: out of memory" in page and "no bias yet" in page
+    assert "no compiler" not in page  # which is not why
     assert report.table({"x": results}) == report.NOTHING
 
 
