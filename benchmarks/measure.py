@@ -16,7 +16,7 @@ from .device import Device, Graph
 from .providers import OURS, Provider, in_brief, ours
 from .results import Row
 from .tensors import Tensors
-from .timing import interleaved
+from .timing import TurnFailed, interleaved
 
 
 class DeviceLost(RuntimeError):
@@ -44,7 +44,7 @@ def measure(cell: Cell, device: Device, providers: Sequence[Provider], date: str
         return _measured(cell, device, providers, row)
     except DeviceLost:
         raise
-    except Exception as error:  # of the cell as a whole: out of memory, a fault in a round
+    except Exception as error:  # of the cell as a whole: out of memory, say
         row = replace(row, failed={"cell": in_brief(error)})
     finally:
         with suppress(RuntimeError):  # a lost device gives nothing back
@@ -60,8 +60,10 @@ def _measured(cell: Cell, device: Device, providers: Sequence[Provider], row: Ro
     row = replace(row, kernel=_kernel(cell, made[0], found))
     copies = [each for each in ceilings.of_cell(cell) if _captured(each.provider, cell, device, made, found, row)]
     competing = [each for each in providers if _captured(each, cell, device, made, found, row)]
-    times = interleaved(device, found.graphs, seed)
+    times = _times(device, found, row, seed)
     clocks = device.clocks()
+    copies = [each for each in copies if each.name in times]
+    competing = [each for each in competing if each.name in times]
     errors = _errors(cell, device, made[0], competing, found.graphs)
     return replace(
         row,
@@ -102,11 +104,26 @@ def _captured(provider: Provider, cell: Cell, device: Device, made: list[Tensors
         _check_shapes(graph, cell)
         device.time(graph, 1)
     except Exception as error:  # a peer may raise anything; none of it may end the run
-        found.failed[name] = in_brief(error)
-        _must_answer(device, row, f"{name}: {in_brief(error)}")
+        _note(name, error, device, found, row)
         return False
     found.graphs[name] = graph
     return True
+
+
+def _times(device: Device, found: _Found, row: Row, seed: int) -> dict[str, list[float]]:
+    """Of the graphs that last: without one that fails in its turn, the rounds begin anew."""
+    while True:
+        try:
+            return interleaved(device, found.graphs, seed)
+        except TurnFailed as failure:
+            (name,) = failure.args
+            del found.graphs[name]
+            _note(name, failure.__cause__ or failure, device, found, row)
+
+
+def _note(name: str, error: BaseException, device: Device, found: _Found, row: Row) -> None:
+    found.failed[name] = in_brief(error)
+    _must_answer(device, row, f"{name}: {found.failed[name]}")
 
 
 def _check_shapes(graph: Graph, cell: Cell) -> None:

@@ -18,6 +18,10 @@ WARM_UP_US = 80_000.0
 """Of replays before the first round, by all graphs together: an idle device raises its clocks meanwhile."""
 
 
+class TurnFailed(RuntimeError):
+    """Replays of the graph of this name raised; the cause is what they raised."""
+
+
 class Spread(NamedTuple):
     """Of the rounds of a cell."""
 
@@ -37,7 +41,10 @@ def spread(values: list[float]) -> Spread:
 
 
 def interleaved(device: Device, graphs: Mapping[str, Graph], seed: int) -> dict[str, list[float]]:
-    """Microseconds of one replay of each graph, round by round; several replays make one window where one is short."""
+    """Microseconds of one replay of each graph, round by round; several replays make one window where one is short.
+
+    Raises TurnFailed.
+    """
     replays = {}
     for name in graphs:
         estimate = _turn(device, graphs, name, 1)
@@ -54,9 +61,8 @@ def interleaved(device: Device, graphs: Mapping[str, Graph], seed: int) -> dict[
 
 
 def _turn(device: Device, graphs: Mapping[str, Graph], name: str, replays: int) -> float:
-    """Microseconds of so many replays; what they raise says whose they were."""
+    """Microseconds of so many replays."""
     try:
         return device.time(graphs[name], replays)
     except Exception as error:
-        error.add_note(f"in a turn of {name}")
-        raise
+        raise TurnFailed(name) from error

@@ -466,21 +466,17 @@ def late(calls: int) -> Callable[[Tensors], Tensor]:
         (provider("odd", 1.0, lambda made: None), "TypeError: a call returned a NoneType of shape ()"),  # type: ignore[arg-type, return-value]
         (provider("odd", 1.0, lambda made: made.out[0]), "TypeError: a call returned a Tensor of shape (2, 5, 16)"),
         (provider("odd", 1.0, late(2)), "ValueError: out of"),  # in the first replay
+        (provider("odd", 1.0, late(9)), "ValueError: out of"),  # in a round
         (provider("odd", 1.0, raising, refuses=raising), "ValueError: out of"),
         (provider("odd", 1.0, raising, absent=raising), "ValueError: out of"),
     ],
-    ids=["none", "shape", "replay", "refuses", "absent"],
+    ids=["none", "shape", "replay", "round", "refuses", "absent"],
 )
 def test_an_odd_peer_costs_itself_only(peer: Provider, why: str, tmp_path: Path) -> None:
     results, _ = measured(tmp_path, RIGHT, peer, cells=SMALL[:1])
     row = results.rows[SMALL[0].key]
     assert (row.failed | row.absent)["odd"].startswith(why)
     assert not row.is_failure and set(row.times) == {OURS}
-
-
-def test_what_fails_in_a_round_is_named(tmp_path: Path) -> None:
-    results, _ = measured(tmp_path, RIGHT, provider("odd", 1.0, late(9)), cells=SMALL[:1])
-    assert results.rows[SMALL[0].key].failed == {"cell": "ValueError: out of in a turn of odd"}
 
 
 def test_without_an_explanation_a_cell_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

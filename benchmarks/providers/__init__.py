@@ -51,9 +51,9 @@ UNMASKED = "softmax_ops unmasked"
 
 
 def in_brief(error: BaseException) -> str:
-    """Type, first line and notes: whole tracebacks of compilers are pages."""
-    first = str(error).strip().splitlines()[:1]
-    return " ".join([f"{type(error).__name__}:", *(line[:200] for line in first), *getattr(error, "__notes__", ())])
+    """Type and first line: whole tracebacks of compilers are pages."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def needs(package: str, wheel: str) -> Callable[[], str | None]:
