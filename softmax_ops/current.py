@@ -30,7 +30,7 @@ def _increment_version() -> Any:
     fast = torch._C._increment_version
     try:
         fast((torch.empty(0),))
-    except TypeError:  # before torch 2.6: a single tensor
+    except (TypeError, RuntimeError):  # before torch 2.6: a single tensor
         return lambda tensors: fast(tensors[0])
     return fast
 

@@ -3,7 +3,7 @@
 Eager calls that need none of these do not come here: the dispatcher costs ten times as much as a launch.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: before 2.5 torch infers schemas from types, not from strings.
 
 from collections.abc import Callable
 from functools import partial

@@ -86,7 +86,7 @@ def _softmax(
     operator = needs_operator(x, mask, out)
     if out is not None and (operator or is_transformed()):
         placed: dict[str, Any] = {"causal": causal, "causal_offset": causal_offset, "batch_invariant": batch_invariant}
-        y = _softmax(x, given | {"out": None}, scale=scale, mask=mask, **placed, out=None)
+        y = _softmax(x, {**given, "out": None}, scale=scale, mask=mask, **placed, out=None)
         return copied(op, y, out, x=x)
     if operator:
         number = finite_scale(op, scale, x) if isinstance(scale, Tensor) else scale
@@ -158,7 +158,7 @@ def _softmax_backward(
     operator = needs_operator(dy, y, out)
     if out is not None and (operator or is_transformed()):
         placed: dict[str, Any] = {"causal": causal, "causal_offset": causal_offset, "batch_invariant": batch_invariant}
-        dx = _softmax_backward(dy, y, given | {"out": None}, scale=scale, **placed, out=None)
+        dx = _softmax_backward(dy, y, {**given, "out": None}, scale=scale, **placed, out=None)
         return copied(op, dx, out, dy=dy, y=y)
     if operator:
         number = finite_scale(op, scale, y) if isinstance(scale, Tensor) else scale
@@ -188,18 +188,23 @@ def _converts(rows: Tensor, out: Tensor | None, arguments: dict[str, Any]) -> bo
 
 
 def _for_operator(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with numbers and tensors apart, as the operators take them."""
-    given = dict(arguments)
-    given["left"], given["right"] = window_bounds(op, given.pop("window", None))
-    if _on_device(given["scale"]):
-        given["scale_tensor"], given["scale"] = given["scale"], 1.0
-    elif isinstance(given["scale"], Tensor):
-        given["scale"] = finite_scale(op, given["scale"], rows)
-    if _on_device(given["causal_offset"]):
-        given["offset_tensor"], given["causal_offset"] = given["causal_offset"], None
-    elif isinstance(given["causal_offset"], Tensor):
-        given["causal_offset"] = int(given["causal_offset"])
-    return given
+    """The arguments with numbers and tensors apart, as the operators take them.
+
+    A new dictionary in one piece: torch.compile before 2.5 does not follow one that changes.
+    """
+    left, right = window_bounds(op, arguments.get("window"))
+    scale, offset = arguments["scale"], arguments["causal_offset"]
+    scale_tensor = scale if _on_device(scale) else None
+    offset_tensor = offset if _on_device(offset) else None
+    if isinstance(scale, Tensor):
+        scale = finite_scale(op, scale, rows) if scale_tensor is None else 1.0
+    if isinstance(offset, Tensor):
+        offset = int(offset) if offset_tensor is None else None
+    return {
+        **{name: value for name, value in arguments.items() if name != "window"},
+        **{"scale": scale, "scale_tensor": scale_tensor, "causal_offset": offset, "offset_tensor": offset_tensor},
+        **{"left": left, "right": right},
+    }
 
 
 def _on_device(value: Any) -> bool:

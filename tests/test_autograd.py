@@ -238,6 +238,21 @@ def test_writing_to_a_saved_tensor_is_noticed(write: str, monkeypatch: pytest.Mo
         y.sum().backward()
 
 
+def test_versions_are_incremented_before_torch_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes a single tensor, and refuses a tuple in this way."""
+
+    def of_one(tensor: Any) -> None:
+        if not isinstance(tensor, Tensor):
+            raise RuntimeError("increment_version expect a Tensor as input")
+        current.increment_version((tensor,))
+
+    monkeypatch.setattr(torch._C, "_increment_version", of_one)
+    x = normal(Q, K)
+    before = x._version
+    current._increment_version()((x,))
+    assert x._version > before
+
+
 def test_overwriting_the_result_is_noticed() -> None:
     x = normal(Q, K).requires_grad_()
     y = softmax_ops.softmax(x)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import softmax_ops
 from softmax_ops import dispatch, routes
-from tests.test_operators import Seen, bits, leaf, normal
+from tests.test_operators import Seen, bits, leaf, normal, with_rules
 
 B, H, Q, K = 2, 3, 4, 6
 
@@ -256,6 +256,7 @@ def test_causality_reaches_the_backward(monkeypatch: pytest.MonkeyPatch) -> None
     assert [(request.left, request.right, request.causal_offset) for request in requests] == [(None, 0, K - Q)]
 
 
+@with_rules
 def test_vmap_of_the_operators_is_refused() -> None:
     x = normal(B, Q, K)
     for call in (lambda x: FORWARD(x, softcap=2.0), lambda x: BACKWARD(x, x)):

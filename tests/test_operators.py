@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,6 +55,13 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 
 # what torch.library asks
+
+
+def test_schemas_can_be_inferred_before_torch_2_5() -> None:
+    """From types: strings, which `from __future__ import annotations` makes of them, were refused."""
+    for operator in (ops.softmax, ops.softmax_backward, ops.general, ops.general_backward):
+        assert str not in map(type, inspect.get_annotations(operator._init_fn).values())
+
 
 FORWARD_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "plain": (normal(B, Q, K),),
@@ -247,6 +255,10 @@ def test_compiled_vmap() -> None:
     torch.testing.assert_close(compiled(torch.vmap(one))(x, mask), torch.vmap(one)(x, mask))
 
 
+with_rules = pytest.mark.skipif(not hasattr(ops.softmax, "register_vmap"), reason="torch 2.5 has it")
+
+
+@with_rules
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_vmap_of_the_operator_is_one_call(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one for each sample, which is what torch does without a rule."""
