@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 import softmax_ops
-from softmax_ops import dispatch
-from softmax_ops.checks import check_masked_fill
+from softmax_ops import routes
 from softmax_ops.checks.tensors import describe
 
 __all__ = ["VAL", "scaled_masked_softmax_backward", "scaled_masked_softmax_forward"]
@@ -38,11 +37,7 @@ def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: flo
     Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together, and what
     `softmax_ops.softmax` raises beyond.
     """
-    request = check_masked_fill(input, mask, _number("forward", scale), fill=-VAL)
-    if mask is not None and mask.is_floating_point() and (mask.dtype is not input.dtype or mask.element_size() == 8):
-        request = request._replace(mask=mask == 1)  # of another dtype than input's, and in float64, no kernel reads it
-    with torch.no_grad():
-        return dispatch.forward(request)
+    return routes.masked_fill(input, mask, _number("forward", scale), -VAL)
 
 
 def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: float | Tensor) -> Tensor:

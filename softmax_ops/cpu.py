@@ -128,7 +128,7 @@ def _softmax_backward_general(request: BackwardRequest) -> Any:
 
 
 def _result(like: Tensor, out: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(like.shape, dtype=dtype or like.dtype, device=like.device) if out is None else out
+    return like.new_empty(like.shape, dtype=dtype or like.dtype) if out is None else out
 
 
 def _hides(mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import cpu, current, driver, launcher, operands
 from .checks import BackwardRequest, Request
+from .checks.tensors import describe
 from .explanation import Explanation, explain_geometry
 from .launch_plan import LaunchPlan, TooManyDimensions
 from .operands import Named
@@ -199,14 +200,27 @@ def _executable(direction: str, tensors: tuple[Tensor, ...], others: Named, scal
 
 
 def _launch(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars) -> None:
+    addresses = tuple(tensor.data_ptr() for tensor in (*tensors, *others.values()))
+    if 0 in addresses:
+        raise _without_memory(direction, tensors, others)
     found = _executable(direction, tensors, others, scalars)
     workspace = new_scratch(tensors[0], found.workspace_bytes) if found.workspace_bytes else None
     found.launch(
-        tuple(tensor.data_ptr() for tensor in (*tensors, *others.values())),
+        addresses,
         scale=scalars.scale,
         fill=scalars.fill,
         workspace=0 if workspace is None else workspace.data_ptr(),
         stream=current.stream(found.device),
+    )
+
+
+def _without_memory(direction: str, tensors: tuple[Tensor, ...], others: Named) -> ValueError:
+    """For elements at address 0, which a kernel would read or write."""
+    named = dict(zip(OPERANDS[direction], tensors, strict=True)) | others
+    name, tensor = next((name, tensor) for name, tensor in named.items() if tensor.data_ptr() == 0)
+    return ValueError(
+        f"softmax_ops: {name} is a {describe(tensor)} without memory: its storage was freed, or it stands for zeros "
+        "that torch leaves out; want elements in memory: pass a clone of such zeros, or resize the storage back"
     )
 
 

@@ -13,9 +13,15 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from . import dispatch
+from . import cpu, dispatch
 from .autograd import General, GeneralBackward, Softmax, SoftmaxBackward
-from .checks import check_general, check_general_backward, check_softmax, check_softmax_backward
+from .checks import (
+    check_general,
+    check_general_backward,
+    check_masked_fill,
+    check_softmax,
+    check_softmax_backward,
+)
 from .checks.band import window_bounds
 from .checks.out import gradient_dtype, result_dtype
 from .checks.scalars import finite_scale
@@ -97,6 +103,18 @@ def _softmax(
     y = dispatch.forward(request, batch_invariant)
     known.forward.remember(given, request, y)
     return y
+
+
+def masked_fill(input: Tensor, mask: Tensor | None, scale: float, fill: float) -> Tensor:
+    """A plain one that autograd does not see, where what the mask hides scores `fill`.
+
+    No operator has a fill: who knows operators only sees those of torch.
+    """
+    request = check_masked_fill(input, mask, scale, fill)
+    if mask is not None and mask.is_floating_point() and (mask.dtype is not input.dtype or mask.element_size() == 8):
+        request = request._replace(mask=mask == 1)  # of another dtype than input's, and in float64, no kernel reads it
+    with torch.no_grad():
+        return cpu.softmax(request) if needs_operator(input, mask) else dispatch.forward(request)
 
 
 def softmax_backward(

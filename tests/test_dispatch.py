@@ -71,6 +71,19 @@ def test_addresses_of_the_backward_in_place(serve: Serve) -> None:
 
 
 @isolated
+def test_what_has_no_memory_is_refused(serve: Serve) -> None:
+    """Zeros that torch leaves out, such as some gradients; a storage that was freed, as sharded training does."""
+    serve_all(serve, "f16_none_warp")
+    x, freed = torch.randn(4, 64).half(), torch.empty(4, 64).half()
+    freed.untyped_storage().resize_(0)
+    for nothing in (torch._efficientzerotensor(4, 64, dtype=torch.half), freed):
+        for name, inputs in {"x": (nothing,), "dy": (nothing, x), "y": (x, nothing)}.items():
+            with pytest.raises(ValueError, match=rf"softmax_ops: {name} is a .* without memory"):
+                compute("fwd" if name == "x" else "bwd", inputs)
+    assert launched() == []
+
+
+@isolated
 def test_a_mask_of_ones_and_zeros_has_kernels_of_its_own(serve: Serve) -> None:
     serve_all(serve, "fwd_f16_like_warp")
     x = torch.randn(5, 1000).half()

@@ -231,6 +231,21 @@ def test_circumstances_of_a_known_call(serve: Serve) -> None:
 
 
 @isolated
+def test_a_freed_storage_is_noticed(serve: Serve) -> None:
+    """Of a tensor that is otherwise what it was."""
+    serve_everything(serve)
+    x, out = torch.zeros(4, 24), torch.zeros(4, 24)
+    softmax_ops.softmax(x, out=out)
+    storage = x.untyped_storage()
+    storage.resize_(0)
+    with pytest.raises(ValueError, match=r"x is a .* without memory"):
+        softmax_ops.softmax(x, out=out)
+    storage.resize_(4 * 24 * 4)
+    softmax_ops.softmax(x, out=out)
+    assert len(stub_driver.launches()) == 2
+
+
+@isolated
 def test_what_is_forgotten_is_found_again(serve: Serve, monkeypatch: pytest.MonkeyPatch, long_calls: list[str]) -> None:
     serve_everything(serve)
     monkeypatch.setattr(launcher, "PLANS", 3)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 import softmax_ops
 import transformer_softmax_lib
@@ -143,6 +144,13 @@ def test_nothing_is_recorded() -> None:
     x = scores(Q, K).requires_grad_()
     y = scaled_masked_softmax_forward(x, None, 1.0)
     assert not y.requires_grad and not scaled_masked_softmax_backward(x, y, 1.0).requires_grad
+
+
+def test_who_knows_operators_only_sees_those_of_torch() -> None:
+    x, mask = scores(Q, K, dtype=torch.float16), ones(K, dtype=torch.float16)
+    y = scaled_masked_softmax_forward(TwoTensor(x, 2 * x), mask, 0.7)
+    assert isinstance(y, TwoTensor)
+    assert torch.equal(y.a, verify(x, mask, 0.7)) and torch.equal(y.b, verify(2 * x, mask, 0.7))
 
 
 # backward

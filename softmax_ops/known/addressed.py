@@ -41,12 +41,12 @@ class Addressed:
         self._by_boundaries[_boundaries(addresses)] = executable
 
     def find(self, addresses: tuple[int, ...]) -> Executable | None:
-        """None where it is not known, or where out overlaps what is read."""
+        """None where it is not known, where out overlaps what is read, or where an operand has no memory (0)."""
         return self.by_addresses.get(addresses) or self._judge(addresses)
 
     def _judge(self, addresses: tuple[int, ...]) -> Executable | None:
         executable = self._by_boundaries.get(_boundaries(addresses))
-        if executable is None or self._overlaps(addresses):
+        if executable is None or 0 in addresses or self._overlaps(addresses):
             return None
         if len(self.by_addresses) >= ADDRESSES:
             self.by_addresses.clear()
