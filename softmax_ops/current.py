@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,11 +19,23 @@ def ordinal(tensor: Tensor) -> int:
     return tensor.device.index
 
 
-# As torch.cuda.current_device and current_stream, but an integer each, without a look at whether CUDA is initialised
-# (which it is once there is a tensor on a GPU) and without an object around it: 2 us less. A torch without CUDA has
-# neither, and no tensors to ask about.
-device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+# What torch.cuda.device does when it is entered and left: a device becomes the current one, and the one before, which
+# is returned, becomes so again if it has a context (else that would make one). And torch.cuda.current_stream, but an
+# integer, without a look at whether CUDA is initialised (which it is once there is a tensor on a GPU) and without an
+# object around it: 2 us less. A torch without CUDA has none of them, and no tensors to ask about.
+exchange_device = getattr(torch._C, "_cuda_exchangeDevice", torch.cuda._exchange_device)
+restore_device = getattr(torch._C, "_cuda_maybeExchangeDevice", torch.cuda._maybe_exchange_device)
 stream = getattr(torch._C, "_cuda_getCurrentRawStream", lambda device: torch.cuda.current_stream(device).cuda_stream)
+
+
+@contextmanager
+def working_on(device: int) -> Iterator[None]:
+    """The default stream is that of the current device: inside, it is this one."""
+    previous = exchange_device(device)
+    try:
+        yield
+    finally:
+        restore_device(previous)
 
 
 def _increment_version() -> Any:

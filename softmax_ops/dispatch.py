@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import operator
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -142,7 +141,7 @@ def compute(
     if x.numel() == 0:
         return y
     tensors, others = _followed((*inputs, y), others)
-    with _current(current.ordinal(x)):
+    with current.working_on(current.ordinal(x)):
         try:
             _launch(direction, tensors, others, scalars)
         except TooManyDimensions:
@@ -227,11 +226,6 @@ def _without_memory(direction: str, tensors: tuple[Tensor, ...], others: Named) 
 def new_scratch(like: Tensor, bytes: int) -> Tensor:
     """Memory for one launch, on the device of a tensor."""
     return like.new_empty(bytes, dtype=torch.uint8)
-
-
-def _current(device: int) -> AbstractContextManager:
-    """The default stream is that of the current device: inside, it is this one."""
-    return nullcontext() if current.device() == device else torch.cuda.device(device)
 
 
 def _followed(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:

@@ -1,7 +1,6 @@
 """CPU tensors that pose as those of a GPU whose driver is the stub."""
 
 from collections.abc import Callable
-from itertools import repeat
 
 from softmax_ops import current
 
@@ -13,5 +12,6 @@ def pose(patch: Callable[[object, str, object], None], stream: int) -> None:
     """
     patch(current, "on_gpu", lambda tensor: True)
     patch(current, "ordinal", lambda tensor: 0)
-    patch(current, "device", repeat(0).__next__)
+    patch(current, "exchange_device", (0,).__getitem__)
+    patch(current, "restore_device", (0,).__getitem__)
     patch(current, "stream", (stream,).__getitem__)

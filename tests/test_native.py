@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 import softmax_ops
 from softmax_ops import current, dispatch, launcher, native
+from softmax_ops.driver import DriverError
 from softmax_ops.known import addressed, calls
 from softmax_ops.known.call import Known
 from softmax_ops.launch_plan import LaunchPlan
@@ -242,8 +242,8 @@ def test_what_is_no_exchange_is_refused() -> None:
         native.compiled().Repeated(  # type: ignore[union-attr]
             exchange=object(), kinds=(), values=(), tensors=(), operands=(), like=0, out=0, scale=1.0, limit=1.0,
             bumps=False, is_like=None, find=None, new_result=None, new_rows=None, new_scratch=None, records=None,
-            dispatch_modes=None, forward_ad=None, device=0, device_of_thread=None, stream_of=None,
-            increment_version=None,
+            dispatch_modes=None, forward_ad=None, device=0, exchange_device=None, restore_device=None,
+            stream_of=None, increment_version=None,
         )  # fmt: skip
 
 
@@ -268,17 +268,35 @@ def test_what_autograd_records_is_not_looked_up(serve: Serve, monkeypatch: pytes
 
 
 @isolated
-def test_another_current_device_takes_the_long_way(
-    serve: Serve, long_calls: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("current_before", [0, 1])
+def test_the_device_is_current_for_a_call(
+    serve: Serve, long_calls: list[str], monkeypatch: pytest.MonkeyPatch, current_before: int
 ) -> None:
-    """Which knows how to change to the tensors' device for a launch."""
-    working_on = [0]
-    monkeypatch.setattr(current, "device", lambda: working_on[0])
-    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    """And what was current before is so again, after a failure too."""
+    working_on = [current_before]
+    at_work: list[tuple[int, int]] = []
+
+    def exchange(device: int) -> int:
+        previous, working_on[0] = working_on[0], device
+        return previous
+
+    def stream(device: int) -> int:
+        at_work.append((device, working_on[0]))
+        return STREAM
+
+    monkeypatch.setattr(current, "ordinal", lambda tensor: 1)
+    monkeypatch.setattr(current, "exchange_device", exchange)
+    monkeypatch.setattr(current, "restore_device", exchange)
+    monkeypatch.setattr(current, "stream", stream)
+    stub_driver.devices("sm_90", "sm_90")
     serve_all(serve, "f16_none_warp")
     x, out = rows(), rows()
-    for device, expected in ((0, ["fwd"]), (0, []), (1, ["fwd"]), (0, [])):
-        working_on[0] = device
-        long_calls.clear()
+    for _ in range(3):
+        at_work.clear()
         softmax_ops.softmax(x, out=out)
-        assert long_calls == expected
+        assert at_work[0] == (1, 1) and working_on == [current_before]
+    assert long_calls == ["fwd"]
+    stub_driver.fail("cuLaunchKernelEx", 701)
+    with pytest.raises(DriverError, match="cuLaunchKernelEx"):
+        softmax_ops.softmax(x, out=out)
+    assert working_on == [current_before] and long_calls == ["fwd"]

@@ -116,13 +116,21 @@ class Known:
             return None
         if self._records and torch.is_grad_enabled():
             return None
+        previous = current.exchange_device(self._device)
+        try:
+            return self._compute(values)
+        finally:
+            current.restore_device(previous)
+
+    def _compute(self, values: Sequence[Any]) -> Any:
+        """What `_run` gives, with the device current."""
         like = values[self._like]
         result = self._new_result(like) if self._kinds[self._out] == _VALUE else values[self._out]
         rows = None if self._new_rows is None else self._new_rows(like)
         beside: dict[int, Any] = {_NEW: result, _ROWS: rows}
         addresses = tuple([(beside[at] if at < 0 else values[at]).data_ptr() for at in self._operands])
         executable = self.addressed.find(addresses)
-        if executable is None or current.device() != self._device:
+        if executable is None:
             return None
         bytes = executable.workspace_bytes
         scratch = new_scratch(result, bytes).data_ptr() if bytes else 0
@@ -158,7 +166,8 @@ class Known:
                 records=torch.is_grad_enabled if self._records else None,
                 dispatch_modes=_dispatch_modes,
                 forward_ad=forward_ad,
-                device_of_thread=current.device,
+                exchange_device=current.exchange_device,
+                restore_device=current.restore_device,
                 stream_of=current.stream,
                 increment_version=current.increment_version,
             )

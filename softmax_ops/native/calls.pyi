@@ -57,7 +57,8 @@ class Repeated:
         dispatch_modes: Callable[[], int],
         forward_ad: object,
         device: int,
-        device_of_thread: Callable[[], int],
+        exchange_device: Callable[[int], int],
+        restore_device: Callable[[int], object],
         stream_of: Callable[[int], int],
         increment_version: Callable[[tuple[Tensor, ...]], None],
     ) -> None: ...

@@ -43,7 +43,8 @@ enum {
     DISPATCH_MODES,
     FORWARD_AD,
     ORDINAL,
-    DEVICE,
+    EXCHANGE_DEVICE,
+    RESTORE_DEVICE,
     STREAM,
     INCREMENT_VERSION,
     ASKED
@@ -278,25 +279,20 @@ static int launch_on_stream(Repeated *self, Launches *launches, const uint64_t *
     return done == NULL ? -1 : 0;
 }
 
-/* 1: launched; 0: the kernel is not known or not to be launched from here, and nothing was done. */
+/* 1: launched; 0: the kernel is not known, and nothing was done. */
 static int launch_at(Repeated *self, const uint64_t *addresses, double scale, PyObject *result)
 {
     PyObject *launches = found(self, addresses);
     if (launches == NULL)
         return -1;
     int status = 0;
-    if (launches != Py_None) {
-        long device = asked(self->asked[DEVICE], NULL);
-        if (device == -1 && PyErr_Occurred())
-            status = -1;
-        else if (device == self->ordinal)
-            status = launch_on_stream(self, (Launches *)launches, addresses, scale, result) < 0 ? -1 : 1;
-    }
+    if (launches != Py_None)
+        status = launch_on_stream(self, (Launches *)launches, addresses, scale, result) < 0 ? -1 : 1;
     Py_DECREF(launches);
     return status;
 }
 
-/* `result` and `rows`, NULL at first, become new references. 1, 0 or -1 as launch_at. */
+/* With the device current. `result` and `rows`, NULL at first, become new references. 1, 0 or -1 as launch_at. */
 static int compute(Repeated *self, const Call *call, PyObject **result, PyObject **rows)
 {
     PyObject *like = call->arguments[self->like];
@@ -318,6 +314,26 @@ static int compute(Repeated *self, const Call *call, PyObject **result, PyObject
     return launch_at(self, addresses, call->scale, *result);
 }
 
+/* What compute says, on the device, and with an error if there was one; the device that was current is so again. */
+static int compute_on_device(Repeated *self, const Call *call, PyObject **result, PyObject **rows)
+{
+    long previous = asked(self->asked[EXCHANGE_DEVICE], self->asked[ORDINAL]);
+    if (previous == -1 && PyErr_Occurred())
+        return -1;
+    int status = compute(self, call, result, rows);
+    if (previous == self->ordinal)
+        return status;
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyObject *done = PyObject_CallFunction(self->asked[RESTORE_DEVICE], "l", previous);
+    if (done == NULL)
+        status = -1;
+    else
+        PyErr_Restore(type, error, traceback);
+    Py_XDECREF(done);
+    return status;
+}
+
 PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t count)
 {
     Repeated *self = (Repeated *)object;
@@ -329,7 +345,7 @@ PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t 
     PyObject *result = NULL, *rows = NULL;
     int status = is_same_call(self, &call);
     if (status == 1)
-        status = compute(self, &call, &result, &rows);
+        status = compute_on_device(self, &call, &result, &rows);
     PyObject *answer = NULL;
     if (status == 0)
         answer = Py_NewRef(Py_None);
@@ -387,17 +403,18 @@ static PyObject *repeated_new(PyTypeObject *type, PyObject *positional, PyObject
 {
     static char *names[] = {"exchange", "kinds", "values", "tensors", "operands", "like", "out", "scale", "limit",
                             "bumps", "is_like", "find", "new_result", "new_rows", "new_scratch", "records",
-                            "dispatch_modes", "forward_ad", "device", "device_of_thread", "stream_of",
-                            "increment_version", NULL};
+                            "dispatch_modes", "forward_ad", "device", "exchange_device", "restore_device",
+                            "stream_of", "increment_version", NULL};
     PyObject *capsule, *kinds, *values, *tensors, *operands, *asked[ASKED];
     int like, out, bumps;
     double scale, limit;
-    if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!O!O!O!iiddpOOOOOOOOOOOO", names, &capsule, &PyTuple_Type,
+    if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!O!O!O!iiddpOOOOOOOOOOOOO", names, &capsule, &PyTuple_Type,
                                      &kinds, &PyTuple_Type, &values, &PyTuple_Type, &tensors, &PyTuple_Type, &operands,
                                      &like, &out, &scale, &limit, &bumps, &asked[IS_LIKE], &asked[FIND],
                                      &asked[NEW_RESULT], &asked[NEW_ROWS], &asked[NEW_SCRATCH], &asked[RECORDS],
-                                     &asked[DISPATCH_MODES], &asked[FORWARD_AD], &asked[ORDINAL], &asked[DEVICE],
-                                     &asked[STREAM], &asked[INCREMENT_VERSION]))
+                                     &asked[DISPATCH_MODES], &asked[FORWARD_AD], &asked[ORDINAL],
+                                     &asked[EXCHANGE_DEVICE], &asked[RESTORE_DEVICE], &asked[STREAM],
+                                     &asked[INCREMENT_VERSION]))
         return NULL;
     const DLPackExchangeAPI *exchange = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
     if (exchange == NULL)
