@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 
 from .checks import Request
+from .modes import in_functorch
 
 
 class Softmax(torch.autograd.Function):
     """(x, scale, mask, causal, causal_offset, batch_invariant) -> y"""
 
     @staticmethod
-    def forward(x: Tensor, scale, mask, causal, causal_offset, batch_invariant) -> Tensor:
-        from . import api
-
-        return api.softmax(
-            x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
-        )
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = _softmax(*inputs)
+        Softmax.keep(ctx, inputs, y)
+        return y
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """The result is all that the gradient needs."""
         _, ctx.scale, _, ctx.causal, ctx.causal_offset, ctx.batch_invariant = inputs
         ctx.save_for_backward(output)
@@ -37,24 +36,17 @@ class Softmax(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         return _backward(ctx, dy, y), None, None, None, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
-        return vmap_softmax(Softmax.apply, info, in_dims, *arguments)
-
 
 class SoftmaxBackward(torch.autograd.Function):
     """(dy, y, scale, causal, causal_offset, batch_invariant) -> dx"""
 
     @staticmethod
-    def forward(dy: Tensor, y: Tensor, scale, causal, causal_offset, batch_invariant) -> Tensor:
-        from . import api
-
-        return api.softmax_backward(
-            dy, y, scale=scale, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
-        )
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        SoftmaxBackward.keep(ctx, inputs, None)
+        return _softmax_backward(*inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def keep(ctx: Any, inputs: tuple, output: Tensor | None) -> None:
         dy, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant = inputs
         ctx.save_for_backward(dy, y)
 
@@ -74,9 +66,50 @@ class SoftmaxBackward(torch.autograd.Function):
         second = ctx.scale * (g * (dy - dot) - dy * weight)
         return ddy, second.to(y.dtype), None, None, None, None
 
+
+class TransformedSoftmax(Softmax):
+    """For transforms of torch.func, which want what is computed apart from what is kept, and a rule for vmap.
+
+    torch looks at the signature of such a forward in every call: 50 us that autograd alone need not take.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, scale, mask, causal, causal_offset, batch_invariant) -> Tensor:
+        return _softmax(x, scale, mask, causal, causal_offset, batch_invariant)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        Softmax.keep(ctx, inputs, output)
+
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
-        return vmap_softmax_backward(SoftmaxBackward.apply, info, in_dims, *arguments)
+        return vmap_softmax(softmax, info, in_dims, *arguments)
+
+
+class TransformedSoftmaxBackward(SoftmaxBackward):
+    """As `TransformedSoftmax`."""
+
+    @staticmethod
+    def forward(dy: Tensor, y: Tensor, scale, causal, causal_offset, batch_invariant) -> Tensor:
+        return _softmax_backward(dy, y, scale, causal, causal_offset, batch_invariant)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        SoftmaxBackward.keep(ctx, inputs, output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return vmap_softmax_backward(softmax_backward, info, in_dims, *arguments)
+
+
+def softmax(*inputs: Any) -> Tensor:
+    """y of `Softmax`'s inputs, for whoever differentiates or transforms it."""
+    return (TransformedSoftmax if in_functorch() else Softmax).apply(*inputs)
+
+
+def softmax_backward(*inputs: Any) -> Tensor:
+    """dx of `SoftmaxBackward`'s inputs, for whoever differentiates or transforms it."""
+    return (TransformedSoftmaxBackward if in_functorch() else SoftmaxBackward).apply(*inputs)
 
 
 class General(torch.autograd.Function):
@@ -222,11 +255,27 @@ def vmap_softmax_backward(
     return _as_given(apply(dy, y, *rest), rank), 0
 
 
+def _softmax(x: Tensor, scale, mask, causal, causal_offset, batch_invariant) -> Tensor:
+    from . import api
+
+    return api.softmax(
+        x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
+    )
+
+
+def _softmax_backward(dy: Tensor, y: Tensor, scale, causal, causal_offset, batch_invariant) -> Tensor:
+    from . import api
+
+    return api.softmax_backward(
+        dy, y, scale=scale, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
+    )
+
+
 def _backward(ctx: Any, dy: Tensor, y: Tensor) -> Tensor:
     """The gradient, which has one. What `torch.autograd.grad(is_grads_batched=True)` hands over only operators take."""
     batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-    apply = torch.ops.softmax_ops.softmax_backward if batched else SoftmaxBackward.apply
-    return apply(dy, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant)
+    compute = torch.ops.softmax_ops.softmax_backward if batched else _softmax_backward
+    return compute(dy, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant)
 
 
 def _visible(ctx: Any, tensor: Tensor) -> Tensor:

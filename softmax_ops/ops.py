@@ -192,8 +192,8 @@ def _known(value: Any) -> Any:
     return 0 if isinstance(value, torch.SymInt) else value
 
 
-softmax.register_autograd(Softmax.backward, setup_context=Softmax.setup_context)
-softmax_backward.register_autograd(SoftmaxBackward.backward, setup_context=SoftmaxBackward.setup_context)
+softmax.register_autograd(Softmax.backward, setup_context=Softmax.keep)
+softmax_backward.register_autograd(SoftmaxBackward.backward, setup_context=SoftmaxBackward.keep)
 
 
 def _refuse_vmap(op: str) -> Callable[..., Any]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from . import cpu, dispatch
-from .autograd import General, GeneralBackward, Softmax, SoftmaxBackward
+from . import autograd, cpu, dispatch
+from .autograd import General, GeneralBackward
 from .checks import (
     check_general,
     check_general_backward,
@@ -99,7 +99,7 @@ def _softmax(
         return torch.ops.softmax_ops.softmax(x, number, mask, causal, causal_offset, batch_invariant)
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if is_differentiated(x):
-        return Softmax.apply(x, request.scale, mask, causal, causal_offset, batch_invariant)
+        return autograd.softmax(x, request.scale, mask, causal, causal_offset, batch_invariant)
     y = dispatch.forward(request, batch_invariant)
     known.forward.remember(given, request, y)
     return y
@@ -183,7 +183,7 @@ def _softmax_backward(
         return torch.ops.softmax_ops.softmax_backward(dy, y, number, causal, causal_offset, batch_invariant)
     request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
     if is_differentiated(dy, y):
-        return SoftmaxBackward.apply(dy, y, request.scale, causal, causal_offset, batch_invariant)
+        return autograd.softmax_backward(dy, y, request.scale, causal, causal_offset, batch_invariant)
     dx = dispatch.backward(request, batch_invariant)
     known.backward.remember(given, request, dx)
     return dx

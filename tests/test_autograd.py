@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import softmax_ops
-from softmax_ops import current, dispatch
+from softmax_ops import autograd, current, dispatch
 from softmax_ops.checks import check_softmax
 from tests import reference
 from tests.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
@@ -278,8 +279,8 @@ def test_what_needs_no_gradient_is_not_recorded(way: str, monkeypatch: pytest.Mo
     def never(*arguments: Any) -> None:
         raise AssertionError("went through autograd")
 
-    for function in ("Softmax", "SoftmaxBackward"):
-        monkeypatch.setattr(f"softmax_ops.routes.{function}.apply", never)
+    for function in ("softmax", "softmax_backward"):
+        monkeypatch.setattr(autograd, function, never)
     x = normal(Q, K).requires_grad_(way != "requires none")
     context = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(way, contextlib.nullcontext)
     with context():
@@ -289,6 +290,20 @@ def test_what_needs_no_gradient_is_not_recorded(way: str, monkeypatch: pytest.Mo
     for result in (y, dx):
         assert result.grad_fn is None and not result.requires_grad
         assert result.is_inference() == (way == "inference_mode")
+
+
+def test_what_is_recorded_costs_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch looks at the signature of what a transform may use, in every call."""
+
+    def never(*arguments: Any) -> None:
+        raise AssertionError("a signature was looked at, or a gradient recorded")
+
+    x, dy = normal(Q, K).requires_grad_(), normal(Q, K)
+    monkeypatch.setattr(torch.autograd.function, "inspect", SimpleNamespace(signature=never))
+    y = softmax_ops.softmax(x)
+    torch.autograd.grad(softmax_ops.softmax_backward(dy, x), x, dy)
+    monkeypatch.setattr(autograd, "softmax_backward", never)
+    torch.autograd.grad(y, x, dy)
 
 
 def test_inference_tensors_may_be_overwritten() -> None:
