@@ -74,6 +74,9 @@ class Executable:
             block.buffer[:] = self.plan.arguments(launch, values)
             config.hStream = stream
             status, *_ = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
+            if status == cuda.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # the thread's was taken away since its first launch
+                driver.ensure_context(self.device)
+                status, *_ = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
             if status:
                 _refused(self.plan.variant.name, status)
 
@@ -117,7 +120,7 @@ class Executable:
 
 
 def _prepare_thread(device: int) -> None:
-    """Before a thread's first launch."""
+    """Before a thread's first launch, and where it has no context any more."""
     driver.refuse_after_fork()
     driver.ensure_context(device)
 

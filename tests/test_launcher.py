@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from cuda.bindings import driver as cuda
 
-from softmax_ops import launcher
+from softmax_ops import driver, launcher
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.catalog import Variant, argument_bytes
@@ -372,6 +372,23 @@ def test_a_thread_without_a_context_gets_the_primary_one(serve: Serve) -> None:
         in_thread(lambda: launch(found, device=1, stream=0))
     assert [call.device for call in stub_driver.launches()] == [1, 1, 1]
     assert [call.arguments[0] for call in stub_driver.calls("cuDevicePrimaryCtxRetain")] == [1]
+
+
+@isolated
+def test_a_thread_that_lost_its_context_gets_it_again(serve: Serve) -> None:
+    """Somebody set none, or popped one. Where that does not help, the launch is tried twice and no more."""
+    found = planned(serve)
+    launch(found, stream=0)
+    for _ in range(2):
+        driver.check("cuCtxSetCurrent", driver.cuda.cuCtxSetCurrent(0))
+        stub_driver.forget()
+        launch(found, stream=0)
+        assert [call.device for call in stub_driver.launches()] == [-1, 0]
+    stub_driver.fail("cuLaunchKernelEx", 201)
+    stub_driver.forget()
+    with pytest.raises(DriverError, match="CUDA_ERROR_INVALID_CONTEXT: invalid device context"):
+        launch(found)
+    assert len(stub_driver.launches()) == 2
 
 
 @isolated

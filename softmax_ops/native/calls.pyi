@@ -13,7 +13,7 @@ class Launches:
     scale, fill    where they stand, and whether as float64; fill below 0: nowhere.
     workspace      where its address stands, or below 0, and its bytes.
     kept           objects that own what the addresses above point to.
-    prepare        called by each thread's first launch, and by its first after a fork.
+    prepare        called by each thread's first launch, by its first after a fork, and where its context is gone.
     fail           called with the status of a launch that the driver refused; raises.
     """
 

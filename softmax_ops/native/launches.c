@@ -6,7 +6,10 @@
 /* Signature and name of the capsule that cuda-bindings exports. */
 static const char LAUNCH_KERNEL[] = "CUresult (CUlaunchConfig const *, CUfunction, void **, void **)";
 
-/* A thread has to be prepared once, and again in the child of a fork. */
+/* CUDA_ERROR_INVALID_CONTEXT of cuda.h. */
+#define INVALID_CONTEXT 201
+
+/* A thread has to be prepared once, again in the child of a fork, and again where its context was taken away. */
 static unsigned int process = 1;
 static _Thread_local unsigned int prepared_in = 0;
 
@@ -32,15 +35,29 @@ static int put_real(char *parameters, RealField field, double value)
     return 0;
 }
 
+static int prepare_thread(Launches *self)
+{
+    PyObject *done = PyObject_CallNoArgs(self->prepare);
+    if (done == NULL)
+        return -1;
+    Py_DECREF(done);
+    prepared_in = process;
+    return 0;
+}
+
+/* What the driver says to it. Other threads run meanwhile. */
+static int launch_grid(Launches *self, const LaunchConfig *config, void **blocks)
+{
+    PyThreadState *state = PyEval_SaveThread();
+    int status = self->launch_kernel(config, self->kernel, blocks, NULL);
+    PyEval_RestoreThread(state);
+    return status;
+}
+
 int launch(Launches *self, const uint64_t *addresses, double scale, uint64_t stream, double fill, uint64_t workspace)
 {
-    if (prepared_in != process) {
-        PyObject *done = PyObject_CallNoArgs(self->prepare);
-        if (done == NULL)
-            return -1;
-        Py_DECREF(done);
-        prepared_in = process;
-    }
+    if (prepared_in != process && prepare_thread(self) < 0)
+        return -1;
     for (const Grid *grid = self->grid; grid != self->grid + self->grids; ++grid) {
         _Alignas(16) char parameters[MAX_PARAMETER_BYTES];
         memcpy(parameters, grid->parameters, (size_t)self->parameter_bytes);
@@ -55,9 +72,12 @@ int launch(Launches *self, const uint64_t *addresses, double scale, uint64_t str
         LaunchConfig config = grid->config;
         config.stream = (void *)(uintptr_t)stream;
         void *blocks[] = {parameters};
-        PyThreadState *state = PyEval_SaveThread();
-        int status = self->launch_kernel(&config, self->kernel, blocks, NULL);
-        PyEval_RestoreThread(state);
+        int status = launch_grid(self, &config, blocks);
+        if (status == INVALID_CONTEXT) {
+            if (prepare_thread(self) < 0)
+                return -1;
+            status = launch_grid(self, &config, blocks);
+        }
         if (status != 0) {
             PyObject *never = PyErr_Occurred() ? NULL : PyObject_CallFunction(self->fail, "i", status);
             Py_XDECREF(never);
