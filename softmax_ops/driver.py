@@ -90,10 +90,13 @@ def ensure_context(device: int) -> None:
 
 @contextmanager
 def context_of(device: int) -> Iterator[None]:
-    """A context of the device is current inside: the thread's own where it is the device's, else the primary one."""
-    ensure_context(device)
+    """A context of the device is current inside: the thread's own where it is the device's, else the primary one.
+
+    Afterwards it is the thread's own again, or none if it had none.
+    """
+    _initialise()
     own = check("cuCtxGetCurrent", cuda.cuCtxGetCurrent())
-    if int(check("cuCtxGetDevice", cuda.cuCtxGetDevice())) == device:
+    if int(own) and int(check("cuCtxGetDevice", cuda.cuCtxGetDevice())) == device:
         yield
         return
     check("cuCtxSetCurrent", cuda.cuCtxSetCurrent(_primary_context(device)))

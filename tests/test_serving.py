@@ -3,7 +3,7 @@
 import pytest
 
 import softmax_ops
-from softmax_ops import launcher, serving
+from softmax_ops import driver, launcher, serving
 from softmax_ops.launcher import NotLoaded
 from tests import stub_driver
 from tests.geometries import geometry
@@ -93,6 +93,18 @@ def test_a_second_device_is_warmed_up_by_itself(serve: Serve) -> None:
     softmax_ops.freeze()
     launch(plan_for(geometry((3, 5, 1000))), device=1)
     assert names().count("cuLibraryLoadData") == 2, "both alignments, once for both devices"
+
+
+@isolated
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
+    """None, that of device 0, or that of device 1, where kernels are loaded."""
+    stub_driver.devices("sm_90", "sm_90")
+    serve_all(serve, "fwd_f16_none_warp")
+    driver.architecture(0)  # the driver is initialised
+    driver.check("cuCtxSetCurrent", driver.cuda.cuCtxSetCurrent(own))
+    softmax_ops.warm_up((3, 5, 1000), device=1)
+    assert int(driver.check("cuCtxGetCurrent", driver.cuda.cuCtxGetCurrent())) == own
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 
 from ..artifacts import catalog
@@ -58,7 +56,7 @@ class Kernels:
 
         self._driver = driver
         self._device = device
-        with self._context():
+        with driver.context_of(device):
             try:
                 executables = [launcher.executable(each, device, stream) for each in plans]
             except KernelNotFound as error:
@@ -74,17 +72,5 @@ class Kernels:
         if not status and int(current) == self._device:  # entering the context costs several times the launch
             executable.launch((data, data), scale=1.0, workspace=workspace, stream=stream)
             return
-        with self._context():
+        with self._driver.context_of(self._device):
             executable.launch((data, data), scale=1.0, workspace=workspace, stream=stream)
-
-    @contextmanager
-    def _context(self) -> Iterator[None]:
-        """That of the device is current inside; `driver.context_of` leaves it to a thread that had none."""
-        driver = self._driver
-        own = driver.check("cuCtxGetCurrent", driver.cuda.cuCtxGetCurrent())
-        try:
-            with driver.context_of(self._device):
-                yield
-        finally:
-            if int(own) == 0:
-                driver.check("cuCtxSetCurrent", driver.cuda.cuCtxSetCurrent(own))
