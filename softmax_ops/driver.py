@@ -117,6 +117,20 @@ def is_capturing(stream: int) -> bool:
     return check("cuStreamIsCapturing", result) != cuda.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
 
 
+@contextmanager
+def beside_captures() -> Iterator[None]:
+    """Inside, loading is allowed while other threads capture CUDA graphs: else it would be refused, and end theirs.
+
+    By default a capture guards against what other threads allocate or load, which might be meant for it.
+    """
+    relaxed = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    own = check("cuThreadExchangeStreamCaptureMode", cuda.cuThreadExchangeStreamCaptureMode(relaxed))
+    try:
+        yield
+    finally:
+        check("cuThreadExchangeStreamCaptureMode", cuda.cuThreadExchangeStreamCaptureMode(own))
+
+
 class Kernel:
     """A loaded kernel: context-independent, so one handle serves every device of its architecture."""
 

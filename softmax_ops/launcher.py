@@ -172,10 +172,11 @@ def _ready_kernel(launch_plan: LaunchPlan, device: int, stream: int) -> driver.K
             f"{variant.name} is not loaded, and nothing can be loaded while a CUDA graph is captured: "
             "call softmax_ops.warm_up(...), or softmax_ops.softmax once with these shapes, before the capture."
         )
-    kernel = _loaded(launch_plan, arch)
-    with _lock:
-        kernel.prepare(device)
-        kernel.permit_cluster(cluster, device)
+    with driver.beside_captures():
+        kernel = _loaded(launch_plan, arch)
+        with _lock:
+            kernel.prepare(device)
+            kernel.permit_cluster(cluster, device)
     return kernel
 
 

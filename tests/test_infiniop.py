@@ -683,7 +683,6 @@ def test_what_is_not_loaded_is_not_captured() -> None:
     softmax((4, 1000))  # now the driver works
     stub_driver.capture(STREAM)
     is_(run(descriptor), "EXECUTION_FAILED", "NotLoaded: .* nothing can be loaded while a CUDA graph is")
-    is_(run(descriptor, stream=STREAM + 1), "EXECUTION_FAILED", "cuLibraryLoadData: .* when stream is capturing$")
     stub_driver.capture(0)
     is_(run(descriptor), "SUCCESS")
 

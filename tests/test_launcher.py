@@ -477,6 +477,16 @@ def test_nothing_is_loaded_during_a_capture(serve: Serve, stream: int) -> None:
 
 
 @isolated
+def test_loading_beside_a_capture(serve: Serve) -> None:
+    """On a stream that is not captured, as by another thread, which may capture in the mode that forbids it."""
+    found = changed(serve, shared_bytes=100 * 1024)
+    stub_driver.capture(STREAM)
+    launch(found, stream=STREAM + 1)
+    exchanged = driver.cuda.cuThreadExchangeStreamCaptureMode(driver.cuda.CUstreamCaptureMode(2))
+    assert int(driver.check("cuThreadExchangeStreamCaptureMode", exchanged)) == 0, "the thread's own mode is restored"
+
+
+@isolated
 def test_what_is_loaded_is_launched_during_a_capture(serve: Serve) -> None:
     found = planned(serve)
     launch(found)

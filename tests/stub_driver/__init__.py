@@ -32,7 +32,7 @@ class Call(ctypes.Structure):
     """One recorded call; what its arguments mean is at its function in libcuda.c."""
 
     _fields_ = (
-        ("call", ctypes.c_char * 32),
+        ("call", ctypes.c_char * 40),
         ("device", ctypes.c_int),
         ("arguments", ctypes.c_uint64 * 4),
         ("kernel", ctypes.c_char * 168),
@@ -140,7 +140,7 @@ def capture(stream: int) -> None:
 
 def fail(call: str, status: int) -> None:
     """From now on the call returns this status; "" for none."""
-    (ctypes.c_char * 32).in_dll(_stub(), "stub_failing_call").value = call.encode()
+    (ctypes.c_char * 40).in_dll(_stub(), "stub_failing_call").value = call.encode()
     _set("stub_failure", status)
 
 

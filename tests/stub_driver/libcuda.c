@@ -1,9 +1,9 @@
 // A libcuda.so.1 without a GPU: enough of the driver API to load a kernel and launch it, all of it recorded.
 //
 // It is as strict as the driver where callers go wrong: nothing before cuInit or after a fork, no context that was not
-// made current, no load during a capture, no more dynamic shared memory and no larger clusters than were asked for, no
-// clusters where the GPU has none. An image is not code, but the text "parameter-bytes kernel-name". Other entry points of
-// the API succeed and do nothing.
+// made current, no load during a capture but in relaxed mode, no more dynamic shared memory and no larger clusters than
+// were asked for, no clusters where the GPU has none. An image is not code, but the text "parameter-bytes kernel-name".
+// Other entry points of the API succeed and do nothing.
 
 #include <dlfcn.h>
 #include <stdint.h>
@@ -15,6 +15,7 @@ enum { kSuccess, kInvalidValue, kNotInitialized = 3, kInvalidDevice = 101, kInva
        kNotFound = 500, kCaptureUnsupported = 900, kCaptureImplicit = 906, kInvalidClusterSize = 912 };
 enum { kMaxDevices = 4, kMaxKernels = 64, kMaxCalls = 1 << 15, kMaxParameters = 1024, kDefaultShared = 48 * 1024,
        kPortableCluster = 8, kLargestCluster = 16 };
+enum { kRelaxed = 2 };  // mode of a thread towards captures
 enum { kDynamicSharedSize = 8, kNonPortableCluster = 14, kClusterDimension = 4 };  // attributes
 
 typedef struct {
@@ -25,7 +26,7 @@ typedef struct {
 } Kernel;
 
 typedef struct {
-  char call[32];
+  char call[40];
   int device;            // of the thread's current context; -1: none
   uint64_t arguments[4];
   char kernel[168];
@@ -37,7 +38,7 @@ typedef struct {
 int stub_devices                        = 1;
 int stub_capabilities[2 * kMaxDevices]  = {9, 0, 9, 0, 9, 0, 9, 0};  // major, minor
 uint64_t stub_captured_stream           = 0;  // 0: no capture
-char stub_failing_call[32]              = "";
+char stub_failing_call[40]              = "";
 int stub_failure                        = 0;
 int stub_pause_us                       = 0;  // of every recorded call, before anything else
 int stub_recording                      = 1;
@@ -48,6 +49,7 @@ static Kernel kernels[kMaxKernels];
 static int kernel_count      = 0;
 static pid_t initialised_by  = 0;
 static __thread int current  = -1;  // device of the thread's context
+static __thread int mode     = 0;   // of the thread: what it may do during captures
 
 static Call* record(char const* name, uint64_t a, uint64_t b, uint64_t c)
 {
@@ -126,11 +128,18 @@ static int cuStreamIsCapturing(void* stream, int* status)
   return *status = stream && (uintptr_t)stream == stub_captured_stream, kSuccess;
 }
 
+static int cuThreadExchangeStreamCaptureMode(int* exchanged)
+{
+  CHECK_CALL();
+  int const own = mode;
+  return mode = *exchanged, *exchanged = own, kSuccess;
+}
+
 static int cuLibraryLoadData(void** library, char const* image)
 {
   Call* const call = record(__func__, 0, 0, 0);
   CHECK_CALL();
-  FAIL_IF(stub_captured_stream, kCaptureUnsupported);
+  FAIL_IF(stub_captured_stream && mode != kRelaxed, kCaptureUnsupported);
   Kernel* const kernel = &kernels[__atomic_fetch_add(&kernel_count, 1, __ATOMIC_SEQ_CST)];
   FAIL_IF(sscanf(image, "%d %167s", &kernel->parameter_bytes, kernel->name) != 2, kInvalidImage);
   for (int device = 0; device < kMaxDevices; ++device) {
@@ -152,7 +161,7 @@ static int cuKernelGetFunction(void** function, Kernel* kernel)
   strcpy(record(__func__, 0, 0, 0)->kernel, kernel->name);
   CHECK_CALL();
   FAIL_IF(current < 0, kInvalidContext);
-  FAIL_IF(stub_captured_stream, kCaptureUnsupported);
+  FAIL_IF(stub_captured_stream && mode != kRelaxed, kCaptureUnsupported);
   return *function = kernel, kSuccess;
 }
 
@@ -160,6 +169,7 @@ static int cuKernelSetAttribute(int attribute, int value, Kernel* kernel, int de
 {
   strcpy(record(__func__, attribute, value, device)->kernel, kernel->name);
   CHECK_CALL();
+  FAIL_IF(stub_captured_stream && mode != kRelaxed, kCaptureUnsupported);
   if (attribute == kDynamicSharedSize) { kernel->shared_limit[device] = value; }
   if (attribute == kNonPortableCluster) { kernel->cluster_limit[device] = value ? kLargestCluster : kPortableCluster; }
   return kSuccess;
@@ -236,8 +246,9 @@ int cuGetProcAddress_v2(char const* symbol, void** function, int version, uint64
   static struct { char const* symbol; void* function; } const table[] = {
     ENTRY(cuInit), ENTRY(cuDriverGetVersion), ENTRY(cuDeviceGet), ENTRY(cuDeviceGetCount), ENTRY(cuDeviceGetAttribute),
     ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxGetCurrent), ENTRY(cuCtxSetCurrent), ENTRY(cuCtxGetDevice),
-    ENTRY(cuStreamIsCapturing), ENTRY(cuLibraryLoadData), ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction),
-    ENTRY(cuKernelSetAttribute), ENTRY(cuLaunchKernelEx), ENTRY(cuGetErrorString),
+    ENTRY(cuStreamIsCapturing), ENTRY(cuThreadExchangeStreamCaptureMode), ENTRY(cuLibraryLoadData),
+    ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction), ENTRY(cuKernelSetAttribute), ENTRY(cuLaunchKernelEx),
+    ENTRY(cuGetErrorString),
   };
   *function = (void*)succeed;
   if (found) { *found = 0; }
