@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -96,6 +97,19 @@ def test_the_second_call_is_short(serve: Serve, long_calls: list[str]) -> None:
 
 
 @isolated
+def test_a_scale_is_any_number(serve: Serve, long_calls: list[str]) -> None:
+    """Of one value, whatever its type; what is no number or none that fits goes the long way, and is refused there."""
+    serve_everything(serve)
+    x, out = torch.zeros(3, 5, 1000).half(), torch.zeros(3, 5, 1000).half()
+    for scale in (2, 2.0, np.float64(2.0), np.sqrt(4.0)):
+        softmax_ops.softmax(x, scale=scale, out=out)
+    for bad in (True, np.float64("nan"), 10**400, 2**128, "2"):
+        with pytest.raises((TypeError, ValueError), match="scale is "):
+            softmax_ops.softmax(x, scale=bad, out=out)  # type: ignore[arg-type]
+    assert long_calls == ["fwd"] and len({call.parameters for call in stub_driver.launches()}) == 1
+
+
+@isolated
 def test_split_rows_get_a_workspace(serve: Serve, long_calls: list[str]) -> None:
     stub_driver.devices("sm_80")
     serve(catalog.load().variants["softmax_fwd_f32_none_split_kany_v1_t256r1"], held=("sm_80",))
@@ -123,7 +137,7 @@ def some_call(choose: random.Random) -> tuple[Call, list[Tensor]]:
     x = rows()
     out = choose.choice([None, None, x, rows(), torch.empty_like(x), torch.empty(2, q, k + 1, dtype=dtype)])
     causal, offset = choose.choice([(False, None), (True, None), (True, 0), (True, True), (1, None), (False, 0)])
-    scale = choose.choice([1.0, 0.5, 2, float("nan"), 1e39, True, 1.0, 1.0, 1.0])
+    scale = choose.choice([1.0, 0.5, 2, float("nan"), 1e39, True, 1.0, 1.0, 1.0, np.float64(0.5), -1, 10**400])
     facts: dict[str, Any] = {"scale": scale, "causal": causal, "causal_offset": offset, "out": out}
     facts["batch_invariant"] = choose.random() < 0.2
     tensors = [x] if out is None else [x, out]

@@ -102,7 +102,7 @@ class Known:
                     return None
                 tensors.append(value)
             elif kind == _SCALE:
-                if type(value) is not float or not abs(value) <= SCALE_LIMIT_F32:
+                if not is_number(value) or not abs(value) <= SCALE_LIMIT_F32:
                     return None
             elif kind == _VALUE:
                 if value is not wanted and not _is_same(value, wanted):
@@ -173,6 +173,11 @@ class Known:
             )
         except ValueError:  # an exchange of another version
             return None
+
+
+def is_number(value: Any) -> bool:
+    """A float, one of its subclasses such as numpy.float64, or an int. True is no number, and goes the long way."""
+    return isinstance(value, float) or type(value) is int
 
 
 def _kind(name: str, value: Any) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import current, dispatch, launcher, native
 from ..checks import BackwardRequest, Request
-from .call import PLAIN, Known
+from .call import PLAIN, Known, is_number
 
 _ARGUMENT = {
     **{"slopes": "alibi_slopes", "row_scale": "scale", "offsets": "causal_offset"},
@@ -108,7 +108,7 @@ class Calls:
                 facts += [name, value is out, value.dtype, value.device, value.shape, value.stride()]
             elif name != "scale":
                 facts += [type(value), value]
-            elif type(value) is not float:
+            elif not is_number(value):
                 return ()
         try:
             hash(key := tuple(facts))

@@ -125,6 +125,18 @@ static int is_laid_out_like(Repeated *self, const Argument *known, PyObject *ten
            memcmp(given.strides, known->layout + known->rank, bytes) == 0;
 }
 
+/* 1 and its value: of a float, one of a subclass, or an int within the range of floats; True is none. */
+static int is_number(PyObject *given, double *value)
+{
+    if (!PyFloat_Check(given) && Py_TYPE(given) != &PyLong_Type)
+        return 0;
+    *value = PyFloat_AsDouble(given);
+    if (*value != -1.0 || !PyErr_Occurred())
+        return 1;
+    PyErr_Clear();
+    return 0;
+}
+
 /* 1 if equal and of one type, as numbers and tuples of them can be. */
 static int is_same(PyObject *given, PyObject *known)
 {
@@ -173,10 +185,7 @@ static int is_same_call(Repeated *self, Call *call)
             tensors[count++] = given[i];
             same = is_laid_out_like(self, known, given[i], &call->addresses[i]);
         } else if (known->kind == SCALE) {
-            same = Py_TYPE(given[i]) == &PyFloat_Type;
-            if (same)
-                call->scale = PyFloat_AsDouble(given[i]);
-            same = same && fabs(call->scale) <= self->limit;
+            same = is_number(given[i], &call->scale) && fabs(call->scale) <= self->limit;
         } else if (known->kind == VALUE) {
             same = is_same(given[i], known->value);
         } else {
