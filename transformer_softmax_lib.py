@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 import softmax_ops
 from softmax_ops import routes
 from softmax_ops.checks.tensors import describe
+from softmax_ops.known.calls import masked_fill
 
 __all__ = ["VAL", "scaled_masked_softmax_backward", "scaled_masked_softmax_forward"]
 
@@ -37,7 +39,12 @@ def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: flo
     Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together, and what
     `softmax_ops.softmax` raises beyond.
     """
-    return routes.masked_fill(input, mask, _number("forward", scale), -VAL)
+    number = _number("forward", scale)
+    if not is_dynamo_compiling():
+        output = masked_fill.run(input, number, mask, -VAL, None)
+        if output is not None:
+            return output
+    return routes.masked_fill(input, number, mask, -VAL)
 
 
 def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: float | Tensor) -> Tensor:

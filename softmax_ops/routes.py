@@ -105,16 +105,25 @@ def _softmax(
     return y
 
 
-def masked_fill(input: Tensor, mask: Tensor | None, scale: float, fill: float) -> Tensor:
+def masked_fill(x: Tensor, scale: float, mask: Tensor | None, fill: float) -> Tensor:
     """A plain one that autograd does not see, where what the mask hides scores `fill`.
 
     No operator has a fill: who knows operators only sees those of torch.
     """
-    request = check_masked_fill(input, mask, scale, fill)
-    if mask is not None and mask.is_floating_point() and (mask.dtype is not input.dtype or mask.element_size() == 8):
-        request = request._replace(mask=mask == 1)  # of another dtype than input's, and in float64, no kernel reads it
+    given = {"x": x, "scale": scale, "mask": mask, "fill": fill, "out": None}
+    if not is_dynamo_compiling():
+        y = known.masked_fill.found(given)
+        if y is not None:
+            return y
+    request = check_masked_fill(x, mask, scale, fill)
+    if mask is not None and mask.is_floating_point() and (mask.dtype is not x.dtype or mask.element_size() == 8):
+        request = request._replace(mask=mask == 1)  # of another dtype than x's, and in float64, no kernel reads it
+    operator = needs_operator(x, mask)
     with torch.no_grad():
-        return cpu.softmax(request) if needs_operator(input, mask) else dispatch.forward(request)
+        y = cpu.softmax(request) if operator else dispatch.forward(request)
+    if not operator:
+        known.masked_fill.remember(given, request, y)
+    return y
 
 
 def softmax_backward(

@@ -18,6 +18,7 @@ class Call(NamedTuple):
     batch_invariant: bool = False
     general: bool = False  # with anything of docs/attention_inputs.md: a bias, lengths, lse, a scale in a tensor ...
     result_dtype: object = None  # of the probabilities, where that is not the scores': "f32"
+    mask_dtype: object = "bool"  # or "uint8"; for transformer_softmax_lib also "f16", or the scores'
 
 
 def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[str]:
@@ -52,7 +53,9 @@ def _geometries(call: Call) -> Iterator[Geometry]:
     if 0 in shape:
         return
     mask = () if call.mask_shape is None or call.backward else (broadcast_strides(call.mask_shape, shape),)
-    kind = "general" if general else ("bool" if mask else "") + ("causal" if call.causal else "") or "none"
+    mask_kind = _mask_kind(call, scores, general) if mask else ""
+    mask_bytes = DTYPE_BYTES[scores] if mask_kind == "like" else 1
+    kind = "general" if general else mask_kind + ("causal" if call.causal else "") or "none"
     direction = "bwd" if call.backward else "fwd"
     for aligned in (True, False):
         *inputs, output = OPERANDS[direction]
@@ -60,7 +63,8 @@ def _geometries(call: Call) -> Iterator[Geometry]:
             Operand(name, contiguous_strides(shape), 16 if aligned else DTYPE_BYTES[dtype], DTYPE_BYTES[dtype])
             for name, dtype in [*((name, read) for name in inputs), (output, written)]
         ]
-        masks = [Operand("mask", strides, 8 if aligned else 1, 1) for strides in mask]
+        boundary = min(8 * mask_bytes, 16) if aligned else mask_bytes
+        masks = [Operand("mask", strides, boundary, mask_bytes) for strides in mask]
         found = Geometry(
             direction,
             read if read == written else f"{read}to{written}",
@@ -75,6 +79,19 @@ def _geometries(call: Call) -> Iterator[Geometry]:
         if general and not (call.backward or call.causal or masks) and found.dtype in BIASED:
             bias = tensors[0]._replace(name="bias")
             yield found._replace(mask_kind="bias", operands=(*tensors, bias), general=None)
+
+
+def _mask_kind(call: Call, scores: str, general: bool) -> str:
+    """How kernels read the mask: "like" of the scores' own dtype, or "bool", which others become."""
+    if str(call.mask_dtype).removeprefix("torch.") in ("bool", "uint8"):
+        return "bool"
+    dtype = _dtype(call.mask_dtype)
+    if dtype not in ("f16", scores) or call.causal or general:
+        raise ValueError(
+            f"warm_up: mask_dtype is {call.mask_dtype!r}; want bool or uint8. transformer_softmax_lib alone takes "
+            f"others: f16 and the scores' dtype, here {scores}, without causality and other features"
+        )
+    return "like" if dtype == scores != "f64" else "bool"
 
 
 def _dtype(given: object) -> str:

@@ -1,6 +1,7 @@
 """The short way of calls that were made before agrees with the long one, in what is launched and in what is refused."""
 
 import random
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from tests.posing import pose
 from tests.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve
 from tests.ways import way
+from transformer_softmax_lib import scaled_masked_softmax_forward
 
 pytestmark = pytest.mark.slow  # many calls, or a process for each test
 
@@ -38,7 +40,7 @@ def posing(monkeypatch: pytest.MonkeyPatch) -> None:
 def long_way() -> Iterator[None]:
     """Nothing is known inside, and nothing remembered."""
     with pytest.MonkeyPatch.context() as patch:
-        for direction in (calls.forward, calls.backward):
+        for direction in (calls.forward, calls.backward, calls.masked_fill):
             for name in ("run", "found", "remember"):
                 patch.setattr(direction, name, lambda *_: None)
         yield
@@ -107,6 +109,24 @@ def test_a_scale_is_any_number(serve: Serve, long_calls: list[str]) -> None:
         with pytest.raises((TypeError, ValueError), match="scale is "):
             softmax_ops.softmax(x, scale=bad, out=out)  # type: ignore[arg-type]
     assert long_calls == ["fwd"] and len({call.parameters for call in stub_driver.launches()}) == 1
+
+
+@isolated
+@pytest.mark.parametrize("mask_dtype", [torch.float16, torch.bool, None])
+def test_masked_fill_is_short_too(serve: Serve, long_calls: list[str], mask_dtype: torch.dtype | None) -> None:
+    """With its own score of what is hidden, beside a softmax of the same tensors."""
+    serve_everything(serve)
+    x = torch.zeros(3, 5, 1000).half()
+    mask = None if mask_dtype is None else torch.zeros(5, 1000, dtype=mask_dtype)
+    launched = []
+    for _ in range(3):
+        stub_driver.forget()
+        y = scaled_masked_softmax_forward(x, mask, 0.5)
+        softmax_ops.softmax(x, scale=0.5, mask=mask if mask_dtype is torch.bool else None)
+        masked, _ = stub_driver.launches()
+        launched.append(masked.parameters.replace(y.data_ptr().to_bytes(8, "little"), bytes(8)))
+        assert (struct.pack("f", -10000.0) in masked.parameters) == (mask is not None)
+    assert len({*launched}) == 1 and long_calls == ["fwd", "fwd"]
 
 
 @isolated

@@ -240,9 +240,9 @@ def test_other_bindings_export_another_launch(serve: Serve, monkeypatch: pytest.
 def test_what_is_no_exchange_is_refused() -> None:
     with pytest.raises(ValueError, match="PyCapsule"):
         native.compiled().Repeated(  # type: ignore[union-attr]
-            exchange=object(), kinds=(), values=(), tensors=(), operands=(), like=0, out=0, scale=1.0, limit=1.0,
-            bumps=False, is_like=None, find=None, new_result=None, new_rows=None, new_scratch=None, records=None,
-            dispatch_modes=None, forward_ad=None, device=0, exchange_device=None, restore_device=None,
+            exchange=object(), kinds=(), values=(), tensors=(), operands=(), like=0, out=0, scale=1.0, fill=0.0,
+            limit=1.0, bumps=False, is_like=None, find=None, new_result=None, new_rows=None, new_scratch=None,
+            records=None, dispatch_modes=None, forward_ad=None, device=0, exchange_device=None, restore_device=None,
             stream_of=None, increment_version=None,
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Kernels loaded before the first request, and what `freeze` forbids, against the stub driver."""
 
 import pytest
+import torch
 
 import softmax_ops
 from softmax_ops import driver, launcher, serving
@@ -52,6 +53,24 @@ def test_general_calls(serve: Serve) -> None:
     heads = [{"_".join(name.split("_")[1:4]) for name in each} for each in found]
     assert heads == [{"fwd_f16_general", "fwd_f16_bias"}, {"fwd_f16tof32_general"}, {"bwd_f32tof16_general"}]
     assert [len(set(each)) for each in found] == [4, 2, 2]
+
+
+@isolated
+def test_masks_of_float_dtypes(serve: Serve) -> None:
+    """Those of transformer_softmax_lib: of the scores' dtype they have kernels, others become bool."""
+    serve_all(serve, "fwd_f16_like_warp", "fwd_f32_like_warp", "fwd_f32_boolcausal_warp", "fwd_f64_boolcausal_warp")
+    shape = (2, 4, 16, 64)
+
+    def kinds(dtype: str, mask_dtype: object) -> set[str]:
+        loaded = softmax_ops.warm_up(serving.Call(shape, dtype, (2, 1, 16, 64), mask_dtype=mask_dtype))
+        return {"_".join(name.split("_")[2:4]) for name in loaded}
+
+    assert kinds("f16", torch.float16) == {"f16_like"} and kinds("f32", "f32") == {"f32_like"}
+    assert kinds("f32", "f16") == kinds("f32", "uint8") == {"f32_boolcausal"}
+    assert kinds("f64", "f64") == {"f64_boolcausal"}
+    softmax_ops.freeze()
+    for alignment in (16, 2):
+        launch(plan_for(geometry(shape, mask_kind="like", mask_shape=(2, 1, 16, 64), alignment=alignment)))
 
 
 @isolated
@@ -113,6 +132,11 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
         (serving.Call((3, 5), "int8"), "dtype is 'int8'; want one of f16, bf16, f32, f64"),
         (serving.Call((), "f16"), r"shape is \(\)"),
         (serving.Call((3, -1), "f16"), r"shape is \(3, -1\)"),
+        (serving.Call((3, 5), "f32", mask_shape=(3, 5), mask_dtype="bf16"), "mask_dtype is 'bf16'; want bool or uint8"),
+        (
+            serving.Call((3, 5), mask_shape=(5,), mask_dtype="f16", causal=True),
+            "mask_dtype is 'f16'; want bool or uint8",
+        ),
         (serving.Call((3, 5), "f16", mask_shape=(2, 5)), r"a mask of shape \(2, 5\) does not broadcast to \(3, 5\)"),
     ],
 )

@@ -27,8 +27,6 @@ from .likeness import matcher
 PLAIN = (Tensor, torch.nn.Parameter)
 """Types of tensors that behave like tensors."""
 
-_EXCLUDED = -float("inf")
-
 _TENSOR, _SCALE, _VALUE = -1, -2, -3
 """What may stand in the place of an argument: a tensor like the known one, any scale, this very value; from 0 on: what
 stands in that place too, which is how `out` is an input."""
@@ -53,8 +51,12 @@ class Known:
         result: Tensor,
         rows: Tensor | None = None,
         scale: float = 1.0,
+        fill: float = -float("inf"),
     ):
-        """`sources` are the arguments behind the operands, in the order of the launch; `rows` is one behind them."""
+        """`sources` are the arguments behind the operands, in the order of the launch; `rows` is one behind them.
+
+        `fill` is what a column hidden by the mask scores.
+        """
         names, values = [*arguments], [*arguments.values()]
         out = arguments["out"]
         inputs = names[: sources.index("out")]
@@ -71,7 +73,7 @@ class Known:
         self._records = any(tensor.requires_grad for tensor in tensors)
         self._like = len(inputs) - 1  # which argument a result is like
         self._out = names.index("out")
-        self._scale = scale
+        self._scale, self._fill = scale, fill
         self._device = current.ordinal(values[0])
         self._bumps = out is not None and not out.is_inference()
         like = values[self._like]
@@ -135,7 +137,7 @@ class Known:
         bytes = executable.workspace_bytes
         scratch = new_scratch(result, bytes).data_ptr() if bytes else 0
         scale = values[self._kinds.index(_SCALE)] if _SCALE in self._kinds else self._scale
-        executable.launch(addresses, scale, current.stream(self._device), _EXCLUDED, scratch)
+        executable.launch(addresses, scale, current.stream(self._device), self._fill, scratch)
         if self._bumps:
             current.increment_version((result,))
         return result if rows is None else (result, rows)
@@ -155,6 +157,7 @@ class Known:
                 like=self._like,
                 out=self._out,
                 scale=self._scale,
+                fill=self._fill,
                 limit=SCALE_LIMIT_F32,
                 device=self._device,
                 bumps=self._bumps,

@@ -58,7 +58,7 @@ class Calls:
             return
         key = self._key(arguments)
         arguments = {name: arguments[name] for name in self._names}
-        inputs, others, scalars = _launched(request, arguments["batch_invariant"])
+        inputs, others, scalars = _launched(request, arguments.get("batch_invariant", False))
         operands = {**dict(zip(self._names, inputs, strict=False)), "out": result}
         operands |= {_ARGUMENT.get(name, name): operand for name, operand in others.items()}
         given = {name for name, value in arguments.items() if isinstance(value, Tensor)}
@@ -77,7 +77,7 @@ class Calls:
         if known is None or not known.knows([*arguments.values()]):
             if len(self._known) >= launcher.PLANS:
                 self._known.clear()
-            known = self._known[key] = Known(arguments, [*operands], result, rows)
+            known = self._known[key] = Known(arguments, [*operands], result, rows, fill=scalars.fill)
         known.add(executable, tuple(each.data_ptr() for each in (*inputs, result, *others.values())))
         self._use(known)
 
@@ -141,3 +141,6 @@ backward = Calls(
     *("batch_invariant", "out", "log"),
 )
 """In the order of the arguments of `softmax_backward`."""
+
+masked_fill = Calls("fwd", "x", "scale", "mask", "fill", "out")
+"""In the order of the arguments of `routes.masked_fill`, and none to write to."""

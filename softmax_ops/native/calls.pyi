@@ -46,6 +46,7 @@ class Repeated:
         like: int,
         out: int,
         scale: float,
+        fill: float,
         limit: float,
         bumps: bool,
         is_like: Callable[..., bool],

@@ -77,6 +77,7 @@ typedef struct {
     int bumps;
     long ordinal; /* of the device */
     double scale; /* where it is no argument */
+    double fill;
     double limit; /* of a scale, on either side */
     Place places[PLACES];
     int next_place; /* to be replaced */
@@ -276,7 +277,7 @@ static int launch_on_stream(Repeated *self, Launches *launches, const uint64_t *
         }
         workspace = address_of(&description);
     }
-    int status = launch(launches, addresses, scale, stream_address, -INFINITY, workspace);
+    int status = launch(launches, addresses, scale, stream_address, self->fill, workspace);
     Py_XDECREF(scratch);
     if (status < 0 || !self->bumps)
         return status;
@@ -410,16 +411,16 @@ static int learn(Repeated *self, PyObject *kinds, PyObject *values, PyObject *te
 
 static PyObject *repeated_new(PyTypeObject *type, PyObject *positional, PyObject *named)
 {
-    static char *names[] = {"exchange", "kinds", "values", "tensors", "operands", "like", "out", "scale", "limit",
-                            "bumps", "is_like", "find", "new_result", "new_rows", "new_scratch", "records",
+    static char *names[] = {"exchange", "kinds", "values", "tensors", "operands", "like", "out", "scale", "fill",
+                            "limit", "bumps", "is_like", "find", "new_result", "new_rows", "new_scratch", "records",
                             "dispatch_modes", "forward_ad", "device", "exchange_device", "restore_device",
                             "stream_of", "increment_version", NULL};
     PyObject *capsule, *kinds, *values, *tensors, *operands, *asked[ASKED];
     int like, out, bumps;
-    double scale, limit;
-    if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!O!O!O!iiddpOOOOOOOOOOOOO", names, &capsule, &PyTuple_Type,
+    double scale, fill, limit;
+    if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!O!O!O!iidddpOOOOOOOOOOOOO", names, &capsule, &PyTuple_Type,
                                      &kinds, &PyTuple_Type, &values, &PyTuple_Type, &tensors, &PyTuple_Type, &operands,
-                                     &like, &out, &scale, &limit, &bumps, &asked[IS_LIKE], &asked[FIND],
+                                     &like, &out, &scale, &fill, &limit, &bumps, &asked[IS_LIKE], &asked[FIND],
                                      &asked[NEW_RESULT], &asked[NEW_ROWS], &asked[NEW_SCRATCH], &asked[RECORDS],
                                      &asked[DISPATCH_MODES], &asked[FORWARD_AD], &asked[ORDINAL],
                                      &asked[EXCHANGE_DEVICE], &asked[RESTORE_DEVICE], &asked[STREAM],
@@ -442,6 +443,7 @@ static PyObject *repeated_new(PyTypeObject *type, PyObject *positional, PyObject
     self->out = out;
     self->bumps = bumps;
     self->scale = scale;
+    self->fill = fill;
     self->limit = limit;
     self->ordinal = PyLong_AsLong(asked[ORDINAL]);
     if (PyErr_Occurred() || learn(self, kinds, values, tensors, operands) < 0) {
