@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -165,15 +165,19 @@ def _explain(
 ) -> Explanation:
     """Of what `compute` would do."""
     x = inputs[0]
-    if arch is None:
-        arch = driver.architecture(x.device.index) if x.device.type == "cuda" else "sm_90"
+    explain = explain_geometry
+    if arch is None and current.on_gpu(x):
+        device = current.ordinal(x)
+        arch = driver.architecture(device)
+        explain = partial(explain_geometry, settled=partial(launcher.settled, device=device))
+    arch = arch or "sm_90"
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device="meta") if out is None else out
     tensors, others = _followed((*inputs, y), others)
     try:
-        return explain_geometry(_geometry(_metadata(direction, tensors, others, scalars, arch)), arch)
+        return explain(_geometry(_metadata(direction, tensors, others, scalars, arch)), arch)
     except TooManyDimensions:
         tensors, others = _contiguous(tensors, others)
-        return explain_geometry(_geometry(_metadata(direction, tensors, others, scalars, arch)), arch)
+        return explain(_geometry(_metadata(direction, tensors, others, scalars, arch)), arch)
 
 
 def executable(

@@ -134,14 +134,16 @@ def beside_captures() -> Iterator[None]:
 class Kernel:
     """A loaded kernel: context-independent, so one handle serves every device of its architecture."""
 
-    def __init__(self, name: str, code: bytes, shared_bytes: int):
+    def __init__(self, name: str, code: bytes, shared_bytes: int, threads: int = 0, cluster: int = 1):
+        """`threads` of a CTA, and `cluster`, the CTAs of one, are the most that a launch has."""
         _initialise()
         library = check("cuLibraryLoadData", cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0))
         self.name = name
         self._kernel = check("cuLibraryGetKernel", cuda.cuLibraryGetKernel(library, name.encode()))
         self.handle = cuda.CUfunction(int(self._kernel))  # as launches take it: any other type is converted each time
         self._library = library
-        self._shared_bytes = shared_bytes
+        self._shared_bytes, self._threads, self._cluster = shared_bytes, threads, cluster
+        self._schedulable: dict[int, int] = {}  # by device: CTAs of the largest cluster that it can run
         self._ready: set[int] = set()
         self._large_clusters: set[int] = set()
 
@@ -151,8 +153,11 @@ class Kernel:
             return
         with context_of(device):
             check("cuKernelGetFunction", cuda.cuKernelGetFunction(self._kernel))
-        if self._shared_bytes > _DEFAULT_SHARED_LIMIT:
-            self._permit("MAX_DYNAMIC_SHARED_SIZE_BYTES", self._shared_bytes, device)
+            if self._shared_bytes > _DEFAULT_SHARED_LIMIT:
+                self._permit("MAX_DYNAMIC_SHARED_SIZE_BYTES", self._shared_bytes, device)
+            if self._cluster > 1:
+                portable = (2**log for log in range(_PORTABLE_CLUSTER.bit_length() - 1, 0, -1))
+                self._schedulable[device] = next(filter(self._runs_clusters, portable), 1)
         self._ready.add(device)
 
     def is_ready(self, device: int, cluster: int) -> bool:
@@ -163,7 +168,23 @@ class Kernel:
         """Once per device, for clusters of more CTAs than every GPU with clusters has."""
         if ctas > _PORTABLE_CLUSTER and device not in self._large_clusters:
             self._permit("NON_PORTABLE_CLUSTER_SIZE_ALLOWED", 1, device)
+            with context_of(device):
+                if self._cluster > 1 and self._runs_clusters(ctas):
+                    self._schedulable[device] = ctas
             self._large_clusters.add(device)
+
+    def can_run(self, cluster: int, device: int) -> bool:
+        """False where it is known that the device has no place for so many CTAs at once: where a GPU is shared out
+        (MIG), or has few multiprocessors in each of its clusters."""
+        return cluster <= self._schedulable.get(device, cluster) or not self.is_ready(device, cluster)
+
+    def _runs_clusters(self, ctas: int) -> bool:
+        """On the current context's device. What the driver cannot tell is left to the launch."""
+        config = launch_config(ctas, self._threads, ctas, self._shared_bytes)
+        status, clusters = cuda.cuOccupancyMaxActiveClusters(self.handle, config)
+        if status == cuda.CUresult.CUDA_SUCCESS:
+            return clusters > 0
+        return status != cuda.CUresult.CUDA_ERROR_INVALID_CLUSTER_SIZE
 
     def _permit(self, attribute: str, value: int, device: int) -> None:
         which = getattr(cuda.CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{attribute}")

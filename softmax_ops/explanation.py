@@ -1,5 +1,6 @@
 """What would run for a geometry, and why: the launch plan in words and numbers. Needs neither torch nor a GPU."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
@@ -52,14 +53,16 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain_geometry(geometry: Geometry, arch: str) -> Explanation:
-    """The explanation of a geometry on an architecture.
+def explain_geometry(
+    geometry: Geometry, arch: str, settled: Callable[[LaunchPlan], LaunchPlan] = lambda plan: plan
+) -> Explanation:
+    """The explanation of a geometry on an architecture; `settled` says what a plan comes to on a device.
 
     Raises plan.NoVariant when nothing that ships serves it, plan.TooManyDimensions when its operands are copied first.
     """
     if geometry.rows * geometry.k == 0:
         return Explanation(None, arch, "", 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", "", ())
-    launch_plan = plan(geometry, catalog.load(), arch)
+    launch_plan = settled(plan(geometry, catalog.load(), arch))
     variant = launch_plan.variant
     cubin, passed_over = _cubin(variant, arch)
     return Explanation(

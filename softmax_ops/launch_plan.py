@@ -18,6 +18,9 @@ ACCESS_BYTES = 16
 WARP = 32
 """Threads."""
 
+LARGEST_CLUSTER = 16
+"""CTAs."""
+
 EVERYWHERE = 2**40
 """As a number of columns on either side: all there can be."""
 
@@ -57,6 +60,11 @@ class LaunchPlan:
     reason: str  # why this variant
     measured: str  # what chose its tile
 
+    @property
+    def cluster(self) -> int:
+        """CTAs of a cluster, at most."""
+        return max(launch.cluster for launch in self.launches)
+
     def arguments(self, launch: Launch, values: Mapping[str, float]) -> bytes:
         """The parameter struct of one launch, for addresses and scalars by field name; what has no value is 0."""
         offsets = {f"{operand.name}.address": 0 for operand in self.geometry.operands}
@@ -68,8 +76,10 @@ class LaunchPlan:
         return bytes(buffer)
 
 
-def plan(geometry: Geometry, catalog: Catalog, arch: str) -> LaunchPlan:
+def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = LARGEST_CLUSTER) -> LaunchPlan:
     """The launch plan of a geometry with at least one row and one column, on GPUs of an architecture ("sm_90").
+
+    largest_cluster   CTAs of the largest cluster that the GPU can run; 1: it runs none.
 
     Raises TooManyDimensions when the operands must be copied first, NoVariant when nothing that ships serves it.
     """
@@ -78,7 +88,7 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str) -> LaunchPlan:
         raise TooManyDimensions(
             f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}"
         )
-    entry, reason = _select(geometry, catalog, arch)
+    entry, reason = _select(geometry, catalog, arch, largest_cluster)
     variant = catalog.variants[entry.name]
     broadcast = geometry.operand("bias") or geometry.mask
     if broadcast is not None and variant.plan != "tile":
@@ -102,7 +112,9 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str) -> LaunchPlan:
     )
 
 
-def _select(geometry: Geometry, catalog: Catalog, arch: str) -> tuple[Entry, str]:
+def _select(
+    geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = LARGEST_CLUSTER
+) -> tuple[Entry, str]:
     """The first entry of the dispatch table that the rows fit, and why not one before it."""
     try:
         entries = catalog.candidates(geometry.direction, geometry.dtype, geometry.mask_kind, geometry.k)
@@ -111,6 +123,9 @@ def _select(geometry: Geometry, catalog: Catalog, arch: str) -> tuple[Entry, str
     obstacles: list[str] = []
     for entry in entries:
         obstacle = _obstacle(geometry, entry, arch)
+        cluster = _cluster(geometry, catalog.variants[entry.name])
+        if obstacle is None and cluster > largest_cluster:
+            obstacle = f"the GPU cannot run clusters of {cluster} CTAs"
         if obstacle is None:
             reason = "; ".join(dict.fromkeys(obstacles)) or f"first in its table for K = {geometry.k}"
             return entry, reason

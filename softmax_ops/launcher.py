@@ -5,7 +5,8 @@ executable(plan, device, stream).launch(addresses, scale, stream, fill=..., work
 """
 
 import threading
-from functools import lru_cache, partial
+import warnings
+from functools import cache, lru_cache, partial
 from typing import Any, NoReturn
 
 from cuda.bindings import cydriver
@@ -13,7 +14,7 @@ from cuda.bindings import driver as cuda
 
 from . import driver, native, resolve
 from .artifacts import catalog
-from .launch_plan import WORKSPACE, Launch, LaunchPlan, plan
+from .launch_plan import LARGEST_CLUSTER, WORKSPACE, Launch, LaunchPlan, plan
 from .problem import Geometry
 
 PLANS = 4096
@@ -32,9 +33,9 @@ class NotLoaded(RuntimeError):
 
 
 @lru_cache(maxsize=PLANS)
-def plan_for(geometry: Geometry, arch: str) -> LaunchPlan:
+def plan_for(geometry: Geometry, arch: str, largest_cluster: int = LARGEST_CLUSTER) -> LaunchPlan:
     """The launch plan of a geometry on an architecture ("sm_90"), by the catalogue of this package."""
-    return plan(geometry, catalog.load(), arch)
+    return plan(geometry, catalog.load(), arch, largest_cluster)
 
 
 class Executable:
@@ -43,7 +44,11 @@ class Executable:
     Calls are thread-safe: each launch has parameters of its own.
     """
 
-    def __init__(self, launch_plan: LaunchPlan, kernel: driver.Kernel, device: int):
+    def __init__(
+        self, launch_plan: LaunchPlan, kernel: driver.Kernel, device: int, instead_of: LaunchPlan | None = None
+    ):
+        """`instead_of` is the plan that it is found by, where that is another one: see `settled`."""
+        self._instead_of = instead_of
         self.plan = launch_plan
         self.device = device
         self.workspace_bytes = launch_plan.workspace_bytes
@@ -140,11 +145,33 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
     if found is not None:
         return found
     driver.refuse_after_fork()
-    kernel = _ready_kernel(launch_plan, device, stream)
+    kernel, chosen = _ready_kernel(launch_plan, device, stream), launch_plan
+    while (instead := settled(chosen, device)) is not chosen:
+        _say_once(chosen.variant.name, chosen.cluster, device)
+        kernel, chosen = _ready_kernel(instead, device, stream), instead
     with _lock:
         if len(_executables) >= PLANS:
             _executables.clear()
-        return _executables.setdefault((id(launch_plan), device), Executable(launch_plan, kernel, device))
+        return _executables.setdefault((id(launch_plan), device), Executable(chosen, kernel, device, launch_plan))
+
+
+def settled(launch_plan: LaunchPlan, device: int) -> LaunchPlan:
+    """The plan, or the next one where it is known by now that the device cannot run such clusters."""
+    arch = driver.architecture(device)
+    kernel = _kernels.get((launch_plan.variant.name, arch))
+    if kernel is None or kernel.can_run(launch_plan.cluster, device):
+        return launch_plan
+    return plan_for(launch_plan.geometry, arch, launch_plan.cluster - 1)
+
+
+@cache
+def _say_once(kernel: str, cluster: int, device: int) -> None:
+    warnings.warn(
+        f"softmax_ops: device {device} cannot run clusters of {cluster} CTAs of {kernel}, as where a GPU is shared "
+        "out: rows as long are split or streamed instead",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def freeze(frozen: bool = True) -> None:
@@ -158,7 +185,7 @@ def freeze(frozen: bool = True) -> None:
 
 def _ready_kernel(launch_plan: LaunchPlan, device: int, stream: int) -> driver.Kernel:
     variant, arch = launch_plan.variant, driver.architecture(device)
-    cluster = max(launch.cluster for launch in launch_plan.launches)
+    cluster = launch_plan.cluster
     kernel = _kernels.get((variant.name, arch))
     if kernel is not None and kernel.is_ready(device, cluster):
         return kernel
@@ -189,6 +216,6 @@ def _loaded(launch_plan: LaunchPlan, arch: str) -> driver.Kernel:
         with _lock:
             kernel = _kernels.get((variant.name, arch))
             if kernel is None:
-                kernel = driver.Kernel(variant.name, cubin.code, variant.shared_bytes)
+                kernel = driver.Kernel(variant.name, cubin.code, variant.shared_bytes, variant.threads, variant.cluster)
                 _kernels[variant.name, arch] = kernel
     return kernel

@@ -37,8 +37,7 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
     for call in calls:
         for geometry in _geometries(call if isinstance(call, Call) else Call(tuple(call), **facts)):
             plan = launcher.plan_for(geometry, arch)
-            launcher.executable(plan, device)
-            names[plan.variant.name] = None
+            names[launcher.executable(plan, device).plan.variant.name] = None
     return list(names)
 
 

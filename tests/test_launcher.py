@@ -25,6 +25,7 @@ from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.catalog import Variant, argument_bytes
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.driver import DriverError
+from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.launcher import NotLoaded
 from softmax_ops.problem import Geometry
@@ -551,12 +552,34 @@ def test_a_cluster_that_was_not_permitted_is_asked_for_again(serve: Serve) -> No
 
 
 @isolated
-def test_a_cluster_where_there_are_none(serve: Serve) -> None:
-    """A plan made for another architecture than the device has."""
-    stub_driver.devices("sm_80")
-    found = planned(serve, geometry((3, 20000)), held=("sm_80",))
-    with pytest.raises(DriverError, match="CUDA_ERROR_INVALID_CLUSTER_SIZE: cluster misconfiguration"):
-        launch(found)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("k", "largest", "cluster"), [(262144, 8, 16), (262144, 1, 16), (50000, 2, 4), (50000, 1, 4)])
+def test_clusters_that_a_device_has_no_place_for(serve: Serve, k: int, largest: int, cluster: int) -> None:
+    """Others serve, and have the workspace that they need; it is said once, and told afterwards by an explanation."""
+    stub_driver.largest_cluster(largest)
+    serve_all(serve, "fwd_f16_none_")
+    first, second = plan_for(geometry((3, k))), plan_for(geometry((5, k)))
+    assert (first.variant.plan, first.cluster) == ("cluster", cluster)
+    with pytest.warns(RuntimeWarning, match=rf"device 0 cannot run clusters of {cluster} CTAs of {first.variant.name}"):
+        found = launcher.executable(first, 0)
+    assert found.plan.variant.plan == "split" and found.workspace_bytes > 0
+    for each in (first, second):
+        launch(each)
+    assert [call.cluster for call in stub_driver.launches()] == [(0, 0, 0)] * 4
+    asked = [call.arguments[0] for call in stub_driver.calls("cuOccupancyMaxActiveClusters")]
+    assert asked == [ctas for ctas in (8, 4, 2) if ctas >= min(largest, 8) and ctas > 1] + [16] * (cluster == 16)
+    told = explain_geometry(first.geometry, "sm_90", partial(launcher.settled, device=0))
+    assert told.plan == "split" and f"the GPU cannot run clusters of {cluster} CTAs" in told.reason
+
+
+@isolated
+def test_clusters_that_fit_are_asked_for_once(serve: Serve) -> None:
+    found = planned(serve, geometry((3, 50000)))
+    stub_driver.largest_cluster(4)
+    for rows in (3, 5):
+        launch(plan_for(geometry((rows, 50000))))
+    assert {call.cluster for call in stub_driver.launches()} == {(found.cluster, 1, 1)}
+    assert len(stub_driver.calls("cuOccupancyMaxActiveClusters")) == 2, "8, and 4"
 
 
 @isolated

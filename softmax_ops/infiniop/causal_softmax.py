@@ -66,13 +66,11 @@ class infiniopCausalSoftmaxDescriptor_t(Opaque):
     def _settle(self) -> int:
         """Loads what can be loaded. Returns the bytes of workspace that any run may need."""
         try:
-            architectures: tuple[str, ...] = (architecture(self.device),)
-            self.kernels(stream=0)
+            return self.kernels(stream=0).workspace_bytes
         except Failure as failure:
             if failure.status is not INFINI_STATUS_DEVICE_NOT_INITIALIZED:
                 raise
-            architectures = catalog.load().architectures
-        return max(each.workspace_bytes for arch in architectures for each in self.plans(arch))
+        return max(each.workspace_bytes for arch in catalog.load().architectures for each in self.plans(arch))
 
 
 @answers

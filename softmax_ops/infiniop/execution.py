@@ -62,6 +62,7 @@ class Kernels:
             except KernelNotFound as error:
                 raise Failure(INFINI_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED, str(error)) from None
         self._aligned, self._anywhere = executables
+        self.workspace_bytes = max(each.workspace_bytes for each in executables)
 
     def launch(self, data: int, workspace: int, stream: int) -> None:
         """In a context of the device; the thread's own is current again afterwards, or none if it had none."""

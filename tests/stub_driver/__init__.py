@@ -133,6 +133,11 @@ def devices(*architectures: str) -> None:
         capabilities[2 * ordinal], capabilities[2 * ordinal + 1] = divmod(int(arch[3:]), 10)
 
 
+def largest_cluster(ctas: int) -> None:
+    """That the devices have place for; the driver's limits hold beside it."""
+    _set("stub_largest_cluster", ctas)
+
+
 def capture(stream: int) -> None:
     """A CUDA graph is being captured on the stream; 0: no longer."""
     _set("stub_captured_stream", stream, ctypes.c_uint64)

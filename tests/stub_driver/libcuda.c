@@ -37,6 +37,7 @@ typedef struct {
 // Set and read by the tests.
 int stub_devices                        = 1;
 int stub_capabilities[2 * kMaxDevices]  = {9, 0, 9, 0, 9, 0, 9, 0};  // major, minor
+int stub_largest_cluster                = 16;  // that a device has place for
 uint64_t stub_captured_stream           = 0;  // 0: no capture
 char stub_failing_call[40]              = "";
 int stub_failure                        = 0;
@@ -196,6 +197,17 @@ static uint32_t const* cluster_of(Config const* config)
   return NULL;
 }
 
+static int cuOccupancyMaxActiveClusters(int* clusters, Kernel const* kernel, Config const* config)
+{
+  uint32_t const ctas = *cluster_of(config);
+  strcpy(record(__func__, ctas, 0, 0)->kernel, kernel->name);
+  CHECK_CALL();
+  FAIL_IF(current < 0, kInvalidContext);
+  FAIL_IF(stub_captured_stream && mode != kRelaxed, kCaptureUnsupported);
+  FAIL_IF(stub_capabilities[2 * current] < 9 || (int)ctas > kernel->cluster_limit[current], kInvalidClusterSize);
+  return *clusters = (int)ctas <= stub_largest_cluster, kSuccess;
+}
+
 static int cuLaunchKernelEx(Config const* config, Kernel const* kernel, void** parameters, void** extra)
 {
   uint32_t const* const cluster = cluster_of(config);
@@ -216,6 +228,7 @@ static int cuLaunchKernelEx(Config const* config, Kernel const* kernel, void** p
   if (cluster) {
     FAIL_IF(stub_capabilities[2 * device] < 9 || config->grid[0] % cluster[0], kInvalidClusterSize);
     FAIL_IF((int)cluster[0] > kernel->cluster_limit[device], kInvalidClusterSize);
+    FAIL_IF((int)cluster[0] > stub_largest_cluster, kInvalidClusterSize);
   }
   return kSuccess;
 }
@@ -248,7 +261,7 @@ int cuGetProcAddress_v2(char const* symbol, void** function, int version, uint64
     ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxGetCurrent), ENTRY(cuCtxSetCurrent), ENTRY(cuCtxGetDevice),
     ENTRY(cuStreamIsCapturing), ENTRY(cuThreadExchangeStreamCaptureMode), ENTRY(cuLibraryLoadData),
     ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction), ENTRY(cuKernelSetAttribute), ENTRY(cuLaunchKernelEx),
-    ENTRY(cuGetErrorString),
+    ENTRY(cuOccupancyMaxActiveClusters), ENTRY(cuGetErrorString),
   };
   *function = (void*)succeed;
   if (found) { *found = 0; }
