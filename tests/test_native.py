@@ -161,17 +161,30 @@ def test_more_places_than_it_remembers(serve: Serve) -> None:
 def test_many_kinds_in_turn(serve: Serve, long_calls: list[str]) -> None:
     """More than are tried one after the other; then those of one kind."""
     serve_all(serve, "f16_none_warp")
-    kinds = [(torch.zeros(count, 1000, dtype=torch.float16), torch.zeros(count, 1000).half()) for count in range(1, 21)]
+    kinds = [(torch.zeros(count, 1000, dtype=torch.float16), torch.zeros(count, 1000).half()) for count in range(1, 41)]
     for x, out in kinds:
         softmax_ops.softmax(x, out=out)
-    assert long_calls == ["fwd"] * 20
+    assert long_calls == ["fwd"] * 40
     for x, out in [*kinds, *kinds[:3] * 3, *kinds[::-1], *kinds]:
         stub_driver.forget()
         assert softmax_ops.softmax(x, out=out) is out
         (launch,) = stub_driver.launches()
         (at,) = (offset for name, offset, _ in plan_of(x, out).fields if name == "y.address")
         assert int.from_bytes(launch.parameters[at : at + 8], "little") == out.data_ptr()
-    assert long_calls == ["fwd"] * 20
+    assert long_calls == ["fwd"] * 40
+
+
+@isolated
+@only_compiled
+def test_as_many_kinds_in_turn_as_a_server_has(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Need no key."""
+    serve_all(serve, "f16_none_warp")
+    kinds = [(torch.zeros(count, 1000).half(), torch.zeros(count, 1000).half()) for count in range(1, 33)]
+    for x, out in kinds:
+        softmax_ops.softmax(x, out=out)
+    monkeypatch.setattr(calls.forward, "found", None)
+    for x, out in kinds * 2:
+        assert softmax_ops.softmax(x, out=out) is out
 
 
 @isolated

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#define KEPT 8
+#define KEPT 32
 
 typedef struct {
     PyObject ob_base;
