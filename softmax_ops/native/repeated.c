@@ -336,12 +336,15 @@ static int compute_on_device(Repeated *self, const Call *call, PyObject **result
     PyObject *type, *error, *traceback;
     PyErr_Fetch(&type, &error, &traceback);
     PyObject *done = PyObject_CallFunction(self->asked[RESTORE_DEVICE], "l", previous);
-    if (done == NULL)
-        status = -1;
-    else
+    if (done != NULL) {
+        Py_DECREF(done);
         PyErr_Restore(type, error, traceback);
-    Py_XDECREF(done);
-    return status;
+        return status;
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    return -1;
 }
 
 PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t count)
