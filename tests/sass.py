@@ -62,7 +62,12 @@ def listings(cubins: Iterable[Cubin]) -> dict[str, list[Instruction]]:
     return found
 
 
-def opcodes(listing: Sequence[Instruction]) -> Counter[str]:
+def opcodes(cubins: Iterable[Cubin]) -> dict[str, Counter[str]]:
+    """Instructions of each variant by opcode and modifiers."""
+    return {name: counted(listing) for name, listing in listings(cubins).items()}
+
+
+def counted(listing: Sequence[Instruction]) -> Counter[str]:
     return Counter(instruction.opcode for instruction in listing)
 
 

@@ -36,7 +36,7 @@ class Compiled:
     @cached_property
     def sass(self) -> Counter[str]:
         """By opcode."""
-        return sass.opcodes(self.listing)
+        return sass.counted(self.listing)
 
     def count(self, pattern: str) -> int:
         """Instructions whose opcode, modifiers included, matches a regular expression from its start."""
@@ -107,12 +107,18 @@ IN_TWO_ROUNDS = {
     "softmax_fwd_bf16_like_warp_k640_v8_t128r8",
     "softmax_fwd_f16_like_warp_k640_v8_t128r8",
     "softmax_fwd_f32_general_cluster_k131072_v4_t512r1c16",
+    # ptxas lets the elements of a bias of f32 that is not aligned, eight loads, pass those of the scores: in each pass.
+    *(
+        f"softmax_fwd_{dtype}_general_{plan}_kany_v1_t256r1"
+        for dtype in ("f16", "bf16", "f16tof32", "bf16tof32", "f32")
+        for plan in ("split", "stream")
+    ),
     # The launch that combines partials waits for those instead.
     "softmax_fwd_f64_boolcausal_split_kany_v1_t256r1",
     "softmax_fwd_f64_causal_split_kany_v1_t256r1",
     "softmax_fwd_f64_none_split_kany_v1_t256r1",
 }
-"""What waits once between its loads, as compiled (CUDA 13.0, sm_90)."""
+"""What waits once between the loads of a pass, as compiled (CUDA 13.0, sm_90)."""
 
 IN_REGISTERS = [each for each in SHIPPED if each.spec.plan is not Plan.TILE]
 
@@ -125,7 +131,7 @@ def test_loads_are_under_way_together(target: Target, compiled: Compiled) -> Non
     """
     passes = 2 if target.spec.plan is Plan.STREAM else 1
     rounds = sass.rounds(compiled.listing, r"LDG.*\.128")
-    assert len(rounds) <= passes + (target.spec.name in IN_TWO_ROUNDS)
+    assert len(rounds) <= passes * (1 + (target.spec.name in IN_TWO_ROUNDS))
 
 
 def test_size_of_the_code(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -151,42 +157,36 @@ GOAL_MASKED = 16.0
 
 EXCEPTIONS = {
     # A factor per warp, the exchange of 16 partials, and a branch around each chunk that lies beyond a shorter row.
-    ("none", Plan.BLOCK, True): 13.7,
-    ("causal", Plan.BLOCK, True): 16.2,
-    ("boolcausal", Plan.BLOCK, True): 19.8,
-    ("like", Plan.BLOCK, True): 18.4,
-    ("bias", Plan.BLOCK, True): 18.7,
+    ("none", Plan.BLOCK, True): 13.5,
+    ("boolcausal", Plan.BLOCK, True): 19.0,
+    ("like", Plan.BLOCK, True): 17.6,
+    ("bias", Plan.BLOCK, True): 18.3,
+    ("none", Plan.BLOCK, False): 13.5,
+    ("boolcausal", Plan.BLOCK, False): 19.0,
+    ("like", Plan.BLOCK, False): 17.5,
+    ("bias", Plan.BLOCK, False): 19.0,
     # What every row costs, spread over three vectors of a lane instead of four (k384).
-    ("none", Plan.WARP, True): 12.1,
-    ("boolcausal", Plan.WARP, True): 17.6,
-    ("like", Plan.WARP, True): 16.5,
-    ("bias", Plan.WARP, True): 16.9,
-    # Rows that start anywhere: the edge columns, the phase, and per vector the choice of a wide load or single ones.
-    ("none", Plan.WARP, False): 15.2,
-    ("causal", Plan.WARP, False): 17.4,
-    ("boolcausal", Plan.WARP, False): 22.5,
-    ("like", Plan.WARP, False): 21.9,
-    ("bias", Plan.WARP, False): 22.6,
-    ("bwd", Plan.WARP, False): 18.8,
-    ("none", Plan.BLOCK, False): 16.4,
-    ("causal", Plan.BLOCK, False): 18.8,
-    ("boolcausal", Plan.BLOCK, False): 23.8,
-    ("like", Plan.BLOCK, False): 22.8,
-    ("bias", Plan.BLOCK, False): 23.0,
-    ("bwd", Plan.BLOCK, False): 19.2,
+    ("boolcausal", Plan.WARP, True): 17.4,
+    ("like", Plan.WARP, True): 16.4,
+    ("bias", Plan.WARP, True): 17.2,
+    # Rows that start anywhere: the edge columns and the phase.
+    ("none", Plan.WARP, False): 12.2,
+    ("boolcausal", Plan.WARP, False): 17.9,
+    ("like", Plan.WARP, False): 16.4,
+    ("bias", Plan.WARP, False): 17.6,
     # The general kind: half the columns per lane, a test for each feature and vector; f32 results take a longer exp.
-    ("general", Plan.WARP, True): 27.1,
-    ("general", Plan.WARP, False): 35.8,
-    ("general", Plan.BLOCK, True): 30.8,
-    ("general", Plan.BLOCK, False): 36.4,
-    ("general to f32", Plan.WARP, True): 35.2,
-    ("general to f32", Plan.WARP, False): 44.3,
-    ("general to f32", Plan.BLOCK, True): 39.3,
-    ("general to f32", Plan.BLOCK, False): 45.6,
-    ("general bwd", Plan.WARP, True): 23.3,
-    ("general bwd", Plan.WARP, False): 30.9,
-    ("general bwd", Plan.BLOCK, True): 26.9,
-    ("general bwd", Plan.BLOCK, False): 32.7,
+    ("general", Plan.WARP, True): 27.8,
+    ("general", Plan.WARP, False): 34.3,
+    ("general", Plan.BLOCK, True): 32.1,
+    ("general", Plan.BLOCK, False): 35.0,
+    ("general to f32", Plan.WARP, True): 35.8,
+    ("general to f32", Plan.WARP, False): 42.4,
+    ("general to f32", Plan.BLOCK, True): 40.6,
+    ("general to f32", Plan.BLOCK, False): 43.8,
+    ("general bwd", Plan.WARP, True): 21.6,
+    ("general bwd", Plan.WARP, False): 27.4,
+    ("general bwd", Plan.BLOCK, True): 25.3,
+    ("general bwd", Plan.BLOCK, False): 28.4,
 }
 """What misses the goal, as measured (CUDA 13.0, sm_90; rounded up): by mask or direction, plan, and whether the rows
 are aligned."""
@@ -196,18 +196,18 @@ COUNTED = [each for each in COUNTED if each.spec.max_k >= 256]
 
 
 TILES: dict[tuple[str, bool], tuple[float, ...]] = {
-    ("none", True): (27.2, 63.8),
-    ("none", False): (29.4, 49.6),
-    ("causal", True): (31.8, 72.1),
-    ("causal", False): (35.8, 57.7),
-    ("boolcausal", True): (38.7, 82.8),
-    ("boolcausal", False): (51.0, 66.4),
-    ("like", True): (35.8, 72.5),
-    ("like", False): (41.4, 58.7),
-    ("bias", True): (38.8,),
-    ("bias", False): (40.9,),
-    ("bwd", True): (39.7, 67.2),
-    ("bwd", False): (44.6, 67.5),
+    ("none", True): (22.2, 55.7),
+    ("none", False): (25.1, 47.1),
+    ("causal", True): (28.0, 68.1),
+    ("causal", False): (32.0, 53.9),
+    ("boolcausal", True): (34.6, 80.6),
+    ("boolcausal", False): (49.2, 67.3),
+    ("like", True): (30.8, 70.9),
+    ("like", False): (37.7, 58.9),
+    ("bias", True): (35.7,),
+    ("bias", False): (38.1,),
+    ("bwd", True): (35.6, 61.5),
+    ("bwd", False): (40.7, 63.7),
 }
 """The same of tiles, of 16-bit elements and f32: on the shortest rows from 8 columns on, and on the longest of one
 range. 29 and 58 hide, in the backward 43.5 and 87."""

@@ -58,9 +58,12 @@ struct Span
       CUTE_UNROLL
       for (int i = 0; i < size(rJoined); ++i) { rJoined(i) = ptx::join(from, each + PerRegister * i); }
     } else {
+      using Word             = Access<Element, 1>;
+      auto const* const from = reinterpret_cast<Word const*>(row + column);
+      Tensor rWord           = recast<Word>(rX);  // (V)
       if (column < end) {
         CUTE_UNROLL
-        for (int v = 0; v < Vec; ++v) { rX(v) = row[column + v]; }
+        for (int v = 0; v < Vec; ++v) { ptx::load_if(true, from + v, rWord(v)); }
       }
     }
   }
