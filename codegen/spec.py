@@ -165,8 +165,8 @@ class Spec:
         Half of that in tiles of f64, and where f32 scores share them with a mask; 640 where the edges of two tensors
         are a good part of a short row, or a lane holds five aligned vectors of each. Three quarters where one ptxas
         or another spills at 64: in other warps of two tensors, f32 scores of a whole CTA, and, in rows that start
-        anywhere, warps, both masks or a bias in a cluster, general scores in a CTA or a stream, two tensors of 16 bits
-        in a CTA.
+        anywhere, warps with many edges or five vectors to a lane, both masks or a bias in a cluster, general scores in
+        a warp, a CTA or a stream, two tensors of 16 bits in a CTA. `ctas_per_sm` in rows.cuh leaves sm_120 more.
         """
         masked = self.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
         f32_scores = self.dtype is DType.F32 and self.direction is Direction.FORWARD
@@ -174,7 +174,7 @@ class Spec:
         in_cluster = f32_scores or self.mask in (Mask.BOOLCAUSAL, Mask.BIAS)
         two_of_16_bits = self.direction is Direction.BACKWARD and self.dtype.bytes == 2 and not self.mask.general
         crowded = {
-            Plan.WARP: True,
+            Plan.WARP: general_scores or self.edges > 2 or self.chunks > 4,
             Plan.BLOCK: f32_scores or general_scores or two_of_16_bits,
             Plan.CLUSTER: in_cluster,
             Plan.STREAM: general_scores,
