@@ -163,19 +163,18 @@ class Spec:
         """That must fit: 1024 threads, which leaves 64 registers to each and is what the smallest SM (sm_75) holds.
 
         Half of that in tiles of f64, and where f32 scores share them with a mask; 640 where the edges of two tensors
-        are a good part of a short row, or a lane holds five aligned vectors of each. Three quarters where one ptxas
-        or another spills at 64: in other warps of two tensors, f32 scores of a whole CTA, and, in rows that start
+        are a good part of a short row, or a lane holds five aligned vectors of each. Three quarters where one ptxas or
+        another spills at 64: in other warps of two aligned tensors, f32 scores of a whole CTA, and, in rows that start
         anywhere, warps with many edges or five vectors to a lane, both masks or a bias in a cluster, general scores in
-        a warp, a CTA or a stream, two tensors of 16 bits in a CTA. `ctas_per_sm` in rows.cuh leaves sm_120 more.
+        a warp, a CTA or a stream. `ctas_per_sm` in rows.cuh leaves sm_120 more.
         """
         masked = self.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
         f32_scores = self.dtype is DType.F32 and self.direction is Direction.FORWARD
         general_scores = self.mask.general and self.direction is Direction.FORWARD
         in_cluster = f32_scores or self.mask in (Mask.BOOLCAUSAL, Mask.BIAS)
-        two_of_16_bits = self.direction is Direction.BACKWARD and self.dtype.bytes == 2 and not self.mask.general
         crowded = {
             Plan.WARP: general_scores or self.edges > 2 or self.chunks > 4,
-            Plan.BLOCK: f32_scores or general_scores or two_of_16_bits,
+            Plan.BLOCK: f32_scores or general_scores,
             Plan.CLUSTER: in_cluster,
             Plan.STREAM: general_scores,
         }
@@ -183,7 +182,10 @@ class Spec:
         if (self.plan is Plan.TILE and self.dtype is DType.F64) or (self.dtype is DType.F32 and masked):
             threads = 512
         elif self.plan is Plan.WARP and self.direction is Direction.BACKWARD:
-            threads = 640 if (self.edges > 2 if self.ragged else self.chunks > 4) else 768
+            if self.ragged:
+                threads = 640 if self.edges > 2 else 768 if self.chunks > 4 else 1024
+            else:
+                threads = 640 if self.chunks > 4 else 768
         elif (self.ragged and crowded.get(self.plan, False)) or (self.plan is Plan.BLOCK and f32_scores):
             threads = 768
         return max(threads // self.threads, 1)

@@ -58,12 +58,10 @@ struct Span
       CUTE_UNROLL
       for (int i = 0; i < size(rJoined); ++i) { rJoined(i) = ptx::join(from, each + PerRegister * i); }
     } else {
-      using Word             = Access<Element, 1>;
-      auto const* const from = reinterpret_cast<Word const*>(row + column);
-      Tensor rWord           = recast<Word>(rX);  // (V)
+      // Each is a register of its own: ptxas predicates these loads by itself, and runs short of registers where it may not order them.
       if (column < end) {
         CUTE_UNROLL
-        for (int v = 0; v < Vec; ++v) { ptx::load_if(true, from + v, rWord(v)); }
+        for (int v = 0; v < Vec; ++v) { rX(v) = row[column + v]; }
       }
     }
   }
