@@ -37,8 +37,8 @@ static_assert(sizeof(Params) == 536, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*most=*/2))
 softmax_bwd_f32tof16_general_cluster_k65536_v4_t512r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Threads / 32 * 16];
-  cute::cluster_arrive_relaxed();
+  __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
+  open(sInbox);
 
   Rows const& rows = p.operands.rows;
   RowIndex const index(rows, from_either_end(cute::cluster_id_in_grid().x, cute::cluster_grid_dims().x));
@@ -58,7 +58,7 @@ softmax_bwd_f32tof16_general_cluster_k65536_v4_t512r1c16(Params const __grid_con
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
   Partial const lane  = dot_of(row, rDy, rY, end, gradient);
-  Partial const whole = over_cluster(lane.over_lanes<32>(), sPartials);
+  Partial const whole = over_cluster(lane.over_lanes<32>(), sInbox);
   Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
   store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, d);
 }

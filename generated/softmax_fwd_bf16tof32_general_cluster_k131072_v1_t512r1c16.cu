@@ -45,8 +45,8 @@ static_assert(sizeof(Params) == 552, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*most=*/2))
 softmax_fwd_bf16tof32_general_cluster_k131072_v1_t512r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Threads / 32 * 16];
-  cute::cluster_arrive_relaxed();
+  __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
+  open(sInbox);
 
   Rows const& rows = p.operands.rows;
   RowIndex const index(rows, from_either_end(cute::cluster_id_in_grid().x, cute::cluster_grid_dims().x));
@@ -73,7 +73,7 @@ softmax_fwd_bf16tof32_general_cluster_k131072_v1_t512r1c16(Params const __grid_c
   warp.sum = group_sum<32>(exponentiate<NumericOfSums<float>>(row, rZ, end, warp.max, ending.keeps_scores()));
 
   bool const writes = threadIdx.x == 0 && __clusterRelativeBlockRank() == 0;
-  auto const whole  = ending.close(over_cluster(warp, sPartials), writes);
+  auto const whole  = ending.close(over_cluster(warp, sInbox), writes);
   store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(warp.max, whole));
 }
 

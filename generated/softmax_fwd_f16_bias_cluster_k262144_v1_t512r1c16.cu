@@ -34,8 +34,8 @@ static_assert(sizeof(Params) == 192, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*most=*/1))
 softmax_fwd_f16_bias_cluster_k262144_v1_t512r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Threads / 32 * 16];
-  cute::cluster_arrive_relaxed();
+  __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
+  open(sInbox);
 
   Rows const& rows = p.operands.rows;
   RowIndex const index(rows, cute::cluster_id_in_grid().x);
@@ -57,7 +57,7 @@ softmax_fwd_f16_bias_cluster_k262144_v1_t512r1c16(Params const __grid_constant__
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
   warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max));
 
-  Partial const whole = over_cluster(warp, sPartials);
+  Partial const whole = over_cluster(warp, sInbox);
   store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser(warp.max, whole));
 }
 

@@ -36,8 +36,8 @@ static_assert(sizeof(Params) == 240, "the launcher packs this struct");
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*most=*/1))
 softmax_fwd_f64_boolcausal_cluster_k131072_v1_t1024r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Threads / 32 * 16];
-  cute::cluster_arrive_relaxed();
+  __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
+  open(sInbox);
 
   Rows const& rows = p.operands.rows;
   RowIndex const index(rows, from_either_end(cute::cluster_id_in_grid().x, cute::cluster_grid_dims().x));
@@ -60,7 +60,7 @@ softmax_fwd_f64_boolcausal_cluster_k131072_v1_t1024r1c16(Params const __grid_con
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
   warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
 
-  Partial const whole = over_cluster(warp, sPartials);
+  Partial const whole = over_cluster(warp, sInbox);
   store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser(warp.max, whole));
 }
 

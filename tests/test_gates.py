@@ -68,14 +68,18 @@ def compiled(target: Target, images: dict[Target, Compiled]) -> Compiled:
 
 
 def test_registers_and_shared_memory(target: Target, compiled: Compiled) -> None:
-    """The CTAs that are to share an SM fit. Static shared memory: a partial per warp that shares a row, no more."""
+    """The CTAs that are to share an SM fit. Static shared memory: a partial per warp that shares a row, no more.
+
+    In a cluster also the mbarrier that counts them.
+    """
     spec, cubin = target.spec, compiled.cubin
     ctas = spec.ctas_per_sm
     if target.arch == "sm_120" and ctas > 1:
         ctas = ctas * 3 // 4  # ctas_per_sm of rows.cuh
     assert cubin.registers <= SM_REGISTERS // (spec.threads * ctas)
     shares = spec.plan not in (Plan.TILE, Plan.WARP)
-    assert cubin.shared_bytes == (spec.warps * spec.cluster * spec.partial_bytes if shares else 0)
+    arrival = max(8, spec.partial_bytes) if spec.plan is Plan.CLUSTER else 0
+    assert cubin.shared_bytes == (spec.warps * spec.cluster * spec.partial_bytes + arrival if shares else 0)
 
 
 def test_accesses_of_the_machine_code(target: Target, compiled: Compiled) -> None:
@@ -132,6 +136,16 @@ def test_loads_are_under_way_together(target: Target, compiled: Compiled) -> Non
     passes = 2 if target.spec.plan is Plan.STREAM else 1
     rounds = sass.rounds(compiled.listing, r"LDG.*\.128")
     assert len(rounds) <= passes * (1 + (target.spec.name in IN_TWO_ROUNDS))
+
+
+IN_CLUSTERS = [each for each in SHIPPED if each.spec.plan is Plan.CLUSTER]
+
+
+@pytest.mark.parametrize("target", IN_CLUSTERS, ids=str)
+def test_no_fence_holds_up_a_cluster(compiled: Compiled) -> None:
+    """Partials go to the other CTAs by stores that an mbarrier counts: no barrier that waits for memory."""
+    assert compiled.count("STAS") == compiled.count("UCGABAR_ARV") == 1
+    assert not compiled.count("MEMBAR|ERRBAR")
 
 
 def test_size_of_the_code(tmp_path_factory: pytest.TempPathFactory) -> None:

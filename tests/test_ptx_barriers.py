@@ -153,3 +153,67 @@ def test_a_block_barrier_across_a_cluster_barrier_hangs() -> None:
     """Half of the block waits for the block, half for the cluster."""
     body = f"setp.lt.u32 %p1, %r1, 32; @%p1 bra L; bar.sync 0; {CLUSTER} bra E; L: {CLUSTER} bar.sync 0; E:"
     fault("divergent barrier", body, grid=2, cluster=2)
+
+
+# ---- mbarriers
+
+BOX = "add.u32 %r20, %r2, 64;"  # the mbarrier, behind the bytes that it counts
+EXPECT = "@%p1 mbarrier.arrive.expect_tx.relaxed.cluster.shared::cta.b64 _, [%r20], 8;"
+FENCE = "@%p1 fence.mbarrier_init.release.cluster;"
+RELAXED = "barrier.cluster.arrive.relaxed.aligned;" + WAIT
+OPEN = f"{BOX} setp.eq.u32 %p1, %r1, 0; @%p1 mbarrier.init.shared::cta.b64 [%r20], 1; {FENCE} {EXPECT}"
+SEND = """xor.b32 %r5, %r4, 1; mapa.shared::cluster.u32 %r6, %r2, %r5; mapa.shared::cluster.u32 %r21, %r20, %r5;
+    add.u32 %r8, %r3, 100;
+    @%p1 st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%r6], {%r8, %r8}, [%r21];"""
+AWAIT = """AGAIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p4, [%r20], 0; @!%p4 bra AGAIN;"""
+GET = "ld.shared.u32 %r9, [%r2];"
+
+
+def exchange(*body: str) -> list[int]:
+    return launch("".join(body), grid=4, cluster=2)
+
+
+def exchange_fault(kind: str, *body: str) -> str:
+    return fault(kind, "".join(body), grid=4, cluster=2)
+
+
+def test_asynchronous_stores_are_known_to_who_waits_for_them() -> None:
+    assert exchange(OPEN, RELAXED, SEND, AWAIT, GET) == [101, 100, 103, 102]
+
+
+def test_asynchronous_stores_land_at_an_unknown_time() -> None:
+    own = "@%p1 st.shared.u32 [%r2], 7;"
+    assert "an asynchronous store" in exchange_fault("race", OPEN, own, CLUSTER, SEND, GET, AWAIT)
+    exchange_fault("race", OPEN, RELAXED, SEND, GET, AWAIT)
+    exchange_fault("race", OPEN, RELAXED, own, SEND, AWAIT, GET)
+    exchange_fault("race", OPEN, RELAXED, SEND, SEND, AWAIT, GET)
+
+
+def test_a_barrier_does_not_wait_for_asynchronous_stores() -> None:
+    exchange_fault("race", OPEN, RELAXED, SEND, CLUSTER, GET, AWAIT)
+
+
+def test_only_lanes_that_wait_know_what_landed() -> None:
+    some = AWAIT.replace("AGAIN: mbarrier", "@!%p1 bra PAST; AGAIN: mbarrier") + "PAST:"
+    assert exchange(OPEN, RELAXED, SEND, some, "@%p1 " + GET) == [101, 100, 103, 102]
+    exchange_fault("race", OPEN, RELAXED, SEND, some, GET)
+
+
+def test_an_mbarrier_is_initialised_before_it_is_used() -> None:
+    exchange_fault("race", OPEN, SEND, AWAIT, GET)
+    exchange_fault("race", OPEN.replace(FENCE, ""), RELAXED, SEND, AWAIT, GET)
+    exchange_fault("uninitialised", BOX, "setp.eq.u32 %p1, %r1, 0;", CLUSTER, SEND, AWAIT, GET)
+
+
+def test_an_mbarrier_that_never_completes() -> None:
+    message = exchange_fault("deadlock", OPEN.replace("], 8;", "], 16;"), RELAXED, SEND, AWAIT, GET)
+    assert "0 arrivals and 8 bytes are missing" in message
+
+
+def test_a_block_waits_for_what_is_stored_to_it() -> None:
+    message = exchange_fault("race", OPEN.replace("], 8;", "], 16;"), RELAXED, SEND)
+    assert "exits while asynchronous stores" in message
+
+
+def test_bytes_are_counted_where_they_go() -> None:
+    exchange_fault("bounds", OPEN, RELAXED, SEND.replace("[%r21]", "[%r20]"), AWAIT, GET)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from . import mbarriers
 from .fault import Fault
 from .formats import Values
 from .lanes import Active
-from .operands import Reader, Step, reader, unsupported, writer
+from .operands import Reader, Step, address, reader, unsupported, writer
 from .program import Immediate, Instruction
-from .schedule import AT_BLOCK, AT_CLUSTER, Control, Scheduler
+from .schedule import AT_BLOCK, AT_CLUSTER, AT_MBARRIER, Control, Scheduler
 
 
 def control_of(instruction: Instruction) -> Control | None:
@@ -27,6 +28,8 @@ def control_of(instruction: Instruction) -> Control | None:
         return None
     if head[:2] == ("barrier", "cluster"):
         return _cluster_arrive(instruction) if head[2] == "arrive" else _cluster_wait
+    if head == ("mbarrier", "try_wait", "parity"):
+        return _mbarrier_wait(instruction)
     if head[0] in ("bar", "barrier"):
         return _block_barrier(instruction)
     return None
@@ -146,6 +149,34 @@ def _cluster_wait(scheduler: Scheduler, pc: int, active: Active, chosen: Active 
     scheduler.pass_cluster(chosen.index[passing])
     scheduler.enqueue(pc + 1, chosen.index[passing])
     scheduler.park(AT_CLUSTER, pc, chosen.index[~passing])
+
+
+# ---- mbarriers
+
+
+def _mbarrier_wait(instruction: Instruction) -> Control:
+    """mbarrier.try_wait, which may sleep as long as it likes: here until the phase is complete."""
+    out, where = writer(instruction.operands[0]), address(instruction.operands[1])
+    parity = reader(instruction.operands[2], "u32")
+    if len(instruction.operands) > 3:
+        raise unsupported("a time limit of try_wait")
+
+    def control(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
+        scheduler.enqueue(pc + 1, scheduler.rest(active, chosen))
+        if chosen is None:
+            return
+        state = scheduler.state
+        found = mbarriers.find(state, chosen, where(state, chosen))
+        parities = np.broadcast_to(parity(state, chosen), chosen.size).tolist()
+        waits = np.array([one.open(each) for one, each in zip(found, parities, strict=True)])
+        out(state, chosen, np.ones(chosen.size, np.bool_))
+        mbarriers.waited(state, chosen.index[~waits], found[~waits])
+        scheduler.enqueue(pc + 1, chosen.index[~waits])
+        scheduler.park(AT_MBARRIER, pc, chosen.index[waits])
+        for place in np.flatnonzero(waits).tolist():
+            scheduler.awaited[int(chosen.index[place])] = found[place], parities[place]
+
+    return control
 
 
 # ---- warp operations

@@ -11,7 +11,7 @@ import numpy as np
 from .lanes import Lanes, padded
 from .memory import GlobalMemory, Traffic
 from .operations import compile_program
-from .order import Order
+from .order import ASYNC, Order
 from .program import Program
 from .schedule import Code, Scheduler
 from .spaces import State, module_buffers
@@ -99,5 +99,5 @@ def _check_launch(program: Program, grid: int, block: int, cluster: int, params:
         raise ValueError(f"{program.entry} allows {program.max_threads or 1024} threads per block, not {block}")
     if len(params) != program.param_bytes:
         raise ValueError(f"{program.entry} has {program.param_bytes} bytes of parameters, not {len(params)}")
-    if grid * padded(block) >= 1 << 31:
+    if grid * padded(block) >= ASYNC:
         raise ValueError(f"{grid} blocks of {block} threads are more lanes than the interpreter counts")

@@ -4,7 +4,8 @@ Time is the number of the executed instruction (`step`), one clock for the whole
 is ordered before the current access of another lane only if a barrier that both took part in completed after s:
 the block's, the cluster's (by the step at which the earlier lane *arrived*), or the warp's. Program order counts
 within a lane. Shuffles, votes and kernel-wide luck with the schedule count for nothing. Blocks that share no
-cluster are ordered only through fences and atomics (signals.py).
+cluster are ordered only through fences and atomics (signals.py). An asynchronous store is a lane of its own, ASYNC and
+above: it is before the lanes that waited at its mbarrier (mbarriers.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .formats import Values
 from .signals import Signals
 
 LANE, WARP, BLOCK, CLUSTER, GRID = 1, 2, 3, 4, 5  # how far apart the lanes of a set are
+ASYNC = 1 << 30  # what an mbarrier counts is written by this "lane" plus the number of the mbarrier
 
 
 class Order:
@@ -37,6 +39,7 @@ class Order:
         self.warp_synced = None
         self.arrived = np.zeros((2, lanes), np.int32)  # step of arrival: newest, older
         self.behind = np.zeros(lanes, np.bool_)  # has not yet waited for the newest completed one
+        self.landed: list[Values] = []  # of each mbarrier: step of each lane's last wait
 
     def sync_blocks(self, blocks: Values) -> None:
         self.block_synced[blocks] = self.step
@@ -73,6 +76,8 @@ class Order:
             done |= self._by_warp(before, scope, step, lane)
         if self.cluster > 1:
             done |= self._by_cluster(before, scope, step, lane)
+        if self.landed:
+            done |= self._by_mbarrier(before, step, lane)
         if self.signals.used and not done.all():
             left = np.flatnonzero(~done)
             scopes = np.broadcast_to(scope, done.shape)[left]
@@ -97,6 +102,14 @@ class Order:
             since = np.where(scope == CLUSTER, cluster[behind, local // per_cluster], since)
             since = np.where((scope == WARP) | (scope == BLOCK), block[behind, local // self.stride], since)
         return same & (scope <= CLUSTER) & (step < since)
+
+    def _by_mbarrier(self, before: Values, step: Values, lane: Values) -> Values:
+        done = np.zeros(before.shape, np.bool_)
+        stores = np.flatnonzero(before >= ASYNC)
+        if stores.size:
+            waited = np.array(self.landed)[before[stores] - ASYNC, lane[stores] - self.first_lane]
+            done[stores] = step[stores] < waited
+        return done
 
     def _earliest(self, group: int) -> Values:
         """First arrival in each group of lanes, lanes that do not exist left out."""

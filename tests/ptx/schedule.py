@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from .fault import Fault
 from .formats import Values
 from .lanes import WARP, Active
+from .mbarriers import Mbarrier, waited
 from .operands import Reader, Step
 from .program import Instruction
 from .spaces import State
 
-RUNS, AT_BLOCK, AT_CLUSTER, AT_WARP, EXITED, ABSENT = range(6)
+RUNS, AT_BLOCK, AT_CLUSTER, AT_WARP, AT_MBARRIER, EXITED, ABSENT = range(7)
 STEP_LIMIT = 2_000_000  # instructions of one wave, some 20 seconds: more means a loop that never ends
 
 
@@ -52,6 +53,7 @@ class Scheduler:
         self.releases: dict[int, Callable[[Scheduler, Active], None]] = {}  # what a barrier's completion does
         self.arrived_at = np.zeros(lanes.count, np.int32)  # step of arrival at the open cluster barrier, 0: not yet
         self.may_pass = np.zeros(lanes.count, np.bool_)  # the cluster barrier it arrived at is complete
+        self.awaited: dict[int, tuple[Mbarrier, int]] = {}  # by lane: the mbarrier and the parity of the phase
 
     def run(self) -> None:
         """Until every lane has exited."""
@@ -136,7 +138,14 @@ class Scheduler:
             blocks = np.unique(active.index // self.state.lanes.stride)
             gone = (self.status.reshape(-1, self.state.lanes.stride)[blocks] >= EXITED).all(axis=1)
             if gone.any():
+                self._expects_nothing(blocks[gone])
                 self.state.shared.exit(blocks[gone] * self.state.lanes.stride, self.state.order)
+
+    def _expects_nothing(self, blocks: Values) -> None:
+        for one in self.state.mbarriers.values():
+            if one.under_way and one.block in blocks:
+                what = "block exits while asynchronous stores to its shared memory are under way"
+                raise Fault("race", what, self._lane(one.block * self.state.lanes.stride))
 
     def complete(self, pc: int, index: NDArray[np.intp], members: Values) -> Values:
         """Of the lanes at a warp operation, those whose member mask is complete; the others stay parked here."""
@@ -162,7 +171,8 @@ class Scheduler:
     def _release(self) -> None:
         blocks = self._complete_blocks()
         clusters = self._complete_clusters()
-        if not blocks and not clusters:
+        mbarriers = self._complete_mbarriers()
+        if not blocks and not clusters and not mbarriers:
             self._hang()
 
     def _complete_blocks(self) -> bool:
@@ -206,6 +216,17 @@ class Scheduler:
         self.may_pass[index] = False
         self.state.order.waited(index)
 
+    def _complete_mbarriers(self) -> bool:
+        """Lanes whose phase of an mbarrier is complete go on."""
+        passing = sorted(lane for lane, (one, parity) in self.awaited.items() if not one.open(parity))
+        if not passing:
+            return False
+        self.state.order.step += 1
+        index = np.array(passing)
+        waited(self.state, index, np.array([self.awaited.pop(lane)[0] for lane in passing], object))
+        self.resume(index)
+        return True
+
     def _hang(self) -> None:
         """Says why nothing can go on."""
         parked = np.flatnonzero((self.status != EXITED) & (self.status != ABSENT))
@@ -214,6 +235,8 @@ class Scheduler:
         if warps.size:
             first = int(warps[0])
             kind, what = "missing lane", f"waits for {self._absentees(first, WARP)}"
+        elif first in self.awaited:
+            kind, what = "deadlock", f"waits at an mbarrier where {self.awaited[first][0]}"
         else:
             group = self.state.lanes.stride
             group *= self.state.lanes.cluster if self.status[first] == AT_CLUSTER else 1

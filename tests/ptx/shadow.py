@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .fault import Fault
 from .formats import Values
-from .order import GRID, LANE, Order
+from .order import ASYNC, GRID, LANE, Order
 
 NOBODY, HOST = -1, -2
 _FIELDS = ("writer", "written", "strong", "reader", "readers", "read", "touched")
@@ -163,5 +163,7 @@ class Shadow:
 
 
 def _who(lane: int, order: Order) -> str:
+    if lane >= ASYNC:
+        return "an asynchronous store"
     block, thread = divmod(int(lane), order.stride)
     return f"thread {thread} of block {block}"

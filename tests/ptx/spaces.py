@@ -36,7 +36,7 @@ class SharedMemory:
         self.remote_step = np.zeros(lanes.blocks, np.int32)  # last access from another block of the cluster
         self.remote_lane = np.zeros(lanes.blocks, np.int64)
 
-    def positions(self, address: Values, width: int, kind: str, active: Active, order: Order) -> Values:
+    def positions(self, address: Values, width: int, kind: str, active: Active) -> Values:
         lane = self.lanes.first + active.index
         offset, tag = address & _OFFSET, address >> RANK_SHIFT
         outside = (offset + width > self.nbytes) | (tag < 0) | (tag > self.lanes.cluster)
@@ -49,19 +49,23 @@ class SharedMemory:
             raise Fault("bounds", what, int(lane[first]))
         block = active.index // self.lanes.stride
         if tag.any():
-            block = self._remote(block, tag, lane, order)
+            block = self._remote(block, tag, lane)
         return np.asarray(block * self.stride + offset)
 
-    def _remote(self, own: Values, tag: Values, lane: Values, order: Order) -> Values:
+    def _remote(self, own: Values, tag: Values, lane: Values) -> Values:
         """Blocks of distributed shared memory; the other block must live until the access is over."""
         block = np.where(tag > 0, own - own % self.lanes.cluster + tag - 1, own)
         gone = self.exited[block]
         if gone.any():
             raise Fault("race", "accesses the shared memory of a block that has exited", int(lane[np.argmax(gone)]))
-        other = block != own
-        self.remote_step[block[other]] = order.step
-        self.remote_lane[block[other]] = lane[other]
         return np.asarray(block)
+
+    def used_by(self, active: Active, position: Values, order: Order) -> None:
+        """Notes accesses from other blocks of the cluster."""
+        block = position // self.stride
+        other = block != active.index // self.lanes.stride
+        self.remote_step[block[other]] = order.step
+        self.remote_lane[block[other]] = self.lanes.first + active.index[other]
 
     def exit(self, index: Values, order: Order) -> None:
         """Blocks of these lanes of the wave exit for good: no other block may still use their memory."""
@@ -105,6 +109,7 @@ class State:
         self.first_step = order.step
         self.copies: list[Any] = []  # cp.async in flight
         self.groups = np.zeros(lanes.count, np.int64)  # cp.async groups committed by each lane
+        self.mbarriers: dict[int, Any] = {}  # by position in shared memory
 
     def load(
         self, active: Active, space: str, address: Values, element: Any, count: int = 1, strong: bool = False
@@ -140,17 +145,15 @@ class State:
         """
         address = address.astype(np.int64, copy=False)
         lane = self.lanes.first + active.index
-        misaligned = address & (width - 1) != 0
-        if misaligned.any():
-            first = int(np.argmax(misaligned))
-            what = f"{kind} of {width} bytes at an address that is {int(address[first]) % width} past a multiple"
-            raise Fault("alignment", what, int(lane[first]))
+        self._check_alignment(address, width, kind, lane)
         space, address = self._resolve(space, address, lane)
         self.count[space, kind, width] += active.size
         if space == "global":
             yield from self._global_places(address, width, kind, lane, strong)
         elif space == "shared":
-            position = self.shared.positions(address, width, kind, active, self.order)
+            position = self.shared.positions(address, width, kind, active)
+            if self.lanes.cluster > 1:
+                self.shared.used_by(active, position, self.order)
             where = ("shared", address & _OFFSET)
             self.shared.shadow.track(position, width, kind, lane, self.order, strong, where)
             yield slice(None), self.shared.storage, position
@@ -162,6 +165,19 @@ class State:
         else:
             self._check_size("param", address, width, self.param_bytes, lane)
             yield slice(None), self.params, address
+
+    def asynchronous(self, kind: str, active: Active, address: Values, width: int) -> Values:
+        """Positions in shared memory that the hardware accesses for the lanes: an mbarrier says when it is done."""
+        self._check_alignment(address, width, kind, self.lanes.first + active.index)
+        return self.shared.positions(address, width, kind, active)
+
+    @staticmethod
+    def _check_alignment(address: Values, width: int, kind: str, lane: Values) -> None:
+        misaligned = address & (width - 1) != 0
+        if misaligned.any():
+            first = int(np.argmax(misaligned))
+            what = f"{kind} of {width} bytes at an address that is {int(address[first]) % width} past a multiple"
+            raise Fault("alignment", what, int(lane[first]))
 
     def _resolve(self, space: str, address: Values, lane: Values) -> tuple[str, Values]:
         """The state space proper, and addresses in it."""

@@ -48,6 +48,44 @@ CUTE_DEVICE void load_if(bool wanted, Word const* address, Word& value)
   value = Word(wide);
 }
 
+// An mbarrier of one phase, which completes when `bytes` have come by store_async. Others use it behind a barrier of the
+// cluster at which this thread arrives afterwards. Addresses are those of shared memory.
+CUTE_DEVICE void expect_bytes(uint32_t mbarrier, uint32_t bytes)
+{
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
+               "fence.mbarrier_init.release.cluster;\n\t"
+               "mbarrier.arrive.expect_tx.relaxed.cluster.shared::cta.b64 _, [%0], %1;"
+               : : "r"(mbarrier), "r"(bytes) : "memory");
+}
+
+// Whether the phase is complete: what was stored by then may be read. The thread may sleep for a while before it hears no.
+CUTE_DEVICE bool try_wait(uint32_t mbarrier)
+{
+  uint32_t complete;
+  asm volatile("{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p;}"
+               : "=r"(complete) : "r"(mbarrier) : "memory");
+  return complete;
+}
+
+// Stores to shared memory of a CTA of the cluster; an mbarrier of the same CTA counts the bytes.
+CUTE_DEVICE void store_async(uint32_t address, uint32_t value, uint32_t mbarrier)
+{
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
+               : : "r"(address), "r"(value), "r"(mbarrier) : "memory");
+}
+
+CUTE_DEVICE void store_async(uint32_t address, uint2 value, uint32_t mbarrier)
+{
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];"
+               : : "r"(address), "r"(value.x), "r"(value.y), "r"(mbarrier) : "memory");
+}
+
+CUTE_DEVICE void store_async(uint32_t address, uint4 value, uint32_t mbarrier)
+{
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
+               : : "r"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(mbarrier) : "memory");
+}
+
 // 2^x with a relative error of at most 2^-22.5; subnormal results flush to zero.
 CUTE_DEVICE float ex2(float x)
 {

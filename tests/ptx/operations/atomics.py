@@ -85,7 +85,7 @@ def build_fence(instruction: Instruction) -> Step:
     """fence.acq_rel, fence.sc and the older membar; those of block scope order nothing between blocks."""
     if instruction.has("cta"):
         return lambda state, active: None
-    known = {"sc", "acq_rel", "gl", "gpu", "sys", "cluster", "acquire", "release"}
+    known = {"sc", "acq_rel", "gl", "gpu", "sys", "cluster", "acquire", "release", "mbarrier_init"}
     if strange := set(instruction.parts[1:]) - known:
         raise unsupported(f"fence .{' .'.join(sorted(strange))}")
     return State.fence

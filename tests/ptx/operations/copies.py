@@ -64,7 +64,7 @@ def _issue(instruction: Instruction) -> Step:
         for _ in state.places(active, "shared", to, width, "write"):
             pass
         state.count["shared", "write", width] -= active.size  # counted when it completes
-        positions = state.shared.positions(to, width, "write", active, state.order)
+        positions = state.shared.positions(to, width, "write", active)
         state.shared.shadow.forget(positions, width)
         group = state.groups[active.index]
         state.copies.append(Copy(active.index, group, to, start, count.astype(np.int64), width))
