@@ -39,7 +39,7 @@ softmax_bwd_f16_causal_tile_k16_v1_t256r256(Params const __grid_constant__ p)
   int const first  = from_either_end(blockIdx.x, gridDim.x) * p.tile.rows_per_cta;
   int const count  = cute::min(p.tile.rows_per_cta, rows.count - first);
   int const k      = rows.k;
-  TileCopy<Element, Threads, /*Vectors=*/2> const tile(rows, p.tile, first, count, p.operands.dx);
+  TileCopy<Element, Threads, /*Vectors=*/2, Row> const tile(rows, p.tile, first, count, p.operands.dx);
 
   Element* const sDy = tile.place(smem_softmax_bwd_f16_causal_tile_k16_v1_t256r256);  // (count,K)
   Element* const sY  = sDy + Apart;  // (count,K)
@@ -47,7 +47,7 @@ softmax_bwd_f16_causal_tile_k16_v1_t256r256(Params const __grid_constant__ p)
   auto const visible = [&](int r) { return all ? k : Causal(p.causal, rows, RowIndex(rows, first + r)).end(k); };
   TileSource<Element> const dy{p.operands.dy, p.operands.dy_strides, sDy};
   TileSource<Element> const y{p.operands.y, p.operands.y_strides, sY};
-  tile.template load_visible<Row::Vec>(visible, all, dy, y);
+  tile.load_visible(visible, all, dy, y);
   __syncthreads();
 
   SoftmaxGradient<Element> const gradient{p.operands.scale};

@@ -40,12 +40,12 @@ softmax_fwd_bf16_boolcausal_tile_k32_v8_t256r256(Params const __grid_constant__ 
   int const first  = from_either_end(blockIdx.x, gridDim.x) * p.tile.rows_per_cta;
   int const count  = cute::min(p.tile.rows_per_cta, rows.count - first);
   int const k      = rows.k;
-  TileCopy<Element, Threads, /*Vectors=*/4> const tile(rows, p.tile, first, count, p.operands.y);
+  TileCopy<Element, Threads, /*Vectors=*/4, Row> const tile(rows, p.tile, first, count, p.operands.y);
 
   Element* const sTile = tile.place(smem_softmax_fwd_bf16_boolcausal_tile_k32_v8_t256r256);  // (count,K)
   TileSource<Element> const x{p.operands.x, p.operands.x_strides, sTile};
   auto const visible = [&](int r) { return Causal(p.causal, rows, RowIndex(rows, first + r)).end(k); };
-  tile.template load_visible<Row::Vec>(visible, Causal::hides_nothing(p.causal, k), x);
+  tile.load_visible(visible, Causal::hides_nothing(p.causal, k), x);
   __syncthreads();
 
   // Lanes shuffle with those of their row only: where the last rows are fewer than a warp has, they go on without the rest of it.

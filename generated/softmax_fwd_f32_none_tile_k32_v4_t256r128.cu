@@ -36,7 +36,7 @@ softmax_fwd_f32_none_tile_k32_v4_t256r128(Params const __grid_constant__ p)
   int const first  = blockIdx.x * p.tile.rows_per_cta;
   int const count  = cute::min(p.tile.rows_per_cta, rows.count - first);
   int const k      = rows.k;
-  TileCopy<Element, Threads, /*Vectors=*/4> const tile(rows, p.tile, first, count, p.operands.y);
+  TileCopy<Element, Threads, /*Vectors=*/4, Row> const tile(rows, p.tile, first, count, p.operands.y);
 
   Element* const sTile = tile.place(smem_softmax_fwd_f32_none_tile_k32_v4_t256r128);  // (count,K)
   TileSource<Element> const x{p.operands.x, p.operands.x_strides, sTile};

@@ -174,7 +174,8 @@ def _rows(call: Call) -> Promise:
 
 
 def _tile(call: Call) -> Promise:
-    """Many rows as one range, or element by element where they do not follow each other, or would crowd into few banks.
+    """Many rows as one range, or each by itself where they do not follow each other, or would crowd into few banks: in its
+    vectors where it is aligned, else element by element.
     Read are the visible columns and those beside them in a lane's vectors; of a range the vectors and single elements
     with any of them; of the mask each row as far as it is visible."""
     spec, size, visible = call.case.spec, call.element_bytes, visible_columns(call)
@@ -186,8 +187,8 @@ def _tile(call: Call) -> Promise:
     output, rows = found.pop(spec.direction.tensors[-1]), visible.size
     crowded = spec.vec == 1 and k * size % 32 == 0
     if crowded or any((np.diff(each) != k).any() for each in (output, *found.values())):
-        apart = Counter({size: int(taken.sum())})
-        return Promise(dict.fromkeys(found, apart), Counter({size: rows * k}), mask)
+        apart = Counter({spec.vec * size: int(taken.sum()) // spec.vec})
+        return Promise(dict.fromkeys(found, apart), Counter({spec.vec * size: rows * k // spec.vec}), mask)
     counts = np.diff(np.append(np.arange(0, rows, per_cta), rows))
     cut = Cut.of(output[::per_cta], counts * k, vec)
     seen = (np.arange(k) < taken[:, None]).reshape(-1)  # every element of all ranges, one after the other

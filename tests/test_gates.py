@@ -217,9 +217,9 @@ TILES: dict[tuple[str, bool], tuple[float, ...]] = {
     ("boolcausal", True): (34.6, 80.6),
     ("boolcausal", False): (49.2, 67.3),
     ("like", True): (30.8, 70.9),
-    ("like", False): (37.7, 58.9),
+    ("like", False): (37.7, 59.1),
     ("bias", True): (35.7,),
-    ("bias", False): (38.1,),
+    ("bias", False): (38.3,),
     ("bwd", True): (35.6, 61.5),
     ("bwd", False): (40.7, 63.7),
 }

@@ -22,11 +22,12 @@ struct TileParams
 template <int Vec_, int Lanes_, int Chunks_, bool Aligned>
 struct TileRow
 {
-  static constexpr int Vec    = Vec_;
-  static constexpr int Lanes  = Lanes_;
-  static constexpr int Chunks = Chunks_;
-  static constexpr int Edges  = Aligned ? 0 : (Vec - 1 + Lanes - 1) / Lanes;
-  static constexpr bool Near  = true;
+  static constexpr int Vec        = Vec_;
+  static constexpr int Lanes      = Lanes_;
+  static constexpr int Chunks     = Chunks_;
+  static constexpr int Edges      = Aligned ? 0 : (Vec - 1 + Lanes - 1) / Lanes;
+  static constexpr bool Near      = true;
+  static constexpr bool IsAligned = Aligned;
 
   // A Span in accesses of one element.
   struct Singles : Span<Vec>
@@ -95,8 +96,9 @@ struct TileSource
 // Moves the rows of a CTA between global and shared memory, where they lie one after the other.
 //
 // A flat range is copied like one ragged row, at most Vectors of them per thread: it stands in shared memory at the phase of its
-// output, so that a vector is aligned in both. Other rows are copied element by element, four neighbouring threads to a row.
-template <class Element, int Threads, int Vectors>
+// output, so that a vector is aligned in both. Other rows are copied one by one, a few neighbouring threads to each, which is a Row
+// in shared memory: in its vectors where it is aligned, else element by element.
+template <class Element, int Threads, int Vectors, class Row>
 class TileCopy
 {
 public:
@@ -121,12 +123,12 @@ public:
     }
   }
 
-  // Of row r the first visible(r) columns, and those beside them in vectors of RowVec, in which lanes will take them. Of a range
-  // all vectors with any of these. `all`: nothing is hidden anywhere.
-  template <int RowVec, class Visible, class... Sources>
+  // Of row r the first visible(r) columns, and those beside them in the vectors in which lanes will take them. Of a range all vectors
+  // with any of these. `all`: nothing is hidden anywhere.
+  template <class Visible, class... Sources>
   CUTE_DEVICE void load_visible(Visible visible, bool all, Sources const&... sources) const
   {
-    auto const taken = [&](int r) { return cute::min((visible(r) + RowVec - 1) / RowVec * RowVec, k()); };
+    auto const taken = [&](int r) { return cute::min((visible(r) + Row::Vec - 1) / Row::Vec * Row::Vec, k()); };
     if (tile_.flat) {
       load_range(all ? every_part() : parts_of(taken), sources...);
     } else {
@@ -137,21 +139,22 @@ public:
   CUTE_DEVICE void store(Element const* sTile /* (count,K) */, Element* target, RowStrides const& strides) const
   {
     if (tile_.flat) {
-      store_range(sTile, target + flat_offset());
+      int const n = count_ * k();
+      store_parts(Range(threadIdx.x, output_, n), n, sTile, target + flat_offset());
     } else {
-      for_each_row([&](RowIndex const& index, int r, int lane) {
-        Element* const row = target + index.offset(strides, rows_.rank);
-        CUTE_NO_UNROLL
-        for (int column = lane; column < k(); column += Lanes) { row[column] = sTile[r * tile_.pitch + column]; }
+      for_each_row([&](RowIndex const& index, int r, RowApart const& row) {
+        store_parts(row, k(), sTile + r * tile_.pitch, target + index.offset(strides, rows_.rank));
       });
     }
   }
 
 private:
-  static constexpr int Vec   = 16 / sizeof(Element);
-  static constexpr int Lanes = 4;
-  using Range                = RaggedRow<Vec, Threads, /*Chunks=*/Vectors>;
-  using Fragment             = decltype(make_row_fragment<Range, Element>());
+  static constexpr int Vec      = 16 / sizeof(Element);
+  static constexpr int ApartVec = Row::IsAligned ? Row::Vec : 1;
+  static constexpr int Accesses = Row::Vec * Row::Lanes * Row::Chunks / ApartVec;  // of the longest row
+  static constexpr int Lanes    = cute::max(Accesses / 4, cute::min(Accesses, 4));
+  using Range                   = RaggedRow<Vec, Threads, /*Chunks=*/Vectors>;
+  using RowApart                = AlignedRow<ApartVec, Lanes, Accesses / Lanes>;
 
   Rows const& rows_;
   TileParams const& tile_;
@@ -182,51 +185,52 @@ private:
     return parts;
   }
 
-  // All loads are issued before the first write to shared memory.
   template <class... Sources>
   CUTE_DEVICE void load_range(uint32_t parts, Sources const&... sources) const
   {
-    constexpr int N           = sizeof...(Sources);
-    Element const* const gX[] = {sources.global + flat_offset()...};
-    Element* const sX[]       = {sources.sTile...};
-    Fragment rX[N];
-
     int const n = count_ * k();
     Range const range(threadIdx.x, output_, n);
     auto const seen = [&](auto part) { return part.span(range, parts >> part.c & 1 ? n : 0); };
-    CUTE_UNROLL
-    for (int i = 0; i < N; ++i) { cute::clear(rX[i]); }
-    cute::for_each(cute::make_tuple(Whole{}, ByElement{}), [&](auto how) {
-      CUTE_UNROLL
-      for (int i = 0; i < N; ++i) {
-        load_parts(how, range, seen, gX[i], [&](auto part) { return part.of(rX[i]); });
-      }
-    });
-    CUTE_UNROLL
-    for (int i = 0; i < N; ++i) {
-      for_each_part(range, n, [&](auto part) { part.span(range, n).store(sX[i], part.of(rX[i])); });
-    }
-  }
-
-  CUTE_DEVICE void store_range(Element const* sTile, Element* target) const
-  {
-    int const n = count_ * k();
-    Range const range(threadIdx.x, output_, n);
-    Fragment rY;
-    for_each_part(range, n, [&](auto part) { part.span(range, n).read(sTile, part.of(rY)); });
-    for_each_part(range, n, [&](auto part) { part.span(range, n).store(target, part.of(rY)); });
+    load_parts_of(range, seen, n, {sources.global + flat_offset()...}, {sources.sTile...});
   }
 
   template <class Taken, class... Sources>
   CUTE_DEVICE void load_rows(Taken taken, Sources const&... sources) const
   {
-    for_each_row([&](RowIndex const& index, int r, int lane) {
-      int const end = taken(r);
-      CUTE_NO_UNROLL
-      for (int column = lane; column < end; column += Lanes) {
-        ((sources.sTile[r * tile_.pitch + column] = sources.global[index.offset(sources.strides, rows_.rank) + column]), ...);
+    for_each_row([&](RowIndex const& index, int r, RowApart const& row) {
+      int const end   = taken(r);
+      auto const seen = [&](auto part) { return part.span(row, end); };
+      load_parts_of(
+          row, seen, end, {sources.global + index.offset(sources.strides, rows_.rank)...}, {sources.sTile + r * tile_.pitch...});
+    });
+  }
+
+  // What is seen of the first n columns of N operands. All loads are issued before the first write to shared memory.
+  template <class Copied, class Seen, int N>
+  CUTE_DEVICE static void load_parts_of(
+      Copied const& row, Seen seen, int n, Element const* const (&gX)[N] /* (n) */, Element* const (&sX)[N] /* (n) */)
+  {
+    decltype(make_row_fragment<Copied, Element>()) rX[N];
+    CUTE_UNROLL
+    for (int i = 0; i < N; ++i) { cute::clear(rX[i]); }
+    cute::for_each(cute::make_tuple(Whole{}, ByElement{}), [&](auto how) {
+      CUTE_UNROLL
+      for (int i = 0; i < N; ++i) {
+        load_parts(how, row, seen, gX[i], [&](auto part) { return part.of(rX[i]); });
       }
     });
+    CUTE_UNROLL
+    for (int i = 0; i < N; ++i) {
+      for_each_part(row, n, [&](auto part) { part.span(row, n).store(sX[i], part.of(rX[i])); });
+    }
+  }
+
+  template <class Copied>
+  CUTE_DEVICE static void store_parts(Copied const& row, int n, Element const* sY /* (n) */, Element* gY /* (n) */)
+  {
+    auto rY = make_row_fragment<Copied, Element>();
+    for_each_part(row, n, [&](auto part) { part.span(row, n).read(sY, part.of(rY)); });
+    for_each_part(row, n, [&](auto part) { part.span(row, n).store(gY, part.of(rY)); });
   }
 
   template <class Body>
@@ -234,7 +238,7 @@ private:
   {
     CUTE_NO_UNROLL
     for (int r = threadIdx.x / Lanes; r < count_; r += Threads / Lanes) {
-      body(RowIndex(rows_, first_ + r), r, threadIdx.x % Lanes);
+      body(RowIndex(rows_, first_ + r), r, RowApart(threadIdx.x % Lanes, output_, k()));
     }
   }
 };
