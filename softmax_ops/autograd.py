@@ -175,7 +175,8 @@ def general_gradients(
 
     One launch, and another one where a bias wants dz and x wants scale * dz.
     """
-    y, _, scale_tensor, _, _, sink_values = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: a checkpoint hands out what it saved a single time
+    y, lse, scale_tensor, _, _, sink_values = saved
     if dy is None:
         dy = y.new_zeros(()).expand(y.shape)
     dx: Any = None
@@ -183,26 +184,28 @@ def general_gradients(
     d: Any = None
     scaled = scale_tensor is not None or ctx.numbers["scale"] != 1.0
     if bias:
-        dz, d = _rows(ctx, dy, grad_lse, scaled=False, dtype=y.dtype, return_dot=sinks)
+        dz, d = _rows(ctx, saved, dy, grad_lse, scaled=False, dtype=y.dtype, return_dot=sinks)
         if x and not scaled:
             dx = dz.to(ctx.x_dtype)
     if (x and dx is None) or (sinks and d is None):
-        dx, d = _rows(ctx, dy, grad_lse, scaled=True, dtype=ctx.x_dtype, return_dot=sinks)
+        dx, d = _rows(ctx, saved, dy, grad_lse, scaled=True, dtype=ctx.x_dtype, return_dot=sinks)
     return {
         "x": dx if x else None,
         "bias": None if dz is None else _summed(dz, *ctx.bias_like),
-        "sinks": _of_sinks(ctx, sink_values, d) if sinks else None,
+        "sinks": _of_sinks(sink_values, lse, d) if sinks else None,
     }
 
 
-def _rows(ctx: Any, dy: Tensor, grad_lse: Tensor | None, *, scaled: bool, dtype: torch.dtype, return_dot: bool) -> Any:
+def _rows(
+    ctx: Any, saved: tuple, dy: Tensor, grad_lse: Tensor | None, *, scaled: bool, dtype: torch.dtype, return_dot: bool
+) -> Any:
     """(dx, d) by the backward, differentiable in form only. d is None unless asked for."""
     if torch._C._functorch.is_legacy_batchedtensor(dy):
         raise NotImplementedError(
             "softmax_ops: is_grads_batched=True has no rule for what was asked for here: call torch.autograd.grad once "
             "for each gradient"
         )
-    y, lse, scale, key_lengths, offset, _ = ctx.saved_tensors
+    y, lse, scale, key_lengths, offset, _ = saved
     arguments = ctx.numbers | {"causal": False, "key_lengths": key_lengths, "dtype": dtype, "return_dot": return_dot}
     if not scaled:
         arguments["scale"] = 1.0
@@ -221,9 +224,8 @@ def _summed(dz: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return total.reshape(shape)
 
 
-def _of_sinks(ctx: Any, sinks: Tensor, d: Tensor) -> Tensor:
+def _of_sinks(sinks: Tensor, lse: Tensor, d: Tensor) -> Tensor:
     """[H]: - sum over rows of exp(sink - lse) * d, for d and lse [..., H, Q]."""
-    lse = ctx.saved_tensors[1]
     share = (sinks.to(lse.dtype).unsqueeze(-1) - lse).exp()  # of the row's sum
     share = share.masked_fill(lse == -torch.inf, 0.0)  # no column and no sink: -inf less -inf
     total = (share * d).sum([dim for dim in range(d.dim()) if dim != d.dim() - 2])

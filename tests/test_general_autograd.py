@@ -359,3 +359,18 @@ def test_autocast_keeps_the_dtype() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, lse = softmax_ops.log_softmax(x, return_lse=True)
     assert y.dtype is torch.float16 and lse.dtype is torch.float32
+
+
+@pytest.mark.parametrize("name", ["bias", "sinks, softcap", "most"])
+def test_checkpointing_computes_it_again(name: str) -> None:
+    """What was saved is asked for once, which is all that a checkpoint allows."""
+    inputs, arguments = of(name)
+    dy = normal(B, H, Q, K, seed=9)
+
+    def call(x: Tensor, *rest: Tensor) -> Tensor:
+        return softmax_ops.softmax(x, **arguments(*rest))
+
+    expected = torch.autograd.grad(call(*inputs), inputs, dy)
+    found = torch.autograd.grad(torch.utils.checkpoint.checkpoint(call, *inputs, use_reentrant=False), inputs, dy)
+    for gradient, same in zip(found, expected, strict=True):
+        assert torch.equal(gradient, same)
