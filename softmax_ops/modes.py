@@ -14,9 +14,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def needs_operator(*arguments: Any) -> bool:
-    """Whether somebody looks on who knows operators only: a compiler, a dispatch mode, a tensor subclass."""
+    """Whether somebody looks on who knows operators only: a compiler, a trace, a dispatch mode, a tensor subclass."""
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or any(isinstance(argument, Tensor) and type(argument) not in _PLAIN for argument in arguments)
     )

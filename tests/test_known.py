@@ -265,6 +265,21 @@ def test_circumstances_of_a_known_call(serve: Serve) -> None:
 
 
 @isolated
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_trace_records_an_operator(serve: Serve) -> None:
+    """Of a known call too: what a kernel writes is nothing to a trace, which would keep memory that nobody writes."""
+    serve_everything(serve)
+    x = torch.zeros(4, 24)
+    softmax_ops.softmax(x)
+    for function in (softmax_ops.softmax, softmax_ops.log_softmax, lambda x: softmax_ops.softmax_backward(x, x)):
+        traced = torch.jit.trace(function, (x,), check_trace=False)
+        assert "softmax_ops::" in str(traced.graph)
+        stub_driver.forget()
+        traced(torch.ones(4, 24))
+        assert len(stub_driver.launches()) == 1
+
+
+@isolated
 def test_a_freed_storage_is_noticed(serve: Serve) -> None:
     """Of a tensor that is otherwise what it was."""
     serve_everything(serve)
