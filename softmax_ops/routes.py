@@ -25,6 +25,7 @@ from .checks import (
 from .checks.band import window_bounds
 from .checks.out import gradient_dtype, result_dtype
 from .checks.scalars import finite_scale
+from .checks.tensors import check_one_shape
 from .known import calls as known
 from .modes import copied, in_functorch, is_differentiated, is_recorded, is_transformed, needs_operator, no_rule
 
@@ -53,6 +54,7 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
         y = copied(op, y, out, dtype=arguments["dtype"], **recorded_too, x=x)
         return (y, *lse) if lse else y
     if operator:
+        _check_shapes(op, given)
         if recorded:
             _refuse_without_backward(op, arguments)
         y, lse = torch.ops.softmax_ops.general(
@@ -95,6 +97,7 @@ def _softmax(
         y = _softmax(x, {**given, "out": None}, scale=scale, mask=mask, **placed, out=None)
         return copied(op, y, out, x=x)
     if operator:
+        _check_shapes(op, given)
         number = finite_scale(op, scale, x) if isinstance(scale, Tensor) else scale
         return torch.ops.softmax_ops.softmax(x, number, mask, causal, causal_offset, batch_invariant)
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
@@ -146,6 +149,7 @@ def softmax_backward(
         dx = softmax_backward(dy, y, log=log, batch_invariant=batch_invariant, out=None, **arguments)
         return copied(op, dx, out, dtype=arguments["dtype"], dy=dy, y=y)
     if operator:
+        _check_shapes(op, given)
         dx, d = torch.ops.softmax_ops.general_backward(
             dy, y, log=log, batch_invariant=batch_invariant, **_for_operator(op, y, arguments)
         )
@@ -188,6 +192,7 @@ def _softmax_backward(
         dx = _softmax_backward(dy, y, {**given, "out": None}, scale=scale, **placed, out=None)
         return copied(op, dx, out, dy=dy, y=y)
     if operator:
+        _check_shapes(op, given)
         number = finite_scale(op, scale, y) if isinstance(scale, Tensor) else scale
         return torch.ops.softmax_ops.softmax_backward(dy, y, number, causal, causal_offset, batch_invariant)
     request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
@@ -212,6 +217,13 @@ def _converts(rows: Tensor, out: Tensor | None, arguments: dict[str, Any]) -> bo
     if isinstance(out, Tensor) and isinstance(rows, Tensor) and out.dtype is not rows.dtype:
         return True
     return _on_device(scale) or isinstance(causal_offset, Tensor)
+
+
+def _check_shapes(op: str, given: dict[str, Any]) -> None:
+    """Refuse nested tensors before an operator does, in fewer words."""
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            check_one_shape(op, value, name)
 
 
 def _for_operator(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:

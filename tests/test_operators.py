@@ -424,3 +424,27 @@ def test_eager_calls_do_not_reach_the_dispatcher(monkeypatch: pytest.MonkeyPatch
     with Seen():
         softmax_ops.softmax(x)
     assert called == ["softmax"]
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_ragged_tensors_are_refused_in_words() -> None:
+    """They are a subclass without rules for operators, which says no more than the operator's name."""
+    rows = [torch.zeros(2, K), torch.zeros(3, K)]
+    ragged = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    plain = torch.zeros(2, 3, K)
+    for call in (
+        lambda: softmax_ops.softmax(ragged),
+        lambda: softmax_ops.log_softmax(ragged),
+        lambda: softmax_ops.softmax_backward(ragged, ragged),
+        lambda: softmax_ops.softmax(plain, mask=ragged),
+        lambda: softmax_ops.softmax(plain, bias=ragged),
+        lambda: softmax_ops.softmax(plain, out=ragged),
+    ):
+        with pytest.raises(ValueError, match=r"is a nested float32 tensor.*to_padded_tensor\(0\)"):
+            call()
+
+
+def test_an_out_that_does_not_fit_is_refused_while_tracing() -> None:
+    compiled = torch.compile(lambda x, out: softmax_ops.softmax(x, out=out), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"out is a float32 tensor of shape \(4, 5\).*want one dtype, shape and device"):
+        compiled(normal(Q, K), normal(Q, K - 1))

@@ -250,3 +250,9 @@ def test_the_program() -> None:
     assert gradient == "gradient: True"
     ours, theirs = map(float, re.findall(r"\d\.\d\de[+-]\d\d", errors))
     assert 0 < ours <= 1.25 * theirs
+
+
+def test_compilers_get_operations_of_torch_in_one_graph() -> None:
+    x, mask = torch.randn(2, 3, 4, 5), torch.rand(2, 1, 4, 5) < 0.5
+    compiled = torch.compile(scaled_masked_softmax_forward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, mask, 0.5), scaled_masked_softmax_forward(x, mask, 0.5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _DEVICE_TYPES = frozenset(("cpu", "cuda"))
@@ -12,11 +13,11 @@ _DEVICE_TYPES = frozenset(("cpu", "cuda"))
 def describe(tensor: Tensor) -> str:
     """A tensor's metadata in words: `float16 tensor of shape (2, 3), strides (3, 1), on cuda:0`."""
     dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_nested:  # without one shape, whatever its layout
+        return f"nested {dtype} tensor on {tensor.device}"
     if tensor.layout is not torch.strided:  # has no strides; str(layout) is such as torch.sparse_coo
         layout = str(tensor.layout).removeprefix("torch.")
         return f"{dtype} tensor of layout {layout} and shape {tuple(tensor.shape)}, on {tensor.device}"
-    if tensor.is_nested:  # strided by its layout, yet without one shape
-        return f"nested {dtype} tensor on {tensor.device}"
     return f"{dtype} tensor of shape {tuple(tensor.shape)}, strides {tensor.stride()}, on {tensor.device}"
 
 
@@ -43,17 +44,22 @@ def check_rows(op: str, tensor: Tensor, name: str) -> None:
 
 def check_plain(op: str, tensor: Tensor, name: str) -> None:
     """Refuse tensors whose values are not simply what lies at base + sum of index * stride."""
+    check_one_shape(op, tensor, name)
     if tensor.layout is not torch.strided:
         raise ValueError(f"{op}: {name} is a {describe(tensor)}; want a dense strided tensor: pass {name}.to_dense()")
-    if tensor.is_nested:
-        raise ValueError(
-            f"{op}: {name} is a {describe(tensor)}; want one shape for all rows: "
-            f"pass {name}.to_padded_tensor(0), whose padding the forward's mask hides"
-        )
-    if tensor.is_neg():
+    if not is_dynamo_compiling() and tensor.is_neg():  # which torch.compile does not follow
         raise ValueError(
             f"{op}: {name} is a lazily negated view ({describe(tensor)}), whose memory holds the opposite sign; "
             f"want a plain tensor: pass {name}.resolve_neg()"
+        )
+
+
+def check_one_shape(op: str, tensor: Tensor, name: str) -> None:
+    """Refuse nested tensors, of which a jagged one is a subclass that operators know nothing of."""
+    if tensor.is_nested:
+        raise ValueError(
+            f"{op}: {name} is a {describe(tensor)}; want one shape for all rows: "
+            f"pass {name}.to_padded_tensor(0), whose padding key_lengths or a mask hides in the forward"
         )
 
 
