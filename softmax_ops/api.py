@@ -48,7 +48,8 @@ def softmax(
     key_lengths      int32 [B] on x's device, B = x.shape[0]: columns at and beyond the length are hidden, and not read.
     causal           column j is visible to query i when j <= i + causal_offset.
     causal_offset    K - Q by default, which aligns the last query with the last column; 0 aligns the first ones. A
-                     number, or a tensor of one int32 or int64 on x's device. For window and alibi_slopes too.
+                     number, or a tensor of one int32 or int64 on x's device, of which the lower 32 bits count. For
+                     window and alibi_slopes too.
     window           (left, right), integers or None: i + causal_offset - left <= j <= i + causal_offset + right is
                      visible; with causal, right is 0. Other columns are not read.
     alibi_slopes     float32 [H] on x's device, H = x.shape[-3].
@@ -109,8 +110,8 @@ def softmax(
     )
 
 
-def softmax_(x: Tensor, **arguments) -> Tensor:
-    """`softmax` in place: writes to x, and returns it. Takes softmax's keyword arguments but `out`."""
+def softmax_(x: Tensor, **arguments) -> Any:
+    """`softmax` in place: takes its keyword arguments but `out`, writes to x, and returns what it returns."""
     return softmax(x, out=x, **arguments)
 
 

@@ -146,8 +146,8 @@ def _by_head(values: Tensor | None) -> Tensor | None:
 
 
 def _offset(request: Request | BackwardRequest) -> int | None:
-    """Of a general request; on the CPU one in a tensor can be read."""
-    moved = 0 if request.offset_tensor is None else int(request.offset_tensor)
+    """Of a general request; on the CPU one in a tensor can be read: its lower 32 bits, as kernels do."""
+    moved = 0 if request.offset_tensor is None else int(request.offset_tensor.to(torch.int32))
     return None if request.causal_offset is None else request.causal_offset + moved
 
 

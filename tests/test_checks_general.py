@@ -222,6 +222,11 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], list[str]]] = {
     "softcap: negative": (ValueError, {"softcap": -1.0}, ["softcap is -1.0"]),
     "softcap: inf": (ValueError, {"softcap": INF}, ["softcap is inf", "finite"]),
     "softcap: nan": (ValueError, {"softcap": NAN}, ["softcap is nan"]),
+    "softcap: huge": (
+        ValueError,
+        {"softcap": 10**400},
+        ["softcap is an integer beyond the range of float", "pass None"],
+    ),
     "softcap: small": (ValueError, {"softcap": 1e-39}, ["1.175e-38"]),
     "softcap: tensor": (TypeError, {"softcap": torch.tensor(1.0)}, ["softcap is tensor(1.)", "pass a float"]),
     "dtype: type": (TypeError, {"dtype": "float32"}, ["dtype is 'float32' of type str", "torch.dtype"]),
@@ -245,6 +250,16 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], list[str]]] = {
         ValueError,
         {"x": torch.zeros(K).half(), "out": torch.zeros(K).bfloat16()},
         ["bfloat16 tensor", "torch.empty_like(x)"],
+    ),
+    "out: shape, of another dtype": (
+        ValueError,
+        {"x": torch.zeros(K).half(), "out": torch.zeros(K + 1)},
+        ["want float32 and x's shape and device", "torch.empty_like(x, dtype=torch.float32)"],
+    ),
+    "offset in a tensor, of nothing": (
+        ValueError,
+        {"causal_offset": torch.ones(1, dtype=torch.int32)},
+        ["causal_offset is a int32 tensor of shape (1,)", "causal is False; pass causal=True"],
     ),
     "return_lse": (TypeError, {"return_lse": 2}, ["return_lse is 2", "want a bool"]),
 }

@@ -176,6 +176,15 @@ def test_window_bounds_beyond_every_integer() -> None:
     assert not softmax_ops.softmax(x, window=(huge, 5), causal_offset=-huge).any()
 
 
+@pytest.mark.parametrize("beyond", [2**63 - 1, 2**40 - 3, -(2**63), -(2**40) + 1])
+def test_of_an_offset_in_a_tensor_the_lower_half_counts(beyond: int) -> None:
+    """As in the kernels, which read 32 bits of it."""
+    x, lower = normal(Q, K), torch.tensor([beyond]).view(torch.int32)[:1]
+    for arguments in ({"causal": True}, {"window": (1, 1)}):
+        found = softmax_ops.softmax(x, causal_offset=torch.tensor([beyond]), **arguments)
+        assert torch.equal(found, softmax_ops.softmax(x, causal_offset=int(lower), **arguments))
+
+
 def test_no_window_is_the_plain_call() -> None:
     x = normal(Q, K, dtype=torch.float32)
     plain = softmax_ops.softmax(x, causal=True)

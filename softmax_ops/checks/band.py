@@ -45,7 +45,7 @@ def band_of(
     asked = True if causal is False and placed else causal  # whether something measures from the offset
     if isinstance(causal_offset, Tensor) and (causal_offset.dim() or causal_offset.device.type != "cpu"):
         _check_offset_tensor(op, causal_offset, rows, name)
-        clamped_offset(op, rows, asked, 0)  # refuses what is asked for by nothing
+        clamped_offset(op, rows, asked, 0 if asked else causal_offset)  # refuses what is asked for by nothing
         return Band(0, causal_offset, _near(left), _near(right))
     if isinstance(causal_offset, Tensor) and causal_offset.dtype in (torch.int32, torch.int64):
         causal_offset = int(causal_offset)

@@ -51,10 +51,7 @@ def check_out(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dtype 
         raise TypeError(f"{op}: out is of type {type_name(out)}; want a torch.Tensor like {name}, or None")
     check_plain(op, out, "out")
     if out.dtype is not (dtype or like.dtype) or out.shape != like.shape or out.device != like.device:
-        raise ValueError(
-            f"{op}: out is a {describe(out)} and {name} a {describe(like)}; want one dtype, shape and device for both: "
-            f"allocate out with torch.empty_like({name})"
-        )
+        raise _unlike_error(op, out, like, name, dtype)
     if out.shape[-1] > 1 and out.stride(-1) != 1:
         raise ValueError(
             f"{op}: out is a {describe(out)}; want last stride 1: write into a contiguous out and copy it from there"
@@ -64,6 +61,16 @@ def check_out(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dtype 
             f"{op}: out is a {describe(out)}, which has, or cannot be shown not to have, several elements at one "
             "address; want each stride to exceed the reach of the smaller ones: pass out.contiguous()"
         )
+
+
+def _unlike_error(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dtype | None) -> ValueError:
+    wanted, made = "one dtype, shape and device for both", name
+    if dtype is not None:
+        wanted, made = f"{str(dtype)[6:]} and {name}'s shape and device", f"{name}, dtype={dtype}"
+    return ValueError(
+        f"{op}: out is a {describe(out)} and {name} a {describe(like)}; want {wanted}: "
+        f"allocate out with torch.empty_like({made})"
+    )
 
 
 def check_apart(op: str, out: Tensor, other: Tensor, name: str) -> None:

@@ -59,8 +59,9 @@ def clamped_offset(op: str, rows: Tensor, causal: Any, causal_offset: Any) -> in
     if causal is False:
         if causal_offset is None:
             return None
+        given = f"a {describe(causal_offset)}" if isinstance(causal_offset, Tensor) else repr(causal_offset)
         raise ValueError(
-            f"{op}: causal_offset is {causal_offset!r} and causal is False; pass causal=True as well, or what else "
+            f"{op}: causal_offset is {given} and causal is False; pass causal=True as well, or what else "
             "measures from it: a window, alibi_slopes"
         )
     if causal is not True:
@@ -84,7 +85,12 @@ def positive_softcap(op: str, given: Any, rows: Tensor) -> float | None:
     if isinstance(given, (bool, Tensor)) or not isinstance(given, Real):
         raise TypeError(f"{op}: softcap is {given!r} of type {type_name(given)}; want a real number: pass a float")
     limit = 2.0**1022 if rows.dtype is torch.float64 else 2.0**126
-    softcap = float(given)
+    try:
+        softcap = float(given)
+    except OverflowError:
+        raise ValueError(
+            f"{op}: softcap is an integer beyond the range of float; want a finite number: pass None for no softcap"
+        ) from None
     if not 1 / limit <= softcap <= limit:  # so for NaN
         raise ValueError(
             f"{op}: softcap is {softcap}; want a finite number above 0, within {1 / limit:.4g} and {limit:.4g} for a "
