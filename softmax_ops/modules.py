@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -71,7 +73,7 @@ class FusedSoftmax(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """What differs from the defaults, and scale."""
-        said = [f"scale={self.scale:g}"]
+        said = [f"scale={float(self.scale):g}" if isinstance(self.scale, Real) else f"scale={self.scale!r}"]
         if self.causal:
             said.append("causal=True")
         for name in ("causal_offset", "window", "softcap", "dtype"):

@@ -63,9 +63,10 @@ def plan(
         probs = run(scores, mask=mask)                  # scores and masks of that shape, at any address
         run(scores, mask=mask, out=probs)
 
-    The arguments are those of `softmax`. Of tensors only what they look like is kept: shape, strides, dtype, device,
-    and the power of two, up to 16 bytes, that their addresses are multiples of. The kernel is found, loaded and made
-    ready now, so that calls may be captured in a CUDA graph, and `freeze()` changes nothing for them.
+    The arguments are the plain ones of `softmax`, scale and causal_offset as numbers. Of tensors only what they look
+    like is kept: shape, strides, dtype, device, and the power of two, up to 16 bytes, that their addresses are
+    multiples of. The kernel is found, loaded and made ready now, so that calls may be captured in a CUDA graph, and
+    `freeze()` changes nothing for them.
 
     out       what results will be written to looks like this (x itself: in place, or anything like x). Without it
               results are contiguous, new ones or such as a call is given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -52,3 +53,11 @@ def test_log_is_the_other_function() -> None:
 def test_causal_offset_needs_causal() -> None:
     with pytest.raises(ValueError, match="causal_offset is 1 and causal is False"):
         softmax_ops.FusedSoftmax(causal_offset=1)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shown"), [(Fraction(1, 8), "0.125"), (torch.tensor([0.5]), "tensor([0.5000])"), ("2", "'2'")], ids=str
+)
+def test_every_scale_is_shown(scale: Any, shown: str) -> None:
+    """Also one that the function refuses: a model is printed to see what is wrong with it."""
+    assert repr(softmax_ops.FusedSoftmax(scale)) == f"FusedSoftmax(scale={shown})"
