@@ -12,9 +12,10 @@ from .artifacts.catalog import CatalogError
 from .artifacts.cubin import Absent
 from .explanation import explain_geometry
 from .launch_plan import NoVariant
-from .problem import DTYPE_BYTES, OPERANDS, Geometry, Operand, broadcast_strides, contiguous_strides
+from .problem import DTYPE_BYTES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
 
-_MASKS = ("none", "causal", "bool", "boolcausal", "like")
+_IN_MEMORY = ("bool", "boolcausal", "like", "bias")
+"""Mask kinds that read a tensor; a general call is explained without one."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="which kernel a shape runs, and why")
     explain.add_argument("--shape", required=True, type=_shape, help="of the scores, such as 4,16,1024,1024")
     explain.add_argument("--dtype", required=True, choices=sorted(DTYPE_BYTES))
-    explain.add_argument("--mask", default="none", choices=_MASKS)
+    explain.add_argument(
+        "--mask",
+        default="none",
+        choices=("none", "causal", *_IN_MEMORY, "general"),
+        help="like: of the scores' dtype; bias: a bias alone, of their dtype; general: what attention_inputs.md adds",
+    )
     explain.add_argument("--mask-shape", type=_shape, help="such as 4,1,1,1024; default: the last two dimensions")
     explain.add_argument("--backward", action="store_true", help="of dy and y of that shape")
     explain.add_argument("--causal-offset", type=int, help="default: K - Q")
@@ -79,12 +85,17 @@ def _explain(options: argparse.Namespace) -> int:
     causal = options.mask in ("causal", "boolcausal")
     if options.causal_offset is not None and not causal:
         raise ValueError("--causal-offset goes with --mask causal or boolcausal")
+    if options.mask_shape is not None and options.mask not in _IN_MEMORY:
+        raise ValueError("--mask-shape goes with --mask bool, boolcausal, like or bias")
     direction = "bwd" if options.backward else "fwd"
-    size = DTYPE_BYTES[options.dtype]
-    operands = [Operand(name, contiguous_strides(shape), 16, size) for name in OPERANDS[direction]]
-    if options.mask in ("bool", "boolcausal", "like"):
+    size, written = DTYPE_BYTES[options.dtype], DTYPE_BYTES[options.dtype.split("to")[-1]]
+    *inputs, output = OPERANDS[direction]
+    operands = [Operand(name, contiguous_strides(shape), 16, size) for name in inputs]
+    operands.append(Operand(output, contiguous_strides(shape), 16, written))
+    if options.mask in _IN_MEMORY:
         strides = broadcast_strides(options.mask_shape or shape[-2:], shape)
-        operands.append(Operand("mask", strides, 16, size if options.mask == "like" else 1))
+        name = "bias" if options.mask == "bias" else "mask"
+        operands.append(Operand(name, strides, 16, size if options.mask in ("like", "bias") else 1))
     offset = options.causal_offset
     geometry = Geometry(
         direction=direction,
@@ -93,6 +104,7 @@ def _explain(options: argparse.Namespace) -> int:
         shape=shape,
         operands=tuple(operands),
         causal_offset=(shape[-1] - shape[-2] if offset is None else offset) if causal else None,
+        general=General() if options.mask == "general" else None,
     )
     explanation = explain_geometry(geometry, options.arch)
     print(json.dumps(explanation.as_dict(), indent=1) if options.json else explanation)

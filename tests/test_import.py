@@ -107,6 +107,9 @@ def test_what_needs_torch_is_nothing_else() -> None:
         ("--shape 2,3,5,1000 --dtype f16 --backward", r"softmax_bwd_f16_causal_warp_k1024_v8_\w+ on sm_90\n"),
         ("--shape 50257 --dtype bf16", r"softmax_fwd_bf16_none_cluster_k262144_v1_\w+c16 on sm_90\n"),
         ("--shape 8,50257 --dtype bf16 --arch sm_80", r"softmax_fwd_bf16_none_split_kany_v1_\w+ on sm_80\n"),
+        ("--shape 8,512 --dtype bf16 --mask bias", r"softmax_fwd_bf16_bias_warp_k512_v8_\w+ on sm_90\n"),
+        ("--shape 8,512 --dtype f16tof32 --mask general", r"softmax_fwd_f16tof32_general_warp_k512_v8_\w+ on sm_90\n"),
+        ("--shape 8,512 --dtype f32tof16 --mask general --backward", r"softmax_bwd_f32tof16_general_\w+ on sm_90\n"),
     ],
 )
 def test_the_command_line_works_without_torch_and_cuda(arguments: str, kernel: str) -> None:
@@ -133,6 +136,9 @@ def test_the_command_line_tells_traffic_and_workspace(capsys: pytest.CaptureFixt
     assert (
         explained("--shape 8,16,4,1000 --mask bool --mask-shape 8,1,1,1000", capsys)["bytes_read"] == 2 * 512000 + 8000
     )
+    assert explained("--shape 8,16,4,1000 --mask bias --mask-shape 16,4,1000", capsys)["bytes_read"] == 2 * 576000
+    wide = explained("--dtype f16tof32 --mask general --shape 3,1000", capsys)
+    assert (wide["bytes_read"], wide["bytes_written"]) == (6000, 12000)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +148,11 @@ def test_the_command_line_tells_traffic_and_workspace(capsys: pytest.CaptureFixt
             "--shape 3,7 --mask bool --backward",
             "no bwd f16 kernel ships for mask kind 'bool'; these do: causal, ",
         ),
+        ("--shape 3,7 --dtype f16tof32", "no fwd f16tof32 kernel ships for mask kind 'none'; these do: general"),
+        ("--shape 3,7 --dtype f32tof16", "no fwd f32tof16 kernel ships"),
         ("--shape 2,2147483647", "rows of 2147483647 columns; the longest is 2146435072"),
         ("--shape 3,7 --causal-offset 1", "--causal-offset goes with --mask causal or boolcausal"),
+        ("--shape 3,7 --mask-shape 1,7", "--mask-shape goes with --mask bool, boolcausal, like or bias"),
         ("--shape 3,7 --mask bool --mask-shape 2,7", "a mask of shape (2, 7) does not broadcast to (3, 7)"),
     ],
 )

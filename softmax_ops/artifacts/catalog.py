@@ -88,6 +88,8 @@ class Catalog:
             others = sorted(key[2] for key in self.tables if key[:2] == (direction, dtype))
             raise LookupError(
                 f"no {direction} {dtype} kernel ships for mask kind {mask!r}; these do: {', '.join(others)}"
+                if others
+                else f"no {direction} {dtype} kernel ships"
             )
         found = [entry for entry in table if entry.k[0] <= k <= entry.k[1]]
         if not found:
