@@ -220,8 +220,9 @@ def _summed(dz: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """dz [..., Q, K] summed to the shape that was broadcast to it."""
     aligned = (1,) * (dz.dim() - len(shape)) + tuple(shape)
     dims = [dim for dim, (size, of_dz) in enumerate(zip(aligned, dz.shape, strict=True)) if size != of_dz]
-    total = dz.sum(dims, keepdim=True, dtype=dtype) if dims else dz.to(dtype)
-    return total.reshape(shape)
+    wide = torch.promote_types(dz.dtype, dtype)  # a sum in a dtype rounds what it adds to it first
+    total = dz.sum(dims, keepdim=True, dtype=wide) if dims else dz
+    return total.to(dtype).reshape(shape)
 
 
 def _of_sinks(sinks: Tensor, lse: Tensor, d: Tensor) -> Tensor:

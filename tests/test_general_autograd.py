@@ -138,6 +138,22 @@ def test_bias_gradient_sums_what_was_broadcast(shape: tuple[int, ...]) -> None:
 # 16 bits and float32
 
 
+@pytest.mark.parametrize(
+    ("dtype", "result", "bias_dtype", "each"),
+    [(torch.float16, torch.float32, torch.float16, 4e-7), (torch.float64, None, torch.float32, 1.0)],
+    ids=["16 bits from float32", "float32 from float64"],
+)
+def test_bias_gradient_is_rounded_once_summed(
+    dtype: torch.dtype, result: torch.dtype | None, bias_dtype: torch.dtype, each: float
+) -> None:
+    """What each row adds may be too small for the bias's dtype, or differ from the sum before where that ends."""
+    x, bias = torch.zeros(600, 1, 2, dtype=dtype), torch.zeros(2, dtype=bias_dtype, requires_grad=True)
+    y = softmax_ops.softmax(x, bias=bias, dtype=result)
+    dy = torch.tensor([each / 10, 0.0], dtype=y.dtype).expand(y.shape)
+    (found,) = torch.autograd.grad(y, bias, dy)
+    assert torch.equal(found, torch.tensor([15 * each, -15 * each], dtype=torch.float64).to(bias_dtype))
+
+
 @either
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("wide", [False, True], ids=["as x", "float32"])
