@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import Request
+from .checks.values import accumulation
 from .modes import in_functorch
 
 
@@ -59,8 +60,7 @@ class SoftmaxBackward(torch.autograd.Function):
         """
         dy, y = ctx.saved_tensors
         ddy = _backward(ctx, g, y)
-        wide = torch.float64 if y.dtype is torch.float64 else torch.float32
-        g, dy, p = (_visible(ctx, tensor).to(wide) for tensor in (g, dy, y))
+        g, dy, p = (_visible(ctx, tensor).to(accumulation(y)) for tensor in (g, dy, y))
         dot = (p * dy).sum(-1, keepdim=True)
         weight = (p * g).sum(-1, keepdim=True)
         second = ctx.scale * (g * (dy - dot) - dy * weight)

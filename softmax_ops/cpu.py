@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .checks import BackwardRequest, Request
+from .checks.values import accumulation
 
 # Elements computed at once. Bounds the temporaries to about 3 * 8 MiB whatever the size of x, and keeps them in cache.
 _BLOCK_ELEMENTS = 1 << 20
@@ -72,7 +73,7 @@ def softmax_backward(request: BackwardRequest) -> Any:
 
 def _softmax_general(request: Request) -> Any:
     """A general request in blocks: everything that broadcasts becomes a view of x's shape, stride 0 where it does."""
-    x, wide = request.x, _accumulation(request.x)
+    x, wide = request.x, accumulation(request.x)
     y = _result(x, request.out, request.dtype)
     lse = torch.full(x.shape[:-1], -math.inf, dtype=wide, device=x.device)
     if x.numel() == 0:  # what the sum of nothing and a sink is
@@ -103,7 +104,7 @@ def _softmax_backward_general(request: BackwardRequest) -> Any:
     """As `_softmax_general`."""
     y = request.y
     dx = _result(y, request.out, request.dtype)
-    dot = torch.zeros(y.shape[:-1], dtype=_accumulation(y), device=y.device)
+    dot = torch.zeros(y.shape[:-1], dtype=accumulation(y), device=y.device)
     if y.numel() == 0:
         if request.grad_lse is not None:
             dot -= request.grad_lse
@@ -174,7 +175,7 @@ def _blocks(tensors: list[Tensor], offset: int | None) -> Iterator[tuple[list[Te
 
 def _forward(x: Tensor, hidden: Tensor | None, offset: int | None, request: Request) -> Tensor:
     """Softmax of x [..., Q, K] in the accumulation type, as a new tensor: y may be the memory of x."""
-    z = x.to(_accumulation(x)) * request.scale
+    z = x.to(accumulation(x)) * request.scale
     if hidden is not None:
         z.masked_fill_(hidden, request.fill)
     if offset is not None:
@@ -193,7 +194,7 @@ def _forward_general(part: dict[str, Tensor], offset: int | None, request: Reque
     m = max(z, sink);   D = sum exp(z - m) + exp(sink - m);   y = exp(z - m) / D;   log y = z - m - log D
     """
     x = part["x"]
-    z = x.to(_accumulation(x)) * part.get("scale", request.scale)
+    z = x.to(accumulation(x)) * part.get("scale", request.scale)
     if request.softcap is not None:
         z.div_(request.softcap).tanh_().mul_(request.softcap)
     if "slopes" in part:
@@ -222,7 +223,7 @@ def _backward_general(part: dict[str, Tensor], offset: int | None, request: Back
     of log y:  d = sum dy - grad_lse;     dz = dy - y * d where log y is not -inf, and dy is read there only
     dx = scale * dz * (1 - (s / softcap)^2),   s = log y + lse
     """
-    wide = _accumulation(part["y"])
+    wide = accumulation(part["y"])
     dy, given = part["dy"].to(wide), part["y"].to(wide)
     hidden = _hidden(part, given, offset, request)
     if request.log:
@@ -243,16 +244,12 @@ def _backward_general(part: dict[str, Tensor], offset: int | None, request: Back
 
 def _backward(dy: Tensor, y: Tensor, offset: int | None, scale: float) -> Tensor:
     """Gradient for dy, y [..., Q, K] in the accumulation type, as a new tensor: dx may be the memory of dy or y."""
-    dy, y = dy.to(_accumulation(dy)), y.to(_accumulation(y))
+    dy, y = dy.to(accumulation(dy)), y.to(accumulation(y))
     if offset is not None:
         future = _future(y, offset)
         dy, y = dy.masked_fill(future, 0.0), y.masked_fill(future, 0.0)
     dot = (y * dy).sum(-1, keepdim=True)  # (...,Q,1)
     return (dy - dot).mul_(y).mul_(scale)
-
-
-def _accumulation(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype is torch.float64 else torch.float32
 
 
 def _future(rows: Tensor, offset: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import cpu, current, driver, launcher, operands
 from .checks import BackwardRequest, Request
 from .checks.tensors import describe
+from .checks.values import accumulation
 from .explanation import Explanation, explain_geometry
 from .launch_plan import LaunchPlan, TooManyDimensions
 from .operands import Named
@@ -62,7 +63,7 @@ def explain_forward(request: Request, batch_invariant: bool = False, arch: str |
     """What `forward` would do; for CPU tensors on a GPU of an architecture, "sm_90" unless said."""
     others, scalars = of_forward(request, batch_invariant)
     if request.return_lse:
-        others["lse"] = torch.empty(request.x.shape[:-1], dtype=operands.accumulator(request.x.dtype), device="meta")
+        others["lse"] = torch.empty(request.x.shape[:-1], dtype=accumulation(request.x), device="meta")
     return _explain("fwd", (request.x,), others, request.out, scalars, arch, request.dtype)
 
 
@@ -107,7 +108,7 @@ def of_backward(request: BackwardRequest, batch_invariant: bool) -> tuple[Named,
 
 def _of_rows(rows: Tensor, empty: float) -> Tensor:
     """Numbers per row to be written; those of rows without columns are known."""
-    dtype, shape = operands.accumulator(rows.dtype), rows.shape[:-1]
+    dtype, shape = accumulation(rows), rows.shape[:-1]
     if rows.numel() == 0:
         return torch.full(shape, empty, dtype=dtype, device=rows.device)
     return torch.empty(shape, dtype=dtype, device=rows.device)

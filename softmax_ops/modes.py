@@ -25,8 +25,7 @@ def needs_operator(*arguments: Any) -> bool:
 
 def is_differentiated(*inputs: Tensor) -> bool:
     """Whether autograd is to see a call with these inputs, or a transform sees every call."""
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return recorded or is_transformed()
+    return is_recorded(*inputs) or is_transformed()
 
 
 def is_recorded(*inputs: Any) -> bool:

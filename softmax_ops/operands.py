@@ -5,18 +5,13 @@ A mask and a bias broadcast to [..., K], aligned at the right; numbers per row b
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .checks import BackwardRequest, Request
+from .checks.values import accumulation
 from .problem import General
 
 Named = dict[str, Tensor]
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Of scores, sums and numbers per row."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def of_forward(request: Request) -> tuple[Named, General]:
@@ -53,7 +48,7 @@ def _of_rows(
 ) -> dict[str, Tensor | None]:
     """The kernels read the lower half of an offset of 64 bits."""
     return {
-        "row_scale": None if scale is None else scale.to(accumulator(rows.dtype)),
+        "row_scale": None if scale is None else scale.to(accumulation(rows)),
         "offsets": None if offset is None else offset.reshape(()),
         "lengths": None if lengths is None else lengths.reshape(-1, *(1 for _ in rows.shape[1:-1])),
     }
@@ -66,7 +61,7 @@ def _of_heads(values: Tensor | None) -> Tensor | None:
 def _bias(bias: Tensor, x: Tensor) -> Tensor:
     """With the last dimension of x, which kernels do not broadcast along; of x's dtype or the accumulator's."""
     if bias.dtype is not x.dtype:
-        bias = bias.to(accumulator(x.dtype))
+        bias = bias.to(accumulation(x))
     whole = bias.dim() > 0 and bias.shape[-1] == x.shape[-1]
     if whole and (bias.stride(-1) == 1 or x.shape[-1] == 1):
         return bias

@@ -14,6 +14,7 @@ from torch import Tensor
 import softmax_ops
 from softmax_ops import cpu, routes
 from softmax_ops.checks import check_general, check_general_backward
+from softmax_ops.checks.values import accumulation
 from tests import bounds, reference
 from tests.reference import DTYPE_NAMES, DTYPES, FORMATS, General, assert_close, to_numpy
 
@@ -99,7 +100,7 @@ def verify(x: Tensor, **arguments: Any) -> General:
 
     y, lse = softmax_ops.softmax(x, return_lse=True, **arguments)
     log_y, log_lse = softmax_ops.log_softmax(x, return_lse=True, **arguments)
-    assert y.dtype is log_y.dtype is wanted and lse.dtype is cpu._accumulation(x) and lse.shape == x.shape[:-1]
+    assert y.dtype is log_y.dtype is wanted and lse.dtype is accumulation(x) and lse.shape == x.shape[:-1]
     assert torch.equal(lse, log_lse) or lse.isnan().any()
     assert_close(y, expected.y, name, rounding=allowed.y, floor=0.0)
     assert (to_numpy(y)[~expected.visible & ~np.isnan(expected.y)] == 0).all()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from enum import IntEnum
 
+from ..problem import contiguous_strides
 from .status import (
     INFINI_STATUS_BAD_PARAM,
     INFINI_STATUS_DEVICE_NOT_FOUND,
@@ -110,7 +111,7 @@ def infiniopCreateTensorDescriptor(
     out(desc_ptr, "desc_ptr")
     rank = integer(ndim, "ndim", 0, MAX_NDIM + 1)
     sizes = _numbers(shape, "shape", rank, low=0)
-    steps = _contiguous(sizes) if strides is None else _numbers(strides, "strides", rank, low=-(2**63))
+    steps = contiguous_strides(sizes) if strides is None else _numbers(strides, "strides", rank, low=-(2**63))
     desc_ptr.value = infiniopTensorDescriptor_t(sizes, steps, integer(dtype, "dtype", 0, 2**31))
 
 
@@ -136,16 +137,3 @@ def _numbers(given: Sequence[int], name: str, count: int, *, low: int) -> tuple[
     if length != count:
         raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} has {length} elements; want {count}, which is ndim")
     return tuple(integer(number, f"{name}[{i}]", low, 2**63) for i, number in enumerate(numbers))
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides in elements.
-
-    >>> _contiguous((2, 3, 5))
-    (15, 5, 1)
-    """
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
