@@ -40,7 +40,7 @@ architectures_option = click.option(
     "architectures",
     multiple=True,
     metavar="sm_NN",
-    help="Architecture; repeat for several. Default: the GPUs found here.",
+    help="Architecture; repeat for several.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -146,7 +146,9 @@ def tune(direction: str, dtype: str, bundle: Path | None, prepare: str | None, l
 @click.option("--jobs", type=click.IntRange(1), help="Processes; default one per core.")
 @click.argument("names", nargs=-1)
 def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None, names: tuple[str, ...]) -> None:
-    """Compile variants (default: all) into the cache. Nothing is compiled twice."""
+    """Compile variants (default: all) into the cache, for the GPUs found here (else sm_90) unless architectures are
+    named. Nothing is compiled twice.
+    """
     start = time.monotonic()
     chosen, why = default_architectures(architectures)
     specs = [_spec(name, chosen) for name in names] or list(variants.shipped())

@@ -204,7 +204,7 @@ def test_the_wheel_holds_the_run_time_package_and_the_bundle_and_nothing_else(wh
         assert archive.read("softmax_ops/artifacts/catalog.json") == (CHECKOUT / "generated/catalog.json").read_bytes()
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == set(whats_at_the_top())
-    assert "softmax_ops/softmax_ops.bundle" in names
+    assert {"softmax_ops/softmax_ops.bundle", "softmax_ops/py.typed"} <= {*names}
     allowed = (".py", ".pyi", "/catalog.json", ".bundle", "/METADATA", "/WHEEL", "/RECORD", "/LICENSE", "/py.typed")
     assert [name for name in names if not name.endswith(allowed)] == ["softmax_ops/native/calls.abi3.so"]
     assert wheel.name.startswith("softmax_ops-") and "-cp311-abi3-" in wheel.name
