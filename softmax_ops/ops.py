@@ -30,6 +30,7 @@ from .checks import (
     check_softmax,
     check_softmax_backward,
 )
+from .checks.scalars import check_no_gradient
 from .checks.values import accumulation
 from .modes import no_rule
 
@@ -162,6 +163,11 @@ def _by_name(operator: Any, *given: Any, **named: Any) -> dict[str, Any]:
 
 def _setup_general(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     given = dict(zip(_ARGUMENTS, inputs, strict=True))
+    op = "softmax_ops.log_softmax" if given["log"] else "softmax_ops.softmax"
+    with torch.enable_grad():  # as in the call, which autograd records behind no_grad
+        for name, tensor in ("scale", given["scale_tensor"]), ("alibi_slopes", given["alibi_slopes"]):
+            if tensor is not None:
+                check_no_gradient(op, tensor, name)
     keep(ctx, given | {"right": 0 if given["causal"] else given["right"]}, *output)
 
 

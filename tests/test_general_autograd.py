@@ -390,3 +390,23 @@ def test_checkpointing_computes_it_again(name: str) -> None:
     found = torch.autograd.grad(torch.utils.checkpoint.checkpoint(call, *inputs, use_reentrant=False), inputs, dy)
     for gradient, same in zip(found, expected, strict=True):
         assert torch.equal(gradient, same)
+
+
+def test_what_has_no_gradient_may_require_one_where_nothing_is_recorded() -> None:
+    """A learned temperature, or slopes, at inference."""
+    x, scale, slopes = normal(B, H, Q, K), leaf(1, seed=1), leaf(H, seed=2)
+    calls: list[Callable[[], Any]] = [
+        lambda: softmax_ops.softmax(x, scale=scale),
+        lambda: softmax_ops.softmax(x, scale=scale.sum()),
+        lambda: softmax_ops.log_softmax(x, alibi_slopes=slopes),
+        lambda: softmax_ops.softmax_backward(x, x, scale=scale),
+        lambda: torch.ops.softmax_ops.general(x, 1.0, scale),
+        lambda: torch.ops.softmax_ops.general(x, alibi_slopes=slopes),
+    ]
+    for call in calls:
+        with torch.no_grad():
+            call()
+        with torch.inference_mode():
+            call()
+        with pytest.raises(ValueError, match=r"requires grad, and no gradient with respect to .*no_grad"):
+            call()

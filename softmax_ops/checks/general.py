@@ -9,9 +9,9 @@ from .band import band_of
 from .mask import check_mask
 from .out import check_apart, check_out, check_unmet, recorded_error, result_dtype
 from .request import Request
-from .scalars import positive_softcap
+from .scalars import check_no_gradient, positive_softcap
 from .tensors import check_rows
-from .values import check_bias, check_key_lengths, check_no_gradient, per_head, scale_of
+from .values import check_bias, check_key_lengths, per_head, scale_of
 
 _OPS = {False: "softmax_ops.softmax", True: "softmax_ops.log_softmax"}
 _READ_BESIDE = ("mask", "scale_tensor", "bias", "key_lengths", "offset_tensor", "alibi_slopes", "sinks")
@@ -90,7 +90,7 @@ def _check_added(op: str, request: Request, alibi_slopes: Tensor | None) -> None
     if request.key_lengths is not None:
         check_key_lengths(op, request.key_lengths, request.x, "x")
     if alibi_slopes is not None:
-        check_no_gradient(op, alibi_slopes, "alibi_slopes", "add them as a bias")
+        check_no_gradient(op, alibi_slopes, "alibi_slopes")
     if request.return_lse not in (True, False):
         raise TypeError(f"{op}: return_lse is {request.return_lse!r}; want a bool: pass True or False")
 

@@ -16,6 +16,9 @@ from .tensors import describe, type_name
 SCALE_LIMIT_F32 = 2.0**127
 _SCALE_LIMIT_F64 = sys.float_info.max
 
+_INSTEAD = {"scale": "leave scale at 1 and multiply by it in torch", "alibi_slopes": "add them as a bias"}
+"""What gives a gradient to arguments that have none."""
+
 
 def finite_scale(op: str, given: Any, rows: Tensor) -> float:
     """`given` as a float that is finite in the accumulation type of `rows`, [..., K]."""
@@ -46,12 +49,17 @@ def _scale_of_tensor(op: str, scale: Tensor) -> float:
         raise ValueError(f"{given}; want a number or a 0-d CPU tensor: pass float(scale) if it has one element")
     if scale.dtype is torch.bool or scale.is_complex():
         raise TypeError(f"{given}; want a real number: pass float(scale)")
-    if scale.requires_grad:
-        raise ValueError(
-            f"{given} that requires grad, and no gradient with respect to scale is computed: pass scale.detach(), "
-            "or leave scale at 1 and multiply by it in torch"
-        )
+    check_no_gradient(op, scale, "scale")
     return float(scale)
+
+
+def check_no_gradient(op: str, tensor: Tensor, name: str) -> None:
+    """Refuse a tensor whose gradient autograd would record, and that has none."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{op}: {name} is a {describe(tensor)} that requires grad, and no gradient with respect to {name} is "
+            f"computed: pass {name}.detach(), call under torch.no_grad(), or {_INSTEAD[name]}"
+        )
 
 
 def clamped_offset(op: str, rows: Tensor, causal: Any, causal_offset: Any) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .scalars import finite_scale
+from .scalars import check_no_gradient, finite_scale
 from .tensors import check_plain, describe, type_name
 
 
@@ -27,7 +27,7 @@ def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tenso
     said = f"{op}: scale is a {describe(given)}"
     check_plain(op, given, "scale")
     _check_float(op, given, rows, "scale", name, "a number, a 0-d CPU tensor, or a float32 tensor")
-    check_no_gradient(op, given, "scale", "leave scale at 1 and multiply by it in torch")
+    check_no_gradient(op, given, "scale")
     if given.numel() == 1:
         return 1.0, given.reshape(()).to(accumulation(rows))
     if not broadcasts(given.shape, rows.shape[:-1]):
@@ -36,14 +36,6 @@ def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tenso
             f"right with {tuple(rows.shape[:-1])}: reshape it, for instance [B] to [B, 1, 1]"
         )
     return 1.0, given.to(accumulation(rows))
-
-
-def check_no_gradient(op: str, tensor: Tensor, name: str, instead: str) -> None:
-    if tensor.requires_grad:
-        raise ValueError(
-            f"{op}: {name} is a {describe(tensor)} that requires grad, and no gradient with respect to {name} is "
-            f"computed: pass {name}.detach(), or {instead}"
-        )
 
 
 def per_head(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
