@@ -247,8 +247,11 @@ def _for_operator(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str,
 
 
 def _on_device(value: Any) -> bool:
-    """Whether it stays a tensor. One of no dimensions on the CPU is a number."""
-    return isinstance(value, Tensor) and (value.dim() > 0 or value.device.type != "cpu")
+    """Whether it stays a tensor. One of no dimensions on the CPU is a number, unless vmap has one for each sample."""
+    if not isinstance(value, Tensor):
+        return False
+    batched = not is_dynamo_compiling() and torch._C._functorch.is_batchedtensor(value)
+    return batched or value.dim() > 0 or value.device.type != "cpu"
 
 
 def _refuse_without_backward(op: str, arguments: dict[str, Any]) -> None:

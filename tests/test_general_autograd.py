@@ -410,3 +410,12 @@ def test_what_has_no_gradient_may_require_one_where_nothing_is_recorded() -> Non
             call()
         with pytest.raises(ValueError, match=r"requires grad, and no gradient with respect to .*no_grad"):
             call()
+
+
+@pytest.mark.parametrize("function", [softmax_ops.softmax, softmax_ops.log_softmax, softmax_ops.softmax_backward])
+def test_a_scale_of_each_sample_has_no_rule(function: Callable[..., Any]) -> None:
+    """It looks like a number on the CPU, and is not one."""
+    x, scale = normal(B, Q, K), torch.ones(B)
+    rows = (x, x) if function is softmax_ops.softmax_backward else (x,)
+    with pytest.raises(NotImplementedError, match="numbers as scale"):
+        torch.vmap(lambda scale, *rows: function(*rows, scale=scale))(scale, *rows)
