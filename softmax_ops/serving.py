@@ -1,6 +1,7 @@
 """For servers: kernels loaded before the first request. Needs no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 from . import driver, launcher
@@ -29,13 +30,18 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
     >>> warm_up(Call((64, 32000), "f32"), Call((64, 32000), "f32", backward=True))  # doctest: +SKIP
 
     Returns the names of the kernels, in order. The calls are then safe inside a CUDA graph capture, and after
-    `freeze()`. Raises ValueError for a call that is none, and what a launch raises: KernelNotFound, NoVariant,
-    DriverError.
+    `freeze()`. Raises ValueError for a call that is none, TypeError for facts that no shape takes, and what a launch
+    raises: KernelNotFound, NoVariant, DriverError.
     """
+    if facts and all(isinstance(call, Call) for call in calls):
+        raise TypeError(
+            f"warm_up: {', '.join(facts)} are given and every call is a Call, which has its own; "
+            f"want shapes to go with them, or call._replace({next(iter(facts))}=...)"
+        )
     arch = driver.architecture(device)
     names: dict[str, None] = {}
     for call in calls:
-        for geometry in _geometries(call if isinstance(call, Call) else Call(tuple(call), **facts)):
+        for geometry in _geometries(call if isinstance(call, Call) else Call(call, **facts)):
             plan = launcher.plan_for(geometry, arch)
             names[launcher.executable(plan, device).plan.variant.name] = None
     return list(names)
@@ -46,9 +52,10 @@ def _geometries(call: Call) -> Iterator[Geometry]:
     scores, result = _dtype(call.dtype), _dtype(call.dtype if call.result_dtype is None else call.result_dtype)
     general = call.general or scores != result
     read, written = (result, scores) if call.backward else (scores, result)
-    shape = tuple(call.shape) if len(call.shape) > 1 else (1, *call.shape)
-    if not call.shape or min(shape) < 0:
+    sizes = tuple(call.shape) if isinstance(call.shape, Sequence) else ()
+    if not sizes or not all(isinstance(size, Integral) and size >= 0 for size in sizes):
         raise ValueError(f"warm_up: shape is {call.shape}; want the sizes of scores, [..., Q, K]")
+    shape = sizes if len(sizes) > 1 else (1, *sizes)
     if 0 in shape:
         return
     mask = () if call.mask_shape is None or call.backward else (broadcast_strides(call.mask_shape, shape),)

@@ -132,6 +132,8 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
         (serving.Call((3, 5), "int8"), "dtype is 'int8'; want one of f16, bf16, f32, f64"),
         (serving.Call((), "f16"), r"shape is \(\)"),
         (serving.Call((3, -1), "f16"), r"shape is \(3, -1\)"),
+        (serving.Call(5, "f16"), "shape is 5; want the sizes of scores"),  # type: ignore[arg-type]
+        (serving.Call((3, 5.0), "f16"), r"shape is \(3, 5.0\)"),  # type: ignore[arg-type]
         (serving.Call((3, 5), "f32", mask_shape=(3, 5), mask_dtype="bf16"), "mask_dtype is 'bf16'; want bool or uint8"),
         (
             serving.Call((3, 5), mask_shape=(5,), mask_dtype="f16", causal=True),
@@ -143,3 +145,8 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
 def test_calls_that_are_none(call: serving.Call, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         list(serving._geometries(call))
+
+
+def test_facts_are_those_of_shapes() -> None:
+    with pytest.raises(TypeError, match=r"dtype, causal are given and every call is a Call.*_replace\(dtype=\.\.\.\)"):
+        softmax_ops.warm_up(softmax_ops.Call((3, 5)), dtype="bf16", causal=True)
