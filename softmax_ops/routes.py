@@ -50,8 +50,7 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
             arguments["dtype"] = result_dtype(op, arguments.get("dtype"), out, x, "x")
         result = softmax(x, log=log, batch_invariant=batch_invariant, out=None, **arguments)
         y, *lse = result if arguments.get("return_lse") else (result,)
-        recorded_too = {"bias": arguments.get("bias"), "sinks": arguments.get("sinks")}
-        y = copied(op, y, out, dtype=arguments["dtype"], **recorded_too, x=x)
+        y = copied(op, y, out, dtype=arguments["dtype"], bias=arguments.get("bias"), sinks=arguments.get("sinks"), x=x)
         return (y, *lse) if lse else y
     if operator:
         _check_shapes(op, given)
