@@ -53,8 +53,8 @@ def softmax(
     window           (left, right), integers or None: i + causal_offset - left <= j <= i + causal_offset + right is
                      visible; with causal, right is 0. Other columns are not read.
     alibi_slopes     float32 [H] on x's device, H = x.shape[-3].
-    sinks            float32 [H] on x's device: a score that joins the sum without a column; differentiable.
-    softcap          number above 0 that bounds |s|.
+    sinks            float32 [H] on x's device: a score that joins the sum without a column; differentiable. -inf: none.
+    softcap          number above 0 that bounds |s|. None, not a huge one, is no cap: kernels err by 1e-7 of it.
     dtype            x's, or torch.float32 for float16 and bfloat16: the result before it is rounded. out's too.
     return_lse       return (y, lse): lse = m + log(sum), [..., Q] float32 (float64 for float64), differentiable.
     batch_invariant  choose the kernel without looking at the number of rows: a row's bits never depend on its batch.
