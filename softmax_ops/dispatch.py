@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -64,7 +65,8 @@ def explain_forward(request: Request, batch_invariant: bool = False, arch: str |
     others, scalars = of_forward(request, batch_invariant)
     if request.return_lse:
         others["lse"] = torch.empty(request.x.shape[:-1], dtype=accumulation(request.x), device="meta")
-    return _explain("fwd", (request.x,), others, request.out, scalars, arch, request.dtype)
+    explain, arch = _explainer(request.x, arch)
+    return _explain("fwd", (request.x,), others, request.out, scalars, arch, explain, request.dtype)
 
 
 def explain_backward(request: Request, batch_invariant: bool = False, arch: str | None = None) -> Explanation:
@@ -76,7 +78,8 @@ def explain_backward(request: Request, batch_invariant: bool = False, arch: str 
         shared = ("scale_tensor", "offset_tensor", "key_lengths", "left", "right", "softcap", "log")
         gradient = gradient._replace(dtype=x.dtype, **{name: getattr(request, name) for name in shared})
     others, scalars = of_backward(gradient, batch_invariant)
-    return _explain("bwd", (y, y), others, request.out, scalars, arch, x.dtype)
+    explain, arch = _explainer(x, arch)
+    return _explain("bwd", (y, y), others, request.out, scalars, arch, explain, x.dtype)
 
 
 def of_forward(request: Request, batch_invariant: bool) -> tuple[Named, Scalars]:
@@ -155,23 +158,26 @@ def compute(
     return y
 
 
+def _explainer(x: Tensor, arch: str | None) -> tuple[Callable[[Geometry, str], Explanation], str]:
+    """What explains a geometry, and the architecture: unless one is named, those of the GPU that x is on."""
+    if arch is not None or not current.on_gpu(x):
+        return explain_geometry, arch or "sm_90"
+    device = current.ordinal(x)
+    return partial(explain_geometry, settled=partial(launcher.settled, device=device)), driver.architecture(device)
+
+
 def _explain(
     direction: str,
     inputs: tuple[Tensor, ...],
     others: Named,
     out: Tensor | None,
     scalars: Scalars,
-    arch: str | None,
+    arch: str,
+    explain: Callable[[Geometry, str], Explanation],
     dtype: torch.dtype | None,
 ) -> Explanation:
     """Of what `compute` would do."""
     x = inputs[0]
-    explain = explain_geometry
-    if arch is None and current.on_gpu(x):
-        device = current.ordinal(x)
-        arch = driver.architecture(device)
-        explain = partial(explain_geometry, settled=partial(launcher.settled, device=device))
-    arch = arch or "sm_90"
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device="meta") if out is None else out
     tensors, others = _followed((*inputs, y), others)
     try:

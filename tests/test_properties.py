@@ -376,6 +376,8 @@ def test_explain_of_alignment_and_architecture() -> None:
     assert "out starts on a boundary of 2 bytes" in softmax_ops.explain(x, out=odd).reason
     assert "dy starts on a boundary of 2 bytes" in softmax_ops.explain(odd, backward=True).reason
     assert str(softmax_ops.explain(x[:0])) == "empty: nothing is launched"
+    wide = softmax_ops.explain(x, dtype=torch.float32, backward=True)  # its y is nowhere
+    assert "softmax_bwd_f32tof16_general_" in str(wide.variant) and wide.arch == "sm_90"
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
