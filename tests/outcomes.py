@@ -175,8 +175,11 @@ def _rows(call: Call) -> Promise:
 
 def _tile(call: Call) -> Promise:
     """Many rows as one range, or each by itself where they do not follow each other, or would crowd into few banks: in
-    its vectors where it is aligned, else element by element. Read are the visible columns and those beside them in a lane's vectors; of a range the vectors and single elements
-    with any of them; of the mask each row as far as it is visible."""
+    its vectors where it is aligned, else element by element.
+
+    Read are the visible columns and those beside them in a lane's vectors; of a range the vectors and single elements
+    with any of them; of the mask each row as far as it is visible.
+    """
     spec, size, visible = call.case.spec, call.element_bytes, visible_columns(call)
     k, per_cta, vec = call.case.shape[-1], call.rows_per_cta, spec.dtype.vector
     taken = np.minimum(-(-visible // spec.access) * spec.access, k)

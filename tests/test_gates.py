@@ -73,7 +73,7 @@ def test_registers_and_shared_memory(target: Target, compiled: Compiled) -> None
     In a cluster also the mbarrier that counts them.
     """
     spec, cubin = target.spec, compiled.cubin
-    ctas = spec.ctas_per_sm
+    ctas = spec.ctas_per_hbm3_sm if target.arch in ("sm_90", "sm_100", "sm_103") else spec.ctas_per_sm
     if target.arch == "sm_120" and ctas > 1:
         ctas = ctas * 3 // 4  # ctas_per_sm of rows.cuh
     assert cubin.registers <= SM_REGISTERS // (spec.threads * ctas)

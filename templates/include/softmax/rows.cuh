@@ -9,8 +9,13 @@ namespace softmax {
 
 constexpr int kMaxRank = 4;
 
-// Registers are to leave room for so many CTAs on an SM. For sm_120 ptxas takes up to a third more of them for the same code.
-constexpr int ctas_per_sm(int most) { return __CUDA_ARCH__ < 1200 || most == 1 ? most : most * 3 / 4; }
+// Registers are to leave room for so many CTAs on an SM; `hbm3` of them on sm_90, sm_100 and sm_103. For sm_120 ptxas takes up to
+// a third more registers for the same code.
+constexpr int ctas_per_sm(int any, int hbm3)
+{
+  if (__CUDA_ARCH__ >= 1200) { return any == 1 ? 1 : any * 3 / 4; }
+  return __CUDA_ARCH__ >= 900 ? hbm3 : any;
+}
 
 // n / divisor for 0 <= n < 2^31, by the high word of a product and a shift.
 //   shift = ceil(log2(divisor)), multiplier = ceil(2^(31 + shift) / divisor):  n / divisor = 2 n multiplier / 2^(32 + shift)
