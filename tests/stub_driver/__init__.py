@@ -9,6 +9,7 @@ def test_something():           # runs in a python of its own, whose driver is t
 import atexit
 import ctypes
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -91,6 +92,19 @@ def environment(folder: Path | None = None) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": str(folder or library()), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+def _of_child() -> dict[str, str]:
+    return {**environment(), _CHILD: "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    """The process from which those of the tests are forked."""
+    command = [sys.executable, "-m", "tests.stub_driver"]
+    server = subprocess.Popen(command, cwd=CHECKOUT, env=_of_child(), stdin=-1, stdout=-1, text=True)
+    atexit.register(server.communicate)
+    return server
+
+
 def isolated(test: Test) -> Test:
     """A test that runs in a process of its own, whose driver is the stub; its fixtures are made there too."""
     if _CHILD in os.environ:
@@ -99,16 +113,12 @@ def isolated(test: Test) -> Test:
     @functools.wraps(test)
     def run(*_: Any, **__: Any) -> None:
         node = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
-        options = ["--noconftest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", "--no-header", "--tb=short"]
-        result = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, node],
-            cwd=CHECKOUT,
-            env={**environment(), _CHILD: "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-            capture_output=True,
-            text=True,
-        )
-        if result.returncode:
-            raise AssertionError(f"in a process of its own:\n{result.stdout}{result.stderr}")
+        server = _server()
+        assert server.stdin is not None and server.stdout is not None
+        print(json.dumps([node, _of_child()]), file=server.stdin, flush=True)
+        status, said = json.loads(server.stdout.readline())
+        if status:
+            raise AssertionError(f"in a process of its own:\n{said}")
 
     return run  # type: ignore[return-value]
 
