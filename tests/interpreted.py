@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,9 @@ class Interpreted:
 
 def install(patch: Callable[[object, str, object], None], images: Mapping[str, Cubin]) -> None:
     """Every tensor is on a GPU whose kernels these are. `patch` sets an attribute of a module."""
-    programs: dict[str, ptx.Program] = {}
 
     def executable(plan: LaunchPlan, device: int, stream: int = 0) -> Interpreted:
-        name = plan.variant.name
-        if name not in programs:
-            programs[name] = ptx.parse(images[name].code.decode(), name)
-        return Interpreted(plan, programs[name])
+        return Interpreted(plan, _program(images[plan.variant.name]))
 
     posing.pose(patch, 0)
     patch(launcher, "executable", executable)
@@ -81,6 +78,11 @@ def install(patch: Callable[[object, str, object], None], images: Mapping[str, C
         patch(direction, "run", calls._unknown)
         patch(direction, "_known", {})
         patch(direction, "_recent", None)
+
+
+@lru_cache(maxsize=64)
+def _program(image: Cubin) -> ptx.Program:
+    return ptx.parse(image.code.decode(), image.variant)
 
 
 def _extent(geometry: Geometry, operand: Operand) -> int:
