@@ -105,14 +105,6 @@ def test_derivatives_of_y_and_of_lse(name: str, function: Callable[..., Any]) ->
     assert torch.autograd.gradcheck(lambda x, *rest: finite(function(x, **arguments(*rest))), inputs)
 
 
-@every_call
-def test_derivative_of_lse_alone(name: str) -> None:
-    inputs, arguments = of(name)
-    assert torch.autograd.gradcheck(
-        lambda x, *rest: finite(softmax_ops.softmax(x, return_lse=True, **arguments(*rest))[1]), inputs
-    )
-
-
 @either
 @pytest.mark.parametrize("frozen", ["x", "bias", "sinks"])
 def test_what_is_not_asked_for_changes_nothing(frozen: str, function: Callable[..., Any]) -> None:
