@@ -116,7 +116,9 @@ def isolated(test: Test) -> Test:
         server = _server()
         assert server.stdin is not None and server.stdout is not None
         print(json.dumps([node, _of_child()]), file=server.stdin, flush=True)
-        status, said = json.loads(server.stdout.readline())
+        answer = server.stdout.readline()
+        assert answer, "the process that tests are forked from has ended"
+        status, said = json.loads(answer)
         if status:
             raise AssertionError(f"in a process of its own:\n{said}")
 
