@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cuda.bindings import nvrtc
 
 from codegen import render, toolchain, variants
 from codegen.spec import Spec
@@ -24,6 +25,9 @@ from tests.outcomes import Wrong, judge
 from tests.ptx import Fault
 
 pytestmark = pytest.mark.kernels
+
+PRECOMPILED = 1 << 29
+"""Bytes, more than CuTe takes."""
 
 
 @dataclass(frozen=True)
@@ -64,26 +68,35 @@ def mutated(mutation: Mutation, directory: Path) -> Path:
     return templates
 
 
+INCLUDE = re.compile(r"#include <(\S+)>")
+
+
 def flattened(source: str, include: Path) -> str:
-    """The source with the project's headers pasted in: the compiler's search path leads to those of the checkout."""
+    """The source with the project's headers pasted in, for the compiler's search path leads to those of the checkout.
+    It begins like that of every other mutation: with all headers that are not the project's."""
     pasted: set[str] = set()
+    headers = {path.relative_to(include).as_posix(): path.read_text() for path in include.glob("softmax/*.cuh")}
+    others = sorted({name for text in headers.values() for name in INCLUDE.findall(text)} - {*headers})
 
     def paste(match: re.Match) -> str:
-        if match[1] in pasted:
+        if match[1] in pasted or match[1] in others:
             return ""
         pasted.add(match[1])
-        return expanded((include / match[1]).read_text().replace("#pragma once", ""))
+        return expanded(headers[match[1]].replace("#pragma once", ""))
 
     def expanded(text: str) -> str:
-        return re.sub(r"#include <(softmax/\w+\.cuh)>", paste, text)
+        return INCLUDE.sub(paste, text)
 
-    return expanded(source)
+    return "\n".join([*(f"#include <{name}>" for name in others), "#pragma nv_hdrstop", expanded(source)])
 
 
 def engine(spec: Spec, templates: Path) -> InterpreterEngine:
+    """A process reads what all mutations begin with once, and keeps it as a precompiled header."""
     source = flattened(render.render(spec, templates), templates / "include")
-    (image,) = toolchain.compile_unit({spec.name: source}, [targets.WHOLE], "ptx")
-    return InterpreterEngine({spec.name: image})
+    toolchain._check(nvrtc.nvrtcSetPCHHeapSize(PRECOMPILED))
+    options = (*toolchain._KIND_OPTIONS["ptx"], "-pch", "-pch-messages=false")
+    ir = toolchain._front_end(source, toolchain.family(targets.WHOLE), options)
+    return InterpreterEngine({spec.name: toolchain._cubin(spec.name, source, targets.WHOLE, "ptx", ir)})
 
 
 def what_catches(spec: Spec, interpreter: InterpreterEngine) -> str:
