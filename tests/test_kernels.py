@@ -10,7 +10,6 @@ import torch
 from codegen import variants
 from codegen.axes import Direction
 from codegen.features import Mask
-from codegen.spec import Spec
 from tests import targets
 from tests.calls import Call, Case
 from tests.cases import LONG, cases
@@ -52,34 +51,28 @@ def interpreter(target: Target, interpreters: dict[str, InterpreterEngine]) -> I
     return interpreters[target.arch]
 
 
-@pytest.mark.parametrize("spec", variants.shipped(), ids=lambda spec: spec.name)
-def test_cases_run_several_ctas_and_the_first_leaves_one_short_of_rows(spec: Spec) -> None:
-    """And every case is one that dispatch gives to the variant."""
-    calls = [case.call() for case in cases(spec)]
+def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
+    """Right numbers, every access in bounds, aligned, ordered, and as wide as promised, in all its cases.
+
+    Every case is one that dispatch gives to the variant, and runs several CTAs; the first leaves one short of rows.
+    """
+    calls = [case.call() for case in cases(target.spec)]
     launches = [launch for call in calls for launch in call.plan.launches]
     assert all(launch.grid > 1 for launch in launches)
     assert calls[0].rows_per_cta == 1 or launches[0].rows % calls[0].rows_per_cta
-
-
-def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
-    """Right numbers, every access in bounds, aligned, ordered, and as wide as promised, in all its cases."""
-    for case in cases(target.spec):
-        call = case.call()
+    for call in calls:
         judge(call, interpreter.run(call.plan, call.operands))
 
 
 @pytest.mark.parametrize("target", SHIPPED, ids=str)
 def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: InterpreterEngine) -> None:
-    """In a batch of any size. Rows that start anywhere: at the same phase, for where they are cut into vectors decides
-    the order of the sum."""
+    """In a batch of any size: the last ones of a batch, and alone. Rows that start anywhere: at the same phase, for
+    where they are cut into vectors decides the order of the sum."""
     longest, in_place, *_ = cases(target.spec)
-    if target.spec.plan in LONG:
-        longest = in_place
-    for case in (in_one_phase(longest),) if target.spec.ragged else (longest, in_place):
-        call = case.call()
-        together = output(interpreter, call)
-        for batch in (1, case.shape[0] - 1):
-            assert torch.equal(output(interpreter, call.only(batch)), together[batch : batch + 1]), case.why
+    case = in_place if target.spec.plan in LONG else longest
+    call = (in_one_phase(case) if target.spec.ragged else case).call()
+    alone = output(interpreter, call.only(case.shape[0] - 1))
+    assert torch.equal(alone, output(interpreter, call)[-1:]), case.why
 
 
 def in_one_phase(case: Case) -> Case:
