@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,11 +92,18 @@ def flattened(source: str, include: Path) -> str:
     return "\n".join([*(f"#include <{name}>" for name in others), "#pragma nv_hdrstop", expanded(source)])
 
 
-def engine(spec: Spec, templates: Path) -> InterpreterEngine:
-    """A process reads what all mutations begin with once, and keeps it as a precompiled header."""
-    source = flattened(render.render(spec, templates), templates / "include")
+@pytest.fixture(scope="module")
+def precompiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this process keeps what all mutations begin with, as a precompiled header of that size."""
     toolchain._check(nvrtc.nvrtcSetPCHHeapSize(PRECOMPILED))
-    options = (*toolchain._KIND_OPTIONS["ptx"], "-pch", "-pch-messages=false")
+    folder = tmp_path_factory.mktemp("precompiled")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def engine(spec: Spec, templates: Path, precompiled: Path) -> InterpreterEngine:
+    source = flattened(render.render(spec, templates), templates / "include")
+    options = (*toolchain._KIND_OPTIONS["ptx"], "-pch", f"-pch-dir={precompiled}", "-pch-messages=false")
     ir = toolchain._front_end(source, toolchain.family(targets.WHOLE), options)
     return InterpreterEngine({spec.name: toolchain._cubin(spec.name, source, targets.WHOLE, "ptx", ir)})
 
@@ -113,9 +121,9 @@ def what_catches(spec: Spec, interpreter: InterpreterEngine) -> str:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
-def test_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
+def test_mutation_is_caught(mutation: Mutation, tmp_path: Path, precompiled: Path) -> None:
     spec = variants.by_name()[mutation.variant]
-    caught = what_catches(spec, engine(spec, mutated(mutation, tmp_path)))
+    caught = what_catches(spec, engine(spec, mutated(mutation, tmp_path), precompiled))
     assert caught in mutation.caught, f"{mutation.name} on {mutation.variant}: caught by {caught}"
 
 
@@ -130,9 +138,9 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> InterpreterEngine:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_without_a_mutation_nothing_is_caught(variant: str, shipped: InterpreterEngine) -> None:
+def test_without_a_mutation_nothing_is_caught(variant: str, shipped: InterpreterEngine, precompiled: Path) -> None:
     """It is the kernel that ships, instruction by instruction, whose cases are those of test_kernels.py."""
     spec = variants.by_name()[variant]
-    copy = engine(spec, render.TEMPLATES).program(variant)
+    copy = engine(spec, render.TEMPLATES, precompiled).program(variant)
     assert [each.text for each in copy.instructions] == [each.text for each in shipped.program(variant).instructions]
     judge_far_rows(spec, shipped)
