@@ -19,7 +19,7 @@ class Section:
 
 def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
     """Fields of numbers per row, each a RowValue."""
-    return tuple(field for name in names for field in ((f"{name}.address", "P"), (f"{name}.strides", "4q")))
+    return tuple(field for name in names for field in ((f"{name}.address", "P"), (f"{name}.strides", "4i")))
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Feature:
 
 def _tensor_mask(type: str) -> Feature:
     section = Section(
-        (("mask.address", "P"), ("mask.fill", "A"), ("mask.column_stride", "i"), ("mask.strides", "4q")),
+        (("mask.address", "P"), ("mask.fill", "A"), ("mask.column_stride", "i"), ("mask.strides", "4i")),
     )
     return Feature("mask", "tensor_mask.cuh", type, section)
 
 
-CAUSALITY = Feature("causal", "causal.cuh", "Causal", Section((("causal.offset", "q"), ("causal.query", "4q"))))
+CAUSALITY = Feature("causal", "causal.cuh", "Causal", Section((("causal.offset", "q"), ("causal.query", "4i"))))
 
 SOFTCAP = Feature(
     "softcap", "softcap.cuh", "Softcap<{accumulator}>", Section((("softcap.cap", "A"), ("softcap.twice_inverse", "A")))
@@ -53,7 +53,7 @@ BAND = Feature(
     "Band<{accumulator}>",
     Section(
         (
-            *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4q")),
+            *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4i")),
             *_of_rows("offsets", "lengths", "slopes"),
         )
     ),
@@ -61,7 +61,7 @@ BAND = Feature(
 
 
 def _bias(type: str) -> Feature:
-    fields = (("bias.address", "P"), ("bias.wide", "i"), ("bias.strides", "4q"))
+    fields = (("bias.address", "P"), ("bias.wide", "i"), ("bias.strides", "4i"))
     return Feature("bias", "bias.cuh", type, Section(fields))
 
 

@@ -22,7 +22,7 @@ def operands(direction: Direction) -> Section:
     """What every kernel of a direction is launched with, as its C++ struct has it."""
     rows = (("rows.count", "i"), ("rows.k", "i"), ("rows.rank", "i"), ("rows.divisors", "9I"))
     addresses = ((f"{tensor}.address", "P") for tensor in direction.tensors)
-    strides = ((f"{tensor}.strides", "4q") for tensor in direction.tensors)
+    strides = ((f"{tensor}.strides", "4i") for tensor in direction.tensors)
     return Section((*addresses, ("scale", "A"), *rows, *strides))
 
 

@@ -29,7 +29,7 @@ struct Params
   Causal::Params causal;
   ClusterParams cluster;
 };
-static_assert(sizeof(Params) == 224, "the launcher packs this struct");
+static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_bwd_f16_causal_cluster_k262144_v1_t512r1c16(Params const __grid_constant__ p)

@@ -27,7 +27,7 @@ struct Params
   Causal::Params causal;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 232, "the launcher packs this struct");
+static_assert(sizeof(Params) == 168, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4))
 softmax_bwd_f16_causal_tile_k32_v1_t256r128(Params const __grid_constant__ p)

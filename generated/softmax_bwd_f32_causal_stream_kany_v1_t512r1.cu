@@ -27,7 +27,7 @@ struct Params
   Backward<Element> operands;
   Causal::Params causal;
 };
-static_assert(sizeof(Params) == 216, "the launcher packs this struct");
+static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/3))
 softmax_bwd_f32_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)

@@ -27,7 +27,7 @@ struct Params
   Band<float>::Params band;
   Chain<float>::Params chain;
 };
-static_assert(sizeof(Params) == 528, "the launcher packs this struct");
+static_assert(sizeof(Params) == 352, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/6))
 softmax_bwd_f32_general_warp_k128_v4_t128r8(Params const __grid_constant__ p)

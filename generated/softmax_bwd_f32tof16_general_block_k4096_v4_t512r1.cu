@@ -29,7 +29,7 @@ struct Params
   Band<float>::Params band;
   Chain<float>::Params chain;
 };
-static_assert(sizeof(Params) == 528, "the launcher packs this struct");
+static_assert(sizeof(Params) == 352, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_bwd_f32tof16_general_block_k4096_v4_t512r1(Params const __grid_constant__ p)

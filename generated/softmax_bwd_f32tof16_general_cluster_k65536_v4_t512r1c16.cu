@@ -32,7 +32,7 @@ struct Params
   Chain<float>::Params chain;
   ClusterParams cluster;
 };
-static_assert(sizeof(Params) == 536, "the launcher packs this struct");
+static_assert(sizeof(Params) == 360, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_bwd_f32tof16_general_cluster_k65536_v4_t512r1c16(Params const __grid_constant__ p)

@@ -31,7 +31,7 @@ struct Params
   Chain<float>::Params chain;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 544, "the launcher packs this struct");
+static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4))
 softmax_bwd_f32tof16_general_split_kany_v1_t256r1(Params const __grid_constant__ p)

@@ -26,7 +26,7 @@ struct Params
   Backward<Element> operands;
   Causal::Params causal;
 };
-static_assert(sizeof(Params) == 216, "the launcher packs this struct");
+static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/1, /*hbm3=*/1))
 softmax_bwd_f64_causal_block_k8192_v2_t1024r1(Params const __grid_constant__ p)

@@ -26,7 +26,7 @@ struct Params
   Forward<Element> operands;
   Bias<cutlass::bfloat16_t, cutlass::bfloat16_t>::Params bias;
 };
-static_assert(sizeof(Params) == 184, "the launcher packs this struct");
+static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_bf16_bias_block_k16384_v8_t512r1(Params const __grid_constant__ p)

@@ -28,7 +28,7 @@ struct Params
   Bias<cutlass::bfloat16_t, cutlass::bfloat16_t>::Params bias;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 200, "the launcher packs this struct");
+static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4))
 softmax_fwd_bf16_bias_split_kany_v1_t256r1(Params const __grid_constant__ p)

@@ -27,7 +27,7 @@ struct Params
   Bias<cutlass::bfloat16_t, cutlass::bfloat16_t>::Params bias;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 200, "the launcher packs this struct");
+static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4))
 softmax_fwd_bf16_bias_tile_k16_v1_t256r512(Params const __grid_constant__ p)

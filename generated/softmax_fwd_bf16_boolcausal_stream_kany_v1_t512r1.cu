@@ -29,7 +29,7 @@ struct Params
   Causal::Params causal;
   TensorMask<uint8_t, float>::Params mask;
 };
-static_assert(sizeof(Params) == 224, "the launcher packs this struct");
+static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/3))
 softmax_fwd_bf16_boolcausal_stream_kany_v1_t512r1(Params const __grid_constant__ p)

@@ -29,7 +29,7 @@ struct Params
   TensorMask<uint8_t, float>::Params mask;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 240, "the launcher packs this struct");
+static_assert(sizeof(Params) == 176, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4))
 softmax_fwd_bf16_boolcausal_tile_k32_v8_t256r256(Params const __grid_constant__ p)

@@ -38,7 +38,7 @@ struct Params
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Ending<NumericOfSums<Element>>::Params ending;
 };
-static_assert(sizeof(Params) == 544, "the launcher packs this struct");
+static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/3, /*hbm3=*/6))
 softmax_fwd_bf16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)

@@ -29,7 +29,7 @@ struct Params
   Bias<cutlass::half_t, cutlass::half_t>::Params bias;
   ClusterParams cluster;
 };
-static_assert(sizeof(Params) == 192, "the launcher packs this struct");
+static_assert(sizeof(Params) == 144, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_f16_bias_cluster_k262144_v8_t512r1c16(Params const __grid_constant__ p)

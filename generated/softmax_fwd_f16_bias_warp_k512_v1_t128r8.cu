@@ -24,7 +24,7 @@ struct Params
   Forward<Element> operands;
   Bias<cutlass::half_t, cutlass::half_t>::Params bias;
 };
-static_assert(sizeof(Params) == 184, "the launcher packs this struct");
+static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/8))
 softmax_fwd_f16_bias_warp_k512_v1_t128r8(Params const __grid_constant__ p)

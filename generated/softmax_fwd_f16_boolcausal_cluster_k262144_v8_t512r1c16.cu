@@ -31,7 +31,7 @@ struct Params
   TensorMask<uint8_t, float>::Params mask;
   ClusterParams cluster;
 };
-static_assert(sizeof(Params) == 232, "the launcher packs this struct");
+static_assert(sizeof(Params) == 168, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_f16_boolcausal_cluster_k262144_v8_t512r1c16(Params const __grid_constant__ p)

@@ -30,7 +30,7 @@ struct Params
   TensorMask<uint8_t, float>::Params mask;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 240, "the launcher packs this struct");
+static_assert(sizeof(Params) == 176, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4))
 softmax_fwd_f16_boolcausal_split_kany_v1_t256r1(Params const __grid_constant__ p)

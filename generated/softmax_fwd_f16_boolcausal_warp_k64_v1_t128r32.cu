@@ -26,7 +26,7 @@ struct Params
   Causal::Params causal;
   TensorMask<uint8_t, float>::Params mask;
 };
-static_assert(sizeof(Params) == 224, "the launcher packs this struct");
+static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/6))
 softmax_fwd_f16_boolcausal_warp_k64_v1_t128r32(Params const __grid_constant__ p)

@@ -24,7 +24,7 @@ struct Params
 {
   Forward<Element> operands;
 };
-static_assert(sizeof(Params) == 136, "the launcher packs this struct");
+static_assert(sizeof(Params) == 104, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_f16_none_block_k16384_v8_t512r1(Params const __grid_constant__ p)

@@ -22,7 +22,7 @@ struct Params
 {
   Forward<Element> operands;
 };
-static_assert(sizeof(Params) == 136, "the launcher packs this struct");
+static_assert(sizeof(Params) == 104, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/8))
 softmax_fwd_f16_none_warp_k256_v8_t128r16(Params const __grid_constant__ p)

@@ -39,7 +39,7 @@ struct Params
   Ending<NumericOfSums<float>>::Params ending;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 560, "the launcher packs this struct");
+static_assert(sizeof(Params) == 384, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4))
 softmax_fwd_f16tof32_general_split_kany_v1_t256r1(Params const __grid_constant__ p)

@@ -35,7 +35,7 @@ struct Params
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Ending<NumericOfSums<float>>::Params ending;
 };
-static_assert(sizeof(Params) == 544, "the launcher packs this struct");
+static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/8))
 softmax_fwd_f16tof32_general_warp_k64_v8_t128r16(Params const __grid_constant__ p)

@@ -29,7 +29,7 @@ struct Params
   TensorMask<uint8_t, float>::Params mask;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 240, "the launcher packs this struct");
+static_assert(sizeof(Params) == 176, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_f32_boolcausal_tile_k16_v1_t256r256(Params const __grid_constant__ p)

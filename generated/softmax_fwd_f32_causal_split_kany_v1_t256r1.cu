@@ -28,7 +28,7 @@ struct Params
   Causal::Params causal;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 192, "the launcher packs this struct");
+static_assert(sizeof(Params) == 144, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4))
 softmax_fwd_f32_causal_split_kany_v1_t256r1(Params const __grid_constant__ p)

@@ -40,7 +40,7 @@ struct Params
   Ending<NumericOfSums<Element>>::Params ending;
   ClusterParams cluster;
 };
-static_assert(sizeof(Params) == 552, "the launcher packs this struct");
+static_assert(sizeof(Params) == 376, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_f32_general_cluster_k131072_v4_t512r1c16(Params const __grid_constant__ p)

@@ -27,7 +27,7 @@ struct Params
   TensorMask<float, float>::Params mask;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 200, "the launcher packs this struct");
+static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_f32_like_tile_k16_v1_t256r256(Params const __grid_constant__ p)

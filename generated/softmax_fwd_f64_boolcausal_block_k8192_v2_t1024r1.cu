@@ -28,7 +28,7 @@ struct Params
   Causal::Params causal;
   TensorMask<uint8_t, double>::Params mask;
 };
-static_assert(sizeof(Params) == 232, "the launcher packs this struct");
+static_assert(sizeof(Params) == 168, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/1, /*hbm3=*/1))
 softmax_fwd_f64_boolcausal_block_k8192_v2_t1024r1(Params const __grid_constant__ p)

@@ -29,7 +29,7 @@ struct Params
   TensorMask<uint8_t, double>::Params mask;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 248, "the launcher packs this struct");
+static_assert(sizeof(Params) == 184, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_f64_boolcausal_tile_k8_v1_t256r256(Params const __grid_constant__ p)

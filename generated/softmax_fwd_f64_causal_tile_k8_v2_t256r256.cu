@@ -27,7 +27,7 @@ struct Params
   Causal::Params causal;
   TileParams tile;
 };
-static_assert(sizeof(Params) == 192, "the launcher packs this struct");
+static_assert(sizeof(Params) == 144, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_f64_causal_tile_k8_v2_t256r256(Params const __grid_constant__ p)

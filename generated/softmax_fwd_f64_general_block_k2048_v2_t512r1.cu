@@ -37,7 +37,7 @@ struct Params
   Optional<TensorMask<uint8_t, double>>::Params mask;
   Ending<NumericOfSums<Element>>::Params ending;
 };
-static_assert(sizeof(Params) == 560, "the launcher packs this struct");
+static_assert(sizeof(Params) == 384, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
 softmax_fwd_f64_general_block_k2048_v2_t512r1(Params const __grid_constant__ p)

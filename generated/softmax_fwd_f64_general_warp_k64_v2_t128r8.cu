@@ -35,7 +35,7 @@ struct Params
   Optional<TensorMask<uint8_t, double>>::Params mask;
   Ending<NumericOfSums<Element>>::Params ending;
 };
-static_assert(sizeof(Params) == 560, "the launcher packs this struct");
+static_assert(sizeof(Params) == 384, "the launcher packs this struct");
 
 extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/8))
 softmax_fwd_f64_general_warp_k64_v2_t128r8(Params const __grid_constant__ p)

@@ -50,7 +50,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """How a geometry is computed: one variant, launched once (twice by `split`; more often only beyond 2^31 rows)."""
+    """How a geometry is computed: one variant, launched once (twice by `split`; more often only where there are more
+    than 2^31 rows, or elements between two of them)."""
 
     geometry: Geometry
     variant: Variant

@@ -23,6 +23,9 @@ MAX_ROWS = 2**31 - 2**10
 """Rows of one launch. Row numbers are 32-bit inside a kernel (offsets are 64-bit), also those that the last CTA counts
 beyond the last row."""
 
+MAX_STRIDE = 2**31 - 1
+"""Elements from row to row of one launch. Strides are 32-bit inside a kernel, and one instruction multiplies them."""
+
 
 class Operand(NamedTuple):
     """How a tensor's rows lie in memory, without its address."""
@@ -157,7 +160,15 @@ class Part(NamedTuple):
 
 
 def parts(dimensions: tuple[Dimension, ...], limit: int = MAX_ROWS) -> list[Part]:
-    """The rows in as few launches as have at most `limit` rows each, cut along the outermost dimension."""
+    """The rows in as few launches as have at most `limit` rows each, cut along the outermost dimension.
+
+    A dimension with a stride beyond MAX_STRIDE is cut at each step, of which memory has room for few.
+    """
+    for position, far in enumerate(dimensions):
+        if max(map(abs, far.strides)) > MAX_STRIDE:
+            one = Dimension(1, (0,) * len(far.strides), 0)
+            near = (*dimensions[:position], one, *dimensions[position + 1 :])
+            return [_moved(part, far, i) for i in range(far.size) for part in parts(near, limit)]
     rows = prod(dimension.size for dimension in dimensions)
     outer, inner = dimensions[0], dimensions[1:]
     start_of_all = (0,) * len(outer.strides)

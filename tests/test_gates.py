@@ -111,6 +111,8 @@ IN_TWO_ROUNDS = {
     "softmax_fwd_bf16_like_warp_k640_v8_t128r8",
     "softmax_fwd_f16_like_warp_k640_v8_t128r8",
     "softmax_fwd_f32_general_cluster_k131072_v4_t512r1c16",
+    # A vector and two edges, each with its features.
+    *(f"softmax_fwd_{dtype}_general_warp_k64_v1_t128r16" for dtype in ("f16", "bf16", "f16tof32", "bf16tof32")),
     # ptxas lets the elements of a bias of f32 that is not aligned, eight loads, pass those of the scores: in each pass.
     *(
         f"softmax_fwd_{dtype}_general_{plan}_kany_v1_t256r1"
@@ -172,11 +174,11 @@ GOAL_MASKED = 16.0
 EXCEPTIONS = {
     # A factor per warp, the exchange of 16 partials, and a branch around each chunk that lies beyond a shorter row.
     ("none", Plan.BLOCK, True): 13.5,
-    ("boolcausal", Plan.BLOCK, True): 19.0,
+    ("boolcausal", Plan.BLOCK, True): 19.8,
     ("like", Plan.BLOCK, True): 17.6,
     ("bias", Plan.BLOCK, True): 18.3,
     ("none", Plan.BLOCK, False): 13.5,
-    ("boolcausal", Plan.BLOCK, False): 19.0,
+    ("boolcausal", Plan.BLOCK, False): 19.7,
     ("like", Plan.BLOCK, False): 17.5,
     ("bias", Plan.BLOCK, False): 19.0,
     # What every row costs, spread over three vectors of a lane instead of four (k384).
@@ -185,7 +187,7 @@ EXCEPTIONS = {
     ("bias", Plan.WARP, True): 17.2,
     # Rows that start anywhere: the edge columns and the phase.
     ("none", Plan.WARP, False): 12.2,
-    ("boolcausal", Plan.WARP, False): 17.9,
+    ("boolcausal", Plan.WARP, False): 18.1,
     ("like", Plan.WARP, False): 16.4,
     ("bias", Plan.WARP, False): 18.0,
     # The general kind: half the columns per lane, a test for each feature and vector; f32 results take a longer exp.
@@ -197,10 +199,10 @@ EXCEPTIONS = {
     ("general to f32", Plan.WARP, False): 42.4,
     ("general to f32", Plan.BLOCK, True): 40.6,
     ("general to f32", Plan.BLOCK, False): 43.8,
-    ("general bwd", Plan.WARP, True): 21.6,
-    ("general bwd", Plan.WARP, False): 27.6,
-    ("general bwd", Plan.BLOCK, True): 25.3,
-    ("general bwd", Plan.BLOCK, False): 28.4,
+    ("general bwd", Plan.WARP, True): 22.4,
+    ("general bwd", Plan.WARP, False): 28.0,
+    ("general bwd", Plan.BLOCK, True): 25.9,
+    ("general bwd", Plan.BLOCK, False): 29.0,
 }
 """What misses the goal, as measured (CUDA 13.0, sm_90; rounded up): by mask or direction, plan, and whether the rows
 are aligned."""

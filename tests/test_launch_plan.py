@@ -22,6 +22,7 @@ from softmax_ops.problem import (
     DTYPE_BYTES,
     MAX_RANK,
     MAX_ROWS,
+    MAX_STRIDE,
     OPERANDS,
     Dimension,
     Geometry,
@@ -63,9 +64,8 @@ def fields(layout: Layout, arguments: bytes) -> dict[str, tuple[Any, ...]]:
 
 def row_index(p: dict[str, tuple[Any, ...]], rows: np.ndarray) -> list[np.ndarray]:
     """RowIndex of rows.cuh: numbers along d0, d1, d2, d3, in 32-bit arithmetic."""
-    (rank,) = p["rows.rank"]
     index = [rows.astype(np.uint64)] + [np.zeros(len(rows), np.uint64)] * (MAX_RANK - 1)
-    for d in range(min(rank, MAX_RANK) - 1):
+    for d in range(MAX_RANK - 1 if p["rows.rank"][0] > 1 else 0):
         size, multiplier, shift = (np.uint64(number) for number in p["rows.divisors"][3 * d : 3 * d + 3])
         product = (2 * index[d] & np.uint64(0xFFFFFFFF)) * multiplier
         index[d + 1] = product >> np.uint64(32) >> shift
@@ -214,6 +214,17 @@ def test_parts_beyond_32_bit_row_numbers() -> None:
     ]
 
 
+def test_parts_beyond_32_bit_strides() -> None:
+    """A launch for each step of the dimension, wherever it stands, and of no other."""
+    heads, batch = Dimension(3, (4096, 64, 0), 0), Dimension(2, (64, MAX_STRIDE + 1, 0), 0)
+    cut = parts((heads, batch, Dimension(5, (8, 8, 1), 1)))
+    assert [(part.rows, part.offset) for part in cut] == [(15, (0, 0, 0)), (15, (64, MAX_STRIDE + 1, 0))]
+    assert max(stride for part in cut for dimension in part.dimensions for stride in dimension.strides) == 4096
+    found = planned(geometry((2, 3, 64), strides={"y": (-MAX_STRIDE - 1, 64, 1)}))
+    assert [launch.rows for launch in found.launches] == [3, 3]
+    assert found.launches[1].offset == (3 * 64 * 2, (-MAX_STRIDE - 1) * 2)  # bytes
+
+
 def test_a_causal_problem_beyond_32_bit_row_numbers() -> None:
     """The query number that a later launch begins with is in its offset."""
     found = planned(geometry((2**31 + 5, 64), mask_kind="boolcausal", causal_offset=-3))
@@ -352,8 +363,8 @@ def test_offsets_beyond_32_bits() -> None:
     last = row_index(p, np.array([launch.rows - 1]))
     assert offset(p, last, "x.strides").tolist() == [(3 * 2**20 - 1) * 4096]
     wide: dict[str, tuple[int, ...]] = {"x": (2**40, 4096, 1), "y": (2**41, 4096, 1)}
-    p = parameters(planned(geometry((3, 2**20, 4096), mask_kind="bool", strides=wide)))
-    assert (p["x.strides"][1], p["y.strides"][1]) == (2**40, 2**41)
+    found = planned(geometry((3, 2**20, 4096), mask_kind="bool", strides=wide))
+    assert [launch.offset[:2] for launch in found.launches] == [(i * 2**41, i * 2**42) for i in range(3)]  # bytes
 
 
 # Which variant

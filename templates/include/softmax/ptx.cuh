@@ -154,6 +154,14 @@ CUTE_DEVICE uint32_t join(uint8_t const* /*of*/, uint32_t const* each)
   return __byte_perm(__byte_perm(each[0], each[1], 0x0040), __byte_perm(each[2], each[3], 0x0040), 0x5410);
 }
 
+// a b + c in one instruction. LLVM extends a sign where a number is made, and where it is used ptxas would multiply 64 bits by 64.
+CUTE_DEVICE int64_t multiply_add_wide(int32_t a, int32_t b, int64_t c)
+{
+  int64_t d;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(d) : "r"(a), "r"(b), "l"(c));
+  return d;
+}
+
 // a ^ b, hidden from the optimiser: it would fold the xor into the comparison of every field of the register, which then
 // takes two instructions instead of one.
 CUTE_DEVICE uint32_t opaque_xor(uint32_t a, uint32_t b)

@@ -2,6 +2,8 @@
 
 #include <cute/config.hpp>
 
+#include <softmax/ptx.cuh>
+
 // From the number of a row to the addresses of its operands. All rows of a launch: [d3, d2, d1, d0, K], leading dimensions
 // coalesced on the host, d0 varying fastest. A broadcast dimension has stride 0, an absent one has size 1.
 
@@ -40,18 +42,18 @@ struct Rows
 
 struct RowStrides
 {
-  int64_t stride[kMaxRank];  // elements, for d0 .. d3
+  int32_t stride[kMaxRank];  // elements, for d0 .. d3
 };
 
 struct RowIndex
 {
-  uint32_t index[kMaxRank];
+  int index[kMaxRank];
 
-  CUTE_DEVICE RowIndex(Rows const& rows, uint32_t row) : index{row, 0, 0, 0}
+  CUTE_DEVICE RowIndex(Rows const& rows, int row) : index{row, 0, 0, 0}
   {
-    CUTE_UNROLL
-    for (int d = 0; d + 1 < kMaxRank; ++d) {
-      if (d + 1 < rows.rank) {
+    if (rows.rank > 1) {
+      CUTE_UNROLL
+      for (int d = 0; d + 1 < kMaxRank; ++d) {
         index[d + 1] = rows.size[d].quotient(index[d]);
         index[d] -= index[d + 1] * rows.size[d].divisor;
       }
@@ -61,10 +63,10 @@ struct RowIndex
   // Offset of the row's first element, in elements.
   CUTE_DEVICE int64_t offset(RowStrides const& strides, int rank) const
   {
-    int64_t offset = index[0] * strides.stride[0];
+    int64_t offset = ptx::multiply_add_wide(index[0], strides.stride[0], 0);
     if (rank > 1) {
       CUTE_UNROLL
-      for (int d = 1; d < kMaxRank; ++d) { offset += index[d] * strides.stride[d]; }
+      for (int d = 1; d < kMaxRank; ++d) { offset = ptx::multiply_add_wide(index[d], strides.stride[d], offset); }
     }
     return offset;
   }
