@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from .declarations import Layout, file_names, module_layout, parameters
 from .formats import bits_of
+from .functions import closing_brace, inlined
 from .literals import immediate
 from .program import (
     Address,
@@ -42,7 +43,7 @@ def parse(ptx: str, entry: str | None = None) -> Program:
     layout = module_layout(outside, body)
     param_bytes = parameters(head, layout)
     reader = _Body(layout, files)
-    reader.read(body)
+    reader.read(inlined(body, outside))
     threads = _THREADS.search(directives)
     target = re.search(r"\.target\s+(\w+)", text)
     return Program(
@@ -71,12 +72,10 @@ def _split_entry(text: str, name: str) -> tuple[str, str, str]:
     match = re.search(rf"\.entry\s+{re.escape(name)}\s*(?:\((.*?)\))?([^{{;]*)\{{", text, re.S)
     if not match:
         raise ValueError(f"no kernel {name!r} in this module: it has {re.findall(r'[.]entry +([^(]+)', text)}")
-    depth = 1
-    for brace in re.finditer(r"[{}]", text[match.end() :]):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            return match[1] or "", match[2], text[match.end() : match.end() + brace.start()]
-    raise ValueError(f"the body of {name!r} is not closed")
+    end = closing_brace(text, match.end())
+    if end is None:
+        raise ValueError(f"the body of {name!r} is not closed")
+    return match[1] or "", match[2], text[match.end() : end]
 
 
 @dataclass

@@ -107,6 +107,11 @@ template <>
 struct NumericOfSums<float> : Numeric<float>
 {};
 
+// The functions of f64 are long, up to 3 KB with what ptxas pads: what is not computed for every element calls one copy of them.
+__noinline__ __device__ double exponential(double z) { return exp(z); }
+__noinline__ __device__ double logarithm(double y) { return log(y); }
+__noinline__ __device__ double inverse(double a) { return 1 / a; }
+
 template <>
 struct Numeric<double>
 {
@@ -123,8 +128,8 @@ struct Numeric<double>
     double m;
 
     CUTE_DEVICE explicit Exp(double max) : m(max == negative_infinity<double>() ? 0.0 : max) {}
-    CUTE_DEVICE double operator()(double z) const { return exp(z - m); }
-    CUTE_DEVICE double weight(double max) const { return exp(max - m); }
+    CUTE_DEVICE double operator()(double z) const { return LongExp ? exponential(z - m) : exp(z - m); }
+    CUTE_DEVICE double weight(double max) const { return exponential(max - m); }
     CUTE_DEVICE double unit_weight(double max) const { return weight(max); }
   };
 
@@ -133,7 +138,9 @@ struct Numeric<double>
 
 template <>
 struct NumericOfSums<double> : Numeric<double>
-{};
+{
+  CUTE_DEVICE static double reciprocal(double sum) { return inverse(sum); }
+};
 
 // A vector of elements as accumulators. 16-bit elements are taken two to a register, which saves the byte shuffles.
 template <class Elements, class Accumulators>
@@ -179,17 +186,14 @@ CUTE_DEVICE double multiply_add(double a, double b, double c) { return fma(a, b,
 
 // exp(z) with a relative error of |z| 2^-24 (f32), for what is compared with 1 or added to it.
 CUTE_DEVICE float exponential(float z) { return ptx::ex2(z * 0x1.715476p+0f); }
-CUTE_DEVICE double exponential(double z) { return exp(z); }
 
 // log(y) with an absolute error of 2^-22 around 1, relative elsewhere (f32).
 CUTE_DEVICE float logarithm(float y) { return ptx::lg2(y) * 0x1.62e43p-1f; }
-CUTE_DEVICE double logarithm(double y) { return log(y); }
 
 CUTE_DEVICE float precise_logarithm(float y) { return logf(y); }
-CUTE_DEVICE double precise_logarithm(double y) { return log(y); }
+CUTE_DEVICE double precise_logarithm(double y) { return logarithm(y); }
 
 CUTE_DEVICE float inverse(float a) { return ptx::rcp(a); }
-CUTE_DEVICE double inverse(double a) { return 1 / a; }
 
 CUTE_DEVICE float absolute(float a) { return fabsf(a); }
 CUTE_DEVICE double absolute(double a) { return fabs(a); }
