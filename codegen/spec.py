@@ -205,7 +205,7 @@ class Spec:
             cheap = {
                 Mask.NONE: self.dtype.bytes > 2 or (crowded and self.chunks <= 2),
                 Mask.CAUSAL: self.dtype.bytes > 2,
-                Mask.BOOLCAUSAL: self.dtype.bytes > 2 and not crowded,
+                Mask.BOOLCAUSAL: self.dtype.bytes > 2 and not self.ragged,
                 Mask.GENERAL: self.dtype is DType.F32 and not self.ragged,
             }
             if cheap.get(self.mask, False):
