@@ -7,6 +7,7 @@ import jinja2
 
 from .axes import Direction, Plan
 from .features import Feature, Mask
+from .occupancy import ctas_per_sm
 from .spec import Spec
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -70,6 +71,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             formula=_formula(spec),
             headers=sorted(headers),
             cta=_cta(spec),
+            ctas=ctas_per_sm(spec),
             row_type="TileRow" if spec.plan is Plan.TILE else "RaggedRow" if spec.ragged else "AlignedRow",
             row_options=_row_options(spec),
             y_pointer=f"{spec.output}* const y".ljust(len("Element const* const x")),

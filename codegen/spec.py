@@ -159,62 +159,6 @@ class Spec:
         return self.threads // 32
 
     @property
-    def ctas_per_sm(self) -> int:
-        """That must fit: 1024 threads, which leaves 64 registers to each and is what the smallest SM (sm_75) holds.
-
-        Half of that in tiles of f64, and where f32 scores share them with a mask; 640 where the edges of two tensors
-        are a good part of a short row, or a lane holds five aligned vectors of each. Three quarters where one ptxas or
-        another spills at 64: in other warps of two aligned tensors, f32 scores of a whole CTA, and, in rows that start
-        anywhere, warps with many edges or five vectors to a lane, both masks or a bias in a cluster, general scores in
-        a warp, a CTA or a stream. `ctas_per_sm` in rows.cuh leaves sm_120 more.
-        """
-        masked = self.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
-        f32_scores = self.dtype is DType.F32 and self.direction is Direction.FORWARD
-        general_scores = self.mask.general and self.direction is Direction.FORWARD
-        in_cluster = f32_scores or self.mask in (Mask.BOOLCAUSAL, Mask.BIAS)
-        crowded = {
-            Plan.WARP: general_scores or self.edges > 2 or self.chunks > 4,
-            Plan.BLOCK: f32_scores or general_scores,
-            Plan.CLUSTER: in_cluster,
-            Plan.STREAM: general_scores,
-        }
-        threads = 1024
-        if (self.plan is Plan.TILE and self.dtype is DType.F64) or (self.dtype is DType.F32 and masked):
-            threads = 512
-        elif self.plan is Plan.WARP and self.direction is Direction.BACKWARD:
-            if self.ragged:
-                threads = 640 if self.edges > 2 else 768 if self.chunks > 4 else 1024
-            else:
-                threads = 640 if self.chunks > 4 else 768
-        elif (self.ragged and crowded.get(self.plan, False)) or (self.plan is Plan.BLOCK and f32_scores):
-            threads = 768
-        return max(threads // self.threads, 1)
-
-    @property
-    def ctas_per_hbm3_sm(self) -> int:
-        """The same on sm_90, sm_100 and sm_103, whose memory wants two to four times as much in flight as that of an sm_80.
-
-        Where 40 registers cost few instructions or none, as compiled: 1536 threads of streams, of warps with scores of
-        f32 and f64, of the shortest 16-bit rows that start anywhere. 1280 of aligned causal warps of 16 bits.
-        """
-        threads = 0
-        if self.plan is Plan.STREAM:
-            threads = 1536
-        elif self.plan is Plan.WARP and self.direction is Direction.FORWARD:
-            crowded = self.ragged and self.edges > 1
-            cheap = {
-                Mask.NONE: self.dtype.bytes > 2 or (crowded and self.chunks <= 2),
-                Mask.CAUSAL: self.dtype.bytes > 2,
-                Mask.BOOLCAUSAL: self.dtype.bytes > 2 and not self.ragged,
-                Mask.GENERAL: self.dtype is DType.F32 and not self.ragged,
-            }
-            if cheap.get(self.mask, False):
-                threads = 1536
-            elif self.mask is Mask.CAUSAL and not self.ragged and self.chunks <= 4:
-                threads = 1280
-        return max(threads // self.threads, self.ctas_per_sm)
-
-    @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory: the rows of a tile's inputs, each with a vector more for the phase at which the output
         begins."""

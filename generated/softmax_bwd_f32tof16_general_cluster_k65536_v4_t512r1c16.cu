@@ -34,7 +34,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 360, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2, /*sm_120=*/1))
 softmax_bwd_f32tof16_general_cluster_k65536_v4_t512r1c16(Params const __grid_constant__ p)
 {
   __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;

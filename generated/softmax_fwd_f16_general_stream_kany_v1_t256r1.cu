@@ -40,7 +40,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/3, /*hbm3=*/6))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/3, /*hbm3=*/6, /*sm_120=*/3))
 softmax_fwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -59,36 +59,32 @@ softmax_fwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask);
-  int const end     = scores.end(k);
 
-  Partial seen = Partial::nothing();
+  // One body for both times, of which most is the load. The second goes from the end back: what was read last is likeliest to be in
+  // L2 still.
+  int const pieces = (k + Columns - 1) / Columns;
+  int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces with visible columns
+  Partial seen     = Partial::nothing();
+  typename Ending<NumericOfSums<Element>>::Closed whole;
   CUTE_NO_UNROLL
-  for (int i = 0; i * Columns < end; ++i) {
-    Piece const piece  = piece_of_row<Row::Vec>(y, k, i, Columns);
+  for (int turn = 0; turn < reads + pieces; ++turn) {
+    bool const writes = turn >= reads;
+    if (turn == reads) {
+      whole = ending.close(over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials), /*writes=*/threadIdx.x == 0);
+    }
+    Piece const piece  = piece_of_row<Row::Vec>(y, k, writes ? reads + pieces - 1 - turn : turn, Columns);
     auto const current = scores.from(piece.begin);
-    int const visible  = current.end(piece.size);
+    int const end      = current.end(piece.size);
 
     Row const row(threadIdx.x, y + piece.begin, piece.size);
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*1+1)
-    current.load(row, x + piece.begin, visible, rZ);
-    seen.add(max_sum_of<NumericOfSums<Element>>(row, rZ, visible));
-  }
-  Partial const row_alone = over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials);
-  auto const whole        = ending.close(row_alone, /*writes=*/threadIdx.x == 0);
-  auto const outcome      = ending.outcome(whole.max, whole);
-
-  // From the end back: what was read last is likeliest to be in L2 still.
-  CUTE_NO_UNROLL
-  for (int i = (k - 1) / Columns; i >= 0; --i) {
-    Piece const piece  = piece_of_row<Row::Vec>(y, k, i, Columns);
-    auto const current = scores.from(piece.begin);
-    int const visible  = current.end(piece.size);
-
-    Row const row(threadIdx.x, y + piece.begin, piece.size);
-    cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*1+1)
-    current.load(row, x + piece.begin, visible, rZ);
-    exponentiate<NumericOfSums<Element>>(row, rZ, visible, whole.max, ending.keeps_scores());
-    store_outcome(row, y + piece.begin, visible, piece.size, rZ, outcome);
+    current.load(row, x + piece.begin, end, rZ);
+    if (writes) {
+      exponentiate<NumericOfSums<Element>>(row, rZ, end, whole.max, ending.keeps_scores());
+      store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(whole.max, whole));
+    } else {
+      seen.add(max_sum_of<NumericOfSums<Element>>(row, rZ, end));
+    }
   }
 }
 

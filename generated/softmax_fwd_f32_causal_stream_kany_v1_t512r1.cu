@@ -29,7 +29,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 128, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/3))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/3, /*sm_120=*/2))
 softmax_fwd_f32_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -44,35 +44,32 @@ softmax_fwd_f32_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
 
   Causal const causal(p.causal, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, causal);
-  int const end     = scores.end(k);
 
-  Partial seen = Partial::nothing();
+  // One body for both times, of which most is the load. The second goes from the end back: what was read last is likeliest to be in
+  // L2 still.
+  int const pieces = (k + Columns - 1) / Columns;
+  int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces with visible columns
+  Partial seen     = Partial::nothing();
+  Partial whole;
   CUTE_NO_UNROLL
-  for (int i = 0; i * Columns < end; ++i) {
-    Piece const piece  = piece_of_row<Row::Vec>(y, k, i, Columns);
+  for (int turn = 0; turn < reads + pieces; ++turn) {
+    bool const writes = turn >= reads;
+    if (turn == reads) {
+      whole = over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials);
+    }
+    Piece const piece  = piece_of_row<Row::Vec>(y, k, writes ? reads + pieces - 1 - turn : turn, Columns);
     auto const current = scores.from(piece.begin);
-    int const visible  = current.end(piece.size);
+    int const end      = current.end(piece.size);
 
     Row const row(threadIdx.x, y + piece.begin, piece.size);
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*2+1)
-    current.load(row, x + piece.begin, visible, rZ);
-    seen.add(max_sum_of<Numeric<Element>>(row, rZ, visible));
-  }
-  Partial const whole      = over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials);
-  Accumulator const factor = normaliser<Numeric<Element>>(whole.sum);
-
-  // From the end back: what was read last is likeliest to be in L2 still.
-  CUTE_NO_UNROLL
-  for (int i = (k - 1) / Columns; i >= 0; --i) {
-    Piece const piece  = piece_of_row<Row::Vec>(y, k, i, Columns);
-    auto const current = scores.from(piece.begin);
-    int const visible  = current.end(piece.size);
-
-    Row const row(threadIdx.x, y + piece.begin, piece.size);
-    cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*2+1)
-    current.load(row, x + piece.begin, visible, rZ);
-    exponentiate<Numeric<Element>>(row, rZ, visible, whole.max);
-    store_scaled(row, y + piece.begin, visible, piece.size, rZ, factor);
+    current.load(row, x + piece.begin, end, rZ);
+    if (writes) {
+      exponentiate<Numeric<Element>>(row, rZ, end, whole.max);
+      store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser<Numeric<Element>>(whole.sum));
+    } else {
+      seen.add(max_sum_of<Numeric<Element>>(row, rZ, end));
+    }
   }
 }
 

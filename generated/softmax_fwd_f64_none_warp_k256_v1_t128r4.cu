@@ -24,7 +24,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 104, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/12))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/12, /*sm_120=*/6))
 softmax_fwd_f64_none_warp_k256_v1_t128r4(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

@@ -13,6 +13,7 @@ import pytest
 from codegen import inspection, variants
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
+from codegen.occupancy import ctas_per_sm
 from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
 from tests import sass, targets
@@ -73,10 +74,7 @@ def test_registers_and_shared_memory(target: Target, compiled: Compiled) -> None
     In a cluster also the mbarrier that counts them.
     """
     spec, cubin = target.spec, compiled.cubin
-    ctas = spec.ctas_per_hbm3_sm if target.arch in ("sm_90", "sm_100", "sm_103") else spec.ctas_per_sm
-    if target.arch == "sm_120" and ctas > 1:
-        ctas = ctas * 3 // 4  # ctas_per_sm of rows.cuh
-    assert cubin.registers <= SM_REGISTERS // (spec.threads * ctas)
+    assert cubin.registers <= SM_REGISTERS // (spec.threads * ctas_per_sm(spec).on(target.arch))
     shares = spec.plan not in (Plan.TILE, Plan.WARP)
     arrival = max(8, spec.partial_bytes) if spec.plan is Plan.CLUSTER else 0
     assert cubin.shared_bytes == (spec.warps * spec.cluster * spec.partial_bytes + arrival if shares else 0)

@@ -11,12 +11,10 @@ namespace softmax {
 
 constexpr int kMaxRank = 4;
 
-// Registers are to leave room for so many CTAs on an SM; `hbm3` of them on sm_90, sm_100 and sm_103. For sm_120 ptxas takes up to
-// a third more registers for the same code.
-constexpr int ctas_per_sm(int any, int hbm3)
+// CTAs that registers are to leave room for on an SM: of sm_90, sm_100 and sm_103, of sm_120, or of any other.
+constexpr int ctas_per_sm(int any, int hbm3, int sm_120)
 {
-  if (__CUDA_ARCH__ >= 1200) { return any == 1 ? 1 : any * 3 / 4; }
-  return __CUDA_ARCH__ >= 900 ? hbm3 : any;
+  return __CUDA_ARCH__ >= 1200 ? sm_120 : __CUDA_ARCH__ >= 900 ? hbm3 : any;
 }
 
 // n / divisor for 0 <= n < 2^31, by the high word of a product and a shift.

@@ -1,0 +1,76 @@
+"""CTAs of a kernel that its registers are to leave room for on an SM: as many as fit without spilling, as compiled."""
+
+from typing import NamedTuple
+
+from .axes import Direction, DType, Plan
+from .features import Mask
+from .spec import Spec
+
+HBM3 = ("sm_90", "sm_100", "sm_103")
+"""Architectures whose memory wants two to four times as much in flight on an SM as that of an sm_80."""
+
+
+class CtasPerSm(NamedTuple):
+    """By architecture."""
+
+    any: int
+    hbm3: int
+    sm_120: int
+
+    def on(self, arch: str) -> int:
+        return self.hbm3 if arch in HBM3 else self.sm_120 if arch == "sm_120" else self.any
+
+
+def ctas_per_sm(spec: Spec) -> CtasPerSm:
+    """For sm_120 ptxas takes up to a third more registers for the same code, but for the one loop of a forward stream."""
+    least = max(_threads(spec) // spec.threads, 1)
+    whole = least == 1 or (spec.plan is Plan.STREAM and spec.direction is Direction.FORWARD)
+    return CtasPerSm(least, max(_threads_on_hbm3(spec) // spec.threads, least), least if whole else least * 3 // 4)
+
+
+def _threads(spec: Spec) -> int:
+    """1024, which leaves 64 registers to each and is what the smallest SM (sm_75) holds.
+
+    Half of that in tiles of f64, and where f32 scores share them with a mask; 640 where the edges of two tensors are a
+    good part of a short row, or a lane holds five aligned vectors of each. Three quarters where one ptxas or another
+    spills at 64: in other warps of two aligned tensors, f32 scores of a whole CTA, and, in rows that start anywhere,
+    warps with many edges or five vectors to a lane, both masks or a bias in a cluster, general scores in a warp, a CTA
+    or a stream.
+    """
+    masked = spec.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
+    f32_scores = spec.dtype is DType.F32 and spec.direction is Direction.FORWARD
+    general_scores = spec.mask.general and spec.direction is Direction.FORWARD
+    crowded = {
+        Plan.WARP: general_scores or spec.edges > 2 or spec.chunks > 4,
+        Plan.BLOCK: f32_scores or general_scores,
+        Plan.CLUSTER: f32_scores or spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS),
+        Plan.STREAM: general_scores,
+    }
+    if (spec.plan is Plan.TILE and spec.dtype is DType.F64) or (spec.dtype is DType.F32 and masked):
+        return 512
+    if spec.plan is Plan.WARP and spec.direction is Direction.BACKWARD:
+        if spec.ragged:
+            return 640 if spec.edges > 2 else 768 if spec.chunks > 4 else 1024
+        return 640 if spec.chunks > 4 else 768
+    if (spec.ragged and crowded.get(spec.plan, False)) or (spec.plan is Plan.BLOCK and f32_scores):
+        return 768
+    return 1024
+
+
+def _threads_on_hbm3(spec: Spec) -> int:
+    """1536 where 40 registers cost few instructions or none: in streams without both masks, and in forward warps of f32
+    and f64 scores, masked or not, of aligned general ones of f32, of the shortest 16-bit rows that start anywhere. 1280
+    in aligned causal warps of 16 bits.
+    """
+    if spec.plan is Plan.STREAM:
+        return 1536 if spec.mask is not Mask.BOOLCAUSAL else 1024
+    if spec.plan is not Plan.WARP or spec.direction is Direction.BACKWARD:
+        return 1024
+    if spec.dtype.bytes == 2:
+        if spec.mask is Mask.NONE and spec.ragged and spec.chunks <= 2:
+            return 1536
+        return 1280 if spec.mask is Mask.CAUSAL and not spec.ragged and spec.chunks <= 4 else 1024
+    if spec.mask in (Mask.NONE, Mask.CAUSAL):
+        return 1536
+    aligned = spec.mask is Mask.BOOLCAUSAL or (spec.mask is Mask.GENERAL and spec.dtype is DType.F32)
+    return 1536 if aligned and not spec.ragged else 1024
