@@ -22,7 +22,7 @@ class CtasPerSm(NamedTuple):
 
 
 def ctas_per_sm(spec: Spec) -> CtasPerSm:
-    """For sm_120 ptxas takes up to a third more registers for the same code, but for the one loop of a forward stream."""
+    """For sm_120 ptxas takes up to a third more registers for the same code, but not for the loop of a forward stream."""
     least = max(_threads(spec) // spec.threads, 1)
     whole = least == 1 or (spec.plan is Plan.STREAM and spec.direction is Direction.FORWARD)
     return CtasPerSm(least, max(_threads_on_hbm3(spec) // spec.threads, least), least if whole else least * 3 // 4)
