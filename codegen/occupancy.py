@@ -22,10 +22,10 @@ class CtasPerSm(NamedTuple):
 
 
 def ctas_per_sm(spec: Spec) -> CtasPerSm:
-    """For sm_120 ptxas takes up to a third more registers for the same code, but not for the loop of a forward stream."""
+    """For sm_120 ptxas takes up to a third more registers for the same code; not for the loop of a forward stream."""
     least = max(_threads(spec) // spec.threads, 1)
     whole = least == 1 or (spec.plan is Plan.STREAM and spec.direction is Direction.FORWARD)
-    return CtasPerSm(least, max(_threads_on_hbm3(spec) // spec.threads, least), least if whole else least * 3 // 4)
+    return CtasPerSm(least, max(_threads_on_hbm3(spec) // spec.threads, 1), least if whole else least * 3 // 4)
 
 
 def _threads(spec: Spec) -> int:
@@ -62,15 +62,18 @@ def _threads_on_hbm3(spec: Spec) -> int:
     and f64 scores, masked or not, of aligned general ones of f32, of the shortest 16-bit rows that start anywhere. 1280
     in aligned causal warps of 16 bits.
     """
-    if spec.plan is Plan.STREAM:
-        return 1536 if spec.mask is not Mask.BOOLCAUSAL else 1024
-    if spec.plan is not Plan.WARP or spec.direction is Direction.BACKWARD:
-        return 1024
-    if spec.dtype.bytes == 2:
-        if spec.mask is Mask.NONE and spec.ragged and spec.chunks <= 2:
-            return 1536
-        return 1280 if spec.mask is Mask.CAUSAL and not spec.ragged and spec.chunks <= 4 else 1024
-    if spec.mask in (Mask.NONE, Mask.CAUSAL):
+    short, half = spec.chunks <= 2, spec.dtype.bytes == 2
+    many = {
+        Mask.NONE: not half or (spec.ragged and short),
+        Mask.CAUSAL: not half,
+        Mask.BOOLCAUSAL: not half and not spec.ragged,
+        Mask.GENERAL: spec.dtype is DType.F32 and not spec.ragged,
+    }
+    if spec.plan is Plan.STREAM and spec.mask is not Mask.BOOLCAUSAL:
         return 1536
-    aligned = spec.mask is Mask.BOOLCAUSAL or (spec.mask is Mask.GENERAL and spec.dtype is DType.F32)
-    return 1536 if aligned and not spec.ragged else 1024
+    if spec.plan is Plan.WARP and spec.direction is Direction.FORWARD:
+        if many.get(spec.mask, False):
+            return 1536
+        if spec.mask is Mask.CAUSAL and not spec.ragged and spec.chunks <= 4:
+            return 1280
+    return _threads(spec)

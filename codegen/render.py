@@ -78,7 +78,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             dx_pointer=f"{spec.output}* const dx".ljust(len("Element const* const dy")),
             operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
             numeric=spec.numeric,
-            keep=", ending.keeps_scores()" if spec.mask.general else "",
+            keep=", ending.keeps_exponents()" if spec.mask.general else "",
             features=[_named(spec, feature) for feature in spec.features],
             closing=_named(spec, spec.closing) if spec.closing else None,
             visible=_named(spec, spec.features[0]) if spec.features else None,

@@ -26,7 +26,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/8, /*sm_120=*/4))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/6, /*sm_120=*/4))
 softmax_bwd_bf16_causal_warp_k384_v8_t128r8(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

@@ -29,7 +29,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 168, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/4, /*sm_120=*/1))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2, /*sm_120=*/1))
 softmax_bwd_f64_causal_tile_k8_v2_t256r128(Params const __grid_constant__ p)
 {
   extern __shared__ uint4 smem_softmax_bwd_f64_causal_tile_k8_v2_t256r128[];

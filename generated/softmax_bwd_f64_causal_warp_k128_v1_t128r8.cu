@@ -26,7 +26,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/5, /*hbm3=*/8, /*sm_120=*/3))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/5, /*hbm3=*/5, /*sm_120=*/3))
 softmax_bwd_f64_causal_warp_k128_v1_t128r8(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

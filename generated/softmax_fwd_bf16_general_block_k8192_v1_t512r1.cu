@@ -39,7 +39,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/1, /*hbm3=*/2, /*sm_120=*/1))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/1, /*hbm3=*/1, /*sm_120=*/1))
 softmax_fwd_bf16_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -66,7 +66,7 @@ softmax_fwd_bf16_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, ending.keeps_scores()));
+  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, ending.keeps_exponents()));
 
   auto const whole = ending.close(over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32), /*writes=*/threadIdx.x == 0);
   store_outcome(row, y, end, k, rZ, ending.outcome(warp.max, whole));

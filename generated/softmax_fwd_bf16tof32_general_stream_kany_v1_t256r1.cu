@@ -80,7 +80,7 @@ softmax_fwd_bf16tof32_general_stream_kany_v1_t256r1(Params const __grid_constant
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*1+1)
     current.load(row, x + piece.begin, end, rZ);
     if (writes) {
-      exponentiate<NumericOfSums<float>>(row, rZ, end, whole.max, ending.keeps_scores());
+      exponentiate<NumericOfSums<float>>(row, rZ, end, whole.max, ending.keeps_exponents());
       store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(whole.max, whole));
     } else {
       seen.add(max_sum_of<NumericOfSums<float>>(row, rZ, end));

@@ -37,7 +37,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/8, /*sm_120=*/4))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/6, /*sm_120=*/4))
 softmax_fwd_bf16tof32_general_warp_k64_v1_t128r16(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;
@@ -65,7 +65,7 @@ softmax_fwd_bf16tof32_general_warp_k64_v1_t128r16(Params const __grid_constant__
   scores.load(row, x, end, rZ);
 
   Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<float>>(row, rZ, end, max, ending.keeps_scores()));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<float>>(row, rZ, end, max, ending.keeps_exponents()));
   auto const whole      = ending.close({max, sum}, /*writes=*/has_row && lane == 0);
   store_outcome(row, y, end, k, rZ, ending.outcome(max, whole));
 }

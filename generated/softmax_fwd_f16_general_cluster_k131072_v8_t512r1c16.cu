@@ -70,7 +70,7 @@ softmax_fwd_f16_general_cluster_k131072_v8_t512r1c16(Params const __grid_constan
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, ending.keeps_scores()));
+  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, ending.keeps_exponents()));
 
   bool const writes = threadIdx.x == 0 && __clusterRelativeBlockRank() == 0;
   auto const whole  = ending.close(over_cluster(warp, sInbox), writes);

@@ -74,7 +74,7 @@ softmax_fwd_f16_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
   if (combines) {
     auto const closed = ending.close(whole, /*writes=*/threadIdx.x == 0 && segment == 0);
-    exponentiate<NumericOfSums<Element>>(row, rZ, end, closed.max, ending.keeps_scores());
+    exponentiate<NumericOfSums<Element>>(row, rZ, end, closed.max, ending.keeps_exponents());
     store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(closed.max, closed));
   } else if (threadIdx.x == 0) {
     gPartials[segment] = whole;

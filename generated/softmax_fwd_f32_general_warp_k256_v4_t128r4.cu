@@ -65,7 +65,7 @@ softmax_fwd_f32_general_warp_k256_v4_t128r4(Params const __grid_constant__ p)
   scores.load(row, x, end, rZ);
 
   Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, max, ending.keeps_scores()));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, max, ending.keeps_exponents()));
   auto const whole      = ending.close({max, sum}, /*writes=*/has_row && lane == 0);
   store_outcome(row, y, end, k, rZ, ending.outcome(max, whole));
 }

@@ -26,7 +26,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/8, /*sm_120=*/3))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/3))
 softmax_fwd_f32_like_warp_k256_v4_t128r8(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

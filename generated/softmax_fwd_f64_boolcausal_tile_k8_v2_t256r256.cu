@@ -31,7 +31,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 184, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/4, /*sm_120=*/1))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2, /*sm_120=*/1))
 softmax_fwd_f64_boolcausal_tile_k8_v2_t256r256(Params const __grid_constant__ p)
 {
   extern __shared__ uint4 smem_softmax_fwd_f64_boolcausal_tile_k8_v2_t256r256[];

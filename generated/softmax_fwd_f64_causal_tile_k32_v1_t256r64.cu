@@ -29,7 +29,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 144, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/4, /*sm_120=*/1))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2, /*sm_120=*/1))
 softmax_fwd_f64_causal_tile_k32_v1_t256r64(Params const __grid_constant__ p)
 {
   extern __shared__ uint4 smem_softmax_fwd_f64_causal_tile_k32_v1_t256r64[];

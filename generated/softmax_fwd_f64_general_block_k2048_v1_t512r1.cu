@@ -66,7 +66,7 @@ softmax_fwd_f64_general_block_k2048_v1_t512r1(Params const __grid_constant__ p)
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, ending.keeps_scores()));
+  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, ending.keeps_exponents()));
 
   auto const whole = ending.close(over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32), /*writes=*/threadIdx.x == 0);
   store_outcome(row, y, end, k, rZ, ending.outcome(warp.max, whole));

@@ -47,20 +47,27 @@ def forward(found: General, capped: ArrayLike | None = None) -> Forward:
     mean of its terms':
 
         common = sum_k y_k e_k,         y_j: e_j + common
-        lse = m + log(sum):             E = common + 8 + 2 |lse - m| + |lse|
-        log y_j = z_j - lse:            (e_j + E) / |log y_j|
+        log(sum):                       E = common + 8 + 2 |lse - m|
+        lse = m + log(sum):             E + |lse|
+        log y_j = z_j - m - log(sum):   (e_j + E + 2 |z_j - m| + |lse - m|) / |log y_j| + 1
 
-    E has the sum's roundings, a unit in the last place of its logarithm, and what the addition of m rounds. What a sink
-    adds to the mean is less than one, 2 |sink - m| exp(sink - m), and left to the base.
+    E has the sum's roundings and a unit in the last place of its logarithm; then comes what additions round. What a
+    sink adds to the mean is less than one, 2 |sink - m| exp(sink - m), and left to the base.
     """
     e = _exponent(found, capped)
     common = (np.where(_representable(found), found.y, 0.0) * e).sum(axis=-1, keepdims=True)
     y = np.where(_representable(found), e + common, 0.0)
     size = np.abs(np.where(np.isfinite(found.log_y), found.log_y, np.inf))
     with np.errstate(invalid="ignore"):
-        logarithm = 2 * np.abs(found.lse - found.largest) + np.abs(found.lse)
-    lse = common[..., 0] + SUM + np.where(np.isfinite(logarithm), logarithm, 0.0)
-    return Forward(y, (e + lse[..., None]) / np.maximum(size, 1e-30), lse)
+        log_sum = _finite(np.abs(found.lse - found.largest))
+        exponent = _finite(np.abs(found.z - found.largest[..., None]))
+    lse = common[..., 0] + SUM + 2 * log_sum
+    log_y = (e + lse[..., None] + 2 * exponent + log_sum[..., None]) / np.maximum(size, 1e-30) + 1
+    return Forward(y, log_y, lse + _finite(np.abs(found.lse)))
+
+
+def _finite(values: Array) -> Array:
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 def _exponent(found: General, capped: ArrayLike | None) -> Array:

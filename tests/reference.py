@@ -194,7 +194,7 @@ def general_backward(
     """(dx [..., Q, K], d [..., Q]) for the gradients dy of y and grad_lse of lse; with `log`, y and dy are log y's.
 
         d = sum y dy - grad_lse,    dz = y (dy - d);        of log y:  d = sum dy - grad_lse,  dz = dy - exp(log y) d
-        dx = scale * dz * (1 - (s / softcap)^2),    s = log y + lse
+        dx = scale * dz * max(1 - (s / softcap)^2, 0),    s = log y + lse
 
     Sums are over what is visible: hidden columns of dy and y are not read. Where log y is -inf, dy is not read either.
     """
@@ -210,7 +210,7 @@ def general_backward(
         dz = np.where(seen, dy - y * d[..., None], 0.0) if log else y * (dy - d[..., None])
         if softcap is not None:
             s = np.where(np.isneginf(log_y), 0.0, log_y + _floating(0.0 if lse is None else lse)[..., None])
-            dz = dz * (1.0 - (s / softcap) ** 2)
+            dz = dz * np.maximum(1.0 - (s / softcap) ** 2, 0.0)
         dx: Array = _floating(scale)[..., None] * dz
     return dx, d
 

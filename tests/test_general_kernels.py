@@ -106,6 +106,15 @@ def test_forward(dtype: torch.dtype, name: str, gpu: pytest.MonkeyPatch) -> None
         close(found[1], softmax(x, dtype=torch.float32, **given))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_logarithms_of_large_scores(dtype: torch.dtype) -> None:
+    """Their digits are those of the differences of scores, not of lse."""
+    x = 1e6 + made(77, torch.float32, B, H, Q).round()
+    found = softmax_ops.log_softmax(x.to(dtype))
+    expected = torch.log_softmax(x.double(), -1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6 if dtype is torch.float32 else 1e-14, atol=0)
+
+
 @pytest.mark.parametrize("name", ["lengths", "device offset", "device scale", "bias, mask", "softcap", "bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients(dtype: torch.dtype, name: str, gpu: pytest.MonkeyPatch) -> None:

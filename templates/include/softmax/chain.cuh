@@ -9,7 +9,7 @@ namespace softmax {
 //
 //   probabilities  dz = y (dy - d),       d = sum_j y_j dy_j - dlse
 //   logarithms     dz = dy - exp(y) d,    d = sum_j dy_j - dlse
-//   softcap        dz times 1 - (s / cap)^2,  s = log y + lse: the capped score
+//   softcap        dz times max(1 - (s / cap)^2, 0),  s = log y + lse: the capped score
 //   dx = scale * dz
 //
 // Columns whose y is 0, or whose logarithm -inf, were hidden or as good as hidden: their dz is 0, whatever dy is. So it is
@@ -75,7 +75,8 @@ public:
       for (int v = 0; v < cute::size(rG); ++v) {
         Accumulator const log_y = logarithms_ ? rY(v) : logarithm(rY(v));
         Accumulator const t     = (log_y + lse_) * inverse_cap_;
-        rG(v) *= log_y == negative_infinity<Accumulator>() ? Accumulator(0) : 1 - t * t;
+        // A result that was rounded up may be that of a score beyond the cap, where the slope is 0.
+        rG(v) *= log_y == negative_infinity<Accumulator>() ? Accumulator(0) : max_number(1 - t * t, Accumulator(0));
       }
     }
     CUTE_UNROLL

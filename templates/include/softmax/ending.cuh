@@ -6,7 +6,7 @@
 
 namespace softmax {
 
-// y = factor * e + shift: probabilities of exponentials (shift 0), or logarithms of scores (factor 1).
+// y = factor * e + shift: probabilities of exponentials (shift 0), or logarithms of exponents (factor 1).
 template <class Accumulator>
 struct ProbabilitiesOrLogarithms
 {
@@ -21,7 +21,7 @@ struct ProbabilitiesOrLogarithms
 // How a row ends, once its maximum and sum are known: a sink joins the sum, the logarithm of the sum is written, and the results are
 // probabilities or their logarithms.
 //
-//   lse = m + log(sum),  log y = z - lse
+//   lse = m + log(sum),  log y = (z - m) - log(sum)
 template <class Numeric>
 class Ending
 {
@@ -43,28 +43,31 @@ public:
     return p_.scale.present() ? scale * p_.scale.at(rows_, index_) : scale;
   }
 
-  CUTE_DEVICE bool keeps_scores() const { return p_.logarithms != 0; }
+  CUTE_DEVICE bool keeps_exponents() const { return p_.logarithms != 0; }
 
   // What is known of a row in the end.
   struct Closed : MaxSum<Numeric>
   {
-    Accumulator lse;  // where it is asked for; -inf in a row that sees nothing
+    Accumulator log_sum;  // where it is asked for; -inf in a row that sees nothing
   };
 
   // One of the threads that hold the row writes the logarithm of its sum.
   CUTE_DEVICE Closed close(MaxSum<Numeric> row, bool writes) const
   {
     if (p_.sinks.present()) { row.add({p_.sinks.at(rows_, index_), Numeric::Exp::unit}); }
-    Accumulator lse = 0;
-    if (keeps_scores() || p_.lse.present()) { lse = row.max + precise_logarithm(row.sum / Numeric::Exp::unit); }
-    if (writes && p_.lse.present()) { p_.lse.at(rows_, index_) = lse; }
-    return {row, lse};
+    Accumulator log_sum = 0;
+    if (keeps_exponents() || p_.lse.present()) { log_sum = precise_logarithm(row.sum / Numeric::Exp::unit); }
+    if (writes && p_.lse.present()) { p_.lse.at(rows_, index_) = row.max + log_sum; }
+    return {row, log_sum};
   }
 
-  // What makes of exponentials relative to `max`, or of the scores, the results of the closed row.
+  // What makes of exponentials relative to `max`, or of exponents z - max, the results of the closed row.
   CUTE_DEVICE ProbabilitiesOrLogarithms<Accumulator> outcome(Accumulator max, Closed const& row) const
   {
-    if (keeps_scores()) { return {1, row.lse == negative_infinity<Accumulator>() ? 0 : -row.lse, true}; }
+    if (keeps_exponents()) {
+      Accumulator const less = typename Numeric::Exp(max).m - typename Numeric::Exp(row.max).m;
+      return {1, row.log_sum == negative_infinity<Accumulator>() ? 0 : less - row.log_sum, true};
+    }
     return {normaliser(max, MaxSum<Numeric>(row)), 0, false};
   }
 

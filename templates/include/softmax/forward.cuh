@@ -32,7 +32,7 @@ CUTE_DEVICE Accumulator max_of(Row const& row, ScoreTensor const& rZ /* (V*C+E) 
   return max;
 }
 
-// The sum of unit * exp(z - max), which take the place of z unless it is kept.
+// The sum of unit * exp(z - max), which take the place of z; where exponents are kept, z - max does.
 //
 // A long exp stands once, in a loop that the registers pass by; no vector of f64 is left out.
 template <class Numeric, class Row, class Accumulator, class ScoreTensor, class Keep = cute::false_type>
@@ -50,7 +50,7 @@ CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) 
       sum += e;
       CUTE_UNROLL
       for (int v = 1; v < Size; ++v) { rZ(v - 1) = rZ(v); }
-      rZ(Size - 1) = keep ? z : e;
+      rZ(Size - 1) = keep ? z - exp.m : e;
     }
   } else {
     for_each_part(row, end, [&](auto part) {
@@ -58,7 +58,7 @@ CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) 
       CUTE_UNROLL
       for (int v = 0; v < part.Width; ++v) {
         Accumulator const power = exp(rV(v));
-        rV(v)                   = keep ? rV(v) : power;
+        rV(v)                   = keep ? rV(v) - exp.m : power;
         sum += power;
       }
     });
