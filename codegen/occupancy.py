@@ -35,14 +35,14 @@ def _threads(spec: Spec) -> int:
     good part of a short row, or a lane holds five aligned vectors of each. Three quarters where one ptxas or another
     spills at 64: in other warps of two aligned tensors, f32 scores of a whole CTA, and, in rows that start anywhere,
     warps with many edges or five vectors to a lane, both masks or a bias in a cluster, general scores in a warp, a CTA
-    or a stream.
+    or a stream, two 16-bit tensors in a CTA.
     """
     masked = spec.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
     f32_scores = spec.dtype is DType.F32 and spec.direction is Direction.FORWARD
     general_scores = spec.mask.general and spec.direction is Direction.FORWARD
     crowded = {
         Plan.WARP: general_scores or spec.edges > 2 or spec.chunks > 4,
-        Plan.BLOCK: f32_scores or general_scores,
+        Plan.BLOCK: f32_scores or general_scores or (spec.direction is Direction.BACKWARD and spec.dtype.bytes == 2),
         Plan.CLUSTER: f32_scores or spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS),
         Plan.STREAM: general_scores,
     }
@@ -58,20 +58,23 @@ def _threads(spec: Spec) -> int:
 
 
 def _threads_on_hbm3(spec: Spec) -> int:
-    """1536 where 40 registers cost few instructions or none: in streams without both masks, and in forward warps of f32
-    and f64 scores, masked or not, of aligned general ones of f32, of the shortest 16-bit rows that start anywhere. 1280
-    in aligned causal warps of 16 bits.
+    """1536 where 40 registers cost few instructions or none: in streams, but not with both masks or of general scores of
+    f64, and in forward warps of f32 and f64 scores, masked or not, and of aligned general ones of f32. 1280 in general
+    streams of 16-bit scores, which spill at 40 on sm_100, and in aligned causal warps of 16 bits.
     """
-    short, half = spec.chunks <= 2, spec.dtype.bytes == 2
+    half = spec.dtype.bytes == 2
     many = {
-        Mask.NONE: not half or (spec.ragged and short),
+        Mask.NONE: not half,
         Mask.CAUSAL: not half,
         Mask.BOOLCAUSAL: not half and not spec.ragged,
         Mask.GENERAL: spec.dtype is DType.F32 and not spec.ragged,
     }
-    if spec.plan is Plan.STREAM and spec.mask is not Mask.BOOLCAUSAL:
-        return 1536
-    if spec.plan is Plan.WARP and spec.direction is Direction.FORWARD:
+    forward = spec.direction is Direction.FORWARD
+    general_scores = spec.mask.general and forward
+    long_exp = general_scores and spec.dtype is DType.F64
+    if spec.plan is Plan.STREAM and spec.mask is not Mask.BOOLCAUSAL and not long_exp:
+        return 1280 if general_scores and half else 1536
+    if spec.plan is Plan.WARP and forward:
         if many.get(spec.mask, False):
             return 1536
         if spec.mask is Mask.CAUSAL and not spec.ragged and spec.chunks <= 4:

@@ -31,7 +31,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 352, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2, /*sm_120=*/1))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/1, /*hbm3=*/1, /*sm_120=*/1))
 softmax_bwd_f16_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];

@@ -40,7 +40,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/3, /*hbm3=*/6, /*sm_120=*/3))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/3, /*hbm3=*/5, /*sm_120=*/3))
 softmax_fwd_bf16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];

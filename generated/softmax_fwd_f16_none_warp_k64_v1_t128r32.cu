@@ -24,7 +24,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 104, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/12, /*sm_120=*/4))
+extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/6, /*sm_120=*/4))
 softmax_fwd_f16_none_warp_k64_v1_t128r32(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;
