@@ -58,9 +58,9 @@ def _threads(spec: Spec) -> int:
 
 
 def _threads_on_hbm3(spec: Spec) -> int:
-    """1536 where 40 registers cost few instructions or none: in streams, but not with both masks or of general scores of
-    f64, and in forward warps of f32 and f64 scores, masked or not, and of aligned general ones of f32. 1280 in general
-    streams of 16-bit scores, which spill at 40 on sm_100, and in aligned causal warps of 16 bits.
+    """1536 where 40 registers cost few instructions or none: in streams, other than with both masks or of general f64
+    scores, and in forward warps of f32 and f64 scores, masked or not, and of aligned general ones of f32. 1280 in
+    general streams of 16-bit scores, which spill at 40 on sm_100, and in aligned causal warps of 16 bits.
     """
     half = spec.dtype.bytes == 2
     many = {
