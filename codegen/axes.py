@@ -1,4 +1,4 @@
-"""What kernels differ in beside their mask kind and tile: element types, direction, and who holds a row."""
+"""The axes along which kernels differ, apart from mask kind and tile: element types, direction, and plan."""
 
 from enum import Enum
 
@@ -9,7 +9,7 @@ ACCESS_BYTES = 16
 
 
 class DType(Enum):
-    """Element types of a kernel: of what it reads, and after "to" of what it writes where that is another."""
+    """Element types of a kernel: the type it reads and, after "to", the type it writes if that is another one."""
 
     F16 = "f16"
     BF16 = "bf16"
@@ -30,18 +30,18 @@ class DType(Enum):
 
     @property
     def bytes(self) -> int:
-        """Of an input's element."""
+        """Size of an input element."""
         return {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}[self.input.value]
 
     @property
     def element(self) -> str:
-        """The C++ type of an input's element."""
+        """The C++ type of an input element."""
         names = {"f16": "cutlass::half_t", "bf16": "cutlass::bfloat16_t", "f32": "float", "f64": "double"}
         return names[self.input.value]
 
     @property
     def accumulator(self) -> str:
-        """The C++ type of scores, maximum and sum."""
+        """The C++ type in which scores, maximum and sum are computed."""
         return "double" if self is DType.F64 else "float"
 
     @property
@@ -51,7 +51,7 @@ class DType(Enum):
 
 
 class Direction(Enum):
-    """Each with the C++ struct of its operands, and the tensors in it: the inputs, then the output."""
+    """Each direction with the C++ struct of its operands, and the tensors in it: the inputs, then the output."""
 
     FORWARD = "fwd", "Forward", ("x", "y")
     BACKWARD = "bwd", "Backward", ("dy", "y", "dx")
@@ -63,12 +63,13 @@ class Direction(Enum):
 
     @property
     def tile_vectors(self) -> int:
-        """That every thread of a tile moves of each input: four in all."""
+        """Vectors of each input that a thread of a `tile` kernel moves: four over all inputs."""
         return 4 // (len(self.tensors) - 1)
 
 
 class Plan(Enum):
-    """Who holds a row. Plans that hold none go over it in pieces, of so many vectors in each thread."""
+    """Which threads share a row, and where they keep it. `piece_vectors` is 0, or the vectors per thread of the pieces
+    in which STREAM and SPLIT, which keep no row, go over it. docs/plans.md describes each plan."""
 
     TILE = "tile", Section((("tile.rows_per_cta", "i"), ("tile.pitch", "i"), ("tile.flat", "i")))
     WARP = "warp", Section(())

@@ -85,7 +85,7 @@ def build(
 def _look_up(
     sources: dict[str, str], wanted: dict[str, list[str]], cache: Cache, kind: str
 ) -> tuple[list[Cubin], dict[str, list[str]]]:
-    """Cubins that the cache holds, and the names it lacks by architecture."""
+    """Cubins that the cache holds, and by architecture the names of those that it lacks."""
     found: list[Cubin] = []
     missing: dict[str, list[str]] = defaultdict(list)
     for arch, names in wanted.items():
@@ -99,7 +99,8 @@ def _look_up(
 
 
 def _units(sources: dict[str, str], missing: dict[str, list[str]], kind: str) -> Iterator[Unit]:
-    """Architectures of one family that lack the same kernels share a front-end run."""
+    """Translation units for the missing kernels. Architectures of one family that lack the same kernels share a
+    front-end run."""
     sharing: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
     for arch, names in missing.items():
         for start in range(0, len(names), UNIT_KERNELS):
@@ -127,7 +128,7 @@ def _compile(units: Iterable[Unit], jobs: int) -> Iterator[Cubin]:
 
 @contextmanager
 def _shown(total: int, kind: str, progress: bool) -> Iterator[Callable[[Cubin], None]]:
-    """A progress bar on a terminal, a line per tenth of the work elsewhere; nothing where there is nothing to do."""
+    """A progress bar on a terminal, elsewhere a line per tenth of the work; nothing if there is nothing to do."""
     if not total or not progress:
         yield lambda _: None
         return

@@ -35,7 +35,7 @@ def build_catalog(sources: dict[str, str]) -> Catalog:
 
 
 def alone(spec: Spec) -> Catalog:
-    """A catalogue of one kernel, shipped or not, which serves every row that it can: to launch it by."""
+    """A catalogue of one kernel, shipped or not, which serves every row that it can: for launching just that kernel."""
     entry = Entry(spec.name, (1, spec.max_k), spec.vec, 0, ())
     served = [mask.label for mask in Mask if computed_by(spec.direction, mask) is spec.mask or mask is spec.mask]
     return Catalog(

@@ -21,14 +21,14 @@ COMMAND = "python -m codegen plans --write"
 
 Key = TypeVar("Key")
 Kind = tuple[Direction, DType, bool]
-"""What has row plans of its own: a direction and element types, of the general mask kind or of the others."""
+"""What `row_plans` depends on: direction, element types, and whether it is the general mask kind."""
 
 FEW, MANY = MAX_SPLIT_ROWS, MAX_SPLIT_ROWS + 1
-"""Numbers of rows on either side of the one threshold."""
+"""Numbers of rows on either side of the only threshold in rows."""
 
 
 class Span(NamedTuple):
-    """Rows of `first` .. `last` columns, which one row plan serves."""
+    """Row lengths from `first` to `last` columns, served by one row plan."""
 
     first: int
     last: int
@@ -36,8 +36,8 @@ class Span(NamedTuple):
 
 
 def spans(kind: Kind, arch: str, vec: int, rows: int) -> list[Span]:
-    """What dispatch chooses, in order of K, for so many rows aligned to `vec` elements: the first plan that fits.
-    Lengths between two multiples of `vec` count with what is before them."""
+    """What dispatch chooses for this many rows aligned to `vec` elements, in order of K: the first plan that fits.
+    Lengths between two multiples of `vec` belong to the span before them."""
     usable = [
         plan
         for plan in row_plans(*kind)
@@ -56,7 +56,7 @@ def spans(kind: Kind, arch: str, vec: int, rows: int) -> list[Span]:
 
 
 def alike(keys: Iterable[Key], of: Callable[[Key], Hashable]) -> list[list[Key]]:
-    """The keys in groups of which something is the same, in order of their first members."""
+    """The keys grouped by the value of `of`, in order of the first member of each group."""
     groups: dict[Hashable, list[Key]] = {}
     for key in keys:
         groups.setdefault(of(key), []).append(key)
@@ -69,14 +69,14 @@ KINDS: list[Kind] = [
     if any(mask.general is general for mask in MASKS.get((direction, dtype), ()))
 ]
 ARCHITECTURE_GROUPS = alike(ARCHITECTURES, lambda arch: tuple(arch in some for some, _ in CLUSTERS))
-"""Architectures that dispatch does not tell apart."""
+"""Architectures grouped so that dispatch treats those of a group alike."""
 
 
 # ---- the table
 
 
 def table() -> str:
-    """Two tables in Markdown, the lengths that each plan serves and its CTAs; and what has been measured of them."""
+    """Two tables in Markdown (the lengths that each plan serves, and its CTAs) and what has been measured of them."""
     return f"{markdown(_lengths())}\n\n{markdown(_ctas())}\n\n{_measured(_rows())}\n"
 
 
@@ -96,7 +96,7 @@ def _measured(rows: list[tuple[Kind, RowPlan]]) -> str:
 
 
 def _lengths() -> list[list[str]]:
-    """K by plan, one line for element types and architectures of which it is the same."""
+    """K by plan, with one line for all element types and architectures for which it is the same."""
     heads = {plan: plan.label for plan in Plan} | {Plan.SPLIT: f"split, to {MAX_SPLIT_ROWS} rows"}
     lines = [
         [_names(kinds), _range(archs[0], archs[-1]), *(ranges.get(plan, "") for plan in Plan)]
@@ -110,7 +110,7 @@ def _lengths() -> list[list[str]]:
 
 
 def _held(kind: Kind, arch: str) -> dict[Plan, str]:
-    """K that each plan serves on an architecture, from the first to the last that some rows of the length come to."""
+    """The range of K that each plan serves on an architecture, over all numbers of rows."""
     found: dict[Plan, str] = {}
     for plan in Plan:
         by_alignment = {
@@ -145,7 +145,7 @@ def _range(first: Any, last: Any) -> str:
 
 
 def _names(kinds: list[Kind]) -> str:
-    """Element types, behind their direction where the other one is not among them. Kinds differ from general ones."""
+    """The element types of some kinds; after the direction if the two directions differ."""
     general = "general " if all(each for *_, each in kinds) else ""
     found = [", ".join(dtype.value for own, dtype, _ in kinds if own is direction) for direction in Direction]
     if found[0] == found[1]:
@@ -167,7 +167,7 @@ def _ctas() -> list[list[str]]:
 
 
 def _cells(kind: Kind) -> dict[tuple[Plan, int], str]:
-    """The CTA of each plan and longest row."""
+    """The CTA of each plan, by its longest row."""
     found: dict[tuple[Plan, int], dict[str, str]] = {}
     direction, dtype, general = kind
     for plan, spec in dispatch(direction, dtype, Mask.GENERAL if general else Mask.CAUSAL) or ():
@@ -191,7 +191,7 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def with_block(page: str, block: str, command: str = COMMAND) -> str:
-    """The page with another text between the comments that mark what the command wrote."""
+    """The page with the text between the comments that mark the command's output replaced by `block`."""
     marked = re.compile(rf"(<!-- begin: {re.escape(command)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if len(marked.findall(page)) != 1:
         raise ValueError(f"the page has no single block between <!-- begin: {command} --> and <!-- end -->")
@@ -230,7 +230,8 @@ class Box(NamedTuple):
 
 
 def boxes(kind: Kind, arch: str) -> list[Box]:
-    """A lane: each interval of K is cut into the plans that serve it, the one that dispatch tries first on top."""
+    """The boxes of one lane of the picture. Each interval of K is divided among the plans that serve it; the plan that
+    dispatch tries first is on top."""
     lanes = [spans(kind, arch, vec, rows) for rows in (FEW, MANY) for _, vec in _alignments(kind)]
     ends = sorted({span.last for lane in lanes for span in lane if span.last < LONGEST} | {0, LONGEST})
     order = row_plans(*kind)

@@ -1,5 +1,5 @@
-"""What a kernel does beyond scaling: each feature with its header, its C++ class and its arguments, and the mask kinds
-that are made of them."""
+"""The features of kernels, each with its header, its C++ class and its arguments, and the mask kinds, which are
+combinations of features."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,18 +7,19 @@ from enum import Enum
 
 @dataclass(frozen=True)
 class Section:
-    """Consecutive fields of a kernel's by-value struct: (what the launcher puts there, `struct` format)."""
+    """Consecutive fields of a kernel's parameter struct: (name of the value that the launcher stores, `struct`
+    format)."""
 
     fields: tuple[tuple[str, str], ...]
 
     @property
     def format(self) -> str:
-        """In native alignment, closed by the padding that C++ gives a struct of 64-bit members."""
+        """In native alignment, followed by the padding that C++ adds to a struct with 64-bit members."""
         return "".join(format for _, format in self.fields) + "0q"
 
 
 def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
-    """Fields of numbers per row, each a RowValue."""
+    """Fields of values that each row has one of: RowValue in C++."""
     return tuple(field for name in names for field in ((f"{name}.address", "P"), (f"{name}.strides", "4i")))
 
 
@@ -26,7 +27,8 @@ def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
 class Feature:
     """What a kernel does beyond scaling: a header, its C++ class, its run-time arguments.
 
-    `type` may name {element}, {accumulator} and {numeric}; a section's formats write "A" for the accumulator.
+    `type` may contain {element}, {accumulator} and {numeric}; in the formats of a section "A" stands for the
+    accumulator.
     """
 
     name: str
@@ -82,10 +84,10 @@ CHAIN = Feature(
 
 
 class Mask(Enum):
-    """Mask kinds, each the features that act on its scores between load and softmax, in the order in which they act.
+    """Mask kinds: the features that change the scores between the load and the softmax, in the order in which they act.
 
-    The general kind has everything that attention and sampling add to scores; what a launch does without is absent by
-    a null address or a neutral number.
+    BOOL is a bool or uint8 mask, LIKE a mask of the scores' own dtype. GENERAL has every feature of attention and
+    sampling; a launch turns off those that it does not use by a null address or a neutral number.
     """
 
     NONE = "none", ()
@@ -106,10 +108,10 @@ class Mask(Enum):
 
     @property
     def sums(self) -> bool:
-        """Whether something is added to scores."""
+        """Whether a bias or a slope may be added to the scores."""
         return self in (Mask.BIAS, Mask.GENERAL)
 
     @property
     def causal(self) -> bool:
-        """Whether later queries may see more columns."""
+        """Whether later queries may see more columns than earlier ones."""
         return CAUSALITY in self.features or BAND in self.features

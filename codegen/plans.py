@@ -10,19 +10,21 @@ from .axes import Direction, DType, Plan
 from .spec import ANY_K, MAX_CLUSTER
 
 MAX_SPLIT_ROWS = 128
-"""Rows up to which several CTAs share one where no cluster can: about as many as an SM each (80 .. 188) would have."""
+"""Up to this many rows, several CTAs share a row that is too long for a cluster. With more rows, one CTA per row
+already occupies most of the SMs (80 to 188)."""
 
 CLUSTERS = (("sm_90", "sm_100", "sm_103"), MAX_CLUSTER), (("sm_120",), 8)
-"""Architectures with thread block clusters, and the CTAs that one may have."""
+"""Architectures with thread block clusters, and the most CTAs that a cluster may have there."""
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Who holds a row of up to `max_k` columns, at which alignment (elements), in which CTA. It serves rows of lengths
-    `k`, at most `max_rows` of them (0: any number), on some architectures (none named: on all).
+    """A plan for rows of up to `max_k` columns whose starts are multiples of `vec` elements, with the CTA that computes
+    them. It serves the lengths `k` (first, last), at most `max_rows` rows (0: any number), on `architectures` (empty:
+    all).
 
-    `measured` is the measurement that chose it, in the words of `python -m codegen tune`, "sm_90: ..."; empty:
-    arithmetic did.
+    `measured` is the measurement by which it was chosen, as `python -m codegen tune` prints it, "sm_90: ..."; empty if
+    it was chosen by arithmetic.
     """
 
     plan: Plan
@@ -38,11 +40,12 @@ class RowPlan:
 
 
 def row_plans(direction: Direction, dtype: DType, general: bool = False) -> list[RowPlan]:
-    """All row plans of an element type, in the order in which dispatch tries them: the first that is long enough and
-    whose conditions the rows meet. The aligned plan of a bucket comes before the one for rows that start anywhere.
+    """All row plans of an element type, in the order in which dispatch tries them; the first one that is long enough
+    and whose conditions the rows meet is taken. The aligned plan of a bucket comes before the one for rows that start
+    anywhere.
 
-    The general kind has no tiles, its shortest rows are those of a warp; and half of everything else, because what it
-    may do to a score takes code for each that a lane holds.
+    The general kind has no tiles: its shortest rows use WARP. Its lanes hold half as many columns, because its code
+    per column is long and is repeated for each column that a lane holds.
     """
     held = ([] if general else _tiles(direction, dtype)) + _warps(dtype, general) + _blocks(direction, dtype, general)
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
@@ -52,7 +55,7 @@ def row_plans(direction: Direction, dtype: DType, general: bool = False) -> list
 
 
 def _without_overlap(plans: list[RowPlan], dtype: DType) -> list[RowPlan]:
-    """Each serves the rows that are longer than those of its predecessor of the same alignment."""
+    """Sets `k`: each plan serves the rows that are too long for the previous plan of the same alignment."""
     longest: dict[int, int] = {}
     result = []
     for plan in plans:
@@ -63,19 +66,21 @@ def _without_overlap(plans: list[RowPlan], dtype: DType) -> list[RowPlan]:
 
 
 def _beside_vectors(plan: RowPlan, dtype: DType) -> int:
-    """Columns that a row may have beyond `max_k`. The fewer than a vector at either end of rows that start anywhere
-    have registers of their own: 1025 columns of 16 bits are 128 vectors like 1024. Not in f64, nor in tiles."""
+    """Columns that a row may have beyond `max_k`. In rows that start anywhere, the columns outside whole vectors (fewer
+    than a vector at either end) have registers of their own: 1025 columns of 16 bits need as many vectors as 1024. This
+    does not apply to f64 or to tiles."""
     has_edges = plan.vec == 1 and plan.plan is not Plan.TILE and dtype is not DType.F64
     return dtype.vector - 1 if has_edges else 0
 
 
 def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
-    """Short rows as one flat range. 256 threads with four vectors each: 16 KiB per CTA, and 64 KiB in flight with four
-    CTAs on an SM.
+    """Short rows, moved as one flat range. 256 threads with four vectors each: 16 KiB per CTA, and 64 KiB in flight
+    with four CTAs on an SM.
 
-    From 32 columns on a group of lanes reads a row into registers. In shorter rows that start anywhere head and tail
-    would be most of it. Rows of up to 16 columns pass by half as many as lanes of longer ones have: at K = 9, 28
-    instructions per 16-bit element instead of 36. Those of f64 pass by none, so that the shortest have fewer.
+    Rows of more than 32 columns are read into the registers of a group of lanes instead. Shorter rows that start
+    anywhere would consist mostly of a head and a tail. There are two buckets because a lane skips the unused columns
+    of its bucket one branch at a time: with a bucket of 16 columns, K = 9 takes 28 instructions per 16-bit element
+    instead of 36. f64 skips nothing, so its shorter bucket ends at 8.
     """
     threads = 256
     shortest = 8 if dtype is DType.F64 else 16
@@ -84,12 +89,13 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
 
 
 def _warps(dtype: DType, general: bool) -> list[RowPlan]:
-    """Rows of up to 2 KiB in 4 to 32 lanes, four vectors to a lane: 64 bytes in flight per lane, and the ten shuffles
-    of a full warp spread over 32 elements of 16 bits (0.6 instructions per element).
+    """Rows of up to 2 KiB in 4 to 32 lanes, four vectors per lane: 64 bytes in flight per lane, and the ten shuffles of
+    a full warp spread over 32 elements of 16 bits (0.6 instructions per element).
 
-    What an SM has in flight are the columns of a row, not the lanes' capacity for them. Two lengths of 16 bits between
-    powers of two have kernels of their own, in 16 lanes: 384 aligned columns, of which a causal mask leaves half, in
-    three vectors, whose fewer registers leave room for more rows; and the 577 of a vision transformer in five.
+    The bytes in flight on an SM are those of the rows, not those that the registers could hold. Therefore two 16-bit
+    lengths between powers of two have kernels of their own, with 16 lanes per row: 384 aligned columns, of which a
+    causal mask leaves half, in three vectors per lane, whose fewer registers leave room for more rows; and the 577
+    columns of a vision transformer in five.
     """
     threads, vectors, fewest = (128, 2, 8) if general else (128, 4, 4)
     longest = 32 * vectors * dtype.vector
@@ -102,12 +108,13 @@ def _warps(dtype: DType, general: bool) -> list[RowPlan]:
 
 
 def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:
-    """Rows of up to 16384 columns (f64: 8192) in one CTA. One kernel serves them all: each warp holds neighbouring
-    columns, and a launch has as many warps as hold the row.
+    """Rows of up to 16384 columns (f64: 8192) in one CTA. One kernel serves all lengths: each warp holds neighbouring
+    columns, and a launch has as many warps as the row needs.
 
-    Forward: 32 elements of 16 or 32 bits in each of at most 512 threads, about 50 registers a thread, keep 36 warps on
-    an SM. Backward: two tensors, kept as they were read, in the same 32 registers. 1024 threads with 8 elements of f64,
-    in either direction, end at 8192. The general kind needs more than the 64 registers that 1024 threads would have.
+    Forward: 32 elements of 16 or 32 bits per thread, at most 512 threads; about 50 registers per thread allow 36 warps
+    on an SM. Backward: two tensors, kept in registers as they were read, in the same 32 registers. f64, both
+    directions: 8 elements in each of 1024 threads, hence 8192 columns. The general kind needs more than the 64
+    registers that 1024 threads would leave to each.
     """
     most, share = (512, 2) if general else (1024, 1)
     per_thread = {
@@ -119,7 +126,7 @@ def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:
 
 
 def _clusters(dtype: DType, block: RowPlan) -> list[RowPlan]:
-    """Longer rows in the registers of 2 to 16 CTAs of the largest block; the launch takes as few as hold the row."""
+    """Longer rows, in the registers of 2 to 16 CTAs of the largest block; a launch takes as few as the row needs."""
     longest = block.max_k * MAX_CLUSTER
     return [
         RowPlan(
@@ -135,12 +142,12 @@ def _clusters(dtype: DType, block: RowPlan) -> list[RowPlan]:
 
 
 def _pieces(min_k: int, general: bool) -> list[RowPlan]:
-    """Rows that no registers hold are read twice, the second time from L2 as far as it keeps them. One kernel serves
-    every alignment: whether a row is aligned is a question per row, not per vector of a loop.
+    """Rows too long for registers, which are read twice: the second time from L2 if it still has them. One kernel
+    serves every alignment, because it tests the alignment once per row and not once per vector.
 
-    Few rows are split among CTAs of 256 threads with two vectors each (4096 columns of 16 bits, 64 CTAs at K = 256k);
-    many rows stream through CTAs of 512 threads, of which two keep 32 KiB in flight on an SM. The general kind has
-    registers for three CTAs of 256 threads.
+    If there are few rows, each is split among CTAs of 256 threads with two vectors each (4096 columns of 16 bits, 64
+    CTAs at K = 256k). If there are many, each streams through one CTA of 512 threads; two such CTAs keep 32 KiB in
+    flight on an SM. The general kind has enough registers for three CTAs of 256 threads.
     """
     lengths = (min_k, ANY_K)
     return [

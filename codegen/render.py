@@ -107,7 +107,7 @@ def _fragment_shape(spec: Spec) -> str:
 
 
 def _row_options(spec: Spec) -> str:
-    """Template arguments of a row beside its shape."""
+    """C++ template arguments of the row type after Vec, Lanes and Chunks."""
     if spec.plan is Plan.TILE:
         return f", /*Aligned=*/{'false' if spec.ragged else 'true'}"
     if spec.by_warp:
@@ -117,7 +117,7 @@ def _row_options(spec: Spec) -> str:
 
 
 def _cta(spec: Spec) -> str:
-    """The number of the group of rows that a CTA (or cluster) works on."""
+    """C++ expression for the number of the group of rows that a CTA (or cluster) works on."""
     cluster = spec.plan is Plan.CLUSTER
     number = "cute::cluster_id_in_grid().x" if cluster else "blockIdx.x"
     count = "cute::cluster_grid_dims().x" if cluster else "gridDim.x"

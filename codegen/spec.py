@@ -12,14 +12,15 @@ from .axes import ACCESS_BYTES, Direction, DType, Plan
 from .features import BAND, CHAIN, ENDING, Feature, Mask, Section
 
 ANY_K = 2**31 - 2**20
-"""Longest row of plans that take any: column numbers are 32-bit, those of the vectors behind the last one too."""
+"""Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors
+that lie beyond the last column."""
 
 MAX_CLUSTER = 16
 """CTAs per cluster, at most."""
 
 
 def operands(direction: Direction) -> Section:
-    """What every kernel of a direction is launched with, as its C++ struct has it."""
+    """The arguments that every kernel of a direction has, in the order of its C++ struct."""
     rows = (("rows.count", "i"), ("rows.k", "i"), ("rows.rank", "i"), ("rows.divisors", "9I"))
     addresses = ((f"{tensor}.address", "P") for tensor in direction.tensors)
     strides = ((f"{tensor}.strides", "4i") for tensor in direction.tensors)
@@ -34,8 +35,12 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class Spec:
-    """One kernel. `vec` is the alignment that it demands of every row, in elements: 16 bytes, or 1 for rows that
-    start anywhere. Those too move in accesses of 16 bytes wherever their own alignment allows (f64: of 8)."""
+    """One kernel.
+
+    `vec` is the alignment in elements that it requires of every row: 16 bytes, or 1 for rows that may start anywhere.
+    The latter also move in 16-byte accesses wherever their own alignment allows (in most f64 kernels: in 8-byte ones);
+    `access` is the number of elements in one access.
+    """
 
     direction: Direction
     dtype: DType
@@ -85,25 +90,27 @@ class Spec:
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """What acts on scores. The backward knows its results: it only asks what is visible."""
+        """The features of the kernel. A backward starts from the results of the forward and only needs to know which
+        columns are visible."""
         if self.mask.general and self.direction is Direction.BACKWARD:
             return (BAND,)
         return self.mask.features
 
     @property
     def closing(self) -> Feature | None:
-        """What the general kind does with a row once its reduction is known."""
+        """In the general kind, the feature that finishes a row once its reduction is known."""
         if not self.mask.general:
             return None
         return ENDING if self.direction is Direction.FORWARD else CHAIN
 
     @property
     def lanes(self) -> int:
-        """Threads of a CTA that share a row; at most, where a launch decides how many.
+        """Threads of a CTA that share a row; an upper limit if the launch decides how many.
 
-        In a tile each holds 64 bytes of it. Half of that of two tensors; of aligned rows, as lanes that begin 64 bytes
-        apart would be four to a bank; and of 16-bit rows with both masks, as 32 columns would take 37 KB of code. Not
-        of f64, where it would be four columns.
+        In a `tile` kernel each lane holds 64 bytes of a row. It holds 32 bytes in the backward, which has two tensors;
+        in aligned rows, because lanes whose data starts 64 bytes apart would have four-way bank conflicts; and in
+        16-bit rows with both masks, because 32 columns would take 37 KB of code. f64 keeps 64 bytes, since 32 would be
+        only four columns.
         """
         if self.plan is Plan.TILE:
             masks = self.mask is Mask.BOOLCAUSAL and self.dtype.bytes == 2
@@ -114,41 +121,44 @@ class Spec:
 
     @property
     def by_warp(self) -> bool:
-        """Each warp holds neighbouring vectors, and a launch has as many warps as hold the row."""
+        """Whether each warp holds neighbouring vectors, and a launch has as many warps as the row needs."""
         return self.plan in (Plan.BLOCK, Plan.CLUSTER)
 
     @property
     def dealt(self) -> int:
-        """Lanes to which neighbouring vectors are dealt in turn."""
+        """Lanes to which neighbouring vectors are dealt in turn: those of a warp if `by_warp`, else all that share a
+        row."""
         return 32 if self.by_warp else self.lanes
 
     @property
     def access(self) -> int:
-        """Elements of one register vector. In rows of a tile that start anywhere four, which one branch leaves out."""
+        """Elements of one vector in registers. Four in `tile` kernels for rows that start anywhere, so that one branch
+        skips four columns."""
         if self.dtype is DType.F64 and (self.mask.general or not self.plan.piece_vectors):
             return self.vec
         return 4 if self.plan is Plan.TILE and self.vec == 1 else self.dtype.vector
 
     @property
     def ragged(self) -> bool:
-        """Rows that start anywhere move in vectors all the same, cut where the output's boundaries lie; those of a
-        tile, from shared memory, where the row begins.
+        """Whether rows that start anywhere move in vectors, with single columns at their ends.
 
-        Not in rows of f64 that something holds, where an element is half a vector.
+        Vectors are cut at the 16-byte boundaries of the output; in a `tile`, which reads from shared memory, at the
+        start of the row. False for f64 rows that are held in registers or a tile, and for the general kind of f64:
+        these move element by element.
         """
         return self.access > self.vec
 
     @property
     def edges(self) -> int:
-        """Single columns per lane, where the row is ragged: fewer than a vector of them lie at either end, in a tile at
+        """Single columns per lane of a ragged row. Fewer than a vector of them lie at either end; in a `tile` only at
         the last one."""
         ends = 1 if self.plan is Plan.TILE else 2
         return -(-ends * (self.access - 1) // self.dealt)
 
     @property
     def chunks(self) -> int:
-        """Vectors per lane, that it holds at once. One in pieces of f64 and of the general kind: what an element takes
-        of code, each copy takes."""
+        """Vectors that a lane holds at once. In pieces of f64 and of the general kind it is one 16-byte vector, because
+        their code per element is long and is repeated for each."""
         if self.plan.piece_vectors:
             few = self.dtype is DType.F64 or self.mask.general
             return self.dtype.vector // self.access if few else self.plan.piece_vectors
@@ -160,29 +170,30 @@ class Spec:
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory: the rows of a tile's inputs, each with a vector more for the phase at which the output
-        begins."""
+        """Dynamic shared memory: the rows of a tile's inputs, each with room for one more vector, since data is stored
+        at the output's offset from a 16-byte boundary."""
         inputs = len(self.direction.tensors) - 1
         return inputs * (self.tile_elements * self.dtype.bytes + ACCESS_BYTES) if self.plan is Plan.TILE else 0
 
     @property
     def tile_elements(self) -> int:
-        """Of one input of a tile."""
+        """Elements of one input that a tile holds; 0 for other plans."""
         return self.direction.tile_vectors * self.threads * self.dtype.vector if self.plan is Plan.TILE else 0
 
     @property
     def piece(self) -> int:
-        """Columns that a CTA handles at once where the row is longer; 0: it holds its part of the row."""
+        """Columns of the pieces in which a CTA goes over a row; 0: the CTA holds its part of the row."""
         return self.threads * self.access * self.chunks if self.plan.piece_vectors else 0
 
     @property
     def passes(self) -> int:
-        """Launches over the same rows: what the first leaves in the workspace, the second combines."""
+        """Number of launches over the same rows. The second combines what the first left in the workspace."""
         return 2 if self.plan is Plan.SPLIT else 1
 
     @property
     def partial_bytes(self) -> int:
-        """What is known of a row from a part of it: maximum and sum in the forward, the sum of y dy in the backward."""
+        """Size of the partial result of a part of a row: maximum and sum in the forward, the sum of y dy in the
+        backward."""
         accumulator = 8 if self.dtype is DType.F64 else 4
         return accumulator * (2 if self.direction is Direction.FORWARD else 1)
 

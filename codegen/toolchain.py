@@ -24,15 +24,15 @@ SCHEMA = 1
 """Raised when the meaning of a fingerprint's ingredients changes."""
 
 DEFAULT_ARCHITECTURE = "sm_90"
-"""What is built where there is no GPU and none is named."""
+"""The architecture to build for if none is named and there is no GPU."""
 
 _FAMILIES = (70, 75, 80, 90, 100, 103, 120)
-"""Front ends: the LTO IR of compute_N links for every architecture from N up to the next."""
+"""Front-end targets: the LTO IR of compute_N links for every architecture from N up to the next one in this list."""
 
 _COMPILE_OPTIONS = ("-std=c++17", "-default-device", "-dlto", "-rdc=true")
 _LINK_OPTIONS = ("-lto", "-optimize-unused-variables", "-verbose")
 _KIND_OPTIONS = {"cubin": (), "ptx": ("-lineinfo",)}
-"""Line numbers are for the reader of the PTX; in a cubin they would take four times the room of the code."""
+"""Line numbers serve the readers of the PTX; in a cubin they would take four times the space of the code."""
 
 
 _DEPRECATION = re.compile(r"nvrtc: warning: Architectures prior to .* are deprecated.*\n?")
@@ -44,7 +44,7 @@ class ToolchainError(RuntimeError):
 
 
 class Spills(ToolchainError):
-    """A kernel wants more registers than it may have: its name, the architecture, ptxas's report."""
+    """A kernel needs more registers than its budget. Arguments: its name, the architecture, ptxas's report."""
 
     def __str__(self) -> str:
         variant, arch, report = self.args
@@ -69,9 +69,9 @@ def headers() -> tuple[Headers, ...]:
 
 @cache
 def compiler_build() -> str:
-    """The compiler's and the linker's own account of themselves, from the PTX that each writes of an empty kernel.
+    """Version and build ID of compiler and linker, from the PTX that each of them writes for an empty kernel.
 
-    Version numbers alone would not do: packages of one version can hold different builds.
+    A version number alone is not enough: packages of one version can contain different builds.
     """
     compute = family(supported_architectures()[0])
     probe = 'extern "C" __global__ void probe() {}'
@@ -113,7 +113,7 @@ def check_architectures(architectures: Iterable[str]) -> tuple[str, ...]:
 
 
 def family(arch: str) -> int:
-    """The front end that an architecture is linked from."""
+    """The N of the front-end target compute_N from which an architecture is linked."""
     number = int(arch[3:])
     return max(compute for compute in _FAMILIES if compute <= number and _supports(compute))
 

@@ -1,4 +1,4 @@
-"""Tiles that could serve a row length, and what a measurement of them says to the table in plans.py.
+"""Candidate tiles for a row length, and the line for plans.py that a measurement of them suggests.
 
 `python -m codegen tune` compiles the candidates, or takes them from a bundle that was prepared, and has the benchmark
 time them on the GPU at hand.
@@ -22,7 +22,8 @@ from .variants import computed_by
 
 LONGEST_TILE = 64
 MOST_HELD_BYTES = 128
-"""Of a row's tensors in the registers of a thread, as they lie in memory: more would leave no room to compute."""
+"""Bytes of a row's tensors that a thread may hold in registers, in their memory format: more would leave no room to
+compute."""
 
 
 def candidates(direction: Direction, dtype: DType, k: int, arch: str) -> list[Spec]:
@@ -33,12 +34,12 @@ def candidates(direction: Direction, dtype: DType, k: int, arch: str) -> list[Sp
 
 
 def compared(direction: Direction, dtype: DType, k: int, arch: str) -> list[Spec]:
-    """The candidates, and what is shipped."""
+    """The shipped variant, then the candidates."""
     return list(dict.fromkeys([shipped(direction, dtype, k, arch), *candidates(direction, dtype, k, arch)]))
 
 
 def shipped(direction: Direction, dtype: DType, k: int, arch: str) -> Spec:
-    """What many rows of k columns get from the table now."""
+    """The variant that plans.py now gives to many rows of k columns."""
     vec = dtype.vector if k % dtype.vector == 0 else 1
     return next(
         _spec(direction, dtype, plan)
@@ -64,8 +65,8 @@ def _tiles(direction: Direction, dtype: DType, k: int, vec: int) -> Iterator[Row
 
 
 def _held(direction: Direction, dtype: DType, k: int, vec: int, arch: str) -> Iterator[RowPlan]:
-    """Rows in registers: of part of a warp, of a CTA, of a cluster; max_k is what the lanes hold in whole vectors. Half
-    of the lanes at least have something to hold."""
+    """Rows in the registers of part of a warp, of a CTA, or of a cluster; max_k is what the lanes hold in whole
+    vectors. At least half of the lanes have something to hold."""
     inputs = len(direction.tensors) - 1
 
     def longest(lanes: int) -> int | None:
@@ -99,11 +100,12 @@ def _pieces(k: int) -> Iterator[RowPlan]:
 
 
 Compiled = tuple[Sequence[Cubin], Mapping[str, str]]
-"""Cubins, and by name why there is none of some specs."""
+"""Cubins, and for each spec without one, by name, the reason."""
 
 
 def compiled(specs: Iterable[Spec], arch: str) -> Compiled:
-    """Of those that do not spill: one that does fails its unit, which is compiled again without it."""
+    """Cubins of the specs that do not spill. A spec that spills fails its translation unit, which is compiled again
+    without it."""
     left = {spec.name: spec for spec in specs}
     refused: dict[str, str] = {}
     while True:
@@ -116,7 +118,7 @@ def compiled(specs: Iterable[Spec], arch: str) -> Compiled:
 
 
 def prebuilt(specs: Iterable[Spec], arch: str, bundle: Bundle) -> Compiled:
-    """Of those that a bundle holds, built from these very sources."""
+    """Cubins of the specs that a bundle holds, if built from the current sources."""
     cubins, refused = [], {}
     for spec in specs:
         try:
@@ -127,7 +129,7 @@ def prebuilt(specs: Iterable[Spec], arch: str, bundle: Bundle) -> Compiled:
 
 
 def prepare(specs: Iterable[Spec], arch: str, path: Path) -> str:
-    """Writes a bundle of those that compile, for a machine that compiles nothing; in words what became of them."""
+    """Writes a bundle of the specs that compile, for a machine without a compiler. Returns a report in words."""
     cubins, refused = compiled(specs, arch)
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = write_bundle(path, cubins, catalog=b"", toolchain=toolchain.compiler_build())  # no catalogue has them
@@ -136,7 +138,7 @@ def prepare(specs: Iterable[Spec], arch: str, path: Path) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate's median time, and the copy's time over it."""
+    """A candidate's median time, and the share that the copy's time is of it."""
 
     spec: Spec
     us: float
@@ -144,7 +146,7 @@ class Measured:
 
 
 def proposal(found: list[Measured], now: Spec, k: int, device: str, date: str) -> str:
-    """The fastest first; and the row that plans.py would get if the one of now is not it."""
+    """The candidates, fastest first; then the line for plans.py, unless the shipped variant is the fastest."""
     found = sorted(found, key=lambda each: each.us)
     lines = [
         f"{each.us:10.1f} us  {each.share:.3f}  {each.spec.name}{'  (now)' if each.spec == now else ''}"
@@ -158,7 +160,7 @@ def proposal(found: list[Measured], now: Spec, k: int, device: str, date: str) -
 
 
 def row(best: Measured, now: Measured | None, k: int, device: str, date: str) -> str:
-    """As a line of Python, with the measurement that chose it."""
+    """The RowPlan of the best candidate as a line of Python, with the measurement that chose it."""
     spec = best.spec
     cluster = f", cluster={spec.cluster}" if spec.cluster > 1 else ""
     longest = "ANY_K" if spec.max_k == ANY_K else spec.max_k
@@ -175,5 +177,5 @@ def _reason(best: Measured, now: Measured | None, k: int, device: str, date: str
 
 
 def in_words(refused: Mapping[str, str]) -> list[str]:
-    """One line per candidate that there is no figure of."""
+    """One line per candidate without a figure."""
     return [f"no figure of {name}: {why}" for name, why in sorted(refused.items())]

@@ -11,7 +11,7 @@ MAX_VARIANTS = 600
 """Cap on the number of names: every axis pays for itself."""
 
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
-"""What is shipped for. Every variant is, but clusters, which sm_90 brought."""
+"""The architectures that variants ship for: all of them, except that clusters need sm_90 or later."""
 
 _ALL = (Mask.NONE, Mask.CAUSAL, Mask.BOOL, Mask.BOOLCAUSAL, Mask.GENERAL)
 
@@ -29,14 +29,15 @@ MASKS: dict[tuple[Direction, DType], tuple[Mask, ...]] = {
     (Direction.BACKWARD, DType.F32TOF16): (Mask.GENERAL,),
     (Direction.BACKWARD, DType.F32TOBF16): (Mask.GENERAL,),
 }
-"""Mask kinds that every row length takes."""
+"""Mask kinds that ship, at every row length, by direction and element types."""
 
 
 def computed_by(direction: Direction, mask: Mask) -> Mask:
-    """The mask kind of the kernels that serve a mask kind: itself, or one that can do more where that costs little.
+    """The mask kind of the kernels that serve a mask kind: itself, or a more capable one if that costs little.
 
-    Without an offset a causal kernel hides nothing: it compares a column with the end of its row, once per vector. That
-    is paid for by a tensor mask's traffic, and in the backward, which needs no exp.
+    A causal kernel can serve calls that are not causal: launched with an offset that hides nothing, it only compares
+    columns with the end of the row, once per vector. That cost hides behind the traffic of a tensor mask, and in the
+    backward, which computes no exp.
     """
     if mask is Mask.GENERAL:
         return mask
@@ -65,7 +66,7 @@ def shipped() -> tuple[Spec, ...]:
 
 
 def architectures(spec: Spec) -> tuple[str, ...]:
-    """What a variant ships for."""
+    """The architectures that a variant ships for."""
     clustered = {arch for some, _ in CLUSTERS for arch in some}
     return tuple(arch for arch in ARCHITECTURES if spec.cluster == 1 or arch in clustered)
 
