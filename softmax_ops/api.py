@@ -1,4 +1,4 @@
-"""The torch interface. A call like the one before goes to its kernel at once, others the way of `routes`."""
+"""The torch interface. A call like an earlier one goes straight to its kernel (`known`), any other through `routes`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def softmax(
     batch_invariant: bool = False,
     out: Tensor | None = None,
 ) -> Any:
-    """Softmax over the last dimension of scores, with scale, mask and what else changes scores fused.
+    """Softmax over the last dimension of scores, fused with a scale, a mask and everything else that changes scores.
 
         s = scale * x;   s = softcap * tanh(s / softcap);   z_ij = s_ij - slope_h * |i + causal_offset - j| + bias_ij
         y_ij = exp(z_ij - m_i) / (sum_j exp(z_ij - m_i) + exp(sink_h - m_i)) over visible j, 0 elsewhere
@@ -47,27 +47,30 @@ def softmax(
     bias             x's dtype or float32, broadcast like a mask; differentiable. -inf in it hides.
     key_lengths      int32 [B] on x's device, B = x.shape[0]: columns at and beyond the length are hidden, and not read.
     causal           column j is visible to query i when j <= i + causal_offset.
-    causal_offset    K - Q by default, which aligns the last query with the last column; 0 aligns the first ones. A
-                     number, or a tensor of one int32 or int64 on x's device, of which the lower 32 bits count. For
-                     window and alibi_slopes too.
+    causal_offset    K - Q by default, which aligns the last query with the last column; 0 aligns the first query with
+                     the first column. A number, or a tensor of one int32 or int64 on x's device, of which the lower 32
+                     bits count. Also used by window and alibi_slopes.
     window           (left, right), integers or None: i + causal_offset - left <= j <= i + causal_offset + right is
                      visible; with causal, right is 0. Other columns are not read.
     alibi_slopes     float32 [H] on x's device, H = x.shape[-3].
-    sinks            float32 [H] on x's device: a score that joins the sum without a column; differentiable. -inf: none.
-    softcap          number above 0 that bounds |s|. None, not a huge one, is no cap: kernels err by 1e-7 of it.
+    sinks            float32 [H] on x's device: a score that joins the sum without a column; differentiable. -inf: no
+                     sink.
+    softcap          number above 0 that bounds |s|. For no cap pass None, not a huge number: the error of kernels is
+                     1e-7 of the cap.
     dtype            x's, or torch.float32 for float16 and bfloat16: the result before it is rounded. out's too.
     return_lse       return (y, lse): lse = m + log(sum), [..., Q] float32 (float64 for float64), differentiable.
-    batch_invariant  choose the kernel without looking at the number of rows: a row's bits never depend on its batch.
-    out              tensor of x's shape, device and `dtype` to write to, x itself included.
+    batch_invariant  choose the kernel regardless of the number of rows: a row's bits never depend on its batch.
+    out              tensor of x's shape, device and `dtype` to write to; may be x itself.
 
     Returns a tensor of x's shape and dtype, contiguous unless `out` is given. Sums and exponentials are computed in
-    float32 (float64 for float64). A row that sees nothing, or only z = -inf, is all zeros, and its lse is -inf, or the
-    sink; a visible NaN or z = +inf makes its row NaN. docs/attention_inputs.md says which arguments go together.
+    float32 (float64 for float64). A row in which everything is hidden or z = -inf is all zeros, and its lse is -inf, or
+    the sink; a visible NaN or z = +inf makes its row NaN. docs/attention_inputs.md says which arguments can be
+    combined.
 
     Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together;
-    NotImplementedError for a gradient or a transform that there is not; KernelNotFound when no kernel for this GPU can
-    be had; NoVariant when none ships for rows of this length; NotLoaded when a kernel would have to be loaded after
-    `freeze()` or while a CUDA graph is captured; DriverError when CUDA refuses.
+    NotImplementedError for a gradient or a transform that is not supported; KernelNotFound when no kernel for this GPU
+    is found; NoVariant when none ships for rows of this length; NotLoaded when a kernel would have to be loaded after
+    `freeze()` or while a CUDA graph is captured; DriverError when CUDA reports an error.
     """
     if not is_dynamo_compiling():
         y = forward.run(
@@ -111,7 +114,7 @@ def softmax(
 
 
 def softmax_(x: Tensor, **arguments) -> Any:
-    """`softmax` in place: takes its keyword arguments but `out`, writes to x, and returns what it returns."""
+    """`softmax` in place: takes its keyword arguments except `out`, writes to x, and returns what `softmax` returns."""
     return softmax(x, out=x, **arguments)
 
 
@@ -136,15 +139,15 @@ def softmax_backward(
         dx = scale * y * (dy - sum_j y_j dy_j + grad_lse), with softcap times 1 - ((log y + lse) / softcap)^2
 
     dy, y            [..., Q, K] or [K], of one shape, dtype and device, as `softmax` takes them. dy may be expanded.
-    scale            that of the forward; mask, bias, slopes and sinks need no argument: y says all about them.
-    causal           dy and y are read as far as they are visible, and dx is 0 elsewhere.
+    scale            that of the forward. Mask, bias, slopes and sinks are not passed: y contains all that is needed.
+    causal           only visible columns of dy and y are read, and dx is 0 elsewhere.
     causal_offset, window, key_lengths
-                     those of the forward; an offset that only slopes used is left out.
-    softcap, lse     those of the forward; not after a forward with bias or slopes.
-    grad_lse         [..., Q], the gradient of lse if that was used.
-    dtype            of dx: y's, or 16 bits for float32 y, where x had them. out's too.
-    batch_invariant  choose the kernel without looking at the number of rows: a row's bits never depend on its batch.
-    out              tensor of y's shape, device and `dtype` to write to, dy or y itself included.
+                     those of the forward; leave out an offset that only slopes used.
+    softcap, lse     those of the forward; not supported after a forward with bias or slopes.
+    grad_lse         [..., Q], the gradient of lse, if lse was used.
+    dtype            of dx: y's, or a 16-bit dtype for float32 y, if x had that dtype. out's too.
+    batch_invariant  choose the kernel regardless of the number of rows: a row's bits never depend on its batch.
+    out              tensor of y's shape, device and `dtype` to write to; may be dy or y itself.
 
     Returns a tensor of y's shape and dtype, contiguous unless `out` is given. The products and their sum are computed
     in float32 (float64 for float64).
@@ -212,8 +215,8 @@ def explain(
     """What `softmax` would do with the same arguments: kernel, tile, grid, bytes, where its cubin comes from, and why.
 
     With log=True: what `log_softmax` would do. With backward=True: what `softmax_backward` would do with dy and y like
-    x (a mask plays no part in it). Loads and launches no kernel; what would have to be copied first is copied. For CPU
-    tensors it tells what a GPU of architecture `arch` ("sm_90") would run.
+    x (it ignores the mask). Loads and launches no kernel, but copies tensors that the call would have to copy first.
+    For CPU tensors it reports what a GPU of architecture `arch` ("sm_90") would run.
     """
     request = check_general(
         x,

@@ -1,4 +1,4 @@
-"""Where torch is working: devices by their ordinal, streams by their address."""
+"""The current device and stream of torch: devices by their ordinal, streams by their address."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def on_gpu(tensor: Tensor) -> bool:
 
 
 def ordinal(tensor: Tensor) -> int:
-    """Of the GPU that a tensor is on."""
+    """Ordinal of the GPU that a tensor is on."""
     return tensor.device.index
 
 
-# What torch.cuda.device does when it is entered and left: a device becomes the current one, and the one before, which
-# is returned, becomes so again if it has a context (else that would make one). And torch.cuda.current_stream, but an
-# integer, without a look at whether CUDA is initialised (which it is once there is a tensor on a GPU) and without an
-# object around it: 2 us less. A torch without CUDA has none of them, and no tensors to ask about.
+# The first two do what torch.cuda.device does on entry and exit: one makes a device current and returns the previous
+# device; the other makes that one current again, but only if it has a context, so as not to create one. The third is
+# torch.cuda.current_stream as an integer, without the check that CUDA is initialised (it is once there is a tensor on a
+# GPU) and without a Stream object: 2 us less. A torch without CUDA lacks all three, and has no tensors on a GPU.
 exchange_device = getattr(torch._C, "_cuda_exchangeDevice", torch.cuda._exchange_device)
 restore_device = getattr(torch._C, "_cuda_maybeExchangeDevice", torch.cuda._maybe_exchange_device)
 stream = getattr(torch._C, "_cuda_getCurrentRawStream", lambda device: torch.cuda.current_stream(device).cuda_stream)
@@ -30,7 +30,7 @@ stream = getattr(torch._C, "_cuda_getCurrentRawStream", lambda device: torch.cud
 
 @contextmanager
 def working_on(device: int) -> Iterator[None]:
-    """The default stream is that of the current device: inside, it is this one."""
+    """Makes `device` current inside, because the default stream is that of the current device."""
     previous = exchange_device(device)
     try:
         yield

@@ -1,6 +1,7 @@
-"""Where a request is computed: by torch operations on the CPU, by a kernel on a GPU.
+"""Computes a request where its tensors are: with torch operations on the CPU, with a kernel on a GPU.
 
-The latter: the tensors in integers, their plan and its launch, copies where no kernel can follow.
+For a kernel the tensors are described in integers (a Geometry), planned and launched; tensors whose layout no kernel
+supports are copied first.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from .problem import BIASED, OPERANDS, General, Geometry, Operand
 _DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
 _ACCESS_BYTES = 16
 _PER_COLUMN = ("mask", "bias")
-"""Operands that have a number for each column; others have one for each row."""
+"""Operands with a value for each column; the others have one for each row."""
 
 
 def forward(request: Request, batch_invariant: bool = False) -> Any:
-    """The softmax of a valid request, where its tensors are; with return_lse (that, lse).
+    """The softmax of a valid request, on the device of its tensors; with return_lse (y, lse).
 
-    Nothing may have to be recorded by autograd.
+    Call it only where autograd has nothing to record.
     """
     x = request.x
     if not current.on_gpu(x):
@@ -47,7 +48,7 @@ def forward(request: Request, batch_invariant: bool = False) -> Any:
 
 
 def backward(request: BackwardRequest, batch_invariant: bool = False) -> Any:
-    """The gradient of a valid request, where its tensors are; with return_dot (that, d)."""
+    """The gradient of a valid request, on the device of its tensors; with return_dot (dx, d)."""
     y = request.y
     if not current.on_gpu(y):
         return cpu.softmax_backward(request)
@@ -61,7 +62,7 @@ def backward(request: BackwardRequest, batch_invariant: bool = False) -> Any:
 
 
 def explain_forward(request: Request, batch_invariant: bool = False, arch: str | None = None) -> Explanation:
-    """What `forward` would do; for CPU tensors on a GPU of an architecture, "sm_90" unless said."""
+    """What `forward` would do; for CPU tensors, on a GPU of architecture `arch`, by default "sm_90"."""
     others, scalars = of_forward(request, batch_invariant)
     if request.return_lse:
         others["lse"] = torch.empty(request.x.shape[:-1], dtype=accumulation(request.x), device="meta")
@@ -70,7 +71,7 @@ def explain_forward(request: Request, batch_invariant: bool = False, arch: str |
 
 
 def explain_backward(request: Request, batch_invariant: bool = False, arch: str | None = None) -> Explanation:
-    """What the backward of a forward would do, its result and gradient being like x."""
+    """What the backward of a forward would do, with y and dy like x."""
     x, dtype = request.x, request.dtype
     y = x if dtype in (None, x.dtype) else torch.empty(x.shape, dtype=dtype, device="meta")
     gradient = BackwardRequest(y, y, request.scale, request.causal_offset, request.out)
@@ -83,7 +84,7 @@ def explain_backward(request: Request, batch_invariant: bool = False, arch: str 
 
 
 def of_forward(request: Request, batch_invariant: bool) -> tuple[Named, Scalars]:
-    """What a request has besides x."""
+    """Operands besides x, by name, and scalars of a request."""
     scalars = Scalars(request.scale, request.fill, request.causal_offset, batch_invariant)
     if not request.general:
         return ({} if request.mask is None else {"mask": request.mask}), scalars
@@ -95,13 +96,13 @@ def of_forward(request: Request, batch_invariant: bool) -> tuple[Named, Scalars]
 
 
 def _has_kernels_of_bias(request: Request, bias: Tensor) -> bool:
-    """Whether the bias of a request that asks for nothing else is a mask kind."""
+    """Whether the mask kind `bias` can serve a request that has a bias and nothing else."""
     dtype = request.x.dtype
     return bias.dtype is dtype and request.dtype in (None, dtype) and _DTYPES[dtype] in BIASED
 
 
 def of_backward(request: BackwardRequest, batch_invariant: bool) -> tuple[Named, Scalars]:
-    """What a request has besides dy and y."""
+    """Operands besides dy and y, by name, and scalars of a request."""
     scalars = Scalars(request.scale, 0.0, request.causal_offset, batch_invariant)
     if not request.general:
         return {}, scalars
@@ -110,7 +111,8 @@ def of_backward(request: BackwardRequest, batch_invariant: bool) -> tuple[Named,
 
 
 def _of_rows(rows: Tensor, empty: float) -> Tensor:
-    """Numbers per row to be written; those of rows without columns are known."""
+    """A tensor for one result per row; filled with `empty` if the rows have no columns, since then nothing is
+    launched."""
     dtype, shape = accumulation(rows), rows.shape[:-1]
     if rows.numel() == 0:
         return torch.full(shape, empty, dtype=dtype, device=rows.device)
@@ -118,7 +120,7 @@ def _of_rows(rows: Tensor, empty: float) -> Tensor:
 
 
 class Scalars(NamedTuple):
-    """What a call has beside its tensors."""
+    """The arguments of a launch that are not tensors."""
 
     scale: float
     fill: float
@@ -135,10 +137,10 @@ def compute(
     scalars: Scalars,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The operation of a direction on tensors of one GPU: its result, in `out` if there is one, else of a dtype.
+    """Computes one direction on tensors of one GPU. Returns `out` if given, else a new tensor of `dtype`.
 
-    `others` are a mask, and what a general request has, by the names of operands. A mask of a floating-point dtype,
-    which is that of the inputs, hides where it is 1.
+    `others` are the further operands by name: a mask, and those of a general request. A mask of a floating-point dtype
+    has the dtype of the inputs, and hides where it is 1.
     """
     x = inputs[0]
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device) if out is None else out
@@ -159,7 +161,7 @@ def compute(
 
 
 def _explainer(x: Tensor, arch: str | None) -> tuple[Callable[[Geometry, str], Explanation], str]:
-    """What explains a geometry, and the architecture: unless one is named, those of the GPU that x is on."""
+    """The function that explains a geometry, and the architecture: by default those of the GPU that x is on."""
     if arch is not None or not current.on_gpu(x):
         return explain_geometry, arch or "sm_90"
     device = current.ordinal(x)
@@ -176,7 +178,7 @@ def _explain(
     explain: Callable[[Geometry, str], Explanation],
     dtype: torch.dtype | None,
 ) -> Explanation:
-    """Of what `compute` would do."""
+    """What `compute` would do."""
     x = inputs[0]
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device="meta") if out is None else out
     tensors, others = _followed((*inputs, y), others)
@@ -190,7 +192,7 @@ def _explain(
 def executable(
     direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars
 ) -> launcher.Executable | None:
-    """What computes these tensors, inputs and output, as they are, with the kernel loaded; None if some must be copied.
+    """The executable, its kernel loaded, for these inputs and this output as they are; None if some must be copied.
 
     Raises what `compute` does.
     """
@@ -225,7 +227,7 @@ def _launch(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars:
 
 
 def _without_memory(direction: str, tensors: tuple[Tensor, ...], others: Named) -> ValueError:
-    """For elements at address 0, which a kernel would read or write."""
+    """The error for a tensor whose elements are at address 0, where a kernel would read or write."""
     named = dict(zip(OPERANDS[direction], tensors, strict=True)) | others
     name, tensor = next((name, tensor) for name, tensor in named.items() if tensor.data_ptr() == 0)
     return ValueError(
@@ -235,12 +237,12 @@ def _without_memory(direction: str, tensors: tuple[Tensor, ...], others: Named) 
 
 
 def new_scratch(like: Tensor, bytes: int) -> Tensor:
-    """Memory for one launch, on the device of a tensor."""
+    """Workspace for one launch, on the device of a tensor."""
     return like.new_empty(bytes, dtype=torch.uint8)
 
 
 def _followed(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
-    """Tensors with the last stride that kernels want; a mask may also be broadcast along the row."""
+    """The tensors, copied where kernels do not support the last stride. A mask may also be broadcast along the row."""
     mask = others.get("mask")
     if mask is not None and mask.dim() and mask.shape[-1] > 1 and mask.stride(-1) not in (0, 1):
         others = others | {"mask": mask.contiguous()}
@@ -248,7 +250,8 @@ def _followed(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor,
 
 
 def _with_unit_stride(tensor: Tensor) -> Tensor:
-    """Itself, or a copy of what is not expanded: of a gradient that is one number everywhere, a single row."""
+    """The tensor itself or a copy; expanded leading dimensions are not copied, so of an expanded scalar only one row
+    is."""
     if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
         return tensor
     leading = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()[:-1])
@@ -256,7 +259,8 @@ def _with_unit_stride(tensor: Tensor) -> Tensor:
 
 
 def _contiguous(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
-    """Copies of what is read, and a new output. Numbers per row that are written have no gaps anyway."""
+    """Contiguous copies of everything that is read, and a new output if y has gaps. Per-row results have none
+    anyway."""
     *inputs, y = tensors
     output = y if y.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
     copies = {
@@ -267,7 +271,8 @@ def _contiguous(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tenso
 
 
 class _Metadata(NamedTuple):
-    """What torch knows of a call, as it comes: the key of its plan, cheaper to make and to hash than a Geometry."""
+    """A call's metadata as torch reports it: the cache key of its plan, cheaper to build and to hash than a
+    Geometry."""
 
     direction: str
     shape: torch.Size
@@ -298,7 +303,7 @@ def _plan(metadata: _Metadata) -> LaunchPlan:
 
 
 def _geometry(of: _Metadata) -> Geometry:
-    """In integers: [K] is [1, K], and what broadcasts has stride 0."""
+    """The call in integers: [K] becomes [1, K], and broadcast dimensions have stride 0."""
     rank = max(len(of.shape), 2)
     found = [
         Operand(name, _strides(of.shape, strides, rank), alignment, dtype.itemsize)
@@ -330,12 +335,12 @@ def _mask_kind(of: _Metadata) -> str:
 
 
 def _strides(shape: tuple[int, ...], strides: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Of a tensor that broadcasts, from the right, to `rank` dimensions; in elements."""
+    """Strides in elements of a tensor broadcast from the right to `rank` dimensions."""
     present = zip(shape, strides, strict=True)
     return (0,) * (rank - len(shape)) + tuple(stride if size > 1 else 0 for size, stride in present)
 
 
 def alignment(tensor: Tensor) -> int:
-    """The largest power of two, at most 16, that divides the address, in bytes."""
+    """The largest power of two, at most 16, that divides the address in bytes."""
     address = tensor.data_ptr() | _ACCESS_BYTES
     return address & -address

@@ -1,4 +1,5 @@
-"""Geometry -> launch plan: which variant, which grid, and the bytes of its parameter struct. No torch, no driver."""
+"""Geometry -> launch plan: the variant, the grids, and the bytes of the parameter struct. Needs no torch and no
+driver."""
 
 import struct
 from collections.abc import Iterable, Mapping
@@ -22,10 +23,10 @@ LARGEST_CLUSTER = 16
 """CTAs."""
 
 EVERYWHERE = 2**40
-"""As a number of columns on either side: all there can be."""
+"""Window bound in columns that hides nothing: more than any row has."""
 
 WORKSPACE = "workspace.address"
-"""Where a row that several CTAs share keeps their partials: LaunchPlan.workspace_bytes of scratch memory."""
+"""Field with the address of scratch memory (LaunchPlan.workspace_bytes) for the partial results of split rows."""
 
 
 class TooManyDimensions(ValueError):
@@ -44,14 +45,14 @@ class Launch:
     threads: int  # per CTA
     cluster: int  # CTAs per cluster
     rows: int
-    offset: tuple[int, ...]  # that moves each operand's address, in bytes
+    offset: tuple[int, ...]  # added to each operand's address, in bytes
     template: bytes
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """How a geometry is computed: one variant, launched once (twice by `split`; more often only where there are more
-    than 2^31 rows, or elements between two of them)."""
+    """How a geometry is computed: one variant, launched once. `split` takes two launches; further ones are needed only
+    for more than 2^31 rows, or more than 2^31 elements from one row to the next."""
 
     geometry: Geometry
     variant: Variant
@@ -59,7 +60,7 @@ class LaunchPlan:
     fields: tuple[tuple[str, int, str], ...]  # dynamic fields: name, offset in the struct, `struct` format
     workspace_bytes: int
     reason: str  # why this variant
-    measured: str  # what chose its tile
+    measured: str  # the measurement that chose its tile, or that there is none
 
     @property
     def cluster(self) -> int:
@@ -67,7 +68,8 @@ class LaunchPlan:
         return max(launch.cluster for launch in self.launches)
 
     def arguments(self, launch: Launch, values: Mapping[str, float]) -> bytes:
-        """The parameter struct of one launch, for addresses and scalars by field name; what has no value is 0."""
+        """The parameter struct of one launch, with addresses and scalars by field name; fields without a value are
+        0."""
         offsets = {f"{operand.name}.address": 0 for operand in self.geometry.operands}
         offsets.update(zip(offsets, launch.offset, strict=True))
         buffer = bytearray(launch.template)
@@ -80,9 +82,10 @@ class LaunchPlan:
 def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = LARGEST_CLUSTER) -> LaunchPlan:
     """The launch plan of a geometry with at least one row and one column, on GPUs of an architecture ("sm_90").
 
-    largest_cluster   CTAs of the largest cluster that the GPU can run; 1: it runs none.
+    largest_cluster   CTAs of the largest cluster that the GPU can run; 1: it cannot run clusters.
 
-    Raises TooManyDimensions when the operands must be copied first, NoVariant when nothing that ships serves it.
+    Raises TooManyDimensions when the operands must be copied first, NoVariant when no shipped kernel serves the
+    geometry.
     """
     dimensions = leading_dimensions(geometry)
     if len(dimensions) > MAX_RANK:
@@ -116,7 +119,7 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
 def _select(
     geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = LARGEST_CLUSTER
 ) -> tuple[Entry, str]:
-    """The first entry of the dispatch table that the rows fit, and why not one before it."""
+    """The first entry of the dispatch table that serves the rows, and the reason why earlier ones do not."""
     try:
         entries = catalog.candidates(geometry.direction, geometry.dtype, geometry.mask_kind, geometry.k)
     except LookupError as error:
@@ -153,7 +156,7 @@ def _obstacle(geometry: Geometry, entry: Entry, arch: str) -> str | None:
 
 
 def _misalignment(geometry: Geometry, vec: int) -> str | None:
-    """Why the rows do not start on boundaries of `vec` elements; None when they do."""
+    """Why some rows do not start on a multiple of `vec` elements; None when all do."""
     if vec == 1:
         return None
     if geometry.k % vec:
@@ -211,7 +214,7 @@ def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) 
 
 
 def _general(geometry: Geometry, general: General, part: Part) -> dict[str, tuple[float, ...]]:
-    """Fields of the general kind that are not those of its operands."""
+    """Fields of the general kind other than addresses and strides of operands."""
     bias, cap = geometry.operand("bias"), general.softcap
     return {
         "band.offset": ((geometry.causal_offset or 0) + part.query,),
@@ -229,17 +232,18 @@ def _general(geometry: Geometry, general: General, part: Part) -> dict[str, tupl
 
 
 def _zeros(layout: Layout) -> dict[str, tuple[float, ...]]:
-    """Fields of an operand that the geometry does not have (no mask: nothing is hidden), and the dynamic ones."""
+    """Zeros for every field: they remain in fields of absent operands (a null address turns a feature off) and in
+    dynamic fields, which the launch fills."""
     return {name: (0,) * len(struct.unpack(format, bytes(struct.calcsize(format)))) for name, format in layout if name}
 
 
 def _segments(geometry: Geometry, variant: Variant) -> int:
-    """Pieces of a row that have a CTA each."""
+    """Number of pieces into which a row is split, each with a CTA of its own; 1 for other plans."""
     return -(-geometry.k // variant.piece) if variant.passes > 1 else 1
 
 
 def _cluster(geometry: Geometry, variant: Variant) -> int:
-    """CTAs that share a row: the least power of two that holds it. It depends on K alone, and so do the row's bits."""
+    """CTAs that share a row: the smallest power of two that holds it. Depends on K alone, and so do the row's bits."""
     if variant.cluster == 1:
         return 1
     ctas = -(-geometry.k // (variant.max_k // variant.cluster))
@@ -253,9 +257,9 @@ def _part_of_cta(geometry: Geometry, cluster: int) -> int:
 
 
 def _threads(geometry: Geometry, variant: Variant, cluster: int) -> int:
-    """Of a CTA: where a launch decides, the fewest warps that hold its part of the row. By K alone, as `_cluster`.
+    """Threads of a CTA. If the launch decides: the fewest warps that hold the CTA's part of the row, by K alone.
 
-    The columns that make no whole vector have registers of their own, where rows start anywhere.
+    Columns outside whole vectors are not counted: in rows that start anywhere they have registers of their own.
     """
     if not variant.by_warp:
         return variant.threads
@@ -265,7 +269,7 @@ def _threads(geometry: Geometry, variant: Variant, cluster: int) -> int:
 
 
 def _divisors(inner_first: tuple[Dimension, ...]) -> tuple[int, ...]:
-    """Divisor, multiplier and shift of every dimension but the outermost possible one, as rows.cuh defines them."""
+    """Divisor, multiplier and shift of dimensions d0 .. d2, as rows.cuh defines them; the outermost, d3, needs none."""
     sizes = [dimension.size for dimension in inner_first[: MAX_RANK - 1]]
     sizes += [1] * (MAX_RANK - 1 - len(sizes))
     return tuple(number for size in sizes for number in divisor(size))

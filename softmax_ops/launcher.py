@@ -18,18 +18,18 @@ from .launch_plan import LARGEST_CLUSTER, WORKSPACE, Launch, LaunchPlan, plan
 from .problem import Geometry
 
 PLANS = 4096
-"""Launch plans kept per process, the least recently used forgotten first."""
+"""Launch plans kept per process; the least recently used are evicted first."""
 
 _lock = threading.Lock()
 _kernels: dict[tuple[str, str], driver.Kernel] = {}
 _executables: dict[tuple[int, int], "Executable"] = {}
-"""By the id of the plan (hashing one takes longer than a launch) and the device. An executable keeps its plan alive."""
+"""By id of the plan (hashing a plan takes longer than a launch) and device. An executable keeps its plan alive."""
 
 _frozen = False
 
 
 class NotLoaded(RuntimeError):
-    """A kernel would have to be loaded where that cannot or must not be: during a capture, or after `freeze()`."""
+    """A kernel would have to be loaded where that is impossible or forbidden: during a capture, or after `freeze()`."""
 
 
 @lru_cache(maxsize=PLANS)
@@ -39,7 +39,7 @@ def plan_for(geometry: Geometry, arch: str, largest_cluster: int = LARGEST_CLUST
 
 
 class Executable:
-    """A launch plan bound to a device: everything but addresses, scalars and stream is decided.
+    """A launch plan bound to a device: everything except addresses, scalars and stream is decided.
 
     Calls are thread-safe: each launch has parameters of its own.
     """
@@ -47,7 +47,7 @@ class Executable:
     def __init__(
         self, launch_plan: LaunchPlan, kernel: driver.Kernel, device: int, instead_of: LaunchPlan | None = None
     ):
-        """`instead_of` is the plan that it is found by, where that is another one: see `settled`."""
+        """`instead_of` is the plan under which it is cached, if that is another one: see `settled`."""
         self._instead_of = instead_of
         self.plan = launch_plan
         self.device = device
@@ -56,12 +56,12 @@ class Executable:
         self._names = [f"{operand.name}.address" for operand in launch_plan.geometry.operands]
         self._local = threading.local()
         self.native = self._compiled()
-        """What launches where the compiled part was built, otherwise None."""
+        """The compiled object that launches; None if the compiled part was not built or is not used."""
 
     def launch(
         self, addresses: tuple[int, ...], scale: float, stream: int, fill: float = 0.0, workspace: int = 0
     ) -> None:
-        """Launches on a stream of the device; the default stream (0) is that of the thread's current context.
+        """Launches on a stream of the device; stream 0 is the default stream of the thread's current context.
 
         addresses   of the operands, in the order of the plan's geometry.
         workspace   address of plan.workspace_bytes of scratch memory that nothing else uses until the kernels are done.
@@ -86,7 +86,7 @@ class Executable:
                 _refused(self.plan.variant.name, status)
 
     def _grids_of_this_thread(self) -> list[tuple[Launch, driver.ArgumentBlock, cuda.CUlaunchConfig]]:
-        """The driver reads parameters while other threads run."""
+        """Grids with an argument block for this thread alone: the driver reads it while other threads run."""
         if not hasattr(self._local, "grids"):
             driver.ensure_context(self.device)
             self._local.grids = [
@@ -125,7 +125,7 @@ class Executable:
 
 
 def _prepare_thread(device: int) -> None:
-    """Before a thread's first launch, and where it has no context any more."""
+    """Called before a thread's first launch, and when the thread has lost its context."""
     driver.refuse_after_fork()
     driver.ensure_context(device)
 
@@ -136,9 +136,9 @@ def _refused(kernel: str, status: int) -> NoReturn:
 
 
 def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executable:
-    """The plan on a device; its kernel is found, loaded and made ready the first time.
+    """The plan on a device; the first time its kernel is found, loaded and prepared.
 
-    Raises resolve.KernelNotFound when no place holds it, NotLoaded when it would have to be loaded after `freeze()` or
+    Raises resolve.KernelNotFound when no place has it, NotLoaded when it would have to be loaded after `freeze()` or
     while `stream` is being captured into a CUDA graph.
     """
     found = _executables.get((id(launch_plan), device))
@@ -156,7 +156,7 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
 
 
 def settled(launch_plan: LaunchPlan, device: int) -> LaunchPlan:
-    """The plan, or the next one where it is known by now that the device cannot run such clusters."""
+    """The plan itself, or one with smaller clusters or none if the device is known to be unable to run its clusters."""
     arch = driver.architecture(device)
     kernel = _kernels.get((launch_plan.variant.name, arch))
     if kernel is None or kernel.can_run(launch_plan.cluster, device):

@@ -31,11 +31,11 @@ def log_softmax(
     batch_invariant: bool = False,
     out: Tensor | None = None,
 ) -> Any:
-    """The logarithm of `softmax`, of the same arguments, without taking one:
+    """The logarithm of `softmax`, with the same arguments, computed without taking the logarithm of a probability:
 
         log y_ij = z_ij - m_i - log(sum_j exp(z_ij - m_i) + exp(sink_h - m_i)) over visible j, -inf elsewhere
 
-    Returns and raises what `softmax` does. A row that sees nothing is -inf.
+    Returns and raises what `softmax` does. A row in which everything is hidden is -inf.
     """
     if not is_dynamo_compiling():
         y = forward.run(
@@ -94,7 +94,7 @@ def log_softmax_backward(
     batch_invariant: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`softmax_backward` for `log_softmax`: y is its result, dy the gradient of that. Where y is -inf dy is not read.
+    """`softmax_backward` for `log_softmax`: y is its result, dy the gradient of y. Where y is -inf, dy has no effect.
 
     dx = scale * (dy - exp(y) * (sum_j dy_j - grad_lse)), with softcap times 1 - ((y + lse) / softcap)^2
     """

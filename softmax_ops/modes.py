@@ -1,4 +1,4 @@
-"""Who looks on at a call: autograd, a transform of torch.func, or somebody who knows operators only."""
+"""What observes a call: autograd, a transform of torch.func, or a compiler or mode that sees only operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def needs_operator(*arguments: Any) -> bool:
-    """Whether somebody looks on who knows operators only: a compiler, a trace, a dispatch mode, a tensor subclass."""
+    """Whether the call must go through an operator: under a compiler, a tracer, a dispatch mode or a tensor
+    subclass."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -24,28 +25,28 @@ def needs_operator(*arguments: Any) -> bool:
 
 
 def is_differentiated(*inputs: Tensor) -> bool:
-    """Whether autograd is to see a call with these inputs, or a transform sees every call."""
+    """Whether autograd records a call with these inputs, or a transform is active."""
     return is_recorded(*inputs) or is_transformed()
 
 
 def is_recorded(*inputs: Any) -> bool:
-    """Whether autograd records a call with these inputs, whatever they are."""
+    """Whether autograd records a call with these inputs, some of which may not be tensors."""
     return torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in inputs)
 
 
 def is_transformed() -> bool:
-    """Batched or differentiated by a transform of torch.func, or differentiated in forward mode."""
+    """Whether a transform of torch.func or forward-mode differentiation is active."""
     in_forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
     return in_forward_mode or in_functorch()
 
 
 def in_functorch() -> bool:
-    """Batched or differentiated by a transform of torch.func."""
+    """Whether a transform of torch.func is active."""
     return torch._C._are_functorch_transforms_active()
 
 
 def no_rule(op: str) -> NotImplementedError:
-    """For a call that has no rule for transforms, within one."""
+    """The error for a call inside a transform that has no rule for it."""
     return NotImplementedError(
         f"{op}: a transform of torch.func, such as vmap or grad, is at work; want arguments that have rules for it: x, "
         "mask, causal and numbers as scale and causal_offset; or call it outside, with the batch as a dimension of x, "
@@ -56,9 +57,9 @@ def no_rule(op: str) -> NotImplementedError:
 def copied(
     op: str, result: Tensor, out: Tensor, *, dtype: torch.dtype | None = None, **inputs: Tensor | None
 ) -> Tensor:
-    """The result in out, by an operation that compilers and transforms know. Out may overlap the inputs in any way.
+    """The result copied to out, by an operation that compilers and transforms support. Out may overlap the inputs.
 
-    The last of the inputs is what out is to be like, but for the dtype if one is given.
+    Out must be like the last of the inputs, apart from the dtype if one is given.
     """
     name, like = list(inputs.items())[-1]
     assert like is not None

@@ -1,6 +1,6 @@
-"""What the general kind reads and writes besides inputs and output: tensors by the names of operands.
+"""The operands of the general kind besides inputs and output: tensors by name.
 
-A mask and a bias broadcast to [..., K], aligned at the right; numbers per row broadcast to [...] in the same way.
+A mask and a bias broadcast to [..., K] from the right; values per row broadcast to [...] in the same way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Named = dict[str, Tensor]
 
 
 def of_forward(request: Request) -> tuple[Named, General]:
-    """What a general request reads besides x."""
+    """Operands that a general request reads besides x."""
     x = request.x
     named = {
         "mask": request.mask,
@@ -29,7 +29,7 @@ def of_forward(request: Request) -> tuple[Named, General]:
 
 
 def of_backward(request: BackwardRequest) -> tuple[Named, General]:
-    """What a general request reads besides dy and y."""
+    """Operands that a general request reads besides dy and y."""
     named = {
         "lse": request.lse,
         "dlse": request.grad_lse,
@@ -46,7 +46,7 @@ def _given(named: dict[str, Tensor | None]) -> Named:
 def _of_rows(
     rows: Tensor, scale: Tensor | None, offset: Tensor | None, lengths: Tensor | None
 ) -> dict[str, Tensor | None]:
-    """The kernels read the lower half of an offset of 64 bits."""
+    """Operands with a value per row. Of a 64-bit offset the kernels read the lower half."""
     return {
         "row_scale": None if scale is None else scale.to(accumulation(rows)),
         "offsets": None if offset is None else offset.reshape(()),
@@ -59,7 +59,8 @@ def _of_heads(values: Tensor | None) -> Tensor | None:
 
 
 def _bias(bias: Tensor, x: Tensor) -> Tensor:
-    """With the last dimension of x, which kernels do not broadcast along; of x's dtype or the accumulator's."""
+    """The bias expanded to x's last dimension, along which kernels do not broadcast, in x's dtype or the
+    accumulator's."""
     if bias.dtype is not x.dtype:
         bias = bias.to(accumulation(x))
     whole = bias.dim() > 0 and bias.shape[-1] == x.shape[-1]

@@ -1,4 +1,4 @@
-"""Calls planned ahead: one comparison, one launch. For servers that make the same call again and again."""
+"""Calls planned in advance: one comparison, one launch. For servers that make the same call again and again."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ def plan(
     out: Tensor | None = None,
     backward: bool = False,
 ) -> Planned | PlannedBackward:
-    """A callable for calls of `softmax` like this one, at the least possible cost: checks and plan are behind it.
+    """A callable for calls of `softmax` like this one, at the lowest host cost: checks and planning are done here.
 
         run = softmax_ops.plan(scores, scale=0.125, mask=mask, causal=True)
         probs = run(scores, mask=mask)                  # scores and masks of that shape, at any address
         run(scores, mask=mask, out=probs)
 
-    The arguments are the plain ones of `softmax`, scale and causal_offset as numbers. Of tensors only what they look
-    like is kept: shape, strides, dtype, device, and the power of two, up to 16 bytes, that their addresses are
-    multiples of. The kernel is found, loaded and made ready now, so that calls may be captured in a CUDA graph, and
-    `freeze()` changes nothing for them.
+    The arguments are the plain ones of `softmax`, scale and causal_offset as numbers. Of the tensors only the metadata
+    is kept: shape, strides, dtype, device, and the largest power of two, up to 16 bytes, that divides their addresses.
+    The kernel is found, loaded and prepared now, so that calls may be captured in a CUDA graph, and `freeze()` does not
+    affect them.
 
-    out       what results will be written to looks like this (x itself: in place, or anything like x). Without it
-              results are contiguous, new ones or such as a call is given.
+    out       a tensor like those that results will be written to (x itself: in place, or anything like x). Without it
+              results are contiguous: new tensors, or those that a call passes as out.
     backward  plan `softmax_backward` with dy and y like x: the callable takes (dy, y, out=None). It has no mask.
 
     Raises what `softmax` raises, and ValueError for a layout that no kernel can follow without a copy.
@@ -85,7 +85,7 @@ def plan(
 
 
 class _Flags(NamedTuple):
-    """What a plan depends on beside tensors and scale, as given."""
+    """What a plan depends on besides tensors and scale, as given."""
 
     causal: bool
     causal_offset: int | None
@@ -93,7 +93,7 @@ class _Flags(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """What a plan depends on of a tensor."""
+    """The metadata of a tensor that a plan depends on."""
 
     name: str
     shape: tuple[int, ...]
@@ -118,7 +118,7 @@ class _Layout(NamedTuple):
         )
 
     def check(self, tensor: Tensor) -> None:
-        """Raises ValueError for a tensor that is not so."""
+        """Raises ValueError for a tensor with other metadata."""
         given = tuple(tensor.shape), _strides(tensor.shape, tensor.stride()), tensor.dtype, tensor.device
         if given != (self.shape, self.strides, self.dtype, self.device) or tensor.data_ptr() % self.alignment:
             raise ValueError(
@@ -157,7 +157,8 @@ class _Planned:
         return f"<softmax_ops plan, {kernel}; {operands}>"
 
     def _check(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> None:
-        """Whether valid tensors are as planned, and nobody has to record the call."""
+        """Raises ValueError unless the (valid) tensors are as planned and neither autograd nor a compiler must see the
+        call."""
         if is_transformed() or needs_operator(*inputs, mask, out):
             raise ValueError(
                 f"{_OP}: compilers, dispatch modes, tensor subclasses and transforms of torch.func cannot follow a "
@@ -178,7 +179,7 @@ class _Planned:
             raise ValueError(f"{_OP}: out is None; results were planned to be written to a {self._result.words}")
 
     def _learn(self, arguments: Mapping[str, Tensor | None]) -> None:
-        """The short way of calls like this one, which was checked, with the planned kernel. Nothing on the CPU."""
+        """Remembers this checked call, so that calls like it take the fast path. Does nothing for CPU tensors."""
         tensors = {name: tensor for name, tensor in arguments.items() if tensor is not None}
         if self._executable is None or any(tensor.requires_grad for tensor in tensors.values()):
             return
@@ -195,7 +196,7 @@ class _Planned:
 
 
 def _unknown(*_: object) -> None:
-    """There was no call before."""
+    """Stands in until there has been a call."""
 
 
 class Planned(_Planned):

@@ -1,4 +1,4 @@
-"""A call in integers: what the launcher is given, without torch.
+"""A call in integers, as the launcher takes it, without torch.
 
 `Geometry` is everything that decides which kernel runs and how; equal geometries share one launch plan. The rest of a
 call (addresses, scale, fill, stream) is passed at the launch.
@@ -8,23 +8,24 @@ from math import prod
 from typing import NamedTuple
 
 DTYPE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16tof32": 2, "bf16tof32": 2, "f32tof16": 4, "f32tobf16": 4}
-"""Of an element of the inputs. Where the output is of another type, that stands behind "to"."""
+"""Size of an input element. The part after "to" is the type of the output, if it differs."""
 
 OPERANDS = {"fwd": ("x", "y"), "bwd": ("dy", "y", "dx")}
-"""Tensors of every call of a direction, the output last; what only some calls have comes behind them."""
+"""Tensors of every call of a direction, the output last. Operands that only some calls have come after them."""
 
 BIASED = ("f16", "bf16")
-"""Types of which a bias of the scores' type, and nothing else, is a mask kind; the general kind adds others."""
+"""Element types for which a bias of that type, and nothing else, is a mask kind; other biases use the general kind."""
 
 MAX_RANK = 4
-"""Leading dimensions that a kernel can tell apart, after coalescing."""
+"""Leading dimensions that a kernel supports, after coalescing."""
 
 MAX_ROWS = 2**31 - 2**10
-"""Rows of one launch. Row numbers are 32-bit inside a kernel (offsets are 64-bit), also those that the last CTA counts
-beyond the last row."""
+"""Rows of one launch, at most. Row numbers are 32-bit inside a kernel (offsets are 64-bit), including those that the
+last CTA counts beyond the last row."""
 
 MAX_STRIDE = 2**31 - 1
-"""Elements from row to row of one launch. Strides are 32-bit inside a kernel, and one instruction multiplies them."""
+"""Elements between two rows of one launch, at most. Strides are 32-bit inside a kernel, so that one instruction
+multiplies them."""
 
 
 class Operand(NamedTuple):
@@ -37,12 +38,12 @@ class Operand(NamedTuple):
 
 
 class General(NamedTuple):
-    """What the general mask kind is told besides its operands. Query i stands at p = i + the geometry's offset."""
+    """Arguments of the general mask kind besides its operands. Query i has position p = i + the geometry's offset."""
 
     left: int | None = None  # columns before p that it sees; None: all
-    right: int | None = None  # columns behind p that it sees; None: all. 0 is causal
+    right: int | None = None  # columns after p that it sees; None: all. 0 is causal
     softcap: float = 0.0  # z = softcap tanh(z / softcap); 0: none
-    logarithms: bool = False  # of the probabilities
+    logarithms: bool = False  # results are logarithms of the probabilities
 
 
 class Geometry(NamedTuple):
@@ -75,7 +76,7 @@ class Geometry(NamedTuple):
 
     @property
     def inputs(self) -> tuple[Operand, ...]:
-        """The tensors read, without the mask."""
+        """The tensors that are read, without mask and further operands."""
         return self.operands[: len(OPERANDS[self.direction]) - 1]
 
     @property
@@ -87,7 +88,7 @@ class Geometry(NamedTuple):
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """In elements.
+    """Strides of a contiguous tensor, in elements.
 
     >>> contiguous_strides((2, 3, 5))
     (15, 5, 1)
@@ -100,7 +101,7 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def broadcast_strides(mask: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a contiguous mask that broadcasts to a shape from the right; raises ValueError if it does not.
+    """Strides of a contiguous mask broadcast to a shape from the right. Raises ValueError if it does not broadcast.
 
     >>> broadcast_strides((5, 1, 7), (2, 5, 3, 7))
     (0, 7, 0, 1)
@@ -148,7 +149,8 @@ def _continues(outer: Dimension, inner: Dimension) -> bool:
 
 
 class Part(NamedTuple):
-    """Rows of one launch, and where they begin: an offset per operand in elements, and of the query number."""
+    """The rows of one launch, with the offset at which they begin: in elements for each operand, and of the query
+    number."""
 
     dimensions: tuple[Dimension, ...]
     offset: tuple[int, ...]
@@ -160,9 +162,10 @@ class Part(NamedTuple):
 
 
 def parts(dimensions: tuple[Dimension, ...], limit: int = MAX_ROWS) -> list[Part]:
-    """The rows in as few launches as have at most `limit` rows each, cut along the outermost dimension.
+    """The rows divided into as few launches as possible of at most `limit` rows each, cut along the outermost
+    dimension.
 
-    A dimension with a stride beyond MAX_STRIDE is cut at each step, of which memory has room for few.
+    A dimension with a stride beyond MAX_STRIDE is cut at every step; memory is too small for many such steps.
     """
     for position, far in enumerate(dimensions):
         if max(map(abs, far.strides)) > MAX_STRIDE:

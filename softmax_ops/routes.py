@@ -1,8 +1,10 @@
-"""The way of a call that is not like the one before: to an operator where somebody looks on who knows operators only,
-through autograd where that records, and straight to a kernel or the CPU path otherwise.
+"""The path of a call that is not like an earlier one.
 
-A plain call asks for scale, mask and causality. Others, with a bias, a window, lse, log y and the like, have checks,
-operators and functions of autograd of their own.
+It goes to an operator if a compiler, tracer, dispatch mode or tensor subclass must see it, through an autograd.Function
+if autograd or a transform must record it, and otherwise straight to a kernel or to the CPU implementation.
+
+A *plain* call uses only scale, mask and causality. *General* calls, with a bias, a window, lse, log y and the like,
+have checks, operators and autograd functions of their own.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from .known import calls as known
 from .modes import copied, in_functorch, is_differentiated, is_recorded, is_transformed, needs_operator, no_rule
 
 _PLAIN = ("scale", "mask", "causal", "causal_offset")
-"""What a plain call may ask for; a backward takes no mask."""
+"""The arguments of a plain call; a backward takes no mask."""
 
 
 def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, **arguments: Any) -> Any:
@@ -88,7 +90,7 @@ def _softmax(
     batch_invariant: bool,
     out: Tensor | None,
 ) -> Tensor:
-    """A plain one; `given` is what it will be known by."""
+    """A plain call of the forward; `given` are the arguments under which `known` will remember it."""
     op = "softmax_ops.softmax"
     operator = needs_operator(x, mask, out)
     if out is not None and (operator or is_transformed()):
@@ -108,9 +110,9 @@ def _softmax(
 
 
 def masked_fill(x: Tensor, scale: float, mask: Tensor | None, fill: float) -> Tensor:
-    """A plain one that autograd does not see, where what the mask hides scores `fill`.
+    """A plain call, invisible to autograd, in which scores hidden by the mask become `fill`.
 
-    No operator has a fill: who knows operators only sees those of torch.
+    None of our operators has a fill: compilers, dispatch modes and the like see torch's own operations instead.
     """
     given = {"x": x, "scale": scale, "mask": mask, "fill": fill, "out": None}
     if not is_dynamo_compiling():
@@ -183,7 +185,7 @@ def _softmax_backward(
     batch_invariant: bool,
     out: Tensor | None,
 ) -> Tensor:
-    """A plain one; `given` is what it will be known by."""
+    """A plain call of the backward; `given` are the arguments under which `known` will remember it."""
     op = "softmax_ops.softmax_backward"
     operator = needs_operator(dy, y, out)
     if out is not None and (operator or is_transformed()):
@@ -211,7 +213,7 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _converts(rows: Tensor, out: Tensor | None, arguments: dict[str, Any]) -> bool:
-    """Whether the result has another dtype than rows, or a number is a tensor on the device."""
+    """Whether the result has another dtype than rows, or scale or causal_offset is a tensor that stays one."""
     scale, causal_offset = arguments["scale"], arguments["causal_offset"]
     if isinstance(out, Tensor) and isinstance(rows, Tensor) and out.dtype is not rows.dtype:
         return True
@@ -219,8 +221,8 @@ def _converts(rows: Tensor, out: Tensor | None, arguments: dict[str, Any]) -> bo
 
 
 def _check_shapes(op: str, given: dict[str, Any]) -> None:
-    """Refuse nested tensors before an operator does, in fewer words. Not while torch.compile traces: not every version
-    follows is_nested.
+    """Refuse nested tensors before an operator does, with a better message. Not while torch.compile traces, since not
+    every version can trace is_nested.
     """
     if is_dynamo_compiling():
         return
@@ -230,9 +232,9 @@ def _check_shapes(op: str, given: dict[str, Any]) -> None:
 
 
 def _for_operator(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with numbers and tensors apart, as the operators take them.
+    """The arguments with numbers and tensors in separate entries, as the operators take them.
 
-    A new dictionary in one piece: torch.compile before 2.5 does not follow one that changes.
+    Built as one new dictionary, because torch.compile before 2.5 cannot trace one that is modified.
     """
     left, right = window_bounds(op, arguments.get("window"))
     scale, offset = arguments["scale"], arguments["causal_offset"]
@@ -250,7 +252,7 @@ def _for_operator(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str,
 
 
 def _on_device(value: Any) -> bool:
-    """Whether it stays a tensor. One of no dimensions on the CPU is a number, unless vmap has one for each sample."""
+    """Whether a value stays a tensor. A 0-d CPU tensor is a number, unless it is batched by vmap."""
     if not isinstance(value, Tensor):
         return False
     batched = not is_dynamo_compiling() and torch._C._functorch.is_batchedtensor(value)

@@ -8,14 +8,14 @@ from .artifacts.catalog import Variant
 from .problem import Dimension, Geometry
 
 PHASE_BYTES = 16
-"""Ranges are copied in accesses of so many bytes: a CTA's begins where the first one's does, modulo that."""
+"""Width of the accesses that copy ranges. All CTAs' ranges begin at the same offset from a multiple of it."""
 
 CROWDING_BYTES = 32
-"""Rows of a multiple of this length start in 4 of the 32 banks, or fewer."""
+"""If rows are a multiple of this length, all of them start in at most 4 of the 32 banks."""
 
 
 class Tile(NamedTuple):
-    """The kernel's arguments."""
+    """The kernel's TileParams."""
 
     rows_per_cta: int
     pitch: int  # elements from one row to the next
@@ -23,11 +23,12 @@ class Tile(NamedTuple):
 
 
 def tile_of(geometry: Geometry, variant: Variant, inner_first: Sequence[Dimension]) -> Tile | None:
-    """As many rows as fit; None where the variant has no tile.
+    """The layout in shared memory of as many rows as fit; None if the variant is no `tile`.
 
-    Rows that follow each other in every tensor are one range, of whole periods of its phase where one fits. Others are
-    an odd number of vectors apart, so that neighbours start in different banks. So are rows that start anywhere, which
-    lanes read one element at a time, where their own length would crowd them into few banks.
+    If rows follow each other without gaps in every tensor, they are copied as one range, whose number of rows keeps
+    the next CTA's range at the same offset from a 16-byte boundary, if that many rows fit. Otherwise rows are placed an
+    odd number of vectors apart, so that neighbours start in different banks. The same is done for rows that start
+    anywhere, which lanes read one element at a time, if their own length would crowd them into few banks.
     """
     if variant.plan != "tile":
         return None
@@ -42,7 +43,7 @@ def tile_of(geometry: Geometry, variant: Variant, inner_first: Sequence[Dimensio
 
 
 def _is_flat(geometry: Geometry, inner_first: Sequence[Dimension]) -> bool:
-    """Whether the rows of each tensor follow each other without a gap."""
+    """Whether the rows of every tensor follow each other without gaps."""
     expected = geometry.k
     tensors = len(geometry.inputs) + 1
     for dimension in inner_first:
