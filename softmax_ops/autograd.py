@@ -1,7 +1,7 @@
 """Gradients of both directions, for autograd and for torch.func.
 
-The forward saves its result, for softcap and sinks also lse, and nothing else of the size of the scores. The backward
-of plain arguments has a gradient too, in torch operations: that of dx is seldom asked for.
+The forward saves its result, for softcap and sinks also lse, and nothing else of the size of the scores. With plain
+arguments the backward is differentiable too; that second derivative is rarely needed and uses torch operations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Softmax(torch.autograd.Function):
 
     @staticmethod
     def keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        """The result is all that the gradient needs."""
+        """Of the tensors, the gradient needs only the result."""
         _, ctx.scale, _, ctx.causal, ctx.causal_offset, ctx.batch_invariant = inputs
         ctx.save_for_backward(output)
 
@@ -68,9 +68,9 @@ class SoftmaxBackward(torch.autograd.Function):
 
 
 class TransformedSoftmax(Softmax):
-    """For transforms of torch.func, which want what is computed apart from what is kept, and a rule for vmap.
+    """For transforms of torch.func, which require setup_context apart from forward, and a rule for vmap.
 
-    torch looks at the signature of such a forward in every call: 50 us that autograd alone need not take.
+    torch inspects the signature of such a forward in every call, which takes 50 us; autograd alone avoids that.
     """
 
     @staticmethod
@@ -103,12 +103,12 @@ class TransformedSoftmaxBackward(SoftmaxBackward):
 
 
 def softmax(*inputs: Any) -> Tensor:
-    """y of `Softmax`'s inputs, for whoever differentiates or transforms it."""
+    """y from the inputs of `Softmax`, for a call that autograd records or a transform sees."""
     return (TransformedSoftmax if in_functorch() else Softmax).apply(*inputs)
 
 
 def softmax_backward(*inputs: Any) -> Tensor:
-    """dx of `SoftmaxBackward`'s inputs, for whoever differentiates or transforms it."""
+    """dx from the inputs of `SoftmaxBackward`, for a call that autograd records or a transform sees."""
     return (TransformedSoftmaxBackward if in_functorch() else SoftmaxBackward).apply(*inputs)
 
 
@@ -171,9 +171,9 @@ def keep(ctx: Any, request: Mapping[str, Any], y: Tensor, lse: Tensor | None) ->
 def general_gradients(
     ctx: Any, dy: Tensor | None, grad_lse: Tensor | None, *, x: bool, bias: bool, sinks: bool
 ) -> dict[str, Tensor | None]:
-    """The gradients of x, bias and sinks that are wanted, from those of y (or log y) and of lse, if there are any.
+    """The requested gradients of x, bias and sinks, from those of y (or log y) and of lse, either of which may be None.
 
-    One launch, and another one where a bias wants dz and x wants scale * dz.
+    Takes one launch, and a second one if the bias needs dz and x needs scale * dz.
     """
     saved = ctx.saved_tensors  # once: a checkpoint hands out what it saved a single time
     y, lse, scale_tensor, _, _, sink_values = saved
@@ -199,7 +199,7 @@ def general_gradients(
 def _rows(
     ctx: Any, saved: tuple, dy: Tensor, grad_lse: Tensor | None, *, scaled: bool, dtype: torch.dtype, return_dot: bool
 ) -> Any:
-    """(dx, d) by the backward, differentiable in form only. d is None unless asked for."""
+    """(dx, d) by `GeneralBackward`, whose own gradient raises. d is None unless requested."""
     if torch._C._functorch.is_legacy_batchedtensor(dy):
         raise NotImplementedError(
             "softmax_ops: is_grads_batched=True has no rule for what was asked for here: call torch.autograd.grad once "
@@ -217,7 +217,7 @@ def _rows(
 
 
 def _summed(dz: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """dz [..., Q, K] summed to the shape that was broadcast to it."""
+    """dz [..., Q, K] summed over the broadcast dimensions, to the bias's shape and dtype."""
     aligned = (1,) * (dz.dim() - len(shape)) + tuple(shape)
     dims = [dim for dim, (size, of_dz) in enumerate(zip(aligned, dz.shape, strict=True)) if size != of_dz]
     wide = torch.promote_types(dz.dtype, dtype)  # a sum in a dtype rounds what it adds to it first
@@ -236,10 +236,10 @@ def _of_sinks(sinks: Tensor, lse: Tensor, d: Tensor) -> Tensor:
 def vmap_softmax(
     apply: Callable[..., Tensor], info: Any, in_dims: tuple, x: Tensor, scale=1.0, mask=None, *rest
 ) -> tuple[Tensor, int]:
-    """One call of `apply` for a batch of them. [K] is Q = 1: the batch is no query.
+    """vmap's rule: one call of `apply` for the whole batch. [K] becomes Q = 1, so that the batch is not taken for
+    queries.
 
-    The rule of an autograd.Function, which gets every argument, and of an operator, which gets none of the last ones
-    that are defaults.
+    Serves an autograd.Function, which passes every argument, and an operator, which omits trailing defaults.
     """
     rank = x.dim() - (in_dims[0] is not None)
     x = _batched(x, in_dims[0], max(rank, 2), info.batch_size)
@@ -275,14 +275,14 @@ def _softmax_backward(dy: Tensor, y: Tensor, scale, causal, causal_offset, batch
 
 
 def _backward(ctx: Any, dy: Tensor, y: Tensor) -> Tensor:
-    """The gradient, which has one. What `torch.autograd.grad(is_grads_batched=True)` hands over only operators take."""
+    """The gradient, differentiable itself. The batched tensors of `is_grads_batched=True` only operators can take."""
     batched = torch._C._functorch.is_legacy_batchedtensor(dy)
     compute = torch.ops.softmax_ops.softmax_backward if batched else _softmax_backward
     return compute(dy, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant)
 
 
 def _visible(ctx: Any, tensor: Tensor) -> Tensor:
-    """0 where causality hides."""
+    """The tensor with 0 where causality hides a column."""
     if not ctx.causal:
         return tensor
     k, queries = tensor.shape[-1], tensor.shape[-2] if tensor.dim() > 1 else 1
@@ -292,12 +292,12 @@ def _visible(ctx: Any, tensor: Tensor) -> Tensor:
 
 
 def _batched(tensor: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
-    """[size, ...] with `rank` dimensions behind the batch, aligned at the right. A batch of 1 stands for any."""
+    """[size, ...] with `rank` dimensions after the batch, aligned at the right. With size 1 a batch is not expanded."""
     moved = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
     moved = moved.reshape(moved.shape[0], *(1,) * (rank + 1 - moved.dim()), *moved.shape[1:])
     return moved if size == 1 else moved.expand(size, *moved.shape[1:])
 
 
 def _as_given(result: Tensor, rank: int) -> Tensor:
-    """The batch and `rank` dimensions: without the query of a row alone."""
+    """The batch and `rank` dimensions: drops the query dimension that was added to a single row."""
     return result if result.dim() == rank + 1 else result.squeeze(1)

@@ -1,7 +1,7 @@
-"""The short way of calls that were made before: no checks, no plan, no look-up of a kernel.
+"""The fast path of repeated calls: no argument checks, no planning, no look-up of a kernel.
 
-calls       the known calls of each direction: the latest, and the others by metadata
-call        one of them
-likeness    whether tensors are like others, in one comparison
-addressed   which kernel serves operands, by where they lie
+calls       the known calls of each direction: the latest one, and the others by metadata
+call        one known call
+likeness    compares the metadata of tensors with that of earlier ones, all at once
+addressed   finds the executable for operands by their addresses
 """

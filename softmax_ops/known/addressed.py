@@ -1,4 +1,4 @@
-"""What computes operands that differ in nothing but their addresses."""
+"""Finds the executable for operands that differ from earlier ones in nothing but their addresses."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ..checks.memory import bytes_reached
 from ..launcher import Executable
 
 ADDRESSES = 1024
-"""Combinations of addresses that are remembered; then all are forgotten."""
+"""Combinations of addresses to remember; when there are more, all are forgotten."""
 
 _BOUNDARY = 15
-"""The bits of an address that tell where it lies between two 16-byte boundaries."""
+"""The bits of an address that give its offset from a 16-byte boundary."""
 
 
 class Addressed:
     """Executables by the addresses of their operands, given in the order of the launch.
 
-    Which boundaries operands start on decides which kernel serves; whether `out`, the operand at the place `written`,
-    overlaps another is to be looked at once per combination. Without `out` (-1) nothing can overlap.
+    The offsets of operands from 16-byte boundaries decide which kernel serves. Whether `out`, operand number `written`,
+    overlaps another operand is checked once per combination of addresses. Without `out` (-1) nothing can overlap.
     """
 
     def __init__(self, operands: Sequence[Tensor], written: int, inputs: int):
-        """In place of one of the first `inputs` operands, if its strides and dtype are those of out, is no overlap."""
+        """Out may lie exactly on one of the first `inputs` operands if that has the strides and dtype of out."""
         self._written = written
         self._reach = [bytes_reached(operand) for operand in operands]
         out = operands[written]
@@ -34,14 +34,14 @@ class Addressed:
         ]
         self._by_boundaries: dict[tuple[int, ...], Executable] = {}
         self.by_addresses: dict[tuple[int, ...], Executable] = {}
-        """Those that were found."""
+        """Results of earlier calls of `find`."""
 
     def add(self, executable: Executable, addresses: tuple[int, ...]) -> None:
-        """What computes operands that lie relative to 16-byte boundaries as these do."""
+        """Register the executable for operands with the same offsets from 16-byte boundaries as these."""
         self._by_boundaries[_boundaries(addresses)] = executable
 
     def find(self, addresses: tuple[int, ...]) -> Executable | None:
-        """None where it is not known, where out overlaps what is read, or where an operand has no memory (0)."""
+        """None if no executable is known, if out overlaps an input, or if an operand has no memory (address 0)."""
         return self.by_addresses.get(addresses) or self._judge(addresses)
 
     def _judge(self, addresses: tuple[int, ...]) -> Executable | None:
@@ -54,7 +54,7 @@ class Addressed:
         return executable
 
     def _overlaps(self, addresses: tuple[int, ...]) -> bool:
-        """Whether out may share bytes with an operand that it is not exactly."""
+        """Whether out may share bytes with an operand without being exactly that operand."""
         if self._written < 0:
             return False
         at, reach = addresses[self._written], self._reach[self._written]

@@ -1,11 +1,11 @@
-"""A call whose checks passed and whose plan is made. Of a call like it, all that is left is addresses and the launch.
+"""A call that was checked and planned. A call like it only needs its addresses and the launch.
 
-    known = Known(arguments, sources, result)    # by name, tensors among them; keeps none of those
-    known.add(executable, addresses)             # what computes operands that lie as these do
-    result = known.run(*values)                  # in the order of the arguments; None: another call, nothing was done
+    known = Known(arguments, sources, result)    # arguments by name; keeps no tensor alive
+    known.add(executable, addresses)             # the executable for operands aligned like these
+    result = known.run(*values)                  # in the order of the arguments; None: not such a call
 
-Of tensors everything but address and values is compared by a `matcher`, of other arguments type and value. The rest is
-a matter of addresses: `Addressed`.
+A `matcher` compares everything about tensors except addresses and values; of other arguments type and value are
+compared. `Addressed` decides the rest by address.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from .addressed import Addressed
 from .likeness import matcher
 
 PLAIN = (Tensor, torch.nn.Parameter)
-"""Types of tensors that behave like tensors."""
+"""Types whose operations are torch's own; subclasses may override them."""
 
 _TENSOR, _SCALE, _VALUE = -1, -2, -3
-"""What may stand in the place of an argument: a tensor like the known one, any scale, this very value; from 0 on: what
-stands in that place too, which is how `out` is an input."""
+"""What an argument must be: a tensor like the known one, any scale, or exactly this value. A number from 0 on: the same
+object as the argument in that position, for an `out` that is an input."""
 
 _NEW, _ROWS = -1, -2
-"""Operands that are no arguments: a new result, and a number for each row."""
+"""Operands that are not arguments: a new result, and a new tensor with a value per row (lse)."""
 
 # Bound here, because looking it up through its module in every call costs as much as calling it.
 _dispatch_modes = torch._C._len_torch_dispatch_stack  # among those, fake tensors alone escape a matcher
 
 
 class Known:
-    """A call with these arguments, `out` among them, and `scale`, unless every such call has the same.
+    """A call with these arguments, including `out`, and including `scale` unless it is the same in every such call.
 
     `run` is compiled (native/repeated.c) where that part was built, and `_run` elsewhere.
     """
@@ -53,7 +53,8 @@ class Known:
         scale: float = 1.0,
         fill: float = -float("inf"),
     ):
-        """`sources` are the arguments behind the operands, in the order of the launch; `rows` is one behind them.
+        """`sources` names the arguments that are the operands, in the order of the launch; `rows` is the last operand,
+        if any.
 
         `fill` is what a column hidden by the mask scores.
         """
@@ -83,20 +84,21 @@ class Known:
         operands += [] if rows is None else [rows]
         self.addressed = Addressed(operands, -1 if out is None else len(inputs), len(inputs))
         self.repeated = self._compiled(tensors)
-        """What runs where the compiled part was built, otherwise None."""
+        """The compiled object that runs calls; None if the compiled part was not built or is not used."""
         self.run: Callable[..., Any] = self._run if self.repeated is None else self.repeated.run
 
     def add(self, executable: Executable, addresses: tuple[int, ...]) -> None:
-        """What computes operands that lie relative to 16-byte boundaries as these do; a new result lies on one."""
+        """Register the executable for operands with these offsets from 16-byte boundaries; a new result is aligned."""
         self.addressed.add(executable, addresses)
 
     def knows(self, values: Sequence[Any]) -> bool:
-        """Whether these are the arguments of such a call, wherever they lie."""
+        """Whether these are the arguments of such a call, at any addresses."""
         tensors = self._tensors(values)
         return tensors is not None and self._is_like(*tensors)
 
     def _tensors(self, values: Sequence[Any]) -> list[Tensor] | None:
-        """Those of arguments that are otherwise equal, each once as a matcher wants them; None of others."""
+        """The tensors among arguments that otherwise match, each once, as a matcher takes them; None if some do not
+        match."""
         tensors = []
         for kind, value, wanted in zip(self._kinds, values, self._values, strict=True):
             if kind == _TENSOR:
@@ -125,7 +127,7 @@ class Known:
             current.restore_device(previous)
 
     def _compute(self, values: Sequence[Any]) -> Any:
-        """What `_run` gives, with the device current."""
+        """Result of `_run`; the device is current."""
         like = values[self._like]
         result = self._new_result(like) if self._kinds[self._out] == _VALUE else values[self._out]
         rows = None if self._new_rows is None else self._new_rows(like)
@@ -179,7 +181,7 @@ class Known:
 
 
 def is_number(value: Any) -> bool:
-    """A float, one of its subclasses such as numpy.float64, or an int. True is no number, and goes the long way."""
+    """A float, one of its subclasses such as numpy.float64, or an int. True does not count, and takes the slow path."""
     return isinstance(value, float) or type(value) is int
 
 
@@ -190,14 +192,14 @@ def _kind(name: str, value: Any) -> int:
 
 
 def _is_same(value: Any, wanted: Any) -> bool:
-    """Equal and of one type, where True and 1 differ."""
+    """Equal and of the same type: True and 1 differ."""
     if type(value) is not type(wanted) or value != wanted:
         return False
     return type(value) is not tuple or all(map(_is_same, value, wanted))
 
 
 def _maker(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Makes contiguous tensors of a shape on the device of tensors like this one, whose strides are known."""
+    """A function that makes contiguous tensors of a shape and dtype on the device of `like`."""
     if like.is_contiguous() and (like.shape, like.dtype) == (shape, dtype):
         return torch.empty_like
     strides, device = torch.empty(shape, device="meta").stride(), like.device

@@ -1,11 +1,11 @@
-"""The calls of each direction that were made before.
+"""The calls of each direction that have been made.
 
-    result = forward.run(*arguments)             # the latest one again; None: another call
-    result = forward.found(arguments)            # one like these, by name
-    forward.remember(arguments, request, y, lse) # what a call that took the long way came to
+    result = forward.run(*arguments)             # if it is like the latest call; otherwise None
+    result = forward.found(arguments)            # if it is like any known call; arguments by name
+    forward.remember(arguments, request, y, lse) # after a call on the slow path
 
-A call is known if its operands lie where its arguments do: if nothing had to be copied, converted or filled in. Nothing
-is remembered of tensors on the CPU, or of a call that raised.
+A call is remembered if its operands are its arguments themselves: if nothing had to be copied, converted or filled in.
+Calls on CPU tensors, and calls that raised, are not remembered.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ _ARGUMENT = {
     **{"slopes": "alibi_slopes", "row_scale": "scale", "offsets": "causal_offset"},
     **{"lengths": "key_lengths", "dlse": "grad_lse"},
 }
-"""Of operands that are not called like the argument that they are a view of."""
+"""Argument names of operands that are a view of an argument with another name."""
 
 
 class Calls:
-    """Of one direction, with arguments of these names: inputs first, then `scale` and others, `out` among them."""
+    """The known calls of one direction. `names` are the arguments: inputs first, then `scale` and others, with
+    `out`."""
 
     def __init__(self, direction: str, *names: str):
         self._direction = direction
         self._names = names
         self._known: dict[tuple, Known] = {}
         self.run: Callable[..., Any] = _unknown
-        """That of the call made last, or in C of a few: most calls are like one of them, and need no key."""
+        """Runs the latest known call, in C one of the few latest: most calls are like one of them, and need no key."""
         self._recent: Any = None
 
     def found(self, arguments: Mapping[str, Any]) -> Any:
-        """The result of a call like one that was made, otherwise None, and nothing has happened."""
+        """The result, if the call is like a known one; otherwise None, and nothing was done."""
         known = self._known.get(self._key(arguments)) if self._known else None
         if known is None:
             return None
@@ -53,7 +54,7 @@ class Calls:
         result: Tensor,
         rows: Tensor | None = None,
     ) -> None:
-        """That a call of these arguments came to this request, which gave `result`, and lse with it in `rows`."""
+        """Remember that a call with these arguments became this request and returned `result`, with lse in `rows`."""
         if not current.on_gpu(result) or result.numel() == 0:
             return
         key = self._key(arguments)
@@ -82,7 +83,7 @@ class Calls:
         self._use(known)
 
     def forget(self) -> None:
-        """All of them."""
+        """Forget all calls."""
         self._known.clear()
         self.run, self._recent = _unknown, None
 
@@ -97,7 +98,7 @@ class Calls:
         self.run = self._recent.run
 
     def _key(self, arguments: Mapping[str, Any]) -> tuple:
-        """Tells calls apart that may be known together. Empty for a call that is never known."""
+        """A key that distinguishes known calls. Empty for a call that cannot be known."""
         out = arguments["out"]
         facts: list[Any] = []
         for name in self._names:
@@ -118,11 +119,11 @@ class Calls:
 
 
 def _unknown(*_: object) -> None:
-    """There was none."""
+    """Stands in until there is a known call."""
 
 
 def _launched(request: Request | BackwardRequest, batch_invariant: bool) -> tuple[tuple[Tensor, ...], dict, Any]:
-    """Inputs, other operands by their names, and scalars of a request's launch."""
+    """Inputs, other operands by name, and scalars of a request."""
     if isinstance(request, Request):
         return (request.x,), *dispatch.of_forward(request, batch_invariant)
     return (request.dy, request.y), *dispatch.of_backward(request, batch_invariant)
@@ -143,4 +144,4 @@ backward = Calls(
 """In the order of the arguments of `softmax_backward`."""
 
 masked_fill = Calls("fwd", "x", "scale", "mask", "fill", "out")
-"""In the order of the arguments of `routes.masked_fill`, and none to write to."""
+"""In the order of the arguments of `routes.masked_fill`; its `out` is always None."""

@@ -1,8 +1,8 @@
-"""Whether tensors are like others: in one comparison, all that torch knows of them but their addresses and values.
+"""Whether tensors are like earlier ones, in one comparison of everything but addresses and values.
 
-That is type, dtype, device, shape, strides, whether autograd records them, and torch's dispatch keys with the state of
-the thread on top: layout, lazy negation, subclasses and fake tensors, inference mode, dispatch modes, transforms of
-torch.func, autocast.
+Compared are type, dtype, device, shape, strides, whether autograd records them, and torch's dispatch keys with the
+state of the thread on top: layout, lazy negation, subclasses and fake tensors, inference mode, dispatch modes,
+transforms of torch.func, autocast.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 
 def matcher(*tensors: Tensor, layout: bool = True) -> Callable[..., bool]:
-    """Tells of as many tensors, in this order, whether they are like these now are. Keeps none of them alive.
+    """A function that tells whether as many tensors, in this order, are like these are now. Keeps no tensor alive.
 
-    Without `layout` somebody else looks at shapes and strides, but not at the number of dimensions.
+    Without `layout` shapes and strides are left to the caller to compare, but not the number of dimensions.
 
-    The guards of torch.compile do it in C++, in 75 ns a tensor, in 40 without layout; where this torch has none that
-    work, Python does.
+    The guards of torch.compile compare in C++, in 75 ns per tensor, in 40 without layout. If this torch has no usable
+    guards, the comparison is done in Python.
     """
     guards = _guards()
     if guards is None:
@@ -31,7 +31,7 @@ def matcher(*tensors: Tensor, layout: bool = True) -> Callable[..., bool]:
 
 
 def compared(*tensors: Tensor) -> Callable[..., bool]:
-    """`matcher` in Python."""
+    """`matcher` implemented in Python."""
     known = _facts(tensors)
 
     def is_like(*others: Tensor) -> bool:
@@ -41,7 +41,7 @@ def compared(*tensors: Tensor) -> Callable[..., bool]:
 
 
 def _facts(tensors: tuple[Tensor, ...]) -> Any:
-    """What is compared; None of what has no facts, which is like nothing."""
+    """What is compared; for tensors without such facts a new object, which equals nothing."""
     try:
         facts = [_facts_of(tensor) for tensor in tensors]
     except (AttributeError, TypeError, RuntimeError, NotImplementedError):
