@@ -1,4 +1,4 @@
-"""The CUDA driver API as far as serving needs it: devices, loading a cubin once per process, launching. Needs no torch.
+"""The part of the CUDA driver API that serving needs: devices, loading a cubin, launching. Needs no torch.
 
 Nothing is initialised at import. Importing this module needs cuda-bindings, using it a driver.
 """
@@ -12,17 +12,17 @@ from functools import cache
 from cuda.bindings import driver as cuda
 
 _DEFAULT_SHARED_LIMIT = 48 * 1024
-"""Dynamic shared memory that a kernel may use without an attribute, in bytes."""
+"""Dynamic shared memory in bytes that a kernel may use without setting an attribute."""
 
 _PORTABLE_CLUSTER = 8
-"""CTAs that a cluster may have without an attribute."""
+"""CTAs that a cluster may have without setting an attribute."""
 
 forked = False
-"""Whether this process is the child of one that had used the driver: nothing of the driver works in it."""
+"""Whether this process was forked from one that had used the driver: no driver call works in it."""
 
 
 class DriverError(RuntimeError):
-    """A call of the CUDA driver failed, or there is no driver; the message has the call and CUDA's own words."""
+    """A call of the CUDA driver failed, or there is no driver; the message has the call and CUDA's description."""
 
 
 def _mark_forked() -> None:
@@ -41,7 +41,7 @@ def _initialise() -> None:
 
 
 def check(call: str, result: tuple):
-    """The value of a driver call. Raises DriverError with the name and meaning of its status."""
+    """The result of a driver call. Raises DriverError with the name and meaning of its status."""
     status, *values = result
     if status != cuda.CUresult.CUDA_SUCCESS:
         meaning = cuda.cuGetErrorString(status)[1]
@@ -61,7 +61,7 @@ def refuse_after_fork() -> None:
 
 @cache
 def architecture(device: int) -> str:
-    """Of a device by its ordinal, such as "sm_90"."""
+    """The architecture of a device, by its ordinal: such as "sm_90"."""
     _initialise()
     attribute = cuda.CUdevice_attribute
     handle = check("cuDeviceGet", cuda.cuDeviceGet(device))
@@ -82,7 +82,7 @@ def _primary_context(device: int) -> cuda.CUcontext:
 
 
 def ensure_context(device: int) -> None:
-    """Makes the device's primary context current in a thread that has none; the default stream is the current one's."""
+    """Makes the device's primary context current in a thread without one; the default stream is that of the context."""
     _initialise()
     if int(check("cuCtxGetCurrent", cuda.cuCtxGetCurrent())) == 0:
         check("cuCtxSetCurrent", cuda.cuCtxSetCurrent(_primary_context(device)))
@@ -90,9 +90,9 @@ def ensure_context(device: int) -> None:
 
 @contextmanager
 def context_of(device: int) -> Iterator[None]:
-    """A context of the device is current inside: the thread's own where it is the device's, else the primary one.
+    """Makes a context of the device current inside: the thread's own if it is the device's, else the primary one.
 
-    Afterwards it is the thread's own again, or none if it had none.
+    Afterwards the thread's own context is current again, or none if it had none.
     """
     _initialise()
     own = check("cuCtxGetCurrent", cuda.cuCtxGetCurrent())
@@ -107,7 +107,8 @@ def context_of(device: int) -> Iterator[None]:
 
 
 def is_capturing(stream: int) -> bool:
-    """Whether a CUDA graph is being captured on the stream, or on one that the default stream (0) would wait for."""
+    """Whether a CUDA graph is being captured on the stream, or on a stream that the default stream (0) would wait
+    for."""
     _initialise()
     result = cuda.cuStreamIsCapturing(cuda.CUstream(stream))
     if result[0] == cuda.CUresult.CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
@@ -119,9 +120,9 @@ def is_capturing(stream: int) -> bool:
 
 @contextmanager
 def beside_captures() -> Iterator[None]:
-    """Inside, loading is allowed while other threads capture CUDA graphs: else it would be refused, and end theirs.
+    """Allows loading inside while other threads capture CUDA graphs.
 
-    By default a capture guards against what other threads allocate or load, which might be meant for it.
+    By default CUDA refuses allocations and loads of other threads during a capture, and invalidates the capture.
     """
     relaxed = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
     own = check("cuThreadExchangeStreamCaptureMode", cuda.cuThreadExchangeStreamCaptureMode(relaxed))
@@ -135,12 +136,12 @@ class Kernel:
     """A loaded kernel: context-independent, so one handle serves every device of its architecture."""
 
     def __init__(self, name: str, code: bytes, shared_bytes: int, threads: int = 0, cluster: int = 1):
-        """`threads` of a CTA, and `cluster`, the CTAs of one, are the most that a launch has."""
+        """`threads` (per CTA) and `cluster` (CTAs per cluster) are the most that a launch may have."""
         _initialise()
         library = check("cuLibraryLoadData", cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0))
         self.name = name
         self._kernel = check("cuLibraryGetKernel", cuda.cuLibraryGetKernel(library, name.encode()))
-        self.handle = cuda.CUfunction(int(self._kernel))  # as launches take it: any other type is converted each time
+        self.handle = cuda.CUfunction(int(self._kernel))  # any other type is converted at each launch
         self._library = library
         self._shared_bytes, self._threads, self._cluster = shared_bytes, threads, cluster
         self._schedulable: dict[int, int] = {}  # by device: CTAs of the largest cluster that it can run
@@ -148,7 +149,7 @@ class Kernel:
         self._large_clusters: set[int] = set()
 
     def prepare(self, device: int) -> None:
-        """Once per device: loads the code onto it, and permits the shared memory that the kernel needs."""
+        """Once per device: loads the code onto it and permits the shared memory that the kernel needs."""
         if device in self._ready:
             return
         with context_of(device):
@@ -161,11 +162,11 @@ class Kernel:
         self._ready.add(device)
 
     def is_ready(self, device: int, cluster: int) -> bool:
-        """Whether a launch in clusters of so many CTAs needs neither loading nor permission."""
+        """Whether a launch with clusters of this many CTAs needs neither `prepare` nor `permit_cluster`."""
         return device in self._ready and (cluster <= _PORTABLE_CLUSTER or device in self._large_clusters)
 
     def permit_cluster(self, ctas: int, device: int) -> None:
-        """Once per device, for clusters of more CTAs than every GPU with clusters has."""
+        """Once per device, for clusters of more CTAs than every GPU with clusters supports."""
         if ctas > _PORTABLE_CLUSTER and device not in self._large_clusters:
             self._permit("NON_PORTABLE_CLUSTER_SIZE_ALLOWED", 1, device)
             with context_of(device):
@@ -174,12 +175,13 @@ class Kernel:
             self._large_clusters.add(device)
 
     def can_run(self, cluster: int, device: int) -> bool:
-        """False where it is known that the device has no place for so many CTAs at once: where a GPU is shared out
-        (MIG), or has few multiprocessors in each of its clusters."""
+        """False if the device is known to have no room for a cluster of this many CTAs, because the GPU is partitioned
+        (MIG) or has few multiprocessors in each of its clusters."""
         return cluster <= self._schedulable.get(device, cluster) or not self.is_ready(device, cluster)
 
     def _runs_clusters(self, ctas: int) -> bool:
-        """On the current context's device. What the driver cannot tell is left to the launch."""
+        """Whether the current context's device can run such clusters. True if the driver cannot tell: the launch
+        will."""
         config = launch_config(ctas, self._threads, ctas, self._shared_bytes)
         status, clusters = cuda.cuOccupancyMaxActiveClusters(self.handle, config)
         if status == cuda.CUresult.CUDA_SUCCESS:
@@ -193,7 +195,7 @@ class Kernel:
 
 
 class ArgumentBlock:
-    """Memory for one kernel's parameter struct, and what the driver wants to be told of it.
+    """Memory for one kernel's parameter struct, and the array of pointers that the driver takes.
 
     Never shared between threads: the driver reads it while the interpreter lock is released.
     """
@@ -206,7 +208,7 @@ class ArgumentBlock:
 
 
 def launch_config(grid: int, block: int, cluster: int, shared_bytes: int) -> cuda.CUlaunchConfig:
-    """Of a one-dimensional launch; its stream is set before each launch."""
+    """Configuration of a one-dimensional launch; the stream is set before each launch."""
     config = cuda.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1

@@ -24,7 +24,7 @@ class Explanation:
     block: int  # threads
     cluster: int  # CTAs
     shared_bytes: int  # dynamic, per CTA
-    bytes_read: int  # of the inputs as often as they are read, of the mask each element once
+    bytes_read: int  # inputs counted as often as they are read, each element of mask and bias once
     bytes_written: int
     workspace_bytes: int
     reason: str
@@ -56,9 +56,9 @@ class Explanation:
 def explain_geometry(
     geometry: Geometry, arch: str, settled: Callable[[LaunchPlan], LaunchPlan] = lambda plan: plan
 ) -> Explanation:
-    """The explanation of a geometry on an architecture; `settled` says what a plan comes to on a device.
+    """The explanation of a geometry on an architecture; `settled` gives the plan that a device really runs.
 
-    Raises plan.NoVariant when nothing that ships serves it, plan.TooManyDimensions when its operands are copied first.
+    Raises NoVariant when no shipped kernel serves it, TooManyDimensions when its operands must be copied first.
     """
     if geometry.rows * geometry.k == 0:
         return Explanation(None, arch, "", 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", "", ())
@@ -98,7 +98,7 @@ def _cubin(variant: catalog.Variant, arch: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _bytes_read(launch_plan: LaunchPlan) -> int:
-    """Of the inputs, from L2 where it is the second time, and of the mask."""
+    """Bytes read of inputs (second reads, which L2 may serve, included), mask and bias."""
     geometry, variant = launch_plan.geometry, launch_plan.variant
     times = 2 if variant.piece else 1
     inputs = _visible(geometry) * sum(operand.element_bytes for operand in geometry.inputs) * times
@@ -106,8 +106,8 @@ def _bytes_read(launch_plan: LaunchPlan) -> int:
 
 
 def _visible(geometry: Geometry) -> int:
-    """Elements of an input that some query sees, but for the rounding to whole vectors. What lengths and an offset in a
-    GPU's memory hide is not known here."""
+    """Visible elements of an input, ignoring that vectors are read whole. Columns hidden by lengths or an offset in GPU
+    memory are not known here and count as visible."""
     if geometry.causal_offset is None:
         return geometry.rows * geometry.k
     queries, k = geometry.shape[-2:]
@@ -121,7 +121,7 @@ def _visible(geometry: Geometry) -> int:
 
 
 def _broadcast_bytes(geometry: Geometry, operand: Operand | None) -> int:
-    """Of a mask or bias as it lies in memory, broadcast dimensions counted once."""
+    """Bytes of a mask or bias in memory: broadcast dimensions count once."""
     if operand is None:
         return 0
     present = (size for size, stride in zip(geometry.shape, operand.strides, strict=True) if stride)

@@ -84,10 +84,10 @@ def general(
     return_lse: bool = False,
     batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`softmax_ops.softmax` or, with log, `log_softmax` with everything but out=: new tensors (y, lse).
+    """`softmax_ops.softmax` or, with log, `log_softmax` with all arguments except out=: new tensors (y, lse).
 
-    What is a number or a tensor there is apart here: scale, causal_offset. window is (left, right). lse has no elements
-    unless it is asked for, or there are sinks or softcap, whose gradient needs it.
+    scale and causal_offset, there a number or a tensor, are two arguments each here; window is (left, right). lse has
+    no elements unless it is requested or needed by the gradient of sinks or softcap.
     """
     request = _checked(**locals())
     result: Any = dispatch.forward(request, batch_invariant)
@@ -114,7 +114,7 @@ def general_backward(
     return_dot: bool = False,
     batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of `general` with respect to x: new tensors (dx, d). d has no elements unless it is asked for."""
+    """The gradient of `general` with respect to x: new tensors (dx, d). d has no elements unless it is requested."""
     request = _checked_backward(**locals())
     result: Any = dispatch.backward(request, batch_invariant)
     return result if request.return_dot else (result, y.new_empty(0))
@@ -130,7 +130,7 @@ def _checked_backward(dy: Tensor, y: Tensor, **given: Any) -> BackwardRequest:
 
 
 def _joined(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that operators take apart, as the checks take them. A tensor is one of the device's."""
+    """Joins the arguments that operators take separately, for the checks. A tensor stays on the device."""
     given = {name: _known(value) for name, value in given.items() if name != "batch_invariant"}
     scale, offset = given.pop("scale_tensor"), given.pop("offset_tensor")
     if scale is not None:

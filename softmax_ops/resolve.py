@@ -1,8 +1,8 @@
-"""Where a variant's cubin comes from. Places are asked in order, and a failure tells what each of them answered.
+"""Where a variant's cubin comes from. Places are searched in order; a failure says why each of them did not serve.
 
 bundle named by the environment -> bundle inside the package -> cache of compiled kernels -> compile, where allowed
 
-Where SOFTMAX_OPS_PUBLIC_KEY names a key, a bundle serves with a valid signature only, and nothing else does at all.
+If SOFTMAX_OPS_PUBLIC_KEY names a key, only bundles with a valid signature serve; cache and compiler do not.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ def target(variant: Variant, arch: str) -> str | None:
 
 
 def compiler() -> str:
-    """The compiler that a missing kernel would be compiled with. Raises Absent, saying why none would be."""
+    """The compiler that would compile a missing kernel, in words. Raises Absent with the reason if nothing would."""
     _refuse_to_compile()
     _, toolchain, _ = _codegen()
     try:
@@ -68,7 +68,7 @@ def compiler() -> str:
 
 
 def bundles() -> list[tuple[str, Bundle]]:
-    """The bundles that are looked into, in order, each with what it is called."""
+    """The bundles that are searched, in order, each with its name for messages."""
     named = settings.read("SOFTMAX_OPS_BUNDLE")
     key = settings.read("SOFTMAX_OPS_PUBLIC_KEY")
     found = [] if named is None else [(f"bundle {named} (SOFTMAX_OPS_BUNDLE)", _bundle(named, key))]
@@ -76,7 +76,7 @@ def bundles() -> list[tuple[str, Bundle]]:
 
 
 def user_cache() -> Cache:
-    """The cache that the settings name."""
+    """The cache at the place that the settings give."""
     return Cache(settings.read("SOFTMAX_OPS_CACHE_DIR"), max_bytes=settings.read("SOFTMAX_OPS_CACHE_MAX_BYTES"))
 
 
@@ -125,7 +125,7 @@ def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
 
 
 def _codegen() -> tuple[Any, Any, Any]:
-    """The one place that looks for codegen: present in a checkout with the toolchain installed, nowhere else."""
+    """The only code that imports codegen, which exists in a checkout with the toolchain installed and nowhere else."""
     try:
         from codegen import build, toolchain, variants
     except ImportError as error:

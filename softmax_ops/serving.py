@@ -9,28 +9,28 @@ from .problem import BIASED, DTYPE_BYTES, OPERANDS, General, Geometry, Operand, 
 
 
 class Call(NamedTuple):
-    """A call to be expected: scores [..., Q, K] of a dtype ("f16", "bf16", "f32", "f64" or torch's own)."""
+    """An expected call: scores [..., Q, K] of a dtype ("f16", "bf16", "f32", "f64" or torch's own)."""
 
     shape: tuple[int, ...]
     dtype: object = "f16"
-    mask_shape: tuple[int, ...] | None = None  # that of the bool or uint8 mask, which broadcasts; None: no mask
+    mask_shape: tuple[int, ...] | None = None  # of the mask, which broadcasts to shape; None: no mask
     causal: bool = False
     backward: bool = False
     batch_invariant: bool = False
-    general: bool = False  # with anything of docs/attention_inputs.md: a bias, lengths, lse, a scale in a tensor ...
+    general: bool = False  # uses anything in docs/attention_inputs.md: a bias, lengths, lse, a scale in a tensor ...
     result_dtype: object = None  # of the probabilities, where that is not the scores': "f32"
     mask_dtype: object = "bool"  # or "uint8"; for transformer_softmax_lib also "f16", or the scores'
 
 
 def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[str]:
-    """Loads what the calls will need on a device: the kernels for tensors that start on 16-byte boundaries, and for
-    such that start anywhere. A shape alone is a call with these `facts` (fields of Call).
+    """Loads the kernels that the calls will need on a device: those for tensors that start on 16-byte boundaries, and
+    those for tensors that start anywhere. A plain shape stands for a Call with these `facts` (fields of Call).
 
     >>> warm_up((8, 16, 512, 512), dtype="bf16", causal=True)              # doctest: +SKIP
     >>> warm_up(Call((64, 32000), "f32"), Call((64, 32000), "f32", backward=True))  # doctest: +SKIP
 
     Returns the names of the kernels, in order. The calls are then safe inside a CUDA graph capture, and after
-    `freeze()`. Raises ValueError for a call that is none, TypeError for facts that no shape takes, and what a launch
+    `freeze()`. Raises ValueError for an invalid call, TypeError for facts if every call is a Call, and what a launch
     raises: KernelNotFound, NoVariant, DriverError.
     """
     if facts and all(isinstance(call, Call) for call in calls):
@@ -48,7 +48,7 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
 
 
 def _geometries(call: Call) -> Iterator[Geometry]:
-    """Of contiguous tensors, at either alignment; none where there is nothing to compute."""
+    """Geometries of contiguous tensors, at either alignment; none if there is nothing to compute."""
     scores, result = _dtype(call.dtype), _dtype(call.dtype if call.result_dtype is None else call.result_dtype)
     general = call.general or scores != result
     read, written = (result, scores) if call.backward else (scores, result)
@@ -88,7 +88,7 @@ def _geometries(call: Call) -> Iterator[Geometry]:
 
 
 def _mask_kind(call: Call, scores: str, general: bool) -> str:
-    """How kernels read the mask: "like" of the scores' own dtype, or "bool", which others become."""
+    """How kernels read the mask: "like" if it has the scores' dtype, else "bool", to which it is converted."""
     if str(call.mask_dtype).removeprefix("torch.") in ("bool", "uint8"):
         return "bool"
     dtype = _dtype(call.mask_dtype)

@@ -1,8 +1,8 @@
 """Checks of the torch interface: a call becomes a request, or an error that says what to change.
 
 Only metadata is read (type, dtype, shape, strides, device, address): nothing is launched, copied or synchronised.
-A valid call pays for the comparisons alone, since each message is built in the branch that raises it. A wrong Python
-type raises TypeError, everything else ValueError. Every check takes the operation that its message names.
+A valid call pays only for the comparisons, since each message is built in the branch that raises it. A wrong Python
+type raises TypeError, everything else ValueError. The parameter `op` of a check is the operation named in its message.
 """
 
 from .backward import BackwardRequest, check_general_backward, check_softmax_backward

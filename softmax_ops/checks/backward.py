@@ -43,8 +43,8 @@ class BackwardRequest(NamedTuple):
 
     @property
     def general(self) -> bool:
-        """Whether more is asked for than scale * y * (dy - sum y dy), causality and y's dtype."""
-        return any(map(is_not, self[_FIRST_OF_GENERAL:], _PLAIN))  # a tensor compared with None takes 40 us to differ
+        """Whether the request needs more than scale * y * (dy - sum y dy), causality and y's dtype."""
+        return any(map(is_not, self[_FIRST_OF_GENERAL:], _PLAIN))  # != of a tensor and None takes 40 us
 
 
 _FIRST_OF_GENERAL = BackwardRequest._fields.index("scale_tensor")
@@ -98,13 +98,14 @@ def check_general_backward(
     log: bool = False,
     return_dot: bool = False,
 ) -> BackwardRequest:
-    """`check_softmax_backward` with whatever a call may ask for. If it asks for nothing new the request is a plain one.
+    """`check_softmax_backward` with all arguments that a call may have. If only plain ones are used, the request is
+    plain.
 
     scale, causal_offset, window, key_lengths, softcap
                    those of the forward, as `check_general` takes them.
     lse, grad_lse  [..., Q] float32, or float64 for float64 y, on y's device. lse is for softcap, which needs it.
     dtype          y's, or float16 or bfloat16 for float32 y; out's, if both are given.
-    out            of that dtype; dy or y exactly only if it is theirs.
+    out            of that dtype; it may be dy or y exactly only if they have that dtype.
     """
     op = _LOG_OP if log else _OP
     _check_pair(op, dy, y)

@@ -1,4 +1,4 @@
-"""Which columns a query sees by their place: causal, causal_offset and window, brought to bounds."""
+"""Which columns a query sees by position: causal, causal_offset and window, turned into bounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FAR = 2**30
 
 
 class Band(NamedTuple):
-    """Column j is visible to query i if i + offset - left <= j <= i + offset + right; None is no bound."""
+    """Column j is visible to query i if i + offset - left <= j <= i + offset + right; None means no bound."""
 
     offset: int | None
     offset_tensor: Tensor | None  # one integer, to be added to offset
@@ -28,24 +28,24 @@ class Band(NamedTuple):
 def band_of(
     op: str, rows: Tensor, name: str, *, causal: Any, causal_offset: Any, window: Any, alibi: bool = False
 ) -> Band:
-    """The band of rows, [..., Q, K] or [K]. All None if nothing says where queries are.
+    """The band of rows, [..., Q, K] or [K]. All None if neither causal, window nor alibi is given.
 
-    causal         right = 0, whatever the window says of it.
+    causal         right = 0, whatever the window's right bound.
     causal_offset  K - Q by default. A number, also as a 0-d CPU tensor, or a tensor of one int32 or int64 on the device
                    of rows; with causal, a window or alibi only.
     window         (left, right), each an integer from 0 or None; or None.
 
-    Offset and bounds are brought to [-Q, K] where the same columns stay visible. With alibi, which measures distances
-    from it, the offset remains what it is, within 2^30.
+    Offset and bounds are clamped to [-Q, K] if that leaves the same columns visible. With alibi, which measures
+    distances from the offset, the offset is only clamped to 2^30.
     """
     left, right = window_bounds(op, window)
     if causal is True:
         right = 0
     placed = left is not None or right is not None or alibi
-    asked = True if causal is False and placed else causal  # whether something measures from the offset
+    asked = True if causal is False and placed else causal  # whether anything uses the offset
     if isinstance(causal_offset, Tensor) and (causal_offset.dim() or causal_offset.device.type != "cpu"):
         _check_offset_tensor(op, causal_offset, rows, name)
-        clamped_offset(op, rows, asked, 0 if asked else causal_offset)  # refuses what is asked for by nothing
+        clamped_offset(op, rows, asked, 0 if asked else causal_offset)  # refuses an offset that nothing uses
         return Band(0, causal_offset, _near(left), _near(right))
     if isinstance(causal_offset, Tensor) and causal_offset.dtype in (torch.int32, torch.int64):
         causal_offset = int(causal_offset)
@@ -61,7 +61,7 @@ def band_of(
 
 
 def _tight(band: Band, queries: int, columns: int, alibi: bool) -> Band:
-    """The same columns for `queries` rows, by an offset and bounds no further from them than needed."""
+    """A band that shows the same columns to `queries` rows, with the smallest possible offset and bounds."""
     offset = band.offset or 0
     low = -queries if band.left is None else max(-queries, min(offset - band.left, columns))
     high = columns if band.right is None else max(-queries, min(offset + band.right, columns))
@@ -73,7 +73,7 @@ def _tight(band: Band, queries: int, columns: int, alibi: bool) -> Band:
 
 
 def window_bounds(op: str, window: Any) -> tuple[int | None, int | None]:
-    """(left, right) of a window, or of none."""
+    """(left, right) of a window; (None, None) without one."""
     if window is None:
         return None, None
     if not isinstance(window, (tuple, list)) or len(window) != 2:

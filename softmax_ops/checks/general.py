@@ -35,11 +35,12 @@ def check_general(
     return_lse: bool = False,
     log: bool = False,
 ) -> Request:
-    """`check_softmax` with whatever a call may ask for. If it asks for nothing new the request is a plain one.
+    """`check_softmax` with all arguments that a call may have. If only plain ones are used, the request is plain.
 
     scale          also a float32 tensor on x's device (for float64 x also float64), of one element or one for each row.
     causal_offset  also for a window or alibi_slopes; also a tensor of one int32 or int64 on x's device: `band_of`.
-    out            of the result's dtype; shares no byte with what is read but x, which it may be if it has its dtype.
+    out            of the result's dtype; shares no byte with any input, except that it may be x exactly if x has that
+                   dtype.
     bias           x's dtype or float32, broadcastable like a mask.
     key_lengths    int32 [B] on x's device, B = x.shape[0] of at least two dimensions.
     window         (left, right), each an integer from 0 or None.

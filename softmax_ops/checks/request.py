@@ -35,7 +35,7 @@ class Request(NamedTuple):
 
     @property
     def general(self) -> bool:
-        """Whether more is asked for than softmax of scale * x, a mask, causality and x's dtype."""
+        """Whether the request needs more than softmax of scale * x, a mask, causality and x's dtype."""
         return any(map(is_not, self[_FIRST_OF_GENERAL:], _PLAIN))  # a tensor compared with None takes 40 us to differ
 
 

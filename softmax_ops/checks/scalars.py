@@ -1,4 +1,4 @@
-"""Scalar arguments, brought to plain Python numbers."""
+"""Scalar arguments, converted to plain Python numbers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _scale_of_tensor(op: str, scale: Tensor) -> float:
 
 
 def check_no_gradient(op: str, tensor: Tensor, name: str) -> None:
-    """Refuse a tensor whose gradient autograd would record, and that has none."""
+    """Refuse a tensor that requires grad, for an argument that has no gradient."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{op}: {name} is a {describe(tensor)} that requires grad, and no gradient with respect to {name} is "
@@ -87,7 +87,7 @@ def clamped_offset(op: str, rows: Tensor, causal: Any, causal_offset: Any) -> in
 
 
 def positive_softcap(op: str, given: Any, rows: Tensor) -> float | None:
-    """`given` as a float whose reciprocal is a normal number of the accumulation type of `rows` too."""
+    """`given` as a float that, like its reciprocal, is a normal number in the accumulation type of `rows`."""
     if given is None:
         return None
     if isinstance(given, (bool, Tensor)) or not isinstance(given, Real):

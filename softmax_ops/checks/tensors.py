@@ -1,4 +1,4 @@
-"""Tensors of rows, and words for what a tensor is."""
+"""Checks of tensors of rows, and the description of a tensor in messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_rows(op: str, tensor: Tensor, name: str) -> None:
 
 
 def check_plain(op: str, tensor: Tensor, name: str) -> None:
-    """Refuse tensors whose values are not simply what lies at base + sum of index * stride."""
+    """Refuse tensors whose values are not simply the memory at base + sum of index * stride."""
     check_one_shape(op, tensor, name)
     if tensor.layout is not torch.strided:
         raise ValueError(f"{op}: {name} is a {describe(tensor)}; want a dense strided tensor: pass {name}.to_dense()")
@@ -55,7 +55,7 @@ def check_plain(op: str, tensor: Tensor, name: str) -> None:
 
 
 def check_one_shape(op: str, tensor: Tensor, name: str) -> None:
-    """Refuse nested tensors, of which a jagged one is a subclass that operators know nothing of."""
+    """Refuse nested tensors. A jagged one is a tensor subclass that operators do not support."""
     if tensor.is_nested:
         raise ValueError(
             f"{op}: {name} is a {describe(tensor)}; want one shape for all rows: "

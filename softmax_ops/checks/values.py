@@ -1,4 +1,4 @@
-"""Tensors whose values stay on the device: of them only type, shape and place are checked."""
+"""Tensors whose values stay on the device: only type, shape and device are checked."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .tensors import check_plain, describe, type_name
 
 
 def accumulation(rows: Tensor) -> torch.dtype:
-    """What sums and exponentials of rows are computed in, and what comes one to a row is stored in."""
+    """The dtype in which sums and exponentials of rows are computed and values per row are stored."""
     return torch.float64 if rows.dtype is torch.float64 else torch.float32
 
 
 def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tensor | None]:
-    """The scale as a number; or 1 and a tensor of the accumulation type, of one element or one for each row.
+    """The scale as a number and None; or 1 and a tensor of the accumulation type, of one element or one per row.
 
-    The one copy that a check makes: float32 is widened for float64 rows.
+    This is the only check that copies: for float64 rows float32 is widened.
     """
     if not isinstance(given, Tensor) or (given.dim() == 0 and given.device.type == "cpu"):
         return finite_scale(op, given, rows), None
@@ -39,7 +39,7 @@ def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tenso
 
 
 def per_head(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
-    """[H] of the accumulation type, one for each head of rows, [..., H, Q, K]."""
+    """A value per head: [H] of the accumulation type, for rows [..., H, Q, K]."""
     check_tensor(op, given, name, "float32 torch.Tensor [H]")
     if rows.dim() < 3:
         raise ValueError(
@@ -57,7 +57,7 @@ def per_head(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
 
 
 def per_row(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
-    """[..., Q] of the accumulation type, as the forward returns lse for rows [..., Q, K]."""
+    """A value per row: [..., Q] of the accumulation type, as the forward returns lse for rows [..., Q, K]."""
     wanted = accumulation(rows)
     check_tensor(op, given, name, "torch.Tensor like the lse that the forward returns")
     if given.dtype is not wanted or given.shape != rows.shape[:-1] or given.device != rows.device:
