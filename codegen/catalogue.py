@@ -73,7 +73,7 @@ def _variant(spec: Spec, source: str) -> Variant:
 
 
 def _layout_key(spec: Spec) -> str:
-    features = (*spec.features, spec.closing)
+    features = (*spec.features, spec.epilogue)
     parts = [spec.direction.struct.lower(), *(feature.name for feature in features if feature is not None)]
     if spec.plan.section.fields:
         parts.append(spec.plan.label)

@@ -69,17 +69,17 @@ def _bias(type: str) -> Feature:
 
 OPTIONAL_BIAS = _bias("Optional<Bias<{element}, {accumulator}>>")
 
-ENDING = Feature(
-    "ending",
-    "ending.cuh",
-    "Ending<{numeric}>",
-    Section((("ending.logarithms", "q"), *_of_rows("row_scale", "sinks", "lse"))),
+EPILOGUE = Feature(
+    "epilogue",
+    "epilogue.cuh",
+    "Epilogue<{numeric}>",
+    Section((("epilogue.logarithms", "q"), *_of_rows("row_scale", "sinks", "lse"))),
 )
-CHAIN = Feature(
-    "chain",
-    "chain.cuh",
-    "Chain<{element}>",
-    Section((("chain.logarithms", "q"), *_of_rows("row_scale", "lse", "dlse", "d"), ("chain.inverse_cap", "d"))),
+GENERAL_GRADIENT = Feature(
+    "gradient",
+    "general_gradient.cuh",
+    "GeneralGradient<{element}>",
+    Section((("gradient.logarithms", "q"), *_of_rows("row_scale", "lse", "dlse", "d"), ("gradient.inverse_cap", "d"))),
 )
 
 

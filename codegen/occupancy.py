@@ -1,4 +1,7 @@
-"""CTAs of a kernel that its registers are to leave room for on an SM: as many as fit without spilling, as compiled."""
+"""Minimum CTAs per SM for `__launch_bounds__`, which sets the register budget of a kernel.
+
+As many as fit without spilling, as compiled with each toolchain for each architecture; nothing here was timed.
+"""
 
 from typing import NamedTuple
 
@@ -6,77 +9,91 @@ from .axes import Direction, DType, Plan
 from .features import Mask
 from .spec import Spec
 
-HBM3 = ("sm_90", "sm_100", "sm_103")
-"""Architectures whose memory wants two to four times as much in flight on an SM as that of an sm_80."""
-
 
 class CtasPerSm(NamedTuple):
-    """By architecture."""
+    """By architecture; `sm_100` is that of sm_103 too."""
 
     any: int
-    hbm3: int
+    sm_90: int
+    sm_100: int
     sm_120: int
 
     def on(self, arch: str) -> int:
-        return self.hbm3 if arch in HBM3 else self.sm_120 if arch == "sm_120" else self.any
+        return getattr(self, {"sm_103": "sm_100"}.get(arch, arch), self.any)
 
 
 def ctas_per_sm(spec: Spec) -> CtasPerSm:
-    """For sm_120 ptxas takes up to a third more registers for the same code; not for the loop of a forward stream."""
-    least = max(_threads(spec) // spec.threads, 1)
+    """The memory of sm_90 and sm_100 needs two to four times as many bytes in flight on an SM as that of sm_80. For
+    sm_120 ptxas takes up to a third more registers for the same code; not for the loop of a forward stream.
+    """
+    threads = (_threads(spec), _threads_on_sm_90(spec), _threads_on_sm_100(spec))
+    least, on_sm_90, on_sm_100 = (max(of_sm // spec.threads, 1) for of_sm in threads)
     whole = least == 1 or (spec.plan is Plan.STREAM and spec.direction is Direction.FORWARD)
-    return CtasPerSm(least, max(_threads_on_hbm3(spec) // spec.threads, 1), least if whole else least * 3 // 4)
+    return CtasPerSm(least, on_sm_90, on_sm_100, least if whole else least * 3 // 4)
+
+
+def _first(*rules: tuple[bool, int]) -> int:
+    """Threads on an SM by the first rule that holds: 1024 leave 64 registers to each, 1536 leave 40."""
+    return next(threads for holds, threads in rules if holds)
 
 
 def _threads(spec: Spec) -> int:
-    """1024, which leaves 64 registers to each and is what the smallest SM (sm_75) holds.
-
-    Half of that in tiles of f64, and where f32 scores share them with a mask; 640 where the edges of two tensors are a
-    good part of a short row, or a lane holds five aligned vectors of each. Three quarters where one ptxas or another
-    spills at 64: in other warps of two aligned tensors, f32 scores of a whole CTA, and, in rows that start anywhere,
-    warps with many edges or five vectors to a lane, both masks or a bias in a cluster, general scores in a warp, a CTA
-    or a stream, two 16-bit tensors in a CTA.
+    """The default, 1024, is what the smallest SM (sm_75) holds. Fewer wherever one ptxas or another spills at 64
+    registers.
     """
+    forward, ragged = spec.direction is Direction.FORWARD, spec.ragged
     masked = spec.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
-    f32_scores = spec.dtype is DType.F32 and spec.direction is Direction.FORWARD
-    general_scores = spec.mask.general and spec.direction is Direction.FORWARD
-    crowded = {
-        Plan.WARP: general_scores or spec.edges > 2 or spec.chunks > 4,
-        Plan.BLOCK: f32_scores or general_scores or (spec.direction is Direction.BACKWARD and spec.dtype.bytes == 2),
-        Plan.CLUSTER: f32_scores or spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS),
-        Plan.STREAM: general_scores,
-    }
-    if (spec.plan is Plan.TILE and spec.dtype is DType.F64) or (spec.dtype is DType.F32 and masked):
-        return 512
-    if spec.plan is Plan.WARP and spec.direction is Direction.BACKWARD:
-        if spec.ragged:
-            return 640 if spec.edges > 2 else 768 if spec.chunks > 4 else 1024
-        return 640 if spec.chunks > 4 else 768
-    if (spec.ragged and crowded.get(spec.plan, False)) or (spec.plan is Plan.BLOCK and f32_scores):
-        return 768
-    return 1024
+    f32_scores = forward and spec.dtype is DType.F32
+    general_scores = forward and spec.mask.general
+    many_edges, many_vectors = spec.edges > 2, spec.chunks > 4
+    warp, block, cluster = (spec.plan is plan for plan in (Plan.WARP, Plan.BLOCK, Plan.CLUSTER))
+    backward_warp = warp and not forward
+    return _first(
+        (spec.plan is Plan.TILE and spec.dtype is DType.F64, 512),
+        (spec.dtype is DType.F32 and masked, 512),
+        (backward_warp and ragged and many_edges, 640),  # a good part of a short row, twice
+        (backward_warp and not ragged and many_vectors, 640),
+        (backward_warp and (many_vectors or not ragged), 768),
+        (warp and forward and ragged and (general_scores or many_edges or many_vectors), 768),
+        (block and f32_scores, 768),
+        (block and ragged and (general_scores or (not forward and spec.dtype.bytes == 2)), 768),
+        (cluster and ragged and (f32_scores or spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS)), 768),
+        (spec.plan is Plan.STREAM and ragged and general_scores, 768),
+        (cluster and spec.threads == 544, 1088),
+        (True, 1024),
+    )
 
 
-def _threads_on_hbm3(spec: Spec) -> int:
-    """1536 where 40 registers cost few instructions or none: in streams, other than with both masks or of general f64
-    scores, and in forward warps of f32 and f64 scores, masked or not, and of aligned general ones of f32. 1280 in
-    general streams of 16-bit scores, which spill at 40 on sm_100, and in aligned causal warps of 16 bits.
-    """
-    half = spec.dtype.bytes == 2
-    many = {
-        Mask.NONE: not half,
-        Mask.CAUSAL: not half,
-        Mask.BOOLCAUSAL: not half and not spec.ragged,
-        Mask.GENERAL: spec.dtype is DType.F32 and not spec.ragged,
-    }
-    forward = spec.direction is Direction.FORWARD
-    general_scores = spec.mask.general and forward
-    long_exp = general_scores and spec.dtype is DType.F64
-    if spec.plan is Plan.STREAM and spec.mask is not Mask.BOOLCAUSAL and not long_exp:
-        return 1280 if general_scores and half else 1536
-    if spec.plan is Plan.WARP and forward:
-        if many.get(spec.mask, False):
-            return 1536
-        if spec.mask is Mask.CAUSAL and not spec.ragged and spec.chunks <= 4:
-            return 1280
-    return _threads(spec)
+def _threads_on_sm_100(spec: Spec) -> int:
+    """More where 40 or 48 registers cost few instructions or none."""
+    forward, half = spec.direction is Direction.FORWARD, spec.dtype.bytes == 2
+    general_scores = forward and spec.mask.general
+    stream = spec.plan is Plan.STREAM and spec.mask is not Mask.BOOLCAUSAL
+    warp = spec.plan is Plan.WARP and forward
+    wide = warp and not half
+    cluster, ragged_half = spec.plan is Plan.CLUSTER and not spec.mask.general, half and spec.ragged
+    return _first(
+        (stream and general_scores and spec.dtype is DType.F64, _threads(spec)),
+        (stream and general_scores and half, 1280),
+        (stream, 1536),
+        (wide and spec.mask in (Mask.NONE, Mask.CAUSAL), 1536),
+        (wide and spec.mask is Mask.BOOLCAUSAL and not spec.ragged, 1536),
+        (wide and spec.mask is Mask.GENERAL and spec.dtype is DType.F32 and not spec.ragged, 1536),
+        (warp and spec.mask is Mask.CAUSAL and not spec.ragged and spec.chunks <= 4, 1280),
+        (cluster and ragged_half and (not forward or spec.mask is Mask.LIKE), 768),
+        (True, _threads(spec)),
+    )
+
+
+def _threads_on_sm_90(spec: Spec) -> int:
+    """As on sm_100, and more where only its ptxas spills: in rows of 16 bits that start anywhere."""
+    forward, ragged_half = spec.direction is Direction.FORWARD, spec.ragged and spec.dtype.bytes == 2
+    warp = spec.plan is Plan.WARP and forward and ragged_half
+    causal_f16 = spec.mask is Mask.CAUSAL and spec.dtype is DType.F16
+    return _first(
+        (warp and spec.mask is Mask.NONE and spec.chunks <= 2, 1536),
+        (warp and causal_f16 and spec.chunks <= 4 and spec.edges <= 2, 1280),
+        (spec.plan is Plan.BLOCK and not forward and ragged_half, 1024),
+        (spec.plan is Plan.CLUSTER and not spec.mask.general and ragged_half, 1088),
+        (True, _threads_on_sm_100(spec)),
+    )

@@ -51,7 +51,7 @@ def row_plans(direction: Direction, dtype: DType, general: bool = False) -> list
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
     held = _without_overlap(held, dtype)
     longest = held[-1]
-    return held + _clusters(dtype, longest) + _pieces(longest.k[1] + 1, general)
+    return held + _clusters(dtype, longest, general) + _pieces(longest.k[1] + 1, general)
 
 
 def _without_overlap(plans: list[RowPlan], dtype: DType) -> list[RowPlan]:
@@ -125,20 +125,30 @@ def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:
     return [RowPlan(Plan.BLOCK, longest, vec, longest // per_thread, 1) for vec in (dtype.vector, 1)]
 
 
-def _clusters(dtype: DType, block: RowPlan) -> list[RowPlan]:
-    """Longer rows, in the registers of 2 to 16 CTAs of the largest block; a launch takes as few as the row needs."""
-    longest = block.max_k * MAX_CLUSTER
-    return [
-        RowPlan(
-            *(Plan.CLUSTER, longest, vec, block.threads),
-            rows=1,
-            cluster=MAX_CLUSTER,
-            k=(block.k[1] + 1, block.max_k * ctas),
-            architectures=architectures,
-        )
-        for vec in (dtype.vector, 1)
-        for architectures, ctas in CLUSTERS
-    ]
+def _clusters(dtype: DType, block: RowPlan, general: bool) -> list[RowPlan]:
+    """Longer rows in the registers of 2 to 16 CTAs; the launch takes as few as hold the row.
+
+    Each is one of the largest block, or a warp more, as vocabularies go a little beyond 2^18 (262,208 columns): rows of
+    16 bits and aligned ones of f32, in five vectors to a lane where 32 warps hold 16384 columns in four. Rows of f32
+    that start anywhere would spill.
+    """
+    plans = []
+    for vec in (dtype.vector, 1):
+        columns, threads = block.max_k, block.threads
+        if not general and (dtype.bytes == 2 or (dtype is DType.F32 and vec > 1)):
+            columns += columns // 16
+            threads = min(threads + threads // 16, 1024)
+        plans += [
+            RowPlan(
+                *(Plan.CLUSTER, columns * MAX_CLUSTER, vec, threads),
+                rows=1,
+                cluster=MAX_CLUSTER,
+                k=(block.k[1] + 1, columns * ctas),
+                architectures=architectures,
+            )
+            for architectures, ctas in CLUSTERS
+        ]
+    return plans
 
 
 def _pieces(min_k: int, general: bool) -> list[RowPlan]:

@@ -57,7 +57,7 @@ def template_of(spec: Spec) -> str:
 
 def render(spec: Spec, templates: Path = TEMPLATES) -> str:
     """The CUDA C++ source of one kernel."""
-    features = [*spec.features, spec.closing] if spec.closing else [*spec.features]
+    features = [*spec.features, spec.epilogue] if spec.epilogue else [*spec.features]
     headers = {f"{spec.direction.struct.lower()}.cuh", *(feature.header for feature in features)}
     headers |= {*_PLAN_HEADERS.get(spec.plan, ())}
     if any("Optional<" in feature.type for feature in features):
@@ -78,9 +78,9 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             dx_pointer=f"{spec.output}* const dx".ljust(len("Element const* const dy")),
             operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
             numeric=spec.numeric,
-            keep=", ending.keeps_exponents()" if spec.mask.general else "",
+            keep=", epilogue.keeps_exponents()" if spec.mask.general else "",
             features=[_named(spec, feature) for feature in spec.features],
-            closing=_named(spec, spec.closing) if spec.closing else None,
+            epilogue=_named(spec, spec.epilogue) if spec.epilogue else None,
             visible=_named(spec, spec.features[0]) if spec.features else None,
             score_arguments=", ".join([_scale(spec), *(feature.name for feature in spec.features)]),
             fragment_shape=_fragment_shape(spec),
@@ -94,7 +94,7 @@ def _named(spec: Spec, feature: Feature) -> dict[str, str]:
 
 
 def _scale(spec: Spec) -> str:
-    return "ending.scale(p.operands.scale)" if spec.mask.general else "p.operands.scale"
+    return "epilogue.scale(p.operands.scale)" if spec.mask.general else "p.operands.scale"
 
 
 def _formula(spec: Spec) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ def _cta(spec: Spec) -> str:
     return f"from_either_end({number}, {count})" if spec.mask.causal else number
 
 
-def _traffic(spec: Spec) -> str:
+def _traffic(spec: Spec) -> tuple[str, str]:
     size = spec.dtype.bytes
     beside = {
         Mask.BOOL: ", 1 of the mask",
@@ -137,10 +137,16 @@ def _traffic(spec: Spec) -> str:
     inputs = len(spec.direction.tensors) - 1
     reads = f"{inputs * size} bytes read per {visible}element{beside}"
     twice = ", twice" if spec.piece else ""
-    work = "One exponential" if spec.direction is Direction.FORWARD else "No exponential"
-    if spec.piece and spec.direction is Direction.FORWARD:
-        work = "Two exponentials"
-    return f"Traffic: {reads}{twice}; {spec.dtype.output.bytes} bytes written per element. {work}."
+    written = f"{spec.dtype.output.bytes} bytes written per element"
+    return f"Traffic: {reads}{twice}; {written}.", f"Work: {_work(spec)}."
+
+
+def _work(spec: Spec) -> str:
+    """Special functions per element."""
+    if spec.direction is Direction.FORWARD:
+        each = "two exponentials" if spec.piece else "one exponential"
+        return f"{each}; with a softcap {'two' if spec.piece else 'one'} more" if spec.mask.general else each
+    return "with logarithms one exponential, with a softcap one logarithm" if spec.mask.general else "no exponential"
 
 
 def source_files(specs: tuple[Spec, ...], templates: Path = TEMPLATES) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .axes import ACCESS_BYTES, Direction, DType, Plan
-from .features import BAND, CHAIN, ENDING, Feature, Mask, Section
+from .features import BAND, EPILOGUE, GENERAL_GRADIENT, Feature, Mask, Section
 
 ANY_K = 2**31 - 2**20
 """Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors
@@ -97,11 +97,11 @@ class Spec:
         return self.mask.features
 
     @property
-    def closing(self) -> Feature | None:
+    def epilogue(self) -> Feature | None:
         """In the general kind, the feature that finishes a row once its reduction is known."""
         if not self.mask.general:
             return None
-        return ENDING if self.direction is Direction.FORWARD else CHAIN
+        return EPILOGUE if self.direction is Direction.FORWARD else GENERAL_GRADIENT
 
     @property
     def lanes(self) -> int:
@@ -201,7 +201,7 @@ class Spec:
     def arguments(self) -> tuple[tuple[str, str], ...]:
         """Fields of the kernel's parameter struct in order, each with its `struct` format in native alignment."""
         accumulator = "d" if self.dtype is DType.F64 else "f"
-        features = (feature.section for feature in (*self.features, self.closing) if feature is not None)
+        features = (feature.section for feature in (*self.features, self.epilogue) if feature is not None)
         fields: list[tuple[str, str]] = []
         for section in (operands(self.direction), *features, self.plan.section):
             if section.fields:

@@ -4,13 +4,14 @@
 //   d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i), times the derivative of the softcap
 //   over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms
 //
-// A CTA of as many warps as it takes, at most 512 threads, holds one row of dy and y in registers, 16 elements each; one
-// barrier.
-// Traffic: 4 bytes read per visible element; 2 bytes written per element. No exponential.
+// One CTA, with as many warps as the row needs (at most 512 threads), holds a row of dy and y in registers, 16 elements
+// per thread of each; one barrier.
+// Traffic: 4 bytes read per visible element; 2 bytes written per element.
+// Work: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/chain.cuh>
+#include <softmax/general_gradient.cuh>
 
 namespace softmax::softmax_bwd_bf16_general_block_k8192_v1_t512r1 {
 
@@ -18,20 +19,22 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
+constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
 {
   Backward<Element> operands;
   Band<float>::Params band;
-  Chain<cutlass::bfloat16_t>::Params chain;
+  GeneralGradient<cutlass::bfloat16_t>::Params gradient;
 };
 static_assert(sizeof(Params) == 352, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/1, /*hbm3=*/1, /*sm_120=*/1))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/1, /*sm_90=*/2, /*sm_100=*/1, /*sm_120=*/1);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_bf16_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -46,7 +49,7 @@ softmax_bwd_bf16_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)
 
   Band<float> const visible(p.band, rows, index);
   int const end = visible.end(k);
-  Chain<Element> const gradient(p.chain, p.operands.scale, rows, index);
+  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*2+1)

@@ -3,9 +3,10 @@
 //
 //   dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere
 //
-// A CTA of as many warps as it takes, at most 512 threads, holds one row of dy and y in registers, 32 elements each; one
-// barrier.
-// Traffic: 4 bytes read per visible element; 2 bytes written per element. No exponential.
+// One CTA, with as many warps as the row needs (at most 512 threads), holds a row of dy and y in registers, 32 elements
+// per thread of each; one barrier.
+// Traffic: 4 bytes read per visible element; 2 bytes written per element.
+// Work: no exponential.
 
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
@@ -16,9 +17,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
+constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -28,7 +29,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/1, /*hbm3=*/1, /*sm_120=*/1))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/1, /*sm_90=*/2, /*sm_100=*/1, /*sm_120=*/1);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f16_causal_block_k16384_v1_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];

@@ -3,9 +3,11 @@
 //
 //   dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere
 //
-// A CTA moves its rows through shared memory as flat ranges of at most 4096 elements: whatever K is, all accesses but a
-// range's first and last are 16 bytes wide. 2 lanes hold a row, 16 elements each; 128 rows per CTA at K = 32.
-// Traffic: 4 bytes read per visible element; 2 bytes written per element. No exponential.
+// A CTA moves its rows through shared memory, at most 4096 elements of each tensor. Rows that follow each other in memory move
+// as one range, in 16-byte accesses except at its ends, whatever K is; others row by row.
+// 2 lanes hold a row, 16 elements each; 128 rows per CTA at K = 32.
+// Traffic: 4 bytes read per visible element; 2 bytes written per element.
+// Work: no exponential.
 
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
@@ -17,7 +19,7 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 2;  // that share a row
+constexpr int Lanes   = 2;  // lanes that share a row
 
 using Row = TileRow</*Vec=*/4, Lanes, /*Chunks=*/4, /*Aligned=*/false>;
 
@@ -29,11 +31,13 @@ struct Params
 };
 static_assert(sizeof(Params) == 168, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f16_causal_tile_k32_v1_t256r128(Params const __grid_constant__ p)
 {
   extern __shared__ uint4 smem_softmax_bwd_f16_causal_tile_k32_v1_t256r128[];
-  constexpr int Apart = 8208 / sizeof(Element);  // from a row of dy to that of y
+  constexpr int Apart = 8208 / sizeof(Element);  // elements from the tile of dy to the tile of y
 
   Rows const& rows = p.operands.rows;
   int const first  = from_either_end(blockIdx.x, gridDim.x) * p.tile.rows_per_cta;
@@ -51,7 +55,7 @@ softmax_bwd_f16_causal_tile_k32_v1_t256r128(Params const __grid_constant__ p)
   __syncthreads();
 
   SoftmaxGradient<Element> const gradient{p.operands.scale};
-  // Lanes shuffle with those of their row only: where the last rows are fewer than a warp has, they go on without the rest of it.
+  // Lanes shuffle with those of their row only: a partly filled last warp shuffles without its idle lanes.
   constexpr int Step     = Threads / Lanes;  // rows
   uint32_t const members = group_of_lane<Lanes>();
   Element* s             = sDy + threadIdx.x / Lanes * p.tile.pitch;  // (K)

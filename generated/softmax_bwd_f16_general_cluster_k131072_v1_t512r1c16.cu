@@ -4,14 +4,15 @@
 //   d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i), times the derivative of the softcap
 //   over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms
 //
-// A cluster of 2 to 16 CTAs, each of as many warps as it takes, at most 512 threads, holds one row of dy and y in registers,
-// 16 elements to a thread.
-// Traffic: 4 bytes read per visible element; 2 bytes written per element. No exponential.
+// A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 512 threads per CTA), holds a row of dy and y in
+// registers, 16 elements per thread of each.
+// Traffic: 4 bytes read per visible element; 2 bytes written per element.
+// Work: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/chain.cuh>
 #include <softmax/cluster.cuh>
+#include <softmax/general_gradient.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f16_general_cluster_k131072_v1_t512r1c16 {
@@ -20,21 +21,23 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
+constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
 {
   Backward<Element> operands;
   Band<float>::Params band;
-  Chain<cutlass::half_t>::Params chain;
+  GeneralGradient<cutlass::half_t>::Params gradient;
   ClusterParams cluster;
 };
 static_assert(sizeof(Params) == 360, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2, /*sm_120=*/1))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f16_general_cluster_k131072_v1_t512r1c16(Params const __grid_constant__ p)
 {
   __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
@@ -50,7 +53,7 @@ softmax_bwd_f16_general_cluster_k131072_v1_t512r1c16(Params const __grid_constan
   Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const visible = Band<float>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  Chain<Element> const gradient(p.chain, p.operands.scale, rows, index);
+  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*2+1)

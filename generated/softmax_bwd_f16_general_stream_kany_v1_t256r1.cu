@@ -4,13 +4,14 @@
 //   d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i), times the derivative of the softcap
 //   over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms
 //
-// A CTA of 256 threads goes over its row of dy and y twice, 2048 columns at a time: for the sum, then to write. What it
-// writes makes way in L2 for what it will read again.
-// Traffic: 4 bytes read per visible element, twice; 2 bytes written per element. No exponential.
+// A CTA of 256 threads goes over its row of dy and y twice, 2048 columns at a time: for the sum, then to write.
+// Results are stored with an evict-first hint, so that L2 keeps what is read again.
+// Traffic: 4 bytes read per visible element, twice; 2 bytes written per element.
+// Work: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/chain.cuh>
+#include <softmax/general_gradient.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f16_general_stream_kany_v1_t256r1 {
@@ -19,20 +20,22 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // that share a row
+constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
 {
   Backward<Element> operands;
   Band<float>::Params band;
-  Chain<cutlass::half_t>::Params chain;
+  GeneralGradient<cutlass::half_t>::Params gradient;
 };
 static_assert(sizeof(Params) == 352, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/6, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/6, /*sm_100=*/6, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -47,11 +50,12 @@ softmax_bwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Band<float> const visible(p.band, rows, index);
-  Chain<Element> const gradient(p.chain, p.operands.scale, rows, index);
+  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
 
-  Partial seen = Partial::nothing();
+  Partial seen    = Partial::nothing();
+  int const reads = (visible.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
   CUTE_NO_UNROLL
-  for (int i = 0; i * Columns < visible.end(k); ++i) {
+  for (int i = first_piece<Row::Vec>(visible.begin(), reads, Columns); i < reads; ++i) {
     Piece const piece  = piece_of_row<Row::Vec>(dx, k, i, Columns);
     auto const current = visible.from(piece.begin);
     int const end      = current.end(piece.size);
@@ -65,7 +69,7 @@ softmax_bwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
   Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
 
-  // From the end back: what was read last is likeliest to be in L2 still.
+  // Backwards: what was read last is the most likely to be in L2 still.
   CUTE_NO_UNROLL
   for (int i = (k - 1) / Columns; i >= 0; --i) {
     Piece const piece  = piece_of_row<Row::Vec>(dx, k, i, Columns);

@@ -5,7 +5,8 @@
 //
 // Several CTAs of 256 threads share a row, 2048 columns each, in two launches: the first leaves a sum for each piece in
 // the workspace, the second combines them in order and writes.
-// Traffic: 8 bytes read per visible element, twice; 4 bytes written per element. No exponential.
+// Traffic: 8 bytes read per visible element, twice; 4 bytes written per element.
+// Work: no exponential.
 
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
@@ -17,9 +18,9 @@ using Element     = float;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // that share a row
+constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/2>;
+using Row     = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/2>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -30,7 +31,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 168, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f32_causal_split_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];

@@ -3,9 +3,10 @@
 //
 //   dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere
 //
-// A CTA of 512 threads goes over its row of dy and y twice, 4096 columns at a time: for the sum, then to write. What it
-// writes makes way in L2 for what it will read again.
-// Traffic: 8 bytes read per visible element, twice; 4 bytes written per element. No exponential.
+// A CTA of 512 threads goes over its row of dy and y twice, 4096 columns at a time: for the sum, then to write.
+// Results are stored with an evict-first hint, so that L2 keeps what is read again.
+// Traffic: 8 bytes read per visible element, twice; 4 bytes written per element.
+// Work: no exponential.
 
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
@@ -17,9 +18,9 @@ using Element     = float;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row
+constexpr int Lanes   = 512;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -29,7 +30,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/3, /*sm_120=*/1))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/3, /*sm_100=*/3, /*sm_120=*/1);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f32_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -46,9 +49,10 @@ softmax_bwd_f32_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
   Causal const visible(p.causal, rows, index);
   SoftmaxGradient<Element> const gradient{p.operands.scale};
 
-  Partial seen = Partial::nothing();
+  Partial seen    = Partial::nothing();
+  int const reads = (visible.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
   CUTE_NO_UNROLL
-  for (int i = 0; i * Columns < visible.end(k); ++i) {
+  for (int i = first_piece<Row::Vec>(visible.begin(), reads, Columns); i < reads; ++i) {
     Piece const piece  = piece_of_row<Row::Vec>(dx, k, i, Columns);
     auto const current = visible.from(piece.begin);
     int const end      = current.end(piece.size);
@@ -61,7 +65,7 @@ softmax_bwd_f32_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
   }
   Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
 
-  // From the end back: what was read last is likeliest to be in L2 still.
+  // Backwards: what was read last is the most likely to be in L2 still.
   CUTE_NO_UNROLL
   for (int i = (k - 1) / Columns; i >= 0; --i) {
     Piece const piece  = piece_of_row<Row::Vec>(dx, k, i, Columns);

@@ -6,11 +6,12 @@
 //
 // Several CTAs of 256 threads share a row, 1024 columns each, in two launches: the first leaves a sum for each piece in
 // the workspace, the second combines them in order and writes.
-// Traffic: 8 bytes read per visible element, twice; 4 bytes written per element. No exponential.
+// Traffic: 8 bytes read per visible element, twice; 4 bytes written per element.
+// Work: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/chain.cuh>
+#include <softmax/general_gradient.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f32_general_split_kany_v1_t256r1 {
@@ -19,21 +20,23 @@ using Element     = float;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // that share a row
+constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/1>;
+using Row     = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/1>;
 using Partial = Dot<Accumulator>;
 
 struct Params
 {
   Backward<Element> operands;
   Band<float>::Params band;
-  Chain<float>::Params chain;
+  GeneralGradient<float>::Params gradient;
   SplitParams<Partial> split;
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f32_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -51,7 +54,7 @@ softmax_bwd_f32_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, segment, /*columns=*/1024);
   auto const visible = Band<float>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  Chain<Element> const gradient(p.chain, p.operands.scale, rows, index);
+  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*1+1)

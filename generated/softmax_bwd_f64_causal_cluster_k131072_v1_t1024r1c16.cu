@@ -3,9 +3,10 @@
 //
 //   dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere
 //
-// A cluster of 2 to 16 CTAs, each of as many warps as it takes, at most 1024 threads, holds one row of dy and y in registers,
-// 8 elements to a thread.
-// Traffic: 16 bytes read per visible element; 8 bytes written per element. No exponential.
+// A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 1024 threads per CTA), holds a row of dy and y in
+// registers, 8 elements per thread of each.
+// Traffic: 16 bytes read per visible element; 8 bytes written per element.
+// Work: no exponential.
 
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
@@ -18,9 +19,9 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 1024;
-constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
+constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
 
-using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
+using Row     = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -31,7 +32,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/1, /*hbm3=*/1, /*sm_120=*/1))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f64_causal_cluster_k131072_v1_t1024r1c16(Params const __grid_constant__ p)
 {
   __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;

@@ -4,7 +4,8 @@
 //   dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere
 //
 // 8 lanes hold a row of dy and y in registers, 8 elements each; 16 rows per CTA of 128 threads.
-// Traffic: 16 bytes read per visible element; 8 bytes written per element. No exponential.
+// Traffic: 16 bytes read per visible element; 8 bytes written per element.
+// Work: no exponential.
 
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
@@ -15,7 +16,7 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 128;
-constexpr int Lanes   = 8;  // that share a row
+constexpr int Lanes   = 8;  // lanes that share a row
 
 using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8>;
 
@@ -26,7 +27,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/5, /*hbm3=*/5, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/5, /*sm_90=*/5, /*sm_100=*/5, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f64_causal_warp_k64_v1_t128r16(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

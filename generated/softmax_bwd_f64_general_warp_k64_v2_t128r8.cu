@@ -5,11 +5,12 @@
 //   over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms
 //
 // 16 lanes hold a row of dy and y in registers, 4 elements each; 8 rows per CTA of 128 threads.
-// Traffic: 16 bytes read per visible element; 8 bytes written per element. No exponential.
+// Traffic: 16 bytes read per visible element; 8 bytes written per element.
+// Work: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/chain.cuh>
+#include <softmax/general_gradient.cuh>
 
 namespace softmax::softmax_bwd_f64_general_warp_k64_v2_t128r8 {
 
@@ -17,7 +18,7 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 128;
-constexpr int Lanes   = 16;  // that share a row
+constexpr int Lanes   = 16;  // lanes that share a row
 
 using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/2>;
 
@@ -25,11 +26,13 @@ struct Params
 {
   Backward<Element> operands;
   Band<double>::Params band;
-  Chain<double>::Params chain;
+  GeneralGradient<double>::Params gradient;
 };
 static_assert(sizeof(Params) == 352, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/6, /*sm_120=*/4))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/6, /*sm_90=*/6, /*sm_100=*/6, /*sm_120=*/4);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f64_general_warp_k64_v2_t128r8(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;
@@ -47,7 +50,7 @@ softmax_bwd_f64_general_warp_k64_v2_t128r8(Params const __grid_constant__ p)
 
   Band<double> const visible(p.band, rows, index);
   int const end = visible.end(k);
-  Chain<Element> const gradient(p.chain, p.operands.scale, rows, index);
+  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(lane, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (2*2)

@@ -4,7 +4,8 @@
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x + bias,  m_i = max_j z_ij
 //
 // 32 lanes hold a row in registers, 32 elements each; 4 rows per CTA of 128 threads.
-// Traffic: 2 bytes read per element, 2 of the bias; 2 bytes written per element. One exponential.
+// Traffic: 2 bytes read per element, 2 of the bias; 2 bytes written per element.
+// Work: one exponential.
 
 #include <softmax/bias.cuh>
 #include <softmax/forward.cuh>
@@ -15,7 +16,7 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 128;
-constexpr int Lanes   = 32;  // that share a row
+constexpr int Lanes   = 32;  // lanes that share a row
 
 using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/4>;
 
@@ -26,7 +27,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/8, /*sm_120=*/6))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/8, /*sm_90=*/8, /*sm_100=*/8, /*sm_120=*/6);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_bias_warp_k1024_v8_t128r4(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

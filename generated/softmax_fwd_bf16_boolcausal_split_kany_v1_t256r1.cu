@@ -5,7 +5,8 @@
 //
 // Several CTAs of 256 threads share a row, 4096 columns each, in two launches: the first leaves a maximum and a sum for each
 // piece in the workspace, the second combines them in order and writes.
-// Traffic: 2 bytes read per visible element, 1 of the mask, twice; 2 bytes written per element. Two exponentials.
+// Traffic: 2 bytes read per visible element, 1 of the mask, twice; 2 bytes written per element.
+// Work: two exponentials.
 
 #include <softmax/causal.cuh>
 #include <softmax/forward.cuh>
@@ -18,9 +19,9 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // that share a row
+constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -32,7 +33,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 176, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_boolcausal_split_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -58,7 +61,8 @@ softmax_fwd_bf16_boolcausal_split_kany_v1_t256r1(Params const __grid_constant__ 
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
   bool const combines      = p.split.pass == 1;
-  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : max_sum_of<Numeric<Element>>(row, rZ, end);
+  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments)
+                                      : max_sum_of<Numeric<Element>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
   if (combines) {
     exponentiate<Numeric<Element>>(row, rZ, end, whole.max);

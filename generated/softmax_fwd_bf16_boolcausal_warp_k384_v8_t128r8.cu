@@ -4,7 +4,8 @@
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
 // 16 lanes hold a row in registers, 24 elements each; 8 rows per CTA of 128 threads.
-// Traffic: 2 bytes read per visible element, 1 of the mask; 2 bytes written per element. One exponential.
+// Traffic: 2 bytes read per visible element, 1 of the mask; 2 bytes written per element.
+// Work: one exponential.
 
 #include <softmax/causal.cuh>
 #include <softmax/forward.cuh>
@@ -16,7 +17,7 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 128;
-constexpr int Lanes   = 16;  // that share a row
+constexpr int Lanes   = 16;  // lanes that share a row
 
 using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/3>;
 
@@ -28,7 +29,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/8, /*sm_120=*/6))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/8, /*sm_90=*/8, /*sm_100=*/8, /*sm_120=*/6);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_boolcausal_warp_k384_v8_t128r8(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

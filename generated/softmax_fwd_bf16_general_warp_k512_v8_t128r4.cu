@@ -6,11 +6,12 @@
 //   over j visible to window, length and mask, 0 or -inf elsewhere
 //
 // 32 lanes hold a row in registers, 16 elements each; 4 rows per CTA of 128 threads.
-// Traffic: 2 bytes read per visible element and those of a mask and a bias; 2 bytes written per element. One exponential.
+// Traffic: 2 bytes read per visible element and those of a mask and a bias; 2 bytes written per element.
+// Work: one exponential; with a softcap one more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
-#include <softmax/ending.cuh>
+#include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
 #include <softmax/optional.cuh>
 #include <softmax/softcap.cuh>
@@ -22,7 +23,7 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 128;
-constexpr int Lanes   = 32;  // that share a row
+constexpr int Lanes   = 32;  // lanes that share a row
 
 using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
 
@@ -33,11 +34,13 @@ struct Params
   Band<float>::Params band;
   Optional<Bias<cutlass::bfloat16_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
-  Ending<NumericOfSums<Element>>::Params ending;
+  Epilogue<NumericOfSums<Element>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/8, /*sm_120=*/6))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/8, /*sm_90=*/8, /*sm_100=*/8, /*sm_120=*/6);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_general_warp_k512_v8_t128r4(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;
@@ -52,12 +55,12 @@ softmax_fwd_bf16_general_warp_k512_v8_t128r4(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Ending<NumericOfSums<Element>> const ending(p.ending, rows, index);
+  Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
   Band<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
-  auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
   int const end     = scores.end(k);
 
   Row const row(lane, y, k);
@@ -65,9 +68,9 @@ softmax_fwd_bf16_general_warp_k512_v8_t128r4(Params const __grid_constant__ p)
   scores.load(row, x, end, rZ);
 
   Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, max, ending.keeps_exponents()));
-  auto const whole      = ending.close({max, sum}, /*writes=*/has_row && lane == 0);
-  store_outcome(row, y, end, k, rZ, ending.outcome(max, whole));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, max, epilogue.keeps_exponents()));
+  auto const whole      = epilogue.close({max, sum}, /*writes=*/has_row && lane == 0);
+  store_outcome(row, y, end, k, rZ, epilogue.outcome(max, whole));
 }
 
 }  // namespace softmax::softmax_fwd_bf16_general_warp_k512_v8_t128r4

@@ -4,7 +4,8 @@
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
 // 4 lanes hold a row in registers, 16 elements each; 32 rows per CTA of 128 threads.
-// Traffic: 2 bytes read per element, 2 of the mask; 2 bytes written per element. One exponential.
+// Traffic: 2 bytes read per element, 2 of the mask; 2 bytes written per element.
+// Work: one exponential.
 
 #include <softmax/forward.cuh>
 #include <softmax/tensor_mask.cuh>
@@ -15,7 +16,7 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 128;
-constexpr int Lanes   = 4;  // that share a row
+constexpr int Lanes   = 4;  // lanes that share a row
 
 using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
 
@@ -26,7 +27,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/6, /*hbm3=*/6, /*sm_120=*/4))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/6, /*sm_90=*/6, /*sm_100=*/6, /*sm_120=*/4);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_like_warp_k64_v1_t128r32(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

@@ -5,7 +5,8 @@
 //
 // Several CTAs of 256 threads share a row, 4096 columns each, in two launches: the first leaves a maximum and a sum for each
 // piece in the workspace, the second combines them in order and writes.
-// Traffic: 2 bytes read per element, 2 of the bias, twice; 2 bytes written per element. Two exponentials.
+// Traffic: 2 bytes read per element, 2 of the bias, twice; 2 bytes written per element.
+// Work: two exponentials.
 
 #include <softmax/bias.cuh>
 #include <softmax/forward.cuh>
@@ -17,9 +18,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // that share a row
+constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -30,7 +31,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16_bias_split_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -55,7 +58,8 @@ softmax_fwd_f16_bias_split_kany_v1_t256r1(Params const __grid_constant__ p)
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
   bool const combines      = p.split.pass == 1;
-  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : max_sum_of<NumericOfSums<Element>>(row, rZ, end);
+  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments)
+                                      : max_sum_of<NumericOfSums<Element>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
   if (combines) {
     exponentiate<NumericOfSums<Element>>(row, rZ, end, whole.max);

@@ -3,9 +3,10 @@
 //
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x + bias,  m_i = max_j z_ij
 //
-// A CTA of 512 threads goes over its row twice, 8192 columns at a time: for maximum and sum, then to write. What it
-// writes makes way in L2 for what it will read again.
-// Traffic: 2 bytes read per element, 2 of the bias, twice; 2 bytes written per element. Two exponentials.
+// A CTA of 512 threads goes over its row twice, 8192 columns at a time: for maximum and sum, then to write.
+// Results are stored with an evict-first hint, so that L2 keeps what is read again.
+// Traffic: 2 bytes read per element, 2 of the bias, twice; 2 bytes written per element.
+// Work: two exponentials.
 
 #include <softmax/bias.cuh>
 #include <softmax/forward.cuh>
@@ -17,9 +18,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // that share a row
+constexpr int Lanes   = 512;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -29,7 +30,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/3, /*sm_120=*/2))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/3, /*sm_100=*/3, /*sm_120=*/2);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16_bias_stream_kany_v1_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -45,14 +48,15 @@ softmax_fwd_f16_bias_stream_kany_v1_t512r1(Params const __grid_constant__ p)
   Bias<cutlass::half_t, cutlass::half_t> const bias(p.bias, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, bias);
 
-  // One body for both times, of which most is the load. The second goes from the end back: what was read last is likeliest to be in
-  // L2 still.
+  // Both passes share one loop body, most of which is the load. The second goes backwards: what was read last is the most likely
+  // to be in L2 still.
   int const pieces = (k + Columns - 1) / Columns;
-  int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces with visible columns
+  int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
+  int const hidden = first_piece<Row::Vec>(scores.begin(), reads, Columns);
   Partial seen     = Partial::nothing();
   Partial whole;
   CUTE_NO_UNROLL
-  for (int turn = 0; turn < reads + pieces; ++turn) {
+  for (int turn = hidden; turn < reads + pieces; ++turn) {
     bool const writes = turn >= reads;
     if (turn == reads) {
       whole = over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials);

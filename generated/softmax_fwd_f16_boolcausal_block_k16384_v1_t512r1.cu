@@ -3,9 +3,10 @@
 //
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
-// A CTA of as many warps as it takes, at most 512 threads, holds one row in registers, 32 elements each; one
-// barrier.
-// Traffic: 2 bytes read per visible element, 1 of the mask; 2 bytes written per element. One exponential.
+// One CTA, with as many warps as the row needs (at most 512 threads), holds a row in registers, 32 elements
+// per thread; one barrier.
+// Traffic: 2 bytes read per visible element, 1 of the mask; 2 bytes written per element.
+// Work: one exponential.
 
 #include <softmax/causal.cuh>
 #include <softmax/forward.cuh>
@@ -17,9 +18,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
+constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -30,7 +31,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2, /*sm_120=*/1))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16_boolcausal_block_k16384_v1_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];

@@ -7,11 +7,12 @@
 //
 // Several CTAs of 256 threads share a row, 2048 columns each, in two launches: the first leaves a maximum and a sum for each
 // piece in the workspace, the second combines them in order and writes.
-// Traffic: 2 bytes read per visible element and those of a mask and a bias, twice; 2 bytes written per element. Two exponentials.
+// Traffic: 2 bytes read per visible element and those of a mask and a bias, twice; 2 bytes written per element.
+// Work: two exponentials; with a softcap two more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
-#include <softmax/ending.cuh>
+#include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
 #include <softmax/optional.cuh>
 #include <softmax/pieces.cuh>
@@ -24,9 +25,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // that share a row
+constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -36,12 +37,14 @@ struct Params
   Band<float>::Params band;
   Optional<Bias<cutlass::half_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
-  Ending<NumericOfSums<Element>>::Params ending;
+  Epilogue<NumericOfSums<Element>>::Params epilogue;
   SplitParams<Partial> split;
 };
 static_assert(sizeof(Params) == 384, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -55,13 +58,13 @@ softmax_fwd_f16_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Ending<NumericOfSums<Element>> const ending(p.ending, rows, index);
+  Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
   Band<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row::Vec>(y, rows.k, segment, /*columns=*/2048);
-  auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
   int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
@@ -70,12 +73,13 @@ softmax_fwd_f16_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
   bool const combines      = p.split.pass == 1;
-  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : max_sum_of<NumericOfSums<Element>>(row, rZ, end);
+  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments)
+                                      : max_sum_of<NumericOfSums<Element>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
   if (combines) {
-    auto const closed = ending.close(whole, /*writes=*/threadIdx.x == 0 && segment == 0);
-    exponentiate<NumericOfSums<Element>>(row, rZ, end, closed.max, ending.keeps_exponents());
-    store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(closed.max, closed));
+    auto const closed = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && segment == 0);
+    exponentiate<NumericOfSums<Element>>(row, rZ, end, closed.max, epilogue.keeps_exponents());
+    store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(closed.max, closed));
   } else if (threadIdx.x == 0) {
     gPartials[segment] = whole;
   }

@@ -5,13 +5,14 @@
 //   lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm
 //   over j visible to window, length and mask, 0 or -inf elsewhere
 //
-// A CTA of 256 threads goes over its row twice, 2048 columns at a time: for maximum and sum, then to write. What it
-// writes makes way in L2 for what it will read again.
-// Traffic: 2 bytes read per visible element and those of a mask and a bias, twice; 2 bytes written per element. Two exponentials.
+// A CTA of 256 threads goes over its row twice, 2048 columns at a time: for maximum and sum, then to write.
+// Results are stored with an evict-first hint, so that L2 keeps what is read again.
+// Traffic: 2 bytes read per visible element and those of a mask and a bias, twice; 2 bytes written per element.
+// Work: two exponentials; with a softcap two more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
-#include <softmax/ending.cuh>
+#include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
 #include <softmax/optional.cuh>
 #include <softmax/pieces.cuh>
@@ -24,9 +25,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // that share a row
+constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -36,11 +37,13 @@ struct Params
   Band<float>::Params band;
   Optional<Bias<cutlass::half_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
-  Ending<NumericOfSums<Element>>::Params ending;
+  Epilogue<NumericOfSums<Element>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/3, /*hbm3=*/5, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/3, /*sm_90=*/5, /*sm_100=*/5, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -53,24 +56,25 @@ softmax_fwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Ending<NumericOfSums<Element>> const ending(p.ending, rows, index);
+  Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
   Band<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
-  auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
 
-  // One body for both times, of which most is the load. The second goes from the end back: what was read last is likeliest to be in
-  // L2 still.
+  // Both passes share one loop body, most of which is the load. The second goes backwards: what was read last is the most likely
+  // to be in L2 still.
   int const pieces = (k + Columns - 1) / Columns;
-  int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces with visible columns
+  int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
+  int const hidden = first_piece<Row::Vec>(scores.begin(), reads, Columns);
   Partial seen     = Partial::nothing();
-  typename Ending<NumericOfSums<Element>>::Closed whole;
+  typename Epilogue<NumericOfSums<Element>>::Closed whole;
   CUTE_NO_UNROLL
-  for (int turn = 0; turn < reads + pieces; ++turn) {
+  for (int turn = hidden; turn < reads + pieces; ++turn) {
     bool const writes = turn >= reads;
     if (turn == reads) {
-      whole = ending.close(over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials), /*writes=*/threadIdx.x == 0);
+      whole = epilogue.close(over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials), /*writes=*/threadIdx.x == 0);
     }
     Piece const piece  = piece_of_row<Row::Vec>(y, k, writes ? reads + pieces - 1 - turn : turn, Columns);
     auto const current = scores.from(piece.begin);
@@ -80,8 +84,8 @@ softmax_fwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*1+1)
     current.load(row, x + piece.begin, end, rZ);
     if (writes) {
-      exponentiate<NumericOfSums<Element>>(row, rZ, end, whole.max, ending.keeps_exponents());
-      store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(whole.max, whole));
+      exponentiate<NumericOfSums<Element>>(row, rZ, end, whole.max, epilogue.keeps_exponents());
+      store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(whole.max, whole));
     } else {
       seen.add(max_sum_of<NumericOfSums<Element>>(row, rZ, end));
     }

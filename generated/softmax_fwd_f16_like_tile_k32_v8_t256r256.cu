@@ -3,9 +3,11 @@
 //
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
-// A CTA moves its rows through shared memory as one flat range of at most 8192 elements: whatever K is, all accesses but
-// the range's first and last are 16 bytes wide. 2 lanes hold a row, 16 elements each; 256 rows per CTA at K = 32.
-// Traffic: 2 bytes read per element, 2 of the mask; 2 bytes written per element. One exponential.
+// A CTA moves its rows through shared memory, at most 8192 elements. Rows that follow each other in memory move as one range,
+// in 16-byte accesses except at its ends, whatever K is; others row by row.
+// 2 lanes hold a row, 16 elements each; 256 rows per CTA at K = 32.
+// Traffic: 2 bytes read per element, 2 of the mask; 2 bytes written per element.
+// Work: one exponential.
 
 #include <softmax/forward.cuh>
 #include <softmax/tensor_mask.cuh>
@@ -17,7 +19,7 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 2;  // that share a row
+constexpr int Lanes   = 2;  // lanes that share a row
 
 using Row = TileRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*Aligned=*/true>;
 
@@ -29,7 +31,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16_like_tile_k32_v8_t256r256(Params const __grid_constant__ p)
 {
   extern __shared__ uint4 smem_softmax_fwd_f16_like_tile_k32_v8_t256r256[];
@@ -45,7 +49,7 @@ softmax_fwd_f16_like_tile_k32_v8_t256r256(Params const __grid_constant__ p)
   tile.load(x);
   __syncthreads();
 
-  // Lanes shuffle with those of their row only: where the last rows are fewer than a warp has, they go on without the rest of it.
+  // Lanes shuffle with those of their row only: a partly filled last warp shuffles without its idle lanes.
   constexpr int Step     = Threads / Lanes;  // rows
   uint32_t const members = group_of_lane<Lanes>();
   Element* s             = sTile + threadIdx.x / Lanes * p.tile.pitch;  // (K)

@@ -5,13 +5,14 @@
 //   lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm
 //   over j visible to window, length and mask, 0 or -inf elsewhere
 //
-// A CTA of as many warps as it takes, at most 512 threads, holds one row in registers, 16 elements each; one
-// barrier.
-// Traffic: 2 bytes read per visible element and those of a mask and a bias; 4 bytes written per element. One exponential.
+// One CTA, with as many warps as the row needs (at most 512 threads), holds a row in registers, 16 elements
+// per thread; one barrier.
+// Traffic: 2 bytes read per visible element and those of a mask and a bias; 4 bytes written per element.
+// Work: one exponential; with a softcap one more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
-#include <softmax/ending.cuh>
+#include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
 #include <softmax/optional.cuh>
 #include <softmax/softcap.cuh>
@@ -23,9 +24,9 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
+constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
 
-using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
+using Row     = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<float>>;
 
 struct Params
@@ -35,11 +36,13 @@ struct Params
   Band<float>::Params band;
   Optional<Bias<cutlass::half_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
-  Ending<NumericOfSums<float>>::Params ending;
+  Epilogue<NumericOfSums<float>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2, /*sm_120=*/1))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16tof32_general_block_k8192_v8_t512r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -51,12 +54,12 @@ softmax_fwd_f16tof32_general_block_k8192_v8_t512r1(Params const __grid_constant_
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Ending<NumericOfSums<float>> const ending(p.ending, rows, index);
+  Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
   Band<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
-  auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
   int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
@@ -66,10 +69,11 @@ softmax_fwd_f16tof32_general_block_k8192_v8_t512r1(Params const __grid_constant_
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<float>>(row, rZ, end, warp.max, ending.keeps_exponents()));
+  warp.sum = group_sum<32>(exponentiate<NumericOfSums<float>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
 
-  auto const whole = ending.close(over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32), /*writes=*/threadIdx.x == 0);
-  store_outcome(row, y, end, k, rZ, ending.outcome(warp.max, whole));
+  Partial const all = over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32);
+  auto const whole  = epilogue.close(all, /*writes=*/threadIdx.x == 0);
+  store_outcome(row, y, end, k, rZ, epilogue.outcome(warp.max, whole));
 }
 
 }  // namespace softmax::softmax_fwd_f16tof32_general_block_k8192_v8_t512r1

@@ -4,7 +4,8 @@
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
 // 8 lanes hold a row in registers, 16 elements each; 16 rows per CTA of 128 threads.
-// Traffic: 4 bytes read per visible element, 1 of the mask; 4 bytes written per element. One exponential.
+// Traffic: 4 bytes read per visible element, 1 of the mask; 4 bytes written per element.
+// Work: one exponential.
 
 #include <softmax/causal.cuh>
 #include <softmax/forward.cuh>
@@ -16,7 +17,7 @@ using Element     = float;
 using Accumulator = float;
 
 constexpr int Threads = 128;
-constexpr int Lanes   = 8;  // that share a row
+constexpr int Lanes   = 8;  // lanes that share a row
 
 using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/4>;
 
@@ -28,7 +29,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/3))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f32_boolcausal_warp_k128_v1_t128r16(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

@@ -4,7 +4,8 @@
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
 // 32 lanes hold a row in registers, 8 elements each; 4 rows per CTA of 128 threads.
-// Traffic: 8 bytes read per visible element, 1 of the mask; 8 bytes written per element. One exponential.
+// Traffic: 8 bytes read per visible element, 1 of the mask; 8 bytes written per element.
+// Work: one exponential.
 
 #include <softmax/causal.cuh>
 #include <softmax/forward.cuh>
@@ -16,7 +17,7 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 128;
-constexpr int Lanes   = 32;  // that share a row
+constexpr int Lanes   = 32;  // lanes that share a row
 
 using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/4>;
 
@@ -28,7 +29,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 168, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/12, /*sm_120=*/6))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/8, /*sm_90=*/12, /*sm_100=*/12, /*sm_120=*/6);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f64_boolcausal_warp_k256_v2_t128r4(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

@@ -3,9 +3,10 @@
 //
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
-// A cluster of 2 to 16 CTAs, each of as many warps as it takes, at most 1024 threads, holds one row in registers,
-// 8 elements to a thread.
-// Traffic: 8 bytes read per visible element; 8 bytes written per element. One exponential.
+// A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 1024 threads per CTA), holds a row in
+// registers, 8 elements per thread.
+// Traffic: 8 bytes read per visible element; 8 bytes written per element.
+// Work: one exponential.
 
 #include <softmax/causal.cuh>
 #include <softmax/cluster.cuh>
@@ -18,9 +19,9 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 1024;
-constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
+constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
 
-using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
+using Row     = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -31,7 +32,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/1, /*hbm3=*/1, /*sm_120=*/1))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f64_causal_cluster_k131072_v1_t1024r1c16(Params const __grid_constant__ p)
 {
   __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;

@@ -5,14 +5,15 @@
 //   lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm
 //   over j visible to window, length and mask, 0 or -inf elsewhere
 //
-// A cluster of 2 to 16 CTAs, each of as many warps as it takes, at most 512 threads, holds one row in registers,
-// 4 elements to a thread.
-// Traffic: 8 bytes read per visible element and those of a mask and a bias; 8 bytes written per element. One exponential.
+// A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 512 threads per CTA), holds a row in
+// registers, 4 elements per thread.
+// Traffic: 8 bytes read per visible element and those of a mask and a bias; 8 bytes written per element.
+// Work: one exponential; with a softcap one more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
 #include <softmax/cluster.cuh>
-#include <softmax/ending.cuh>
+#include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
 #include <softmax/optional.cuh>
 #include <softmax/pieces.cuh>
@@ -25,9 +26,9 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // of a warp, each of which holds neighbouring vectors
+constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
 
-using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
+using Row     = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -37,12 +38,14 @@ struct Params
   Band<double>::Params band;
   Optional<Bias<double, double>>::Params bias;
   Optional<TensorMask<uint8_t, double>>::Params mask;
-  Ending<NumericOfSums<Element>>::Params ending;
+  Epilogue<NumericOfSums<Element>>::Params epilogue;
   ClusterParams cluster;
 };
 static_assert(sizeof(Params) == 392, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/2, /*hbm3=*/2, /*sm_120=*/1))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f64_general_cluster_k32768_v2_t512r1c16(Params const __grid_constant__ p)
 {
   __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
@@ -54,13 +57,13 @@ softmax_fwd_f64_general_cluster_k32768_v2_t512r1c16(Params const __grid_constant
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Ending<NumericOfSums<Element>> const ending(p.ending, rows, index);
+  Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<double> const softcap(p.softcap, rows, index);
   Band<double> const band(p.band, rows, index);
   Optional<Bias<double, double>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row::Vec>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
-  auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
   int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
@@ -70,11 +73,11 @@ softmax_fwd_f64_general_cluster_k32768_v2_t512r1c16(Params const __grid_constant
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, ending.keeps_exponents()));
+  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
 
   bool const writes = threadIdx.x == 0 && __clusterRelativeBlockRank() == 0;
-  auto const whole  = ending.close(over_cluster(warp, sInbox), writes);
-  store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(warp.max, whole));
+  auto const whole  = epilogue.close(over_cluster(warp, sInbox), writes);
+  store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(warp.max, whole));
 }
 
 }  // namespace softmax::softmax_fwd_f64_general_cluster_k32768_v2_t512r1c16

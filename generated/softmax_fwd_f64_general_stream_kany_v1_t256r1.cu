@@ -5,13 +5,13 @@
 //   lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm
 //   over j visible to window, length and mask, 0 or -inf elsewhere
 //
-// A CTA of 256 threads goes over its row twice, 512 columns at a time: for maximum and sum, then to write. What it
-// writes makes way in L2 for what it will read again.
-// Traffic: 8 bytes read per visible element and those of a mask and a bias, twice; 8 bytes written per element. Two exponentials.
+// A CTA of 256 threads goes over its row twice, 512 columns at a time: for maximum and sum, then to write.
+// Traffic: 8 bytes read per visible element and those of a mask and a bias, twice; 8 bytes written per element.
+// Work: two exponentials; with a softcap two more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
-#include <softmax/ending.cuh>
+#include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
 #include <softmax/optional.cuh>
 #include <softmax/pieces.cuh>
@@ -24,9 +24,9 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // that share a row
+constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/2>;
+using Row     = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/2>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -36,11 +36,13 @@ struct Params
   Band<double>::Params band;
   Optional<Bias<double, double>>::Params bias;
   Optional<TensorMask<uint8_t, double>>::Params mask;
-  Ending<NumericOfSums<Element>>::Params ending;
+  Epilogue<NumericOfSums<Element>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 384, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/4, /*hbm3=*/4, /*sm_120=*/4))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/4);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f64_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
@@ -53,24 +55,25 @@ softmax_fwd_f64_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Ending<NumericOfSums<Element>> const ending(p.ending, rows, index);
+  Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<double> const softcap(p.softcap, rows, index);
   Band<double> const band(p.band, rows, index);
   Optional<Bias<double, double>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
-  auto const scores = make_scores<Element>(ending.scale(p.operands.scale), softcap, band, bias, mask);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
 
-  // One body for both times, of which most is the load. The second goes from the end back: what was read last is likeliest to be in
-  // L2 still.
+  // Both passes share one loop body, most of which is the load. The second goes backwards: what was read last is the most likely
+  // to be in L2 still.
   int const pieces = (k + Columns - 1) / Columns;
-  int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces with visible columns
+  int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
+  int const hidden = first_piece<Row::Vec>(scores.begin(), reads, Columns);
   Partial seen     = Partial::nothing();
-  typename Ending<NumericOfSums<Element>>::Closed whole;
+  typename Epilogue<NumericOfSums<Element>>::Closed whole;
   CUTE_NO_UNROLL
-  for (int turn = 0; turn < reads + pieces; ++turn) {
+  for (int turn = hidden; turn < reads + pieces; ++turn) {
     bool const writes = turn >= reads;
     if (turn == reads) {
-      whole = ending.close(over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials), /*writes=*/threadIdx.x == 0);
+      whole = epilogue.close(over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials), /*writes=*/threadIdx.x == 0);
     }
     Piece const piece  = piece_of_row<Row::Vec>(y, k, writes ? reads + pieces - 1 - turn : turn, Columns);
     auto const current = scores.from(piece.begin);
@@ -80,8 +83,8 @@ softmax_fwd_f64_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (1*2)
     current.load(row, x + piece.begin, end, rZ);
     if (writes) {
-      exponentiate<NumericOfSums<Element>>(row, rZ, end, whole.max, ending.keeps_exponents());
-      store_outcome(row, y + piece.begin, end, piece.size, rZ, ending.outcome(whole.max, whole));
+      exponentiate<NumericOfSums<Element>>(row, rZ, end, whole.max, epilogue.keeps_exponents());
+      store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(whole.max, whole));
     } else {
       seen.add(max_sum_of<NumericOfSums<Element>>(row, rZ, end));
     }

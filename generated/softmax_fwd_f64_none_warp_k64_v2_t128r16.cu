@@ -4,7 +4,8 @@
 //   y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij
 //
 // 8 lanes hold a row in registers, 8 elements each; 16 rows per CTA of 128 threads.
-// Traffic: 8 bytes read per element; 8 bytes written per element. One exponential.
+// Traffic: 8 bytes read per element; 8 bytes written per element.
+// Work: one exponential.
 
 #include <softmax/forward.cuh>
 
@@ -14,7 +15,7 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 128;
-constexpr int Lanes   = 8;  // that share a row
+constexpr int Lanes   = 8;  // lanes that share a row
 
 using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/4>;
 
@@ -24,7 +25,9 @@ struct Params
 };
 static_assert(sizeof(Params) == 104, "the launcher packs this struct");
 
-extern "C" __global__ void __launch_bounds__(Threads, ctas_per_sm(/*any=*/8, /*hbm3=*/12, /*sm_120=*/6))
+constexpr int CtasPerSm = ctas_per_sm(/*any=*/8, /*sm_90=*/12, /*sm_100=*/12, /*sm_120=*/6);
+
+extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f64_none_warp_k64_v2_t128r16(Params const __grid_constant__ p)
 {
   int const lane = threadIdx.x % Lanes;

@@ -225,9 +225,9 @@ def _general(geometry: Geometry, general: General, part: Part) -> dict[str, tupl
         "mask.column_stride": (1,),
         "softcap.cap": (cap,),
         "softcap.twice_inverse": (2 / cap if cap else 0.0,),
-        "ending.logarithms": (int(general.logarithms),),
-        "chain.logarithms": (int(general.logarithms),),
-        "chain.inverse_cap": (1 / cap if cap else 0.0,),
+        "epilogue.logarithms": (int(general.logarithms),),
+        "gradient.logarithms": (int(general.logarithms),),
+        "gradient.inverse_cap": (1 / cap if cap else 0.0,),
     }
 
 

@@ -249,7 +249,7 @@ def test_the_stream_is_passed_through(serve: Serve) -> None:
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
 def test_a_cluster_is_an_attribute(serve: Serve, direction: str) -> None:
     """Of as many CTAs as the plan of the row length has, whatever the kernel's largest is."""
-    for k, ctas in [(20000, 2), (50000, 4), (131072, 8), (131073, 16)]:
+    for k, ctas in [(20000, 2), (50000, 4), (139264, 8), (139265, 16)]:
         launch(planned(serve, geometry((3, k), direction=direction)))
         call = stub_driver.launches()[-1]
         assert (call.cluster, call.arguments[2], call.grid) == ((ctas, 1, 1), 1, (3 * ctas, 1, 1))
@@ -318,7 +318,7 @@ def test_an_enumeration_that_takes_no_subscript(serve: Serve, monkeypatch: pytes
 
 
 @isolated
-@pytest.mark.parametrize("k", [131072, 131080])
+@pytest.mark.parametrize("k", [139264, 139272])
 def test_clusters_beyond_8_are_asked_for_once_per_device(serve: Serve, k: int) -> None:
     """By the first plan that has them; smaller ones of the same kernel ask for nothing."""
     stub_driver.devices("sm_90", "sm_90")
@@ -329,7 +329,7 @@ def test_clusters_beyond_8_are_asked_for_once_per_device(serve: Serve, k: int) -
             launch(found, device)
     asked = [call.arguments[:3] for call in stub_driver.calls("cuKernelSetAttribute")]
     wanted = [[14, 1, 0], [14, 1, 1]]  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-    assert asked == (wanted if k > 131072 else [])
+    assert asked == (wanted if k > 139264 else [])
     assert len(stub_driver.launches()) == 16
 
 

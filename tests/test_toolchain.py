@@ -131,7 +131,7 @@ def test_anything_in_the_log_fails_the_build_with_options_and_numbered_source(da
 
 
 def test_a_spill_fails_the_build() -> None:
-    crowded = re.sub(r"(?<=/\*hbm3=\*/)\d+", "16", SOURCE)
+    crowded = re.sub(r"(?<=/\*sm_90=\*/)\d+", "16", SOURCE)
     assert crowded != SOURCE
     with pytest.raises(toolchain.ToolchainError, match=f"{SPEC.name} for sm_90 spills registers"):
         toolchain.compile_unit({SPEC.name: crowded.replace("/*Chunks=*/2", "/*Chunks=*/8")}, ["sm_90"])

@@ -17,6 +17,7 @@ from tests import targets
 from tests.calls import Call, Case
 from tests.cases import full_cta, interval, middle
 from tests.engines import InterpreterEngine
+from tests.features import Features
 from tests.geometries import geometry
 from tests.outcomes import judge, visible_columns
 from tests.targets import Target
@@ -154,3 +155,31 @@ def test_rows_beyond_a_million_columns(target: Target, interpreter: InterpreterE
     mask_shape = None if spec.mask is Mask.CAUSAL else (1, k)
     case = Case("2^20 + 3 columns", spec, (1, k), 0.5, mask_shape=mask_shape, causal_offset=k - 1)
     run(interpreter, case.call())
+
+
+WINDOWED = [
+    spec for spec in variants.shipped() if spec.plan is Plan.STREAM and spec.mask.general and spec.dtype is DType.F16
+]
+
+
+@pytest.mark.parametrize("target", [Target(targets.WHOLE, spec) for spec in WINDOWED], ids=str)
+def test_a_window_is_read_from_the_piece_where_it_begins(target: Target, interpreter: InterpreterEngine) -> None:
+    """The first pass goes over that piece only, the second over all 16; an element before a window takes a few more."""
+    spec = target.spec
+    case = Case("all columns", spec, (1, 1, 2, 16 * spec.piece), 0.5, features=Features())
+    window = replace(case, why="the last 100", features=Features(left=99), causal_offset=16 * spec.piece - 2)
+    executed = []
+    for call in (case.call(), window.call()):
+        outcome = interpreter.run(call.plan, call.operands)
+        judge(call, outcome)
+        executed.append(sum(outcome.reports[0].executed.values()))
+    assert executed[1] < 0.9 * executed[0], executed
+
+
+@pytest.mark.parametrize("target", [Target(targets.WHOLE, spec) for spec in WINDOWED], ids=str)
+def test_a_window_that_begins_in_the_last_columns_of_a_piece(target: Target, interpreter: InterpreterEngine) -> None:
+    """Of the second row, whose first piece has 7 columns before its first vector."""
+    spec = target.spec
+    k = 8 * spec.piece + 1
+    features = Features(left=k - 1 - (spec.piece + 3))
+    run(interpreter, Case("", spec, (1, 1, 2, k), 0.5, features=features, causal_offset=k - 2).call())

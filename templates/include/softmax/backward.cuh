@@ -47,8 +47,9 @@ struct SoftmaxGradient
   }
 };
 
-// The lane's share of a row of dy and y, as they lie in memory. What is hidden counts as 0 in dy and as a hidden y: it is not read, and
-// what a vector across the begin or the end holds beyond it is dropped. A row that begins with its first column says so by a static 0.
+// The lane's share of a row of dy and y, as they lie in memory. What is hidden counts as 0 in dy and as a hidden y: it is not
+// read, and what a vector across the begin or the end holds beyond it is dropped. A row that begins with its first column says
+// so by a static 0.
 template <class Row, class Element, class Fragment, class Begin, class Gradient>
 CUTE_DEVICE void load_gradient(
     Row const& row,
@@ -61,12 +62,12 @@ CUTE_DEVICE void load_gradient(
     Fragment& rY /* (V*C+E) */)
 {
   using namespace cute;
-  constexpr bool Begins = !is_static<Begin>::value;
+  constexpr bool HidesHead = !is_static<Begin>::value;
   auto const seen = [&](auto part) { return part.span(row, end).behind(begin); };
   clear(rDy);
   fill(rY, gradient.hidden());
   // All loads from global memory are issued before the first use.
-  if constexpr (Row::Near) {
+  if constexpr (Row::InSharedMemory) {
     for_each_part(row, kEveryColumn, [&](auto part) {
       seen(part).read(dy, part.of(rDy));
       seen(part).read(y, part.of(rY));
@@ -81,10 +82,10 @@ CUTE_DEVICE void load_gradient(
     auto const span  = seen(part);
     int const before = begin - span.column;
     int const inside = span.end - span.column;
-    if ((Begins && before > 0) || inside < part.Width) {
+    if ((HidesHead && before > 0) || inside < part.Width) {
       CUTE_UNROLL
       for (int v = 0; v < part.Width; ++v) {
-        if ((Begins && v < before) || v >= inside) {
+        if ((HidesHead && v < before) || v >= inside) {
           part.of(rDy)(v) = Element(0);
           part.of(rY)(v)  = gradient.hidden();
         }

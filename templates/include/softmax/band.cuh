@@ -24,8 +24,8 @@ struct Band
     RowValue<Accumulator const> slopes;
   };
 
-  static constexpr bool Narrows = true;
-  static constexpr bool Begins  = true;
+  static constexpr bool HidesTail = true;
+  static constexpr bool HidesHead = true;
 
   template <int Vec>
   using Fragment = NoFragment;

@@ -7,7 +7,7 @@
 
 namespace softmax {
 
-// Numbers in memory that are added to the scores, broadcast by strides of 0: elements, or a wider type where a launch may say so.
+// Numbers in memory that are added to the scores, broadcast by strides of 0: of type Element, or Wide if the launch sets `wide`.
 // -inf hides.
 template <class Element, class Wide>
 struct Bias
@@ -23,10 +23,10 @@ struct Bias
 
   CUTE_DEVICE static bool is_present(Params const& p) { return p.bias != nullptr; }
 
-  static constexpr bool Narrows = false;
-  static constexpr bool Begins  = false;
+  static constexpr bool HidesTail = false;
+  static constexpr bool HidesHead = false;
 
-  // A vector as it lies in memory; elements take the front.
+  // A vector as it lies in memory; narrow elements use the first half.
   template <int Vec>
   struct Fragment
   {

@@ -18,8 +18,8 @@ struct Causal
   // Whether every query sees all k columns.
   CUTE_DEVICE static bool hides_nothing(Params const& p, int k) { return p.offset >= k - 1; }
 
-  static constexpr bool Narrows = true;
-  static constexpr bool Begins  = false;
+  static constexpr bool HidesTail = true;
+  static constexpr bool HidesHead = false;
 
   template <int Vec>
   using Fragment = NoFragment;

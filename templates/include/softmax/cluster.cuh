@@ -22,8 +22,8 @@ struct Inbox
   Partial partials[MaxPartials];
 };
 
-// Another CTA's inbox may be written once that CTA runs and expects it: here it arrives at the cluster's barrier, and over_cluster
-// waits. (The last thread opens it: with the first, ptxas moves loads of the general backward apart.)
+// Another CTA's inbox may be written once that CTA runs and expects it: here it arrives at the cluster's barrier, and
+// over_cluster waits. (The last thread opens it: with the first, ptxas moves loads of the general backward apart.)
 template <class Partial, int MaxPartials>
 CUTE_DEVICE void open(Inbox<Partial, MaxPartials>& sInbox)
 {
@@ -35,7 +35,7 @@ CUTE_DEVICE void open(Inbox<Partial, MaxPartials>& sInbox)
 // One partial per warp becomes that of the whole cluster, in every thread. Each warp hands its partial to every CTA.
 //
 // The stores are counted where they arrive, so no fence holds up the CTA that sends, and a CTA waits for its own inbox only.
-// Once that is full nobody touches the CTA's memory any more: each may leave when it likes.
+// Once its inbox is full no CTA writes to it again, so each may exit independently.
 template <class Partial, int MaxPartials>
 CUTE_DEVICE Partial over_cluster(Partial warp, Inbox<Partial, MaxPartials>& sInbox)
 {

@@ -34,7 +34,7 @@ CUTE_DEVICE Accumulator max_of(Row const& row, ScoreTensor const& rZ /* (V*C+E) 
 
 // The sum of unit * exp(z - max), which take the place of z; where exponents are kept, z - max does.
 //
-// A long exp stands once, in a loop that the registers pass by; no vector of f64 is left out.
+// If exp is long (LongExp) it is emitted once, in a loop that rotates the registers; every vector of f64 is visited.
 template <class Numeric, class Row, class Accumulator, class ScoreTensor, class Keep = cute::false_type>
 CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) */, int end, Accumulator max, Keep keep = {})
 {

@@ -23,7 +23,8 @@ CUTE_DEVICE constexpr Accumulator negative_infinity()
 //   exp(z - m) = 2^(z c - m c),  c = log2(e)
 //
 // ex2 flushes subnormal results, which bf16 still tells apart: everything is computed 2^8 times as large, and as the sum is
-// too, the factor cancels in the quotient. More than 2^8 would make the factor of a warp whose scores are all low subnormal.
+// too, the factor cancels in the quotient. A larger factor would make unit_weight subnormal for a warp whose scores are all far
+// below the row's maximum.
 //
 // Above |m| = 2^24 the rounding of m c would become a factor of its own, in the end an infinite one. There two different
 // 16-bit scores are at least 2^13 apart, exp(z - m) is 0 or 1, and c = 1/2 gives the same without rounding: a row of bf16
@@ -60,7 +61,8 @@ struct Numeric
   CUTE_DEVICE static float reciprocal(float sum) { return ptx::rcp(sum); }
 };
 
-// The same where scores are more than scaled elements: next to a large maximum there may be any others. z - m is exact there.
+// For scores with a bias or slope: close to a large maximum any other score can occur, so z - m is computed first; it is exact
+// there.
 template <class Element>
 struct NumericOfSums : Numeric<Element>
 {
@@ -107,7 +109,7 @@ template <>
 struct NumericOfSums<float> : Numeric<float>
 {};
 
-// The functions of f64 are long, up to 3 KB with what ptxas pads: what is not computed for every element calls one copy of them.
+// The functions of f64 are long, up to 3 KB with what ptxas pads: values computed once per row call a shared copy.
 __noinline__ __device__ double exponential(double z) { return exp(z); }
 __noinline__ __device__ double logarithm(double y) { return log(y); }
 __noinline__ __device__ double inverse(double a) { return 1 / a; }

@@ -5,14 +5,14 @@
 
 namespace softmax {
 
-// A feature that a launch may do without. Its presence is the same in all threads: one branch for each vector.
+// A feature that a launch may leave out. Presence is uniform over the grid: one branch for each vector.
 template <class Feature>
 struct Optional
 {
   using Params = typename Feature::Params;
 
-  static constexpr bool Narrows = Feature::Narrows;
-  static constexpr bool Begins  = Feature::Begins;
+  static constexpr bool HidesTail = Feature::HidesTail;
+  static constexpr bool HidesHead = Feature::HidesHead;
 
   template <int Vec>
   using Fragment = typename Feature::template Fragment<Vec>;

@@ -2,7 +2,7 @@
 
 #include <softmax/reduce.cuh>
 
-// A row that no CTA holds is handled in pieces, each of which is a row of its own to whoever loads and stores it.
+// A row that no CTA holds is handled in pieces, each loaded and stored like a row of its own.
 
 namespace softmax {
 
@@ -23,7 +23,20 @@ CUTE_DEVICE Piece piece_of_row(Element const* output, int k, int i, int columns)
   return {begin, cute::min(head + (i + 1) * columns, k) - begin};
 }
 
-// A row's pieces are shared by CTAs that meet in memory only, between two launches.
+// The first piece, of at most `pieces`, that may have a column from `begin` on.
+template <int Vec>
+CUTE_DEVICE int first_piece(int begin, int pieces, int columns)
+{
+  return cute::min(cute::max(begin - Vec, 0) / columns, pieces);
+}
+
+template <int Vec>
+CUTE_DEVICE cute::_0 first_piece(cute::_0 /*begin*/, int /*pieces*/, int /*columns*/)
+{
+  return {};
+}
+
+// The pieces of a row have a CTA each; these communicate only through memory, between two launches.
 template <class Partial>
 struct SplitParams
 {

@@ -7,7 +7,8 @@
 namespace softmax::ptx {
 
 // The word at an address of global memory where it is wanted; elsewhere `value` stays. A predicate in place of a branch: around
-// branches ptxas moves a load behind the use of the one before it, and their latencies add up.
+// branches ptxas moves a load behind the use of the one before it, and their latencies add up. Without a "memory" clobber, so
+// that loads may be reordered: a result may overwrite what was loaded, as every store of a row depends on all of its loads.
 CUTE_DEVICE void load_if(bool wanted, uint4 const* address, uint4& value)
 {
   asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
@@ -48,8 +49,8 @@ CUTE_DEVICE void load_if(bool wanted, Word const* address, Word& value)
   value = Word(wide);
 }
 
-// An mbarrier of one phase, which completes when `bytes` have come by store_async. Others use it behind a barrier of the
-// cluster at which this thread arrives afterwards. Addresses are those of shared memory.
+// An mbarrier of one phase, which completes when `bytes` have come by store_async. Other threads may use it after a cluster
+// barrier at which this thread arrives after this call. Addresses are those of shared memory.
 CUTE_DEVICE void expect_bytes(uint32_t mbarrier, uint32_t bytes)
 {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
@@ -58,7 +59,8 @@ CUTE_DEVICE void expect_bytes(uint32_t mbarrier, uint32_t bytes)
                : : "r"(mbarrier), "r"(bytes) : "memory");
 }
 
-// Whether the phase is complete: what was stored by then may be read. The thread may sleep for a while before it hears no.
+// Whether the phase is complete: what was stored by then may be read. It may suspend the thread for a while before it returns
+// false.
 CUTE_DEVICE bool try_wait(uint32_t mbarrier)
 {
   uint32_t complete;
@@ -94,7 +96,7 @@ CUTE_DEVICE float ex2(float x)
   return y;
 }
 
-// log2(x) with an absolute error of at most 2^-22 around 1, relative elsewhere; of subnormal x too.
+// log2(x) with an absolute error of at most 2^-22 around 1, elsewhere a relative one; subnormal x is supported.
 CUTE_DEVICE float lg2(float x)
 {
   float y;
@@ -154,7 +156,7 @@ CUTE_DEVICE uint32_t join(uint8_t const* /*of*/, uint32_t const* each)
   return __byte_perm(__byte_perm(each[0], each[1], 0x0040), __byte_perm(each[2], each[3], 0x0040), 0x5410);
 }
 
-// a b + c in one instruction. LLVM extends a sign where a number is made, and where it is used ptxas would multiply 64 bits by 64.
+// a b + c in one instruction. LLVM sign-extends an index where it is defined, and ptxas would then emit a 64 x 64-bit multiply.
 CUTE_DEVICE int64_t multiply_add_wide(int32_t a, int32_t b, int64_t c)
 {
   int64_t d;

@@ -45,7 +45,7 @@ struct alignas(2 * sizeof(typename Numeric::Accumulator)) MaxSum  // moves in on
 
   CUTE_DEVICE static MaxSum nothing() { return {negative_infinity<typename Numeric::Accumulator>(), 0}; }
 
-  // One exponential: the sum of the larger maximum stays as it is.
+  // One exponential: the side with the larger maximum needs no rescaling.
   CUTE_DEVICE void add(MaxSum other)
   {
     bool const larger = max >= other.max;

@@ -7,7 +7,8 @@
 // How the lanes that share a row divide its columns, and how their parts move between memory and registers.
 //
 // A row is cut into vectors of Vec elements, dealt to the lanes in turn: lane l holds the vectors l, l + Lanes, ...
-// ByWarp: so are Lanes * Chunks neighbouring vectors to the lanes of each warp, and a launch has as many warps as hold the row.
+// ByWarp: each warp first gets Lanes * Chunks neighbouring vectors, dealt to its lanes in the same way, and a launch has as many
+// warps as hold the row.
 // Nothing outside [0, K) is ever touched, and no access is wider than its address is aligned.
 
 namespace softmax {
@@ -17,8 +18,8 @@ template <class Element, int Vec, int Bytes = cute::min(Vec * int(sizeof(Element
 using Access = cute::conditional_t<
     Bytes == 16, uint4, cute::conditional_t<Bytes == 8, uint2, cute::uint_bit_t<8 * Bytes>>>;
 
-// Vec neighbouring columns of a row, from `column` on. They are this lane's to handle when column < end. What is streamed
-// leaves L2 first, which so keeps the rows that will be read again.
+// Vec neighbouring columns of a row, from `column` on. They are this lane's to handle when column < end. Streamed
+// stores are evicted from L2 first, which keeps the rows that are read again.
 template <int Vec, bool Streamed = false>
 struct Span
 {
@@ -58,7 +59,7 @@ struct Span
       CUTE_UNROLL
       for (int i = 0; i < size(rJoined); ++i) { rJoined(i) = ptx::join(from, each + PerRegister * i); }
     } else {
-      // Each is a register of its own: ptxas predicates these loads by itself, and runs short of registers where it may not order them.
+      // Each is a register of its own: ptxas predicates these loads by itself, and spills if it may not reorder them.
       if (column < end) {
         CUTE_UNROLL
         for (int v = 0; v < Vec; ++v) { rX(v) = row[column + v]; }
@@ -103,8 +104,8 @@ struct VectorPart
   static constexpr int Width = Row::Vec;
   int c;
 
-  // Whether the part may have columns before `end`, the same answer in every lane of a warp. Vectors beyond it are left out,
-  // but for those that are not worth the branch.
+  // Whether the part may have columns before `end`, the same answer in every lane of a warp. Vectors beyond it are skipped,
+  // unless a branch costs more than it saves.
   template <class End>
   CUTE_DEVICE bool reaches(Row const& row, End end) const
   {
@@ -149,7 +150,7 @@ CUTE_DEVICE auto make_row_fragment()
   return cute::make_tensor<Value>(cute::Shape<cute::Int<Row::Vec * Row::Chunks + Row::Edges>>{});
 }
 
-// As the end of a row: none of its vectors is left out.
+// Passed as the end of a row: every vector is visited.
 struct EveryColumn
 {
   EveryColumn() = default;
@@ -178,9 +179,9 @@ struct Whole
 struct ByElement
 {};
 
-// The columns seen(part) of an operand into registers(part), of every part of a row whose vectors are loaded in this way. What a row
-// needs is all loaded whole before any of it is by element: that is a branch, and ptxas moves the use of what was loaded before a
-// branch ahead of it.
+// The columns seen(part) of an operand into registers(part), of every part of a row whose vectors are loaded in this way. What
+// a row needs is all loaded whole before any of it is by element: that is a branch, and ptxas moves the use of what was loaded
+// before a branch ahead of it.
 template <class Row, class Seen, class Element, class Registers>
 CUTE_DEVICE void load_parts(
     Whole, Row const& row, Seen seen, Element const* operand /* (K) */, Registers registers, bool wanted = true)
@@ -220,7 +221,7 @@ struct Share
 
 // A kind of row is a class with
 //   Vec, Lanes, Chunks, Edges                      how many columns a lane holds, and how
-//   Near                                           it lies in shared memory: its elements are read where they are used
+//   InSharedMemory                                 it lies in shared memory: its elements are read where they are used
 //   vector(c, end), edge(edge, end) -> span        the columns of a lane's parts
 //   is_aligned(operand)                            whether its vectors may be loaded whole
 //   reaches(c, end)                                whether any lane's vector c has columns before `end` that are worth a visit;
@@ -230,12 +231,12 @@ struct Share
 template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false>
 struct AlignedRow
 {
-  static constexpr int Vec     = Vec_;
-  static constexpr int Lanes   = Lanes_;
-  static constexpr int Chunks  = Chunks_;
-  static constexpr bool ByWarp = ByWarp_;
-  static constexpr int Edges   = 0;
-  static constexpr bool Near   = false;
+  static constexpr int Vec             = Vec_;
+  static constexpr int Lanes           = Lanes_;
+  static constexpr int Chunks          = Chunks_;
+  static constexpr bool ByWarp         = ByWarp_;
+  static constexpr int Edges           = 0;
+  static constexpr bool InSharedMemory = false;
 
   Share<Lanes, Chunks, ByWarp> share;
 
@@ -270,12 +271,12 @@ struct AlignedRow
 template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false, bool Streamed = false>
 struct RaggedRow
 {
-  static constexpr int Vec     = Vec_;
-  static constexpr int Lanes   = Lanes_;
-  static constexpr int Chunks  = Chunks_;
-  static constexpr bool ByWarp = ByWarp_;
-  static constexpr int Edges   = (2 * (Vec - 1) + Lanes - 1) / Lanes;
-  static constexpr bool Near   = false;
+  static constexpr int Vec             = Vec_;
+  static constexpr int Lanes           = Lanes_;
+  static constexpr int Chunks          = Chunks_;
+  static constexpr bool ByWarp         = ByWarp_;
+  static constexpr int Edges           = (2 * (Vec - 1) + Lanes - 1) / Lanes;
+  static constexpr bool InSharedMemory = false;
   static_assert(!ByWarp || Edges == 1, "the first warp has an edge column for each lane at most");
 
   Share<Lanes, Chunks, ByWarp> share;

@@ -11,10 +11,10 @@ namespace softmax {
 
 constexpr int kMaxRank = 4;
 
-// CTAs that registers are to leave room for on an SM: of sm_90, sm_100 and sm_103, of sm_120, or of any other.
-constexpr int ctas_per_sm(int any, int hbm3, int sm_120)
+// Minimum CTAs per SM for __launch_bounds__: of sm_90, of sm_100 and sm_103, of sm_120, or of any other.
+constexpr int ctas_per_sm(int any, int sm_90, int sm_100, int sm_120)
 {
-  return __CUDA_ARCH__ >= 1200 ? sm_120 : __CUDA_ARCH__ >= 900 ? hbm3 : any;
+  return __CUDA_ARCH__ >= 1200 ? sm_120 : __CUDA_ARCH__ >= 1000 ? sm_100 : __CUDA_ARCH__ >= 900 ? sm_90 : any;
 }
 
 // n / divisor for 0 <= n < 2^31, by the high word of a product and a shift.
@@ -70,7 +70,7 @@ struct RowIndex
   }
 };
 
-// A number for each row; one for many rows has strides of 0. Absent where the address is null.
+// A number for each row; a dimension whose rows share one has stride 0. Absent where the address is null.
 template <class Value>
 struct RowValue
 {
@@ -81,8 +81,8 @@ struct RowValue
   CUTE_DEVICE Value& at(Rows const& rows, RowIndex const& row) const { return address[row.offset(strides, rows.rank)]; }
 };
 
-// Which of n groups of rows a CTA (or cluster) works on. Later queries see more columns: neighbours take theirs from either
-// end of the launch, so that what two of them read adds up to the same everywhere.
+// Which of n groups of rows a CTA (or cluster) works on. Later causal rows are longer: even CTAs take groups from the start of
+// the launch, odd ones from its end, so that each pair of neighbours reads about the same amount.
 CUTE_DEVICE int from_either_end(int cta, int n) { return cta % 2 == 0 ? cta / 2 : n - 1 - cta / 2; }
 
 }  // namespace softmax

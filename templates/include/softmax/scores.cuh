@@ -5,17 +5,17 @@
 #include <softmax/numeric.cuh>
 #include <softmax/row_io.cuh>
 
-// Scores of a row: z = scale * x where visible, what a feature makes of it elsewhere.
+// Scores of a row: z = scale * x where visible, replaced by a feature elsewhere.
 //
 // A feature is a mask, a bias, a window: whatever acts between the load of x and the softmax. It is a class with
 //   struct Params                                  its run-time arguments, part of the kernel's by-value struct
 //   Feature(Params const&, Rows const&, RowIndex const&)
 //   from(column) -> Feature                        itself, for a row that begins there
-//   Narrows, end(k) -> int                         columns at and beyond the end are hidden: neither read nor computed
-//   Begins, begin() -> int                         columns before it are hidden and not read (never: a static 0)
+//   HidesTail, end(k) -> int                       columns at and beyond the end are hidden: neither read nor computed
+//   HidesHead, begin() -> int                      columns before it are hidden and not read (never: a static 0)
 //   Fragment<Vec>                                  the registers it needs for a vector
 //   load(how, row, seen, fragment)                 fills fragment(part) of every part with its columns seen(part), by load_parts
-//   apply(span, fragment, rZ)                      makes of the vector's scores what they are
+//   apply(span, fragment, rZ)                      applies the feature to the vector's scores
 // A new one is a header beside this; nothing here changes.
 
 namespace softmax {
@@ -47,12 +47,16 @@ public:
     return k;
   }
 
-  // The first column that some feature does not hide: 0, unless one Begins.
-  CUTE_DEVICE int begin() const
+  // The first column that no feature hides: a static 0, unless one hides the head of a row.
+  CUTE_DEVICE auto begin() const
   {
-    int begin = 0;
-    cute::for_each(features_, [&](auto const& feature) { begin = cute::max(begin, int(feature.begin())); });
-    return begin;
+    if constexpr (HidesHead) {
+      int begin = 0;
+      cute::for_each(features_, [&](auto const& feature) { begin = cute::max(begin, int(feature.begin())); });
+      return begin;
+    } else {
+      return cute::_0{};
+    }
   }
 
   // The lane's scores of the row at x, whose visible columns end at `end`; columns of its parts that are hidden score -inf.
@@ -67,7 +71,7 @@ public:
     // All loads from global memory are issued before the first use.
     auto const seen = [&](auto part) { return visible(part.span(row, end)); };
     for_each(make_tuple(Whole{}, ByElement{}), [&](auto how) {
-      if constexpr (!Row::Near) {
+      if constexpr (!Row::InSharedMemory) {
         load_parts(how, row, seen, x, [&](auto part) { return part.of(rX); });
       }
       for_each(make_seq<sizeof...(Features)>{}, [&](auto i) {
@@ -77,17 +81,17 @@ public:
     });
     // What comes from global memory is used wherever its vector ends: to a branch around the use ptxas would move the load, and
     // each would wait for the one before.
-    auto const used = cute::conditional_t<Row::Near, int, EveryColumn>{end};
+    auto const used = cute::conditional_t<Row::InSharedMemory, int, EveryColumn>{end};
     for_each_part(row, used, [&](auto part) {
-      if constexpr (Row::Near) { seen(part).read(x, part.of(rX)); }
+      if constexpr (Row::InSharedMemory) { seen(part).read(x, part.of(rX)); }
       score(seen(part), part.of(rX), fragments.of(part), part.of(rZ));
     });
   }
 
 private:
   // Some feature ends the row inside a vector. Otherwise vectors are inside or outside as a whole.
-  static constexpr bool Narrows = (Features::Narrows || ... || false);
-  static constexpr bool Begins  = (Features::Begins || ... || false);
+  static constexpr bool HidesTail = (Features::HidesTail || ... || false);
+  static constexpr bool HidesHead = (Features::HidesHead || ... || false);
 
   template <int Width>
   using Fragments = cute::tuple<typename Features::template Fragment<Width>...>;
@@ -109,7 +113,7 @@ private:
   template <class Span>
   CUTE_DEVICE Span visible(Span const& span) const
   {
-    if constexpr (Begins) { return span.behind(begin()); }
+    if constexpr (HidesHead) { return span.behind(begin()); }
     return span;
   }
 
@@ -121,7 +125,7 @@ private:
     int const inside  = span.end - span.column;
 
     // Registers that nothing was loaded into hold 0: adding -inf to the product hides a whole vector at no cost.
-    Accumulator const outside = Narrows || inside > 0 ? Accumulator(0) : negative_infinity<Accumulator>();
+    Accumulator const outside = HidesTail || inside > 0 ? Accumulator(0) : negative_infinity<Accumulator>();
     widen(rX, rZ);
     CUTE_UNROLL
     for (int v = 0; v < Vec; ++v) { rZ(v) = multiply_add(scale_, rZ(v), outside); }
@@ -129,13 +133,13 @@ private:
       cute::get<i>(features_).apply(span, cute::get<i>(fragments), rZ);
     });
     // Only the vectors across the end pay for a comparison of every element.
-    if (Narrows && inside < Vec) {
+    if (HidesTail && inside < Vec) {
       CUTE_UNROLL
       for (int v = 0; v < Vec; ++v) {
         if (v >= inside) { rZ(v) = negative_infinity<Accumulator>(); }
       }
     }
-    if constexpr (Begins) {
+    if constexpr (HidesHead) {
       int const hidden = begin() - span.column;
       if (hidden > 0) {
         CUTE_UNROLL

@@ -17,8 +17,8 @@ struct Softcap
     Accumulator twice_inverse;  // 2 / cap
   };
 
-  static constexpr bool Narrows = false;
-  static constexpr bool Begins  = false;
+  static constexpr bool HidesTail = false;
+  static constexpr bool HidesHead = false;
 
   template <int Vec>
   using Fragment = NoFragment;

@@ -61,8 +61,8 @@ struct TensorMask
   // Whether a launch that may do without has one.
   CUTE_DEVICE static bool is_present(Params const& p) { return p.mask != nullptr; }
 
-  static constexpr bool Narrows = false;
-  static constexpr bool Begins  = false;
+  static constexpr bool HidesTail = false;
+  static constexpr bool HidesHead = false;
 
   // Vec mask elements, kept as 32-bit registers where they fill them.
   template <int Vec>
@@ -72,7 +72,7 @@ struct TensorMask
     using Register               = cute::conditional_t<Packed, uint32_t, Bits>;
     static constexpr int PerRegister = sizeof(Register) / sizeof(Bits);
 
-    cute::array<Register, Vec / PerRegister> registers;
+    cute::array_aligned<Register, Vec / PerRegister> registers;
   };
 
   Bits const* row;

@@ -17,17 +17,17 @@ struct TileParams
 // A row of k columns in shared memory. Where it starts anywhere, vectors are read and written element by element, and the fewer
 // than Vec columns behind the last whole one are dealt to the lanes one by one.
 //
-// k is the same for all rows: vectors beyond it are left out by a branch that no warp diverges at. How many columns are visible
-// may differ from row to row, which is none's reason to leave out more.
+// k is the same for all rows: vectors beyond it are skipped by a warp-uniform branch. How many columns are visible may differ
+// from row to row; that skips no further vectors.
 template <int Vec_, int Lanes_, int Chunks_, bool Aligned>
 struct TileRow
 {
-  static constexpr int Vec        = Vec_;
-  static constexpr int Lanes      = Lanes_;
-  static constexpr int Chunks     = Chunks_;
-  static constexpr int Edges      = Aligned ? 0 : (Vec - 1 + Lanes - 1) / Lanes;
-  static constexpr bool Near      = true;
-  static constexpr bool IsAligned = Aligned;
+  static constexpr int Vec             = Vec_;
+  static constexpr int Lanes           = Lanes_;
+  static constexpr int Chunks          = Chunks_;
+  static constexpr int Edges           = Aligned ? 0 : (Vec - 1 + Lanes - 1) / Lanes;
+  static constexpr bool InSharedMemory = true;
+  static constexpr bool IsAligned      = Aligned;
 
   // A Span in accesses of one element.
   struct Singles : Span<Vec>
@@ -95,9 +95,9 @@ struct TileSource
 
 // Moves the rows of a CTA between global and shared memory, where they lie one after the other.
 //
-// A flat range is copied like one ragged row, at most Vectors of them per thread: it stands in shared memory at the phase of its
-// output, so that a vector is aligned in both. Other rows are copied one by one, a few neighbouring threads to each, which is a Row
-// in shared memory: in its vectors where it is aligned, else element by element.
+// A flat range is copied like one ragged row, at most `Vectors` vectors per thread: it stands in shared memory at the phase of
+// its output, so that a vector is aligned in both. Other rows are copied one by one, a few neighbouring threads to each, which
+// is a Row in shared memory: in its vectors where it is aligned, else element by element.
 template <class Element, int Threads, int Vectors, class Row>
 class TileCopy
 {
@@ -123,8 +123,8 @@ public:
     }
   }
 
-  // Of row r the first visible(r) columns, and those beside them in the vectors in which lanes will take them. Of a range all vectors
-  // with any of these. `all`: nothing is hidden anywhere.
+  // Of row r the first visible(r) columns, and those beside them in the vectors in which lanes will take them. Of a range all
+  // vectors with any of these. `all`: nothing is hidden anywhere.
   template <class Visible, class... Sources>
   CUTE_DEVICE void load_visible(Visible visible, bool all, Sources const&... sources) const
   {
@@ -142,19 +142,19 @@ public:
       int const n = count_ * k();
       store_parts(Range(threadIdx.x, output_, n), n, sTile, target + flat_offset());
     } else {
-      for_each_row([&](RowIndex const& index, int r, RowApart const& row) {
+      for_each_row([&](RowIndex const& index, int r, SeparateRow const& row) {
         store_parts(row, k(), sTile + r * tile_.pitch, target + index.offset(strides, rows_.rank));
       });
     }
   }
 
 private:
-  static constexpr int Vec      = 16 / sizeof(Element);
-  static constexpr int ApartVec = Row::IsAligned ? Row::Vec : 1;
-  static constexpr int Accesses = Row::Vec * Row::Lanes * Row::Chunks / ApartVec;  // of the longest row
-  static constexpr int Lanes    = cute::max(Accesses / 4, cute::min(Accesses, 4));
-  using Range                   = RaggedRow<Vec, Threads, /*Chunks=*/Vectors>;
-  using RowApart                = AlignedRow<ApartVec, Lanes, Accesses / Lanes>;
+  static constexpr int Vec         = 16 / sizeof(Element);
+  static constexpr int SeparateVec = Row::IsAligned ? Row::Vec : 1;
+  static constexpr int Accesses    = Row::Vec * Row::Lanes * Row::Chunks / SeparateVec;  // of the longest row
+  static constexpr int Lanes       = cute::max(Accesses / 4, cute::min(Accesses, 4));
+  using Range                      = RaggedRow<Vec, Threads, /*Chunks=*/Vectors>;
+  using SeparateRow                = AlignedRow<SeparateVec, Lanes, Accesses / Lanes>;
 
   Rows const& rows_;
   TileParams const& tile_;
@@ -197,7 +197,7 @@ private:
   template <class Taken, class... Sources>
   CUTE_DEVICE void load_rows(Taken taken, Sources const&... sources) const
   {
-    for_each_row([&](RowIndex const& index, int r, RowApart const& row) {
+    for_each_row([&](RowIndex const& index, int r, SeparateRow const& row) {
       int const end   = taken(r);
       auto const seen = [&](auto part) { return part.span(row, end); };
       load_parts_of(
@@ -238,7 +238,7 @@ private:
   {
     CUTE_NO_UNROLL
     for (int r = threadIdx.x / Lanes; r < count_; r += Threads / Lanes) {
-      body(RowIndex(rows_, first_ + r), r, RowApart(threadIdx.x % Lanes, output_, k()));
+      body(RowIndex(rows_, first_ + r), r, SeparateRow(threadIdx.x % Lanes, output_, k()));
     }
   }
 };

@@ -18,12 +18,12 @@ struct ProbabilitiesOrLogarithms
   CUTE_DEVICE Accumulator hidden() const { return logarithms ? negative_infinity<Accumulator>() + shift : 0 * factor; }
 };
 
-// How a row ends, once its maximum and sum are known: a sink joins the sum, the logarithm of the sum is written, and the results are
-// probabilities or their logarithms.
+// How a row ends, once its maximum and sum are known: a sink joins the sum, the logarithm of the sum is written, and the
+// results are probabilities or their logarithms.
 //
 //   lse = m + log(sum),  log y = (z - m) - log(sum)
 template <class Numeric>
-class Ending
+class Epilogue
 {
 public:
   using Accumulator = typename Numeric::Accumulator;
@@ -32,11 +32,11 @@ public:
   {
     int64_t logarithms;
     RowValue<Accumulator const> scale;  // times the scale of all rows
-    RowValue<Accumulator const> sinks;  // scores of a column more, that has no place in the row
+    RowValue<Accumulator const> sinks;  // scores of an extra column that is not stored
     RowValue<Accumulator> lse;
   };
 
-  CUTE_DEVICE Ending(Params const& p, Rows const& rows, RowIndex const& index) : p_(p), rows_(rows), index_(index) {}
+  CUTE_DEVICE Epilogue(Params const& p, Rows const& rows, RowIndex const& index) : p_(p), rows_(rows), index_(index) {}
 
   CUTE_DEVICE Accumulator scale(Accumulator scale) const
   {

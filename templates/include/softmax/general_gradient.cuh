@@ -12,10 +12,10 @@ namespace softmax {
 //   softcap        dz times max(1 - (s / cap)^2, 0),  s = log y + lse: the capped score
 //   dx = scale * dz
 //
-// Columns whose y is 0, or whose logarithm -inf, were hidden or as good as hidden: their dz is 0, whatever dy is. So it is
-// in a row of logarithms with a d of NaN; of probabilities it is NaN there, 0 times that.
+// Columns whose y is 0, or whose logarithm -inf, were hidden or underflowed: their dz is 0, whatever dy is. If d is NaN, it
+// stays 0 for logarithms and becomes NaN, 0 * NaN, for probabilities.
 template <class Element>
-class Chain
+class GeneralGradient
 {
 public:
   using Accumulator = typename Numeric<Element>::Accumulator;
@@ -30,7 +30,7 @@ public:
     double inverse_cap;  // 1 / softcap, which needs lse; 0: none
   };
 
-  CUTE_DEVICE Chain(Params const& p, Accumulator scale, Rows const& rows, RowIndex const& index)
+  CUTE_DEVICE GeneralGradient(Params const& p, Accumulator scale, Rows const& rows, RowIndex const& index)
     : p_(p),
       rows_(rows),
       index_(index),
