@@ -259,12 +259,14 @@ def _with_unit_stride(tensor: Tensor) -> Tensor:
 
 
 def _contiguous(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
-    """Contiguous copies of everything that is read, and a new output if y has gaps. Per-row results have none
-    anyway."""
+    """Contiguous copies of everything that is read, and a new output if y has gaps. Per-row results have none anyway.
+
+    0-d tensors are left alone: a kernel reads the lower half of a 64-bit offset, which is no row of numbers.
+    """
     *inputs, y = tensors
     output = y if y.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
     copies = {
-        name: tensor.expand(y.shape if name in _PER_COLUMN else y.shape[:-1]).contiguous()
+        name: tensor.expand(y.shape if name in _PER_COLUMN else y.shape[:-1]).contiguous() if tensor.dim() else tensor
         for name, tensor in others.items()
     }
     return (*(tensor.contiguous() for tensor in inputs), output), copies

@@ -106,6 +106,16 @@ def test_forward(dtype: torch.dtype, name: str, gpu: pytest.MonkeyPatch) -> None
         close(found[1], softmax(x, dtype=torch.float32, **given))
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_an_offset_of_tensors_that_are_copied(dtype: torch.dtype, gpu: pytest.MonkeyPatch) -> None:
+    """Five dimensions that do not continue each other are more than kernels follow; the offset stays one number."""
+    x = made(40, torch.float32, 4, 4, 4, 4, Q)[::2, ::2, ::2, ::2, ::2]
+    offset = torch.tensor([7], dtype=dtype)
+    found = softmax_ops.softmax(x, causal=True, causal_offset=offset)
+    gpu.undo()
+    close(found, softmax_ops.softmax(x, causal=True, causal_offset=7))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_logarithms_of_large_scores(dtype: torch.dtype) -> None:
     """Their digits are those of the differences of scores, not of lse."""
