@@ -156,11 +156,13 @@ def test_compiled_backward_of_ones_own() -> None:
 
 
 def test_one_graph_serves_every_shape_offset_and_scale() -> None:
+    """And a window that depends on the shape."""
     counter = CompileCounterWithBackend("aot_eager")
 
     def program(x: Tensor, bias: Tensor, scale: Tensor, offset: int) -> Any:
+        window = (x.shape[-1] // 3, 1)
         return softmax_ops.softmax(
-            x, bias=bias, scale=scale, window=(2, 1), causal_offset=offset, return_lse=True, sinks=torch.ones(H)
+            x, bias=bias, scale=scale, window=window, causal_offset=offset, return_lse=True, sinks=torch.ones(H)
         )
 
     function = torch.compile(program, backend=counter, fullgraph=True, dynamic=True)

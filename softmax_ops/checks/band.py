@@ -85,9 +85,9 @@ def window_bounds(op: str, window: Any) -> tuple[int | None, int | None]:
     return left, right
 
 
-def _bound(op: str, window: Any, bound: Any) -> int | None:
-    if bound is None:
-        return None
+def _bound(op: str, window: Any, bound: Any) -> Any:
+    if bound is None or isinstance(bound, torch.SymInt):  # a compiler's, which is looked at when it has a value
+        return bound
     if isinstance(bound, bool) or not isinstance(bound, Integral):
         raise TypeError(f"{op}: window is {window!r}; want each of its two an int from 0, or None")
     if bound < 0:
