@@ -53,7 +53,7 @@ def band_of(
     if offset is None or (left is None and not alibi and not right):
         return Band(offset, None, left, right)
     if causal_offset is not None:
-        offset = max(-_FAR, min(int(causal_offset), _FAR)) if alibi else int(causal_offset)
+        offset = int(causal_offset)
     columns, queries = rows.shape[-1], rows.shape[-2] if rows.dim() > 1 else 1
     if type(columns) is int and type(queries) is int:  # not while a compiler traces symbols
         return _tight(Band(offset, None, left, right), queries, columns, alibi)
@@ -65,8 +65,7 @@ def _tight(band: Band, queries: int, columns: int, alibi: bool) -> Band:
     offset = band.offset or 0
     low = -queries if band.left is None else max(-queries, min(offset - band.left, columns))
     high = columns if band.right is None else max(-queries, min(offset + band.right, columns))
-    if not alibi:
-        offset = max(low, min(offset, high))
+    offset = max(-_FAR, min(offset, _FAR)) if alibi else max(low, min(offset, high))
     left = None if band.left is None else max(0, offset - low)
     right = None if band.right is None else max(0, high - offset)
     return Band(offset, None, left, right)
