@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from .checks.out import check_out, recorded_error
 
@@ -25,8 +27,8 @@ def needs_operator(*arguments: Any) -> bool:
 
 
 def is_differentiated(*inputs: Tensor) -> bool:
-    """Whether autograd records a call with these inputs, or a transform is active."""
-    return is_recorded(*inputs) or is_transformed()
+    """Whether autograd records a call with these inputs, or a transform of torch.func is active."""
+    return is_recorded(*inputs) or in_functorch()
 
 
 def is_recorded(*inputs: Any) -> bool:
@@ -36,13 +38,28 @@ def is_recorded(*inputs: Any) -> bool:
 
 def is_transformed() -> bool:
     """Whether a transform of torch.func or forward-mode differentiation is active."""
-    in_forward_mode = forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
-    return in_forward_mode or in_functorch()
+    return _in_forward_mode() or in_functorch()
+
+
+def _in_forward_mode() -> bool:
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 def in_functorch() -> bool:
     """Whether a transform of torch.func is active."""
     return torch._C._are_functorch_transforms_active()
+
+
+def refuse_tangents(op: str, given: Mapping[str, Any]) -> None:
+    """Refuse dual tensors outside torch.func: operators and numbers would drop their tangents in silence."""
+    if is_dynamo_compiling() or not _in_forward_mode() or in_functorch():
+        return
+    for name, value in given.items():
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise NotImplementedError(
+                f"{op}: {name} has a tangent, and there is no rule for forward mode AD; want tensors without one, or "
+                "this softmax in torch operations"
+            )
 
 
 def no_rule(op: str) -> NotImplementedError:

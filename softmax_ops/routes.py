@@ -29,7 +29,7 @@ from .checks.out import gradient_dtype, result_dtype
 from .checks.scalars import finite_scale
 from .checks.tensors import check_one_shape
 from .known import calls as known
-from .modes import copied, in_functorch, is_differentiated, is_recorded, is_transformed, needs_operator, no_rule
+from .modes import copied, in_functorch, is_differentiated, is_recorded, needs_operator, no_rule, refuse_tangents
 
 _PLAIN = ("scale", "mask", "causal", "causal_offset")
 """The arguments of a plain call; a backward takes no mask."""
@@ -43,11 +43,12 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
         result = known.forward.found(given)
         if result is not None:
             return result
+    op = "softmax_ops.log_softmax" if log else "softmax_ops.softmax"
+    refuse_tangents(op, given)
     if not log and _is_plain(arguments) and not _converts(x, out, arguments):
         return _softmax(x, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
-    op = "softmax_ops.log_softmax" if log else "softmax_ops.softmax"
     operator = needs_operator(x, out, *arguments.values())
-    if out is not None and (operator or is_transformed()):
+    if out is not None and (operator or in_functorch()):
         if isinstance(x, Tensor):
             arguments["dtype"] = result_dtype(op, arguments.get("dtype"), out, x, "x")
         result = softmax(x, log=log, batch_invariant=batch_invariant, out=None, **arguments)
@@ -69,7 +70,7 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
         _, number, mask, offset, *_ = request
         placed: dict[str, Any] = {"causal": offset is not None, "causal_offset": offset}
         return _softmax(x, given, scale=number, mask=mask, **placed, batch_invariant=batch_invariant, out=out)
-    if recorded or is_transformed():
+    if recorded:
         _refuse_without_backward(op, arguments)
         y, lse = General.apply(x, request.bias, request.sinks, request, batch_invariant)
         return (y, lse) if request.return_lse else y
@@ -93,7 +94,7 @@ def _softmax(
     """A plain call of the forward; `given` are the arguments under which `known` will remember it."""
     op = "softmax_ops.softmax"
     operator = needs_operator(x, mask, out)
-    if out is not None and (operator or is_transformed()):
+    if out is not None and (operator or in_functorch()):
         placed: dict[str, Any] = {"causal": causal, "causal_offset": causal_offset, "batch_invariant": batch_invariant}
         y = _softmax(x, {**given, "out": None}, scale=scale, mask=mask, **placed, out=None)
         return copied(op, y, out, x=x)
@@ -140,11 +141,12 @@ def softmax_backward(
         dx = known.backward.found(given)
         if dx is not None:
             return dx
+    op = "softmax_ops.log_softmax_backward" if log else "softmax_ops.softmax_backward"
+    refuse_tangents(op, given)
     if not log and _is_plain(arguments) and not _converts(y, out, arguments):
         return _softmax_backward(dy, y, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
-    op = "softmax_ops.log_softmax_backward" if log else "softmax_ops.softmax_backward"
     operator = needs_operator(dy, y, out, *arguments.values())
-    if out is not None and (operator or is_transformed()):
+    if out is not None and (operator or in_functorch()):
         if isinstance(y, Tensor):
             arguments["dtype"] = gradient_dtype(op, arguments.get("dtype"), out, y, "y")
         dx = softmax_backward(dy, y, log=log, batch_invariant=batch_invariant, out=None, **arguments)
@@ -163,7 +165,7 @@ def softmax_backward(
         placed: dict[str, Any] = {"causal": offset is not None, "causal_offset": offset}
         return _softmax_backward(dy, y, given, scale=number, **placed, batch_invariant=batch_invariant, out=out)
     lse, grad_lse = request.lse, request.grad_lse
-    if is_recorded(dy, y, lse, grad_lse) or is_transformed():
+    if recorded:
         rest = {name: value for name, value in arguments.items() if name not in ("lse", "grad_lse")}
         rest |= {"log": log, "batch_invariant": batch_invariant}
         dx, d = GeneralBackward.apply(dy, y, lse, grad_lse, rest)
@@ -188,7 +190,7 @@ def _softmax_backward(
     """A plain call of the backward; `given` are the arguments under which `known` will remember it."""
     op = "softmax_ops.softmax_backward"
     operator = needs_operator(dy, y, out)
-    if out is not None and (operator or is_transformed()):
+    if out is not None and (operator or in_functorch()):
         placed: dict[str, Any] = {"causal": causal, "causal_offset": causal_offset, "batch_invariant": batch_invariant}
         dx = _softmax_backward(dy, y, {**given, "out": None}, scale=scale, **placed, out=None)
         return copied(op, dx, out, dy=dy, y=y)
@@ -252,11 +254,11 @@ def _for_operator(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str,
 
 
 def _on_device(value: Any) -> bool:
-    """Whether a value stays a tensor. A 0-d CPU tensor is a number, unless it is batched by vmap."""
+    """Whether a value stays a tensor. A 0-d CPU tensor is a number, unless torch.func transforms it."""
     if not isinstance(value, Tensor):
         return False
-    batched = not is_dynamo_compiling() and torch._C._functorch.is_batchedtensor(value)
-    return batched or value.dim() > 0 or value.device.type != "cpu"
+    wrapped = not is_dynamo_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return wrapped or value.dim() > 0 or value.device.type != "cpu"
 
 
 def _refuse_without_backward(op: str, arguments: dict[str, Any]) -> None:

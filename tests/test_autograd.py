@@ -357,6 +357,27 @@ def test_forward_mode_is_refused(how: str) -> None:
                 softmax_ops.softmax(forward_ad.make_dual(x, tangent))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")  # torch's own, when it prepares a jvp
+@pytest.mark.parametrize("how", ["jvp", "jvp of grad", "dual"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_forward_mode_by_the_scale_is_refused(how: str, backward: bool) -> None:
+    """A number has no tangent."""
+    x, scale = normal(Q, K), torch.tensor(0.5)
+
+    def function(scale: Tensor, x: Tensor = x) -> Tensor:
+        return softmax_ops.softmax_backward(x, x, scale=scale) if backward else softmax_ops.softmax(x, scale=scale)
+
+    with pytest.raises(NotImplementedError, match=r"want arguments|scale has a tangent"):
+        if how == "jvp":
+            torch.func.jvp(function, (scale,), (scale,))
+        elif how == "jvp of grad":
+            gradient = torch.func.grad(lambda x, scale: function(scale, x).sum())
+            torch.func.jvp(lambda scale: gradient(x, scale), (scale,), (scale,))
+        else:
+            with forward_ad.dual_level():
+                function(forward_ad.make_dual(scale, scale))
+
+
 def test_what_has_no_tangent_is_computed_in_forward_mode() -> None:
     x, out = normal(Q, K), normal(Q, K)
     expected = softmax_ops.softmax(x)

@@ -348,12 +348,17 @@ def test_transforms_are_refused(name: str) -> None:
 
 
 def test_forward_mode_is_refused_and_what_has_no_tangent_computed() -> None:
-    x = normal(Q, K)
-    expected = softmax_ops.log_softmax(x)
+    """Also softcap with a bias, which has no backward."""
+    x, rows = normal(1, Q, K), torch.ones(Q)
+    plain: list[dict[str, Any]] = [{}, {"softcap": 2.0, "bias": x}, {"scale": rows}, {"alibi_slopes": torch.ones(1)}]
+    expected = [softmax_ops.log_softmax(x, **arguments) for arguments in plain]
     with forward_ad.dual_level():
-        assert torch.equal(softmax_ops.log_softmax(x), expected)
-        with pytest.raises(NotImplementedError, match="forward mode AD"):
-            softmax_ops.log_softmax(forward_ad.make_dual(x, x))
+        for arguments, wanted in zip(plain, expected, strict=True):
+            assert torch.equal(softmax_ops.log_softmax(x, **arguments), wanted)
+        duals = {name: forward_ad.make_dual(each, each) for name, each in (plain[2] | plain[3]).items()}
+        for given in ({"x": forward_ad.make_dual(x, x)}, *({"x": x, name: dual} for name, dual in duals.items())):
+            with pytest.raises(NotImplementedError, match="forward mode AD"):
+                softmax_ops.log_softmax(**given)
 
 
 def test_batched_gradients_are_refused() -> None:

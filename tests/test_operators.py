@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import softmax_ops
@@ -386,6 +387,21 @@ def test_a_dispatch_mode_sees_the_operator_and_nothing_beneath() -> None:
         y.backward(normal(Q, K, seed=1))
     assert mode.operators.count(SOFTMAX) == 1 and mode.operators.count(BACKWARD) == 1
     assert not [operator for operator in mode.operators if "exp" in str(operator)]
+
+
+def test_an_operator_loses_no_tangent() -> None:
+    x, scale = normal(Q, K), torch.ones(1)
+    with forward_ad.dual_level(), Seen():
+        assert torch.equal(softmax_ops.softmax(x), softmax_ops.softmax(x, scale=scale))
+        dual, dual_scale = (forward_ad.make_dual(each, each) for each in (x, scale))
+        for call in (
+            lambda: softmax_ops.softmax(dual),
+            lambda: softmax_ops.softmax_backward(x, dual),
+            lambda: softmax_ops.log_softmax(dual),
+            lambda: softmax_ops.log_softmax_backward(x, x, scale=dual_scale),
+        ):
+            with pytest.raises(NotImplementedError, match="has a tangent"):
+                call()
 
 
 def test_a_tensor_subclass_sees_the_operator() -> None:
