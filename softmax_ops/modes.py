@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
-from .checks.out import check_out, recorded_error
+from .checks.out import check_out, check_unrecorded
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -83,7 +83,5 @@ def copied(
     wanted = dtype or like.dtype
     if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (like.shape, wanted, like.device):
         check_out(op, out, like, name, dtype)  # raises; of the rest that it wants, nothing matters to a copy
-    recorded = {name: tensor for name, tensor in inputs.items() if tensor is not None and tensor.requires_grad}
-    if torch.is_grad_enabled() and (out.requires_grad or recorded):
-        raise recorded_error(op, **recorded, out=out)
+    check_unrecorded(op, **inputs, out=out)
     return out.copy_(result)

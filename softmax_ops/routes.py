@@ -150,7 +150,8 @@ def softmax_backward(
         if isinstance(y, Tensor):
             arguments["dtype"] = gradient_dtype(op, arguments.get("dtype"), out, y, "y")
         dx = softmax_backward(dy, y, log=log, batch_invariant=batch_invariant, out=None, **arguments)
-        return copied(op, dx, out, dtype=arguments["dtype"], dy=dy, y=y)
+        beside = {name: arguments.get(name) for name in ("lse", "grad_lse")}
+        return copied(op, dx, out, dtype=arguments["dtype"], **beside, dy=dy, y=y)
     if operator:
         _check_shapes(op, given)
         dx, d = torch.ops.softmax_ops.general_backward(

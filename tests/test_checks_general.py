@@ -319,6 +319,16 @@ def test_out_is_not_differentiable(which: str) -> None:
         assert check(out=torch.zeros(B, H, Q, K), **tensors).general
 
 
+@pytest.mark.parametrize("which", ["lse", "grad_lse"])
+def test_out_of_the_backward_is_not_differentiable(which: str) -> None:
+    tensors = {"lse": torch.zeros(B, H, Q), "grad_lse": torch.zeros(B, H, Q)}
+    tensors[which].requires_grad_()
+    arguments: dict[str, Any] = {"softcap": 1.0, "out": torch.zeros(B, H, Q, K), **tensors}
+    refuse(ValueError, f"{which} requires grad", "autograd", backward=True, **arguments)
+    with torch.no_grad():
+        assert check_backward(**arguments).general
+
+
 def parts(buffer: Tensor) -> dict[str, Tensor]:
     """Arguments that lie in a float32 buffer."""
     return {

@@ -216,6 +216,9 @@ ERRORS: dict[str, Callable[[], Any]] = {
     "dtype": lambda: softmax_ops.softmax(torch.ones(Q, K), dtype=torch.float16),
     "out": lambda: softmax_ops.softmax(torch.ones(Q, K), softcap=1.0, out=torch.ones(Q, K).half()),
     "recorded": lambda: softmax_ops.log_softmax(torch.ones(Q, K, requires_grad=True), out=torch.ones(Q, K)),
+    "recorded lse": lambda: softmax_ops.softmax_backward(
+        torch.ones(Q, K), torch.ones(Q, K), grad_lse=torch.ones(Q, requires_grad=True), out=torch.ones(Q, K)
+    ),
     "softcap": lambda: softmax_ops.softmax(torch.ones(Q, K, requires_grad=True), softcap=1.0, bias=torch.ones(K)),
     "lse": lambda: softmax_ops.softmax_backward(torch.ones(Q, K), torch.ones(Q, K), lse=torch.ones(Q)),
 }

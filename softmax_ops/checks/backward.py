@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .band import band_of
-from .out import check_apart, check_out, check_unmet, gradient_dtype, recorded_error
+from .out import check_apart, check_out, check_unmet, check_unrecorded, gradient_dtype
 from .scalars import clamped_offset, finite_scale, positive_softcap
 from .tensors import check_rows, describe
 from .values import check_key_lengths, per_row, scale_of
@@ -141,6 +141,7 @@ def check_general_backward(
     )
     if out is not None:
         _check_out(op, out, dy, y, result)
+        check_unrecorded(op, lse=lse, grad_lse=grad_lse)
         for name in _READ_BESIDE:
             check_unmet(op, out, getattr(request, name), name)
     if band.left is None and band.right == 0 and not request._replace(right=None).general:
@@ -167,7 +168,6 @@ def _unlike_error(op: str, dy: Tensor, y: Tensor) -> ValueError:
 
 def _check_out(op: str, out: Tensor, dy: Tensor, y: Tensor, dtype: torch.dtype | None = None) -> None:
     check_out(op, out, y, "y", dtype)
-    if (dy.requires_grad or y.requires_grad or out.requires_grad) and torch.is_grad_enabled():
-        raise recorded_error(op, dy=dy, y=y, out=out)
+    check_unrecorded(op, dy=dy, y=y, out=out)
     check_apart(op, out, dy, "dy")
     check_apart(op, out, y, "y")

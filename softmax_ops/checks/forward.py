@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .mask import MASK_DTYPES, check_broadcast, check_mask
-from .out import check_apart, check_out, check_unmet, recorded_error
+from .out import check_apart, check_out, check_unmet, check_unrecorded
 from .request import Request
 from .scalars import clamped_offset, finite_scale
 from .tensors import check_rows, describe
@@ -44,8 +44,7 @@ def check_softmax(
     offset = clamped_offset(_OP, x, causal, causal_offset)
     if out is not None:
         check_out(_OP, out, x, "x")
-        if (x.requires_grad or out.requires_grad) and torch.is_grad_enabled():
-            raise recorded_error(_OP, x=x, out=out)
+        check_unrecorded(_OP, x=x, out=out)
         check_apart(_OP, out, x, "x")
         check_unmet(_OP, out, mask, "mask")
     return Request(x, number, mask, offset, out)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .band import band_of
 from .mask import check_mask
-from .out import check_apart, check_out, check_unmet, recorded_error, result_dtype
+from .out import check_apart, check_out, check_unmet, check_unrecorded, result_dtype
 from .request import Request
 from .scalars import check_no_gradient, positive_softcap
 from .tensors import check_rows
@@ -101,11 +101,7 @@ def _check_written(op: str, request: Request) -> None:
     out, x, bias, sinks = request.out, request.x, request.bias, request.sinks
     assert out is not None
     check_out(op, out, x, "x", request.dtype)
-    if torch.is_grad_enabled():
-        given = {"x": x, "bias": bias, "sinks": sinks, "out": out}
-        recorded = {name: tensor for name, tensor in given.items() if tensor is not None and tensor.requires_grad}
-        if recorded:
-            raise recorded_error(op, **recorded)
+    check_unrecorded(op, x=x, bias=bias, sinks=sinks, out=out)
     check_apart(op, out, x, "x")
     for name in _READ_BESIDE:
         check_unmet(op, out, getattr(request, name), name)

@@ -95,10 +95,13 @@ def check_unmet(op: str, out: Tensor, other: Tensor | None, name: str) -> None:
         )
 
 
-def recorded_error(op: str, **tensors: Tensor) -> ValueError:
-    """For writing to out, one of the tensors, while autograd would have to record that for one of them."""
-    name, tensor = next((name, tensor) for name, tensor in tensors.items() if tensor.requires_grad)
-    return ValueError(
-        f"{op}: {name} requires grad ({describe(tensor)}), and a result written to out= is invisible to autograd: "
-        "call without out (and not in place), or under torch.no_grad()"
-    )
+def check_unrecorded(op: str, **tensors: Tensor | None) -> None:
+    """Refuse to write to out, one of the tensors, while autograd would have to record that for one of them."""
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{op}: {name} requires grad ({describe(tensor)}), and a result written to out= is invisible to "
+                "autograd: call without out (and not in place), or under torch.no_grad()"
+            )
