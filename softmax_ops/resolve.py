@@ -23,11 +23,9 @@ PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
 class KernelNotFound(RuntimeError):
     """No place holds a cubin of the variant for this architecture; the message says why each did not serve."""
 
-    def __init__(self, variant: Variant, arch: str, passed_over: tuple[str, ...]):
+    def __init__(self, message: str, passed_over: tuple[str, ...] = ()):
+        super().__init__(message)
         self.passed_over = passed_over
-        super().__init__(
-            "\n  ".join([f"no kernel {variant.name} for {arch}:", *passed_over]) + f"\n{_advice(variant, arch)}"
-        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,8 @@ def resolve(variant: Variant, arch: str, *, may_compile: bool = True) -> Resolut
             return Resolution(find(), place, tuple(passed_over))
         except Absent as absence:
             passed_over.append(f"{place}: {absence.reason}")
-    raise KernelNotFound(variant, arch, tuple(passed_over))
+    reasons = "\n  ".join([f"no kernel {variant.name} for {arch}:", *passed_over])
+    raise KernelNotFound(f"{reasons}\n{_advice(variant, arch)}", tuple(passed_over))
 
 
 def target(variant: Variant, arch: str) -> str | None:

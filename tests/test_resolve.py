@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,13 @@ def test_a_kernel_in_no_place_lists_each_with_its_reason(places: Path) -> None:
     assert compiled == "  compiler: SOFTMAX_OPS_COMPILE=never"
     assert f"python -m codegen compile --arch sm_90 {VARIANT.name}" in advice and "make bundle ARCH=sm_90" in advice
     assert error.value.passed_over == tuple(line.strip() for line in (named, packaged, cached, compiled))
+
+
+def test_a_kernel_in_no_place_is_told_by_another_process_too(places: Path) -> None:
+    with pytest.raises(KernelNotFound) as error:
+        found()
+    again = pickle.loads(pickle.dumps(error.value))
+    assert (str(again), again.passed_over) == (str(error.value), error.value.passed_over)
 
 
 def test_reasons_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
