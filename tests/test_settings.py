@@ -91,9 +91,29 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 @pytest.mark.parametrize("name", PATHS)
 def test_paths_become_absolute_and_know_home(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for text, path in (("~/a", tmp_path / "a"), ("b/../c", Path.cwd() / "c"), ("/d", Path("/d"))):
+    for text, path in (("~/a", tmp_path / "a"), (f"b/../{name}", Path.cwd() / name), ("/d", Path("/d"))):
         monkeypatch.setenv(name, text)
         assert settings.read(name) == path
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_relative_path_stays_where_it_was_when_it_was_first_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, f"of/{name}")
+    assert settings.read(name) == tmp_path / "of" / name
+    monkeypatch.chdir("/")
+    assert settings.read(name) == tmp_path / "of" / name
+
+
+def test_a_relative_path_needs_a_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("SOFTMAX_OPS_BUNDLE", "relative to nothing")
+    with pytest.raises(ValueError, match="wanted an absolute path: the working directory is gone"):
+        settings.read("SOFTMAX_OPS_BUNDLE")
 
 
 @pytest.mark.parametrize("home", [None, "", "relative", "/nonexistent/home", "/dev/null"])

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, overload
 
@@ -43,11 +44,18 @@ class _Variable:
 
 
 def _path(text: str) -> Path:
-    """An absolute path: a later chdir must not move a cache or lose a bundle."""
     try:
-        return Path(os.path.abspath(Path(text).expanduser()))
+        return _absolute(Path(text).expanduser())
     except RuntimeError:
-        raise ValueError("a path whose ~ can be resolved: HOME is not set") from None
+        raise ValueError("a path whose ~ leads to a home directory: there is none") from None
+    except OSError:
+        raise ValueError("an absolute path: the working directory is gone") from None
+
+
+@cache
+def _absolute(path: Path) -> Path:
+    """As of the first time that it is asked for: a later chdir must not move a cache or lose a bundle."""
+    return Path(os.path.abspath(path))
 
 
 def _byte_count(text: str) -> int:
