@@ -531,7 +531,8 @@ def test_a_key_that_is_none_opens_nothing(
         public.chmod(0o666)
     said = reason(Bundle(path, key=public), some_cubins()[0])
     wanted = {"missing": "cannot be read", "of another kind": "wanted Ed25519", "others can write it": "0666"}
-    assert str(public) in said and wanted.get(flaw, "no public key") in said and served(Bundle(path), some_cubins()[0])
+    assert said.count(str(public)) == 1 and wanted.get(flaw, "no public key") in said
+    assert served(Bundle(path), some_cubins()[0])
 
 
 def of_another_kind() -> bytes:

@@ -37,8 +37,9 @@ def beside(bundle: Path) -> Path:
 def load_private(path: Path) -> Any:
     """The Ed25519 private key of a PEM file, to sign with. Raises SignatureError."""
     ed25519, serialization = _library()
+    content = _read(path, "private key")
     try:
-        key = serialization.load_pem_private_key(_read(path, "private key"), password=None)
+        key = serialization.load_pem_private_key(content, password=None)
     except (ValueError, TypeError, _unsupported()) as error:
         raise SignatureError(f"{path} is no private key in an unencrypted PEM file: {error}") from None
     if not isinstance(key, ed25519.Ed25519PrivateKey):
@@ -54,8 +55,9 @@ def sign(digest: bytes, private_key: Any) -> bytes:
 def check(digest: bytes, public_key: Path, signature: Path) -> None:
     """Return when the signature file signs the digest with the private half of the key. Raises SignatureError."""
     ed25519, serialization = _library()
+    content = _read(public_key, "public key", trusted=True)
     try:
-        key = serialization.load_pem_public_key(_read(public_key, "public key", trusted=True))
+        key = serialization.load_pem_public_key(content)
     except (ValueError, _unsupported()) as error:
         raise SignatureError(f"{public_key} is no public key in a PEM file: {error}") from None
     if not isinstance(key, ed25519.Ed25519PublicKey):
