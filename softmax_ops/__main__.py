@@ -96,14 +96,15 @@ def _explain(options: argparse.Namespace) -> int:
         strides = broadcast_strides(options.mask_shape or shape[-2:], shape)
         name = "bias" if options.mask == "bias" else "mask"
         operands.append(Operand(name, strides, 16, size if options.mask in ("like", "bias") else 1))
-    offset = options.causal_offset
+    queries, columns = shape[-2:]
+    offset = columns - queries if options.causal_offset is None else options.causal_offset
     geometry = Geometry(
         direction=direction,
         dtype=options.dtype,
         mask_kind=options.mask,
         shape=shape,
         operands=tuple(operands),
-        causal_offset=(shape[-1] - shape[-2] if offset is None else offset) if causal else None,
+        causal_offset=max(-queries, min(offset, columns)) if causal else None,
         general=General() if options.mask == "general" else None,
     )
     explanation = explain_geometry(geometry, options.arch)

@@ -137,6 +137,8 @@ def test_the_command_line_tells_traffic_and_workspace(capsys: pytest.CaptureFixt
         explained("--shape 8,16,4,1000 --mask bool --mask-shape 8,1,1,1000", capsys)["bytes_read"] == 2 * 512000 + 8000
     )
     assert explained("--shape 8,16,4,1000 --mask bias --mask-shape 16,4,1000", capsys)["bytes_read"] == 2 * 576000
+    assert explained(f"--shape 4,1000 --mask causal --causal-offset {10**30}", capsys)["bytes_read"] == 8000
+    assert explained(f"--shape 4,1000 --mask causal --causal-offset -{10**30}", capsys)["bytes_read"] == 0
     wide = explained("--dtype f16tof32 --mask general --shape 3,1000", capsys)
     assert (wide["bytes_read"], wide["bytes_written"]) == (6000, 12000)
 
