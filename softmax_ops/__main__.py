@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 from . import doctor
@@ -152,4 +153,6 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths may have bytes that the terminal's encoding has not
     sys.exit(main())

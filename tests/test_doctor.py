@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import Absent, Cubin
 from tests import stub_driver
-from tests.cubins import make
+from tests.cubins import CHECKOUT, make
 from tests.stub_driver import isolated
 from tests.test_import import BLOCK, WATCH, python
 
@@ -201,6 +203,15 @@ def test_whatever_goes_wrong_in_a_part_stays_there(
     facts = told(capsys)
     assert facts.pop(part)["problem"].startswith("why" if isinstance(error, Absent) else type(error).__name__)
     assert all(other == {"fine": 1} for other in facts.values()) and facts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_path_may_be_of_any_bytes(encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "SOFTMAX_OPS_BUNDLE": os.fsdecode(b"/named \xff")}
+    command = [sys.executable, "-m", "softmax_ops", "doctor"]
+    said = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    assert (said.returncode, said.stderr) == (0, "") and r"/named \udcff" in said.stdout
 
 
 def test_home_may_be_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
