@@ -30,14 +30,16 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
     >>> warm_up(Call((64, 32000), "f32"), Call((64, 32000), "f32", backward=True))  # doctest: +SKIP
 
     Returns the names of the kernels, in order. The calls are then safe inside a CUDA graph capture, and after
-    `freeze()`. Raises ValueError for an invalid call, TypeError for facts if every call is a Call, and what a launch
-    raises: KernelNotFound, NoVariant, DriverError.
+    `freeze()`. Raises ValueError for an invalid call, TypeError for facts if every call is a Call and for a device that
+    is no ordinal, and what a launch raises: KernelNotFound, NoVariant, DriverError.
     """
     if facts and all(isinstance(call, Call) for call in calls):
         raise TypeError(
             f"warm_up: {', '.join(facts)} are given and every call is a Call, which has its own; "
             f"want shapes to go with them, or call._replace({next(iter(facts))}=...)"
         )
+    if not isinstance(device, Integral):
+        raise TypeError(f"warm_up: device is {device!r}; want the ordinal of a GPU, which torch.device has as index")
     arch = driver.architecture(device)
     names: dict[str, None] = {}
     for call in calls:
@@ -49,13 +51,16 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
 
 def _geometries(call: Call) -> Iterator[Geometry]:
     """Geometries of contiguous tensors, at either alignment; none if there is nothing to compute."""
-    scores, result = _dtype(call.dtype), _dtype(call.dtype if call.result_dtype is None else call.result_dtype)
+    scores = _dtype(call.dtype, "dtype")
+    result = scores if call.result_dtype is None else _dtype(call.result_dtype, "result_dtype")
     general = call.general or scores != result
     read, written = (result, scores) if call.backward else (scores, result)
     sizes = tuple(call.shape) if isinstance(call.shape, Sequence) else ()
     if not sizes or not all(isinstance(size, Integral) and size >= 0 for size in sizes):
         raise ValueError(f"warm_up: shape is {call.shape}; want the sizes of scores, [..., Q, K]")
     shape = sizes if len(sizes) > 1 else (1, *sizes)
+    if not isinstance(call.mask_shape, Sequence | None):
+        raise ValueError(f"warm_up: mask_shape is {call.mask_shape}; want the sizes of the mask, or None")
     if 0 in shape:
         return
     mask = () if call.mask_shape is None or call.backward else (broadcast_strides(call.mask_shape, shape),)
@@ -89,9 +94,9 @@ def _geometries(call: Call) -> Iterator[Geometry]:
 
 def _mask_kind(call: Call, scores: str, general: bool) -> str:
     """How kernels read the mask: "like" if it has the scores' dtype, else "bool", to which it is converted."""
-    if str(call.mask_dtype).removeprefix("torch.") in ("bool", "uint8"):
+    dtype = _name(call.mask_dtype)
+    if dtype in ("bool", "uint8"):
         return "bool"
-    dtype = _dtype(call.mask_dtype)
     if dtype not in ("f16", scores) or call.causal or general:
         raise ValueError(
             f"warm_up: mask_dtype is {call.mask_dtype!r}; want bool or uint8. transformer_softmax_lib alone takes "
@@ -100,11 +105,18 @@ def _mask_kind(call: Call, scores: str, general: bool) -> str:
     return "like" if dtype == scores != "f64" else "bool"
 
 
-def _dtype(given: object) -> str:
-    dtype = _DTYPE_NAMES.get(str(given).removeprefix("torch."), str(given))
+def _dtype(given: object, argument: str) -> str:
+    dtype = _name(given)
     if dtype not in _DTYPE_NAMES.values():
-        raise ValueError(f"warm_up: dtype is {given!r}; want one of {', '.join(_DTYPE_NAMES.values())}, or torch's")
+        known = ", ".join(_DTYPE_NAMES.values())
+        raise ValueError(f"warm_up: {argument} is {given!r}; want one of {known}, or torch's")
     return dtype
+
+
+def _name(dtype: object) -> str:
+    """The kernels' name of a dtype that they have, else the given one."""
+    name = str(dtype).removeprefix("torch.")
+    return _DTYPE_NAMES.get(name, name)
 
 
 _DTYPE_NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}

@@ -1,5 +1,8 @@
 """Kernels loaded before the first request, and what `freeze` forbids, against the stub driver."""
 
+import re
+from typing import Any
+
 import pytest
 import torch
 
@@ -130,6 +133,7 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
     ("call", "says"),
     [
         (serving.Call((3, 5), "int8"), "dtype is 'int8'; want one of f16, bf16, f32, f64"),
+        (serving.Call((3, 5), "f16", result_dtype="int8"), "result_dtype is 'int8'; want one of f16, bf16, f32, f64"),
         (serving.Call((), "f16"), r"shape is \(\)"),
         (serving.Call((3, -1), "f16"), r"shape is \(3, -1\)"),
         (serving.Call(5, "f16"), "shape is 5; want the sizes of scores"),  # type: ignore[arg-type]
@@ -139,12 +143,20 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
             serving.Call((3, 5), mask_shape=(5,), mask_dtype="f16", causal=True),
             "mask_dtype is 'f16'; want bool or uint8",
         ),
+        (serving.Call((3, 5), mask_shape=(5,), mask_dtype="int32"), "mask_dtype is 'int32'; want bool or uint8"),
+        (serving.Call((3, 5), mask_shape=5), "mask_shape is 5; want the sizes of the mask"),  # type: ignore[arg-type]
         (serving.Call((3, 5), "f16", mask_shape=(2, 5)), r"a mask of shape \(2, 5\) does not broadcast to \(3, 5\)"),
     ],
 )
 def test_calls_that_are_none(call: serving.Call, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         list(serving._geometries(call))
+
+
+@pytest.mark.parametrize("device", [torch.device("cuda:1"), "cuda", None, 0.0])
+def test_a_device_is_an_ordinal(device: Any) -> None:
+    with pytest.raises(TypeError, match=rf"device is {re.escape(repr(device))}; want the ordinal of a GPU"):
+        softmax_ops.warm_up((3, 5), device=device)
 
 
 def test_facts_are_those_of_shapes() -> None:
