@@ -85,8 +85,7 @@ def _driver() -> Facts:
     from . import driver
 
     architectures = _architectures()
-    number = driver.check("cuDriverGetVersion", driver.cuda.cuDriverGetVersion())
-    facts: Facts = {"serves CUDA": f"{number // 1000}.{number % 1000 // 10}"}
+    facts: Facts = {"serves CUDA": "{}.{}".format(*driver.cuda_version())}
     if _KERNEL_MODULE.exists():
         facts["kernel module"] = _KERNEL_MODULE.read_text().splitlines()[0].strip()
     for ordinal, arch in enumerate(architectures):

@@ -11,6 +11,9 @@ from functools import cache
 
 from cuda.bindings import driver as cuda
 
+_OLDEST = (12, 0)
+"""CUDA that the driver has to serve: it brought libraries, which kernels are loaded as."""
+
 _DEFAULT_SHARED_LIMIT = 48 * 1024
 """Dynamic shared memory in bytes that a kernel may use without setting an attribute."""
 
@@ -37,7 +40,20 @@ def _initialise() -> None:
     except RuntimeError as error:
         raise DriverError(f"no CUDA driver: {error}") from None
     check("cuInit", status)
+    if cuda_version() < _OLDEST:
+        raise DriverError(f"{_described()}, and softmax_ops wants one of 12.0 or newer: install driver 525 or newer")
     os.register_at_fork(after_in_child=_mark_forked)
+
+
+@cache
+def cuda_version() -> tuple[int, int]:
+    """Of CUDA that the driver serves, such as (12, 4)."""
+    number = check("cuDriverGetVersion", cuda.cuDriverGetVersion())
+    return number // 1000, number % 1000 // 10
+
+
+def _described() -> str:
+    return "the driver is one of CUDA {}.{}".format(*cuda_version())
 
 
 def check(call: str, result: tuple):
@@ -138,7 +154,8 @@ class Kernel:
     def __init__(self, name: str, code: bytes, shared_bytes: int, threads: int = 0, cluster: int = 1):
         """`threads` (per CTA) and `cluster` (CTAs per cluster) are the most that a launch may have."""
         _initialise()
-        library = check("cuLibraryLoadData", cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0))
+        call = f"cuLibraryLoadData of {name} ({_described()})"  # a later toolchain's cubins want a later driver
+        library = check(call, cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0))
         self.name = name
         self._kernel = check("cuLibraryGetKernel", cuda.cuLibraryGetKernel(library, name.encode()))
         self.handle = cuda.CUfunction(int(self._kernel))  # any other type is converted at each launch

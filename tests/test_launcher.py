@@ -521,7 +521,6 @@ def test_a_refused_launch_says_what_cuda_says(serve: Serve) -> None:
     [
         ("cuInit", 100, "CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected"),
         ("cuStreamIsCapturing", 1, "CUDA_ERROR_INVALID_VALUE: invalid argument"),
-        ("cuLibraryLoadData", 200, "CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid"),
         ("cuKernelGetFunction", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: too many resources requested for launch"),
         ("cuDevicePrimaryCtxRetain", 2, "CUDA_ERROR_OUT_OF_MEMORY: unknown error"),
         ("cuKernelSetAttribute", 1, "CUDA_ERROR_INVALID_VALUE: invalid argument"),
@@ -536,6 +535,30 @@ def test_a_failed_first_use_is_tried_again(serve: Serve, call: str, status: int,
         assert str(error.value) == f"{call}: {words}"
     stub_driver.fail("", 0)
     launch(found)
+
+
+@isolated
+def test_a_refused_load_tells_kernel_and_driver(serve: Serve) -> None:
+    found = planned(serve)
+    stub_driver.version(12, 4)
+    stub_driver.fail("cuLibraryLoadData", 200)
+    for _ in range(2):
+        with pytest.raises(DriverError) as error:
+            launch(found)
+        assert str(error.value) == (
+            f"cuLibraryLoadData of {found.variant.name} (the driver is one of CUDA 12.4): "
+            "CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid"
+        )
+    stub_driver.fail("", 0)
+    launch(found)
+
+
+@isolated
+def test_a_driver_that_is_too_old(serve: Serve) -> None:
+    stub_driver.version(11, 8)
+    for _ in range(2):
+        with pytest.raises(DriverError, match=r"the driver is one of CUDA 11\.8, and softmax_ops wants one of 12\.0"):
+            launch(planned(serve))
 
 
 @isolated

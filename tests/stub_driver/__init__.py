@@ -137,6 +137,11 @@ def _set(name: str, value: int, kind: Any = ctypes.c_int) -> None:
     kind.in_dll(_stub(), name).value = value
 
 
+def version(major: int, minor: int) -> None:
+    """Of CUDA that the driver serves."""
+    _set("stub_version", 1000 * major + 10 * minor)
+
+
 def devices(*architectures: str) -> None:
     """What cards there are, by their architectures, such as "sm_86"."""
     _set("stub_devices", len(architectures))

@@ -35,6 +35,7 @@ typedef struct {
 } Call;
 
 // Set and read by the tests.
+int stub_version                        = 13000;  // of CUDA
 int stub_devices                        = 1;
 int stub_capabilities[2 * kMaxDevices]  = {9, 0, 9, 0, 9, 0, 9, 0};  // major, minor
 int stub_largest_cluster                = 16;  // that a device has place for
@@ -79,7 +80,7 @@ static int cuInit(unsigned flags)
   return kSuccess;
 }
 
-static int cuDriverGetVersion(int* version) { return *version = 13000, kSuccess; }
+static int cuDriverGetVersion(int* version) { return *version = stub_version, kSuccess; }
 
 static int cuDeviceGet(int* device, int ordinal)
 {
