@@ -58,6 +58,22 @@ def test_of_several_builds_of_a_source_the_latest_serves(cache: Cache) -> None:
     assert cache.find(NAME, "sm_90", source="a" * 64).fingerprint == "c" * 64
 
 
+def test_looking_for_a_kernel_asks_nothing_of_the_files_of_others(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variant in (NAME, NAME + "x", "x" + NAME):
+        assert cache.store(make(variant=variant))
+    asked, stat = [], os.stat
+
+    def ask(name: str, **how: Any) -> os.stat_result:
+        asked.append(name)
+        return stat(name, **how)
+
+    monkeypatch.setattr(os, "stat", ask)
+    assert cache.find(NAME, "sm_90", source="a" * 64) == make()
+    assert asked == [file_of(cache, make()).name]
+
+
 @pytest.mark.parametrize("asked", [{"variant": NAME + "x"}, {"arch": "sm_80"}, {"build": "c"}])
 def test_another_variant_architecture_or_build_is_absent(cache: Cache, asked: dict[str, Any]) -> None:
     assert cache.store(make())

@@ -96,8 +96,7 @@ class Cache:
                 if fingerprint is not None:
                     names = [_file_name(variant, arch, fingerprint, kind)]
                 else:
-                    wanted = (variant, arch, kind)
-                    names = [e.name for e in _entries(directory) if (e.variant, e.arch, e.kind) == wanted]
+                    names = [e.name for e in _entries(directory, f"{variant}.{arch}.") if e.kind == kind]
                 return self._first_match(directory, names, source, fingerprint, f"{variant} for {arch}")
         except OSError as error:
             raise Absent(f"the cache {self.root} cannot be read: {why(error)}") from None
@@ -290,8 +289,8 @@ def _sweep(directory: int, cap_bytes: int, spare: str = "") -> Swept:
     return Swept(len(gone), sum(gone), kept_bytes)
 
 
-def _entries(directory: int) -> list[Entry]:
-    found = ((_ENTRY_NAME.fullmatch(name), info) for name, info in list_files(directory))
+def _entries(directory: int, prefix: str = "") -> list[Entry]:
+    found = ((_ENTRY_NAME.fullmatch(name), info) for name, info in list_files(directory, prefix))
     return [Entry(m[0], m[1], m[2], m[4], m[3], info.st_size, info.st_mtime_ns) for m, info in found if m]
 
 
