@@ -62,7 +62,7 @@ def compiler() -> str:
     try:
         toolchain.headers()
         return f"{toolchain.compiler_build()}, for {', '.join(toolchain.supported_architectures())}"
-    except toolchain.ToolchainError as error:
+    except RuntimeError as error:
         raise Absent(str(error)) from None
 
 
@@ -109,7 +109,7 @@ def _from_cache(variant: Variant, arch: str) -> Cubin:
 def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
     built = _target(variant, arch)
     _refuse_to_compile()
-    build, toolchain, variants = _codegen()
+    build, _, variants = _codegen()
     spec = variants.by_name().get(variant.name)
     if spec is None:
         raise Absent("codegen beside this package does not ship the variant: their versions differ")
@@ -119,7 +119,7 @@ def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
         raise Absent("not asked to compile; the first call does")
     try:
         return build.build([spec], [built], build.user_cache(), jobs=1, progress=False).cubins[0]
-    except toolchain.ToolchainError as error:
+    except RuntimeError as error:  # a ToolchainError, or of cuda-bindings, which finds no compiler's library
         raise Absent(str(error)) from None
 
 
