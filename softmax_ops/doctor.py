@@ -142,13 +142,16 @@ def _devices_covered() -> Facts:
 
 
 def _covered(arch: str) -> Facts:
-    missing = {name for name, variant in catalog.load().variants.items() if resolve.target(variant, arch)}
+    targets = {name: resolve.target(variant, arch) for name, variant in catalog.load().variants.items()}
+    missing = {name for name, target in targets.items() if target}
     counts: Facts = {"ship": len(missing)}
     for place, bundle in resolve.bundles():
         held = _served(bundle, arch) & missing
         counts[place] = len(held)
         missing -= held
-    cached = {entry.variant for entry in resolve.user_cache().entries() if runs_on(entry.arch, arch)} & missing
+    signed = settings.read("SOFTMAX_OPS_PUBLIC_KEY") is not None
+    entries = [] if signed else [entry for entry in resolve.user_cache().entries() if entry.kind == "cubin"]
+    cached = {entry.variant for entry in entries if entry.arch == targets.get(entry.variant)} & missing
     return {**counts, "cache, by name": len(cached), "nowhere": len(missing - cached)}
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,20 @@ def test_devices_and_where_their_kernels_would_come_from(
         "sm_90": {"ship": ship("sm_90"), "bundle of the package": 5, "cache, by name": 2, "nowhere": ship("sm_90") - 7},
     }
     assert {"cuLibraryLoadData", "cuDevicePrimaryCtxRetain"} & {call.name for call in stub_driver.calls()} == set()
+
+
+@isolated
+def test_of_the_cache_counts_what_would_serve(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cubins for the architecture itself; none where kernels have to be signed."""
+    stub_driver.devices("sm_86")
+    cached = Cache(host / "cache", max_bytes=1 << 30)
+    first, second, third = cubins(3, "sm_86")
+    for cubin in (first, replace(second, arch="sm_80"), replace(third, kind="ptx")):
+        assert cached.store(cubin)
+    for count in (1, 0):
+        facts: Facts = doctor.report()["kernels of the devices here"]["sm_86"]  # type: ignore[assignment]
+        assert (facts["cache, by name"], facts["nowhere"]) == (count, ship("sm_86") - count)
+        monkeypatch.setenv("SOFTMAX_OPS_PUBLIC_KEY", str(host / "key.pub"))
 
 
 @isolated
