@@ -107,7 +107,11 @@ def test_what_is_no_kernel_name_never_becomes_a_file_name(cache: Cache, variant:
 
 
 @pytest.mark.parametrize(
-    "given", [{"arch": "sm_90/.."}, {"arch": "90"}, {"kind": "fatbin"}, {"source": "A" * 64}, {"fingerprint": "b" * 32}]
+    "given",
+    [
+        *({"arch": "sm_90/.."}, {"arch": "90"}, {"arch": 90}),
+        *({"kind": "fatbin"}, {"source": "A" * 64}, {"fingerprint": "b" * 32}),
+    ],
 )
 def test_what_cannot_name_a_build_is_refused(cache: Cache, given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="wanted"):

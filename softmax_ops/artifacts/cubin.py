@@ -84,7 +84,7 @@ def architecture_order(arch: str) -> tuple[int, str]:
     >>> sorted(["sm_100", "sm_90a", "sm_70", "sm_90"], key=architecture_order)
     ['sm_70', 'sm_90', 'sm_90a', 'sm_100']
     """
-    found = _ARCHITECTURE.fullmatch(arch)
+    found = _ARCHITECTURE.fullmatch(arch) if isinstance(arch, str) else None
     if not found:
         raise ValueError(f"architecture {arch!r} is unknown; wanted sm_ and a number, such as sm_90 or sm_90a")
     return int(found[1]), found[2]
