@@ -143,7 +143,7 @@ def version(major: int, minor: int) -> None:
 
 
 def devices(*architectures: str) -> None:
-    """What cards there are, by their architectures, such as "sm_86"."""
+    """What GPUs there are, by their architectures, such as "sm_86"."""
     _set("stub_devices", len(architectures))
     capabilities = (ctypes.c_int * (2 * _MAX_DEVICES)).in_dll(_stub(), "stub_capabilities")
     for ordinal, arch in enumerate(architectures):
