@@ -19,6 +19,7 @@ from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
 from codegen.spec import ANY_K, Spec
 from softmax_ops import problem
+from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Catalog, CatalogError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -265,6 +266,21 @@ def test_what_a_partial_of_a_row_takes() -> None:
 def test_catalogue_of_another_schema_is_refused() -> None:
     with pytest.raises(CatalogError, match=r"schema 99.*make generate"):
         Catalog.from_json(json.dumps({"schema": 99}))
+
+
+@pytest.mark.parametrize("text", ["", '{"schema": ', "[]", f'{{"schema": {catalog.SCHEMA}}}', None])
+def test_a_catalogue_that_cannot_be_read_is_named(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "catalog.json"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(catalog, "location", lambda: path)
+    wrong = "missing" if text is None else "damaged"
+    with pytest.raises(
+        CatalogError, match=rf"^{path} is {wrong}.*: run `make generate`, or install the package again$"
+    ):
+        catalog.load.__wrapped__()
 
 
 @pytest.mark.parametrize("spec", SHIPPED, ids=lambda spec: spec.name)

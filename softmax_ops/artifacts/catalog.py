@@ -192,7 +192,10 @@ def load() -> Catalog:
     try:
         return Catalog.from_json(location().read_text())
     except FileNotFoundError:
-        raise CatalogError(f"{location()} is missing: run `make generate`, or install the package again") from None
+        problem = "missing"
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"damaged ({error})"
+    raise CatalogError(f"{location()} is {problem}: run `make generate`, or install the package again")
 
 
 def _lines(items: Iterable[tuple[str | None, object]], brackets: str) -> str:
