@@ -3,6 +3,7 @@
 That both do the same is for the tests of launches and known calls, each of which runs both ways (tests/ways.py).
 """
 
+import ctypes
 import gc
 import subprocess
 import sys
@@ -249,11 +250,24 @@ def test_other_bindings_export_another_launch(serve: Serve, monkeypatch: pytest.
     assert len(stub_driver.launches()) == 2
 
 
+TABLE = (ctypes.c_uint64 * 7)()
+"""Of functions, none of them there."""
+
+
+def table(version: int) -> object:
+    """A capsule of such a table of DLPack."""
+    TABLE[0] = version
+    new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return new(("PyCapsule_New", ctypes.pythonapi))(ctypes.addressof(TABLE), b"dlpack_exchange_api", None)
+
+
 @only_compiled
-def test_what_is_no_exchange_is_refused() -> None:
-    with pytest.raises(ValueError, match="PyCapsule"):
+@pytest.mark.parametrize(("version", "said"), [(0, "PyCapsule"), (1, "describes no tensors"), (2, "DLPack 2; want")])
+def test_what_is_no_exchange_is_refused(version: int, said: str) -> None:
+    exchange = table(version) if version else object()
+    with pytest.raises(ValueError, match=said):
         native.compiled().Repeated(  # type: ignore[union-attr]
-            exchange=object(), kinds=(), values=(), tensors=(), operands=(), like=0, out=0, scale=1.0, fill=0.0,
+            exchange=exchange, kinds=(), values=(), tensors=(), operands=(), like=0, out=0, scale=1.0, fill=0.0,
             limit=1.0, bumps=False, is_like=None, find=None, new_result=None, new_rows=None, new_scratch=None,
             records=None, dispatch_modes=None, forward_ad=None, device=0, exchange_device=None, restore_device=None,
             stream_of=None, increment_version=None,

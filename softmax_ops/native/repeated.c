@@ -24,7 +24,7 @@ typedef struct {
     } version;
     void *previous;
     void (*other[3])(void);
-    int (*describe)(void *tensor, DLTensor *description); /* dltensor_from_py_object_no_sync */
+    int (*describe)(void *tensor, DLTensor *description); /* dltensor_from_py_object_no_sync, may be NULL */
 } DLPackExchangeAPI;
 
 /* What may stand in the place of an argument: a tensor like the known one, any scale, this very value; from 0 on: what
@@ -434,6 +434,10 @@ static PyObject *repeated_new(PyTypeObject *type, PyObject *positional, PyObject
         return NULL;
     if (exchange->version.major != 1) {
         PyErr_Format(PyExc_ValueError, "DLPack %u; want version 1", exchange->version.major);
+        return NULL;
+    }
+    if (exchange->describe == NULL) {
+        PyErr_SetString(PyExc_ValueError, "an exchange of DLPack that describes no tensors");
         return NULL;
     }
     Repeated *self = (Repeated *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
