@@ -157,6 +157,11 @@ def _advice(variant: Variant, arch: str) -> str:
             f"This version of softmax_ops ships no such kernel for {arch}: install a newer version, or, in a checkout, "
             f"add {arch} to ARCHITECTURES in codegen/variants.py and run `make bundle ARCH={arch}`."
         )
+    if settings.read("SOFTMAX_OPS_PUBLIC_KEY") is not None:
+        return (
+            f"Build and sign all of them with `make bundle ARCH={built} KEY=FILE` in a checkout, FILE the private "
+            "half of SOFTMAX_OPS_PUBLIC_KEY, and name the bundle, its signature beside it, in SOFTMAX_OPS_BUNDLE."
+        )
     return (
         f"Build it with `python -m codegen compile --arch {built} {variant.name}` in a checkout, "
         f"or all of them with `make bundle ARCH={built}`, and name the file in SOFTMAX_OPS_BUNDLE."

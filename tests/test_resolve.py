@@ -287,6 +287,8 @@ def test_where_a_key_is_named_only_signed_bundles_serve(places: Path, monkeypatc
     assert "named.sig cannot be read" in named and "packaged.sig cannot be read" in packaged
     assert cached.removeprefix("cache: ") == compiled.removeprefix("compiler: ")
     assert cached.startswith("cache: SOFTMAX_OPS_PUBLIC_KEY asks for signed kernels")
+    with pytest.raises(KernelNotFound, match=r"\nBuild and sign all .*`make bundle ARCH=sm_90 KEY=FILE`"):
+        found()
     sign(places / "packaged", private)
     resolution = resolve.resolve(VARIANT, "sm_90")
     assert resolution.cubin == cubin("packaged") and resolution.passed_over == (named,)
