@@ -746,6 +746,12 @@ def test_a_driver_that_works_later() -> None:
 
 
 @isolated
+def test_a_driver_that_is_too_old() -> None:
+    stub_driver.version(11, 8)
+    is_(run(softmax((4, 7))), "DEVICE_NOT_INITIALIZED", r"the driver is one of CUDA 11\.8")
+
+
+@isolated
 @pytest.mark.parametrize("arch", ["sm_60", "sm_120"])
 def test_an_architecture_without_kernels(served: Callable[..., None], arch: str) -> None:
     """One that nothing ships for, and one that this bundle has nothing for; when created, and when first run."""
