@@ -46,9 +46,8 @@ softmax_fwd_bf16_causal_tile_k16_v1_t256r512(Params const __grid_constant__ p)
 
   Element* const sTile = tile.place(smem_softmax_fwd_bf16_causal_tile_k16_v1_t256r512);  // (count,K)
   TileSource<Element> const x{p.operands.x, p.operands.x_strides, sTile};
-  bool const all     = Causal::hides_nothing(p.causal, k);
-  auto const visible = [&](int r) { return all ? k : Causal(p.causal, rows, RowIndex(rows, first + r)).end(k); };
-  tile.load_visible(visible, all, x);
+  auto const visible = [&](int r) { return Causal(p.causal, rows, RowIndex(rows, first + r)).end(k); };
+  tile.load_visible(visible, Causal::hides_nothing(p.causal, k), x);
   __syncthreads();
 
   // Lanes shuffle with those of their row only: a partly filled last warp shuffles without its idle lanes.
