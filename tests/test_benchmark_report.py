@@ -360,7 +360,7 @@ def test_predictions_of_causal_few_and_streamed_rows() -> None:
     assert causal.shares["flight"] == pytest.approx(1.0) and causal.budget == pytest.approx(21.75, rel=0.01)
     few = prediction(Cell("", (1, 1, 1, 256000), "f32"))
     assert few.goal is None and few.ctas_per_sm == round(16 / 132, 2)
-    streamed = prediction(Cell("", (1, 1, 4096, 262152), "f16"))
+    streamed = prediction(Cell("", (1, 1, 4096, 278536), "f16"))
     assert streamed.shares["traffic"] == pytest.approx(2 / 3, abs=1e-3)
     assert streamed.planned_bytes == pytest.approx(1.5 * streamed.bytes)
     in_cache = prediction(Cell("", (1, 1, 8, 524288), "f16"))  # split: 8 MB between the two reads
