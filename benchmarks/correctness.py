@@ -6,7 +6,7 @@
       backward |dx - dx64| <= |dx64| u + 2^-20 scale (|dy| + exp(l) sum_j |dy_j|) + a
 
 u is half a unit in the last place of the output, a the same of its smallest numbers; the rest is what rounding scores
-and sums to 24 bits explains. The kernels' own tests are finer (tests/reference.py); this one runs on gigabytes.
+and sums to 24 bits explains. The kernels' own tests are finer (tests/support/reference.py); this one runs on gigabytes.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ print(1e3 * (time.perf_counter() - start))
 _ON_STUB = """
 import time
 from softmax_ops import driver, launcher
-from tests.geometries import geometry
+from tests.support.geometries import geometry
 arch = driver.architecture(0)
 driver.ensure_context(0)
 shape = geometry((8, 16, 1024, 1024), "f16", "none")
@@ -132,7 +132,7 @@ def bundle(costs: Costs) -> None:
 
 def first(costs: Costs) -> None:
     """Median of some processes, each with a bundle of one architecture and an empty cache."""
-    from tests import engines, stub_driver
+    from tests.support import engines, stub_driver
 
     gpu = engines.gpu_architecture()
     with tempfile.TemporaryDirectory(prefix="softmax_ops_first_") as folder:

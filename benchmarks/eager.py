@@ -10,7 +10,7 @@ from cuda.bindings import driver as cuda
 
 import softmax_ops
 from softmax_ops import current, driver, launcher
-from tests.geometries import geometry
+from tests.support.geometries import geometry
 
 from .device import Cuda
 from .timing import spread

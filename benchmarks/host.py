@@ -26,9 +26,9 @@ from softmax_ops import dispatch, driver, launcher
 from softmax_ops.artifacts import catalog
 from softmax_ops.checks import check_general, check_softmax
 from softmax_ops.problem import Geometry
-from tests import stub_driver
-from tests.geometries import geometry
-from tests.posing import pose
+from tests.support import stub_driver
+from tests.support.geometries import geometry
+from tests.support.posing import pose
 
 ROUNDS = 41
 CALLS = 2000

@@ -32,11 +32,11 @@ from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import BIASED, General, Operand, broadcast_strides, contiguous_strides
-from tests import sass
-from tests.cases import full_cta
-from tests.engines import InterpreterEngine
-from tests.features import Features
-from tests.geometries import geometry
+from tests.support import sass
+from tests.support.cases import full_cta
+from tests.support.engines import InterpreterEngine
+from tests.support.features import Features
+from tests.support.geometries import geometry
 
 from .cells import ELEMENT_BYTES, Cell
 from .goals import SMALL_BYTES, least_share

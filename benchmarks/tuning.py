@@ -17,7 +17,7 @@ from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.launch_plan import plan
 from softmax_ops.launcher import Executable
-from tests.geometries import geometry
+from tests.support.geometries import geometry
 
 from .cells import ELEMENT_BYTES, SWEEP_BYTES, Cell
 from .device import Cuda, Device

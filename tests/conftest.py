@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import engines, targets
+from tests.support import engines, targets
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

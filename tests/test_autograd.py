@@ -15,8 +15,8 @@ from torch.autograd import forward_ad
 import softmax_ops
 from softmax_ops import autograd, current, dispatch
 from softmax_ops.checks import check_softmax
-from tests import reference
-from tests.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
+from tests.support import reference
+from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
 
 B, H, Q, K = 2, 3, 4, 5
 

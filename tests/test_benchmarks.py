@@ -25,7 +25,7 @@ from benchmarks.cells import ASKS, CORE, OVER_2_31, QUICK, Cell, cells
 from benchmarks.providers import OURS, UNMASKED, Provider, every, liger, ours, quack, torch_chain, without
 from benchmarks.results import DECIDING, Results, Row
 from benchmarks.tensors import Tensors
-from tests.fake_device import COPY_US, FakeDevice, provider
+from tests.support.fake_device import COPY_US, FakeDevice, provider
 
 SMALL = [
     Cell("first", (2, 2, 5, 16), "f16"),
@@ -637,7 +637,7 @@ def test_a_row_without_a_ceiling_is_a_failure() -> None:
 @pytest.mark.parametrize(("program", "interpret"), [("triton_interpreted.py", "1"), ("triton_compiled.py", "0")])
 def test_triton_kernels(program: str, interpret: str) -> None:
     """In a process of its own: the decorators look at the variable when the module is imported."""
-    command = [sys.executable, str(Path(__file__).with_name(program))]
+    command = [sys.executable, str(Path(__file__).parent / "support" / program)]
     environment = {**os.environ, "TRITON_INTERPRET": interpret}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -28,7 +28,7 @@ from softmax_ops.artifacts import files as files_module
 from softmax_ops.artifacts import signature
 from softmax_ops.artifacts.bundle import Bundle, BundleFacts, write_bundle
 from softmax_ops.artifacts.cubin import Absent, Cubin, canonical_json
-from tests.cubins import CHECKOUT, failing, give_away, key_pair, make, sign
+from tests.support.cubins import CHECKOUT, failing, give_away, key_pair, make, sign
 
 CATALOG = b'{"variants": []}'
 TOOLCHAIN = "nvrtc 12.9.86, nvjitlink 12.9.86"

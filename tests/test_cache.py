@@ -16,7 +16,7 @@ from softmax_ops.artifacts import cache as cache_module
 from softmax_ops.artifacts import cubin as cubin_module
 from softmax_ops.artifacts.cache import SET_ASIDE_KEPT, Cache, Entry
 from softmax_ops.artifacts.cubin import Absent, encode
-from tests.cubins import CHECKOUT, NAME, failing, file_of, give_away, hidden, look, make, reason
+from tests.support.cubins import CHECKOUT, NAME, failing, file_of, give_away, hidden, look, make, reason
 
 
 @pytest.fixture

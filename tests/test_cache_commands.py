@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import encode
-from tests.cubins import NAME, file_of, make
+from tests.support.cubins import NAME, file_of, make
 
 codegen = pytest.importorskip("codegen.__main__")
 

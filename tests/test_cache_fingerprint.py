@@ -18,7 +18,7 @@ pytest.importorskip("codegen.toolchain")
 
 from codegen import render, sources, toolchain, variants
 from softmax_ops.artifacts.cache import Cache
-from tests.cubins import CHECKOUT, NAME, hidden
+from tests.support.cubins import CHECKOUT, NAME, hidden
 
 SOURCE = render.render(variants.by_name()[NAME])
 TREES = tuple(tree.package for tree in toolchain.headers())

@@ -27,7 +27,7 @@ from softmax_ops import resolve
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import SCHEMA, Cubin, encode
-from tests.cubins import CHECKOUT, NAME, NOBODY, failing, file_of, hidden, look, make, reason
+from tests.support.cubins import CHECKOUT, NAME, NOBODY, failing, file_of, hidden, look, make, reason
 
 pytestmark = pytest.mark.slow
 

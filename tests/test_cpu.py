@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from softmax_ops import cpu
 from softmax_ops.checks import check_softmax
-from tests import reference
-from tests.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
+from tests.support import reference
+from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
 
 INF, NAN = math.inf, math.nan
 SHAPE = (2, 3, 5, 7)  # B, H, Q, K

@@ -27,8 +27,8 @@ from softmax_ops.artifacts import catalog, signature
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
 from softmax_ops.artifacts.catalog import argument_bytes
 from softmax_ops.artifacts.cubin import Cubin
-from tests import stub_driver
-from tests.cubins import CHECKOUT, key_pair
+from tests.support import stub_driver
+from tests.support.cubins import CHECKOUT, key_pair
 
 pytestmark = pytest.mark.slow
 

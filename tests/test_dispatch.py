@@ -8,9 +8,9 @@ import torch
 from softmax_ops import dispatch
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan
-from tests import stub_driver
-from tests.posing import pose
-from tests.stub_driver import isolated
+from tests.support import stub_driver
+from tests.support.posing import pose
+from tests.support.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, serve, serve_all
 
 pytestmark = pytest.mark.slow  # a process for each test

@@ -11,7 +11,7 @@ from codegen.features import Mask
 from codegen.plans import MAX_SPLIT_ROWS
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import plan
-from tests.geometries import geometry
+from tests.support.geometries import geometry
 
 STALE = "python -m codegen plans --write brings it up to date"
 

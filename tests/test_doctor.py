@@ -17,9 +17,9 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import Absent, Cubin
-from tests import stub_driver
-from tests.cubins import CHECKOUT, make
-from tests.stub_driver import isolated
+from tests.support import stub_driver
+from tests.support.cubins import CHECKOUT, make
+from tests.support.stub_driver import isolated
 from tests.test_import import BLOCK, WATCH, python
 
 VARIANTS = sorted(catalog.load().variants.values(), key=lambda variant: variant.name)

@@ -6,9 +6,9 @@ from codegen import variants
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
 from softmax_ops.artifacts.cubin import Cubin
-from tests import stub_driver
-from tests.cases import cases
-from tests.engines import DriverEngine, gpu_architecture
+from tests.support import stub_driver
+from tests.support.cases import cases
+from tests.support.engines import DriverEngine, gpu_architecture
 
 pytestmark = pytest.mark.slow  # a process for each test
 

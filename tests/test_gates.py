@@ -16,10 +16,10 @@ from codegen.features import Mask
 from codegen.occupancy import ctas_per_sm
 from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
-from tests import sass, targets
-from tests.cases import full_cta, interval
-from tests.engines import InterpreterEngine
-from tests.targets import Target
+from tests.support import sass, targets
+from tests.support.cases import full_cta, interval
+from tests.support.engines import InterpreterEngine
+from tests.support.targets import Target
 
 pytestmark = pytest.mark.kernels
 

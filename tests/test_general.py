@@ -15,8 +15,8 @@ import softmax_ops
 from softmax_ops import cpu, routes
 from softmax_ops.checks import check_general, check_general_backward
 from softmax_ops.checks.values import accumulation
-from tests import bounds, reference
-from tests.reference import DTYPE_NAMES, DTYPES, FORMATS, General, assert_close, to_numpy
+from tests.support import bounds, reference
+from tests.support.reference import DTYPE_NAMES, DTYPES, FORMATS, General, assert_close, to_numpy
 
 INF, NAN = math.inf, math.nan
 B, H, Q, K = SHAPE = (2, 3, 5, 7)

@@ -12,8 +12,8 @@ import softmax_ops
 from codegen import variants
 from codegen.axes import Direction, Plan
 from softmax_ops.artifacts.cubin import Cubin
-from tests import interpreted, targets
-from tests.targets import Target
+from tests.support import interpreted, targets
+from tests.support.targets import Target
 
 pytestmark = pytest.mark.kernels
 

@@ -20,8 +20,8 @@ from softmax_ops import driver, infiniop, launcher
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.launch_plan import LaunchPlan
-from tests import stub_driver
-from tests.stub_driver import isolated
+from tests.support import stub_driver
+from tests.support.stub_driver import isolated
 from tests.test_launcher import STREAM, cubin, in_child, in_thread, names
 
 api: Any = infiniop

@@ -12,10 +12,10 @@ from codegen import variants
 from softmax_ops import driver, infiniop
 from softmax_ops.infiniop import Ref
 from softmax_ops.launch_plan import LaunchPlan
-from tests import layouts, reference, targets
-from tests.engines import POISON, InterpreterEngine, Operands
-from tests.layouts import Layout
-from tests.targets import Target
+from tests.support import layouts, reference, targets
+from tests.support.engines import POISON, InterpreterEngine, Operands
+from tests.support.layouts import Layout
+from tests.support.targets import Target
 
 pytestmark = pytest.mark.kernels
 

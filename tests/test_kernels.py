@@ -10,13 +10,13 @@ import torch
 from codegen import variants
 from codegen.axes import Direction
 from codegen.features import Mask
-from tests import targets
-from tests.calls import Call, Case
-from tests.cases import LONG, cases
-from tests.engines import DriverEngine, InterpreterEngine, gpu_architecture
-from tests.far import judge_far_rows
-from tests.outcomes import judge
-from tests.targets import Target
+from tests.support import targets
+from tests.support.calls import Call, Case
+from tests.support.cases import LONG, cases
+from tests.support.engines import DriverEngine, InterpreterEngine, gpu_architecture
+from tests.support.far import judge_far_rows
+from tests.support.outcomes import judge
+from tests.support.targets import Target
 
 pytestmark = pytest.mark.kernels
 

@@ -32,7 +32,7 @@ from softmax_ops.problem import (
     parts,
 )
 from softmax_ops.tile import Tile
-from tests.geometries import CAUSAL, MASKED, geometry
+from tests.support.geometries import CAUSAL, MASKED, geometry
 
 CATALOG = catalog.load()
 KINDS = sorted(CATALOG.tables)  # (direction, dtype, mask kind)

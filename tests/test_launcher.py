@@ -30,10 +30,10 @@ from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.launcher import NotLoaded
 from softmax_ops.problem import Geometry
 from softmax_ops.resolve import KernelNotFound
-from tests import stub_driver
-from tests.geometries import geometry
-from tests.stub_driver import isolated
-from tests.ways import way
+from tests.support import stub_driver
+from tests.support.geometries import geometry
+from tests.support.stub_driver import isolated
+from tests.support.ways import way
 
 __all__ = ["way"]  # a fixture, for every test
 

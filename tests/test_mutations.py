@@ -18,13 +18,13 @@ from cuda.bindings import nvrtc
 
 from codegen import render, toolchain, variants
 from codegen.spec import Spec
-from tests import targets
-from tests.cases import cases
-from tests.engines import InterpreterEngine
-from tests.far import judge_far_rows
-from tests.outcomes import Wrong, judge
 from tests.ptx import Fault
-from tests.targets import Target
+from tests.support import targets
+from tests.support.cases import cases
+from tests.support.engines import InterpreterEngine
+from tests.support.far import judge_far_rows
+from tests.support.outcomes import Wrong, judge
+from tests.support.targets import Target
 
 pytestmark = pytest.mark.kernels
 

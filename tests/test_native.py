@@ -1,6 +1,7 @@
 """The compiled part by itself: what it refuses, what it keeps, and when Python stands in for it.
 
-That both do the same is for the tests of launches and known calls, each of which runs both ways (tests/ways.py).
+That both do the same is for the tests of launches and known calls, each of which runs both ways
+(tests/support/ways.py).
 """
 
 import ctypes
@@ -23,13 +24,13 @@ from softmax_ops.driver import DriverError
 from softmax_ops.known import addressed, calls
 from softmax_ops.known.call import Known
 from softmax_ops.launch_plan import LaunchPlan
-from tests import stub_driver
-from tests.cubins import CHECKOUT
-from tests.posing import pose
-from tests.stub_driver import isolated
+from tests.support import stub_driver
+from tests.support.cubins import CHECKOUT
+from tests.support.posing import pose
+from tests.support.stub_driver import isolated
+from tests.support.ways import only_compiled, way
 from tests.test_known import long_calls
 from tests.test_launcher import CALL, STREAM, Serve, planned, serve, serve_all
-from tests.ways import only_compiled, way
 
 pytestmark = pytest.mark.slow  # a process for each test
 

@@ -8,9 +8,9 @@ import torch
 
 from codegen import toolchain
 from codegen.axes import Direction, DType
-from tests import numerics, numerics_general, targets
-from tests.numerics_general import RESULTS, Seen
-from tests.targets import Target
+from tests.support import numerics, numerics_general, targets
+from tests.support.numerics_general import RESULTS, Seen
+from tests.support.targets import Target
 
 MEASURED = [(way, dtype) for way in Direction for dtype in numerics_general.dtypes(way)]
 

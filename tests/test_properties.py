@@ -20,8 +20,8 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.checks import BackwardRequest, Request, check_softmax, check_softmax_backward
 from softmax_ops.problem import OPERANDS
-from tests import engines, reference
-from tests.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
+from tests.support import engines, reference
+from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
 
 ARCHITECTURE = "sm_90"
 KINDS = {"f16": "boolcausal", "bf16": "bool", "f32": "causal", "f64": "none"}

@@ -18,7 +18,7 @@ from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.resolve import KernelNotFound
-from tests.cubins import key_pair, sign
+from tests.support.cubins import key_pair, sign
 
 VARIANT = catalog.load().variants["softmax_fwd_f16_none_warp_k1024_v8_t128r4"]
 

@@ -9,9 +9,9 @@ import torch
 import softmax_ops
 from softmax_ops import driver, launcher, serving
 from softmax_ops.launcher import NotLoaded
-from tests import stub_driver
-from tests.geometries import geometry
-from tests.stub_driver import isolated
+from tests.support import stub_driver
+from tests.support.geometries import geometry
+from tests.support.stub_driver import isolated
 from tests.test_launcher import STREAM, Serve, launch, names, plan_for, serve, serve_all
 
 __all__ = ["serve"]  # a fixture

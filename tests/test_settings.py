@@ -11,7 +11,7 @@ import pytest
 
 from softmax_ops.__main__ import main as command_line
 from softmax_ops.artifacts import settings
-from tests.cubins import CHECKOUT
+from tests.support.cubins import CHECKOUT
 
 NAMES = (
     "SOFTMAX_OPS_BUNDLE",

@@ -13,14 +13,14 @@ from codegen.features import Mask
 from softmax_ops.artifacts import catalog
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import plan
-from tests import targets
-from tests.calls import Call, Case
-from tests.cases import full_cta, interval, middle
-from tests.engines import InterpreterEngine
-from tests.features import Features
-from tests.geometries import geometry
-from tests.outcomes import judge, visible_columns
-from tests.targets import Target
+from tests.support import targets
+from tests.support.calls import Call, Case
+from tests.support.cases import full_cta, interval, middle
+from tests.support.engines import InterpreterEngine
+from tests.support.features import Features
+from tests.support.geometries import geometry
+from tests.support.outcomes import judge, visible_columns
+from tests.support.targets import Target
 
 pytestmark = pytest.mark.kernels
 

@@ -17,8 +17,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import softmax_ops
 import transformer_softmax_lib
-from tests import reference
-from tests.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
+from tests.support import reference
+from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
 from transformer_softmax_lib import scaled_masked_softmax_backward, scaled_masked_softmax_forward
 
 B, H, Q, K = 2, 3, 4, 7

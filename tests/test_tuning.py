@@ -28,8 +28,8 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.launch_plan import plan
-from tests.fake_device import COPY_US, FakeDevice, provider
-from tests.geometries import geometry
+from tests.support.fake_device import COPY_US, FakeDevice, provider
+from tests.support.geometries import geometry
 
 LENGTHS = (8, 33, 128, 197, 1024, 1500, 4096, 8192, 50257, 131072)
 KINDS = [(direction, dtype) for direction in Direction for dtype in (DType.F16, DType.F32)]

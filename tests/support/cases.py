@@ -12,9 +12,9 @@ from codegen.axes import Direction, Plan
 from codegen.features import Mask
 from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
-from tests.calls import CAUSAL, MASKED, Case
-from tests.features import Features
-from tests.layouts import Layout
+from tests.support.calls import CAUSAL, MASKED, Case
+from tests.support.features import Features
+from tests.support.layouts import Layout
 
 LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
 """Plans of rows so long that a few of them say everything."""

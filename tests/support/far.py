@@ -14,11 +14,12 @@ from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import General, Geometry, Operand
-from tests import ptx, reference, values
-from tests.calls import CAUSAL, MASKED, Case
-from tests.cases import LONG, interval
-from tests.engines import InterpreterEngine
-from tests.outcomes import Wrong
+from tests import ptx
+from tests.support import reference, values
+from tests.support.calls import CAUSAL, MASKED, Case
+from tests.support.cases import LONG, interval
+from tests.support.engines import InterpreterEngine
+from tests.support.outcomes import Wrong
 
 STEP = 2**31 - 2**10
 """Elements from a row to the next: almost as many as one launch takes."""

@@ -1,4 +1,4 @@
-"""Accuracy of the general kind's kernels: `python -m tests.numerics_general` measures it for docs/numerics.md.
+"""Accuracy of the general kind's kernels: `python -m tests.support.numerics_general` measures it for docs/numerics.md.
 
 Ordinary scores in rows of two lengths run on the interpreter, for each thing that a call may ask for and all together.
 """
@@ -16,13 +16,13 @@ from codegen import build, chart
 from codegen.axes import Direction, DType, Plan
 from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
-from tests import bounds, numerics, reference, targets
-from tests.calls import Call, Case
-from tests.engines import InterpreterEngine, Outcome
-from tests.features import Features
-from tests.reference import Array
+from tests.support import bounds, numerics, reference, targets
+from tests.support.calls import Call, Case
+from tests.support.engines import InterpreterEngine, Outcome
+from tests.support.features import Features
+from tests.support.reference import Array
 
-COMMAND = "python -m tests.numerics_general"
+COMMAND = "python -m tests.support.numerics_general"
 
 LEADING = (3, 2, 4)
 """(B, H, Q) of all calls: of the lengths per batch one exceeds K and one is 0."""

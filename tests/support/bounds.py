@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tests import reference
-from tests.reference import Array, General
+from tests.support import reference
+from tests.support.reference import Array, General
 
 CANCELLED_CAP = 10.0
 """Roundoffs of the cap by which the kernels' cap - 2 cap / (1 + e), e = exp(2 s / cap), may be off.

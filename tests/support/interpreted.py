@@ -15,7 +15,8 @@ from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.known import calls
 from softmax_ops.launch_plan import LaunchPlan
 from softmax_ops.problem import Geometry, Operand
-from tests import posing, ptx
+from tests import ptx
+from tests.support import posing
 
 ARCHITECTURE = "sm_90"
 

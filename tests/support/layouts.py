@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tests.engines import POISON, Bytes, Operand
+from tests.support.engines import POISON, Bytes, Operand
 
 GUARD = 64
 """Guard bytes before and behind an operand: no vector access that touches the operand reaches past them."""

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 SOURCE = Path(__file__).with_name("libcuda.c")
 
 _CHILD = "SOFTMAX_OPS_TESTS_STUB"
@@ -99,7 +99,7 @@ def _of_child() -> dict[str, str]:
 @cache
 def _server() -> subprocess.Popen[str]:
     """The process from which those of the tests are forked."""
-    command = [sys.executable, "-m", "tests.stub_driver"]
+    command = [sys.executable, "-m", "tests.support.stub_driver"]
     server = subprocess.Popen(command, cwd=CHECKOUT, env=_of_child(), stdin=-1, stdout=-1, text=True)
     atexit.register(server.communicate)
     return server

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from codegen.axes import Direction, DType
 from codegen.features import Mask
-from tests import reference
+from tests.support import reference
 
 Rows = NDArray[np.float64]
 Seen = NDArray[np.bool_]

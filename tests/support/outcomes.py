@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.axes import Plan
-from tests import reference
-from tests.calls import CAUSAL, Call
-from tests.engines import POISON, Bytes, Outcome
 from tests.ptx import Traffic
+from tests.support import reference
+from tests.support.calls import CAUSAL, Call
+from tests.support.engines import POISON, Bytes, Outcome
 
 Integers = NDArray[np.int64]
 

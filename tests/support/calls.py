@@ -17,10 +17,10 @@ from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import Geometry, Operand
-from tests import engines, features, layouts, reference, values
-from tests.engines import Bytes, Operands
-from tests.features import Expected, Features
-from tests.layouts import Layout
+from tests.support import engines, features, layouts, reference, values
+from tests.support.engines import Bytes, Operands
+from tests.support.features import Expected, Features
+from tests.support.layouts import Layout
 
 CAUSAL = (Mask.CAUSAL, Mask.BOOLCAUSAL)
 MASKED = (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE, Mask.GENERAL)

@@ -1,4 +1,4 @@
-"""Accuracy of the kernels beside torch's own operations: `python -m tests.numerics` measures it for docs/numerics.md.
+"""Accuracy of the kernels beside torch: `python -m tests.support.numerics` measures it for docs/numerics.md.
 
 Every shipped variant runs its cases on the interpreter, but for those that add to scores: `numerics_general`. Errors
 are in units in the last place of the exact result.
@@ -22,14 +22,14 @@ from codegen import build, chart
 from codegen.axes import Direction, DType, Plan
 from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
-from tests import reference, targets
-from tests.calls import Call
-from tests.cases import cases
-from tests.engines import InterpreterEngine
-from tests.reference import Array
+from tests.support import reference, targets
+from tests.support.calls import Call
+from tests.support.cases import cases
+from tests.support.engines import InterpreterEngine
+from tests.support.reference import Array
 
 PAGE = chart.DOCS / "numerics.md"
-COMMAND = "python -m tests.numerics"
+COMMAND = "python -m tests.support.numerics"
 
 MODERATE = 16.0
 """Largest magnitude of the scores that attention and samplers work with, about."""

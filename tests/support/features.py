@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from codegen.axes import Direction, DType
 from softmax_ops.problem import General
-from tests import bounds, reference
-from tests.reference import Array
+from tests.support import bounds, reference
+from tests.support.reference import Array
 
 Tensors = dict[str, torch.Tensor]
 DIMENSIONS = "bhq"
