@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from codegen.chart import markdown
+from codegen.pages import markdown
 
 from .cells import CORE, MASKS, Cell, cells
 from .predict import Prediction

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from codegen.chart import markdown
+from codegen.pages import markdown
 
 from . import plots
 from .cells import CORE, QUICK, Cell, cells

@@ -16,7 +16,7 @@ from softmax_ops.artifacts.bundle import Bundle, write_bundle
 from softmax_ops.artifacts.cache import Cache, Swept
 
 from . import build as builder
-from . import catalogue, chart, inspection, toolchain, tuning, variants
+from . import catalogue, inspection, plan_picture, plan_tables, toolchain, tuning, variants
 from .axes import Direction, DType
 from .devices import default_architectures
 from .render import render as render_spec
@@ -110,8 +110,9 @@ def write() -> None:
 def plans(write: bool) -> None:
     """Print which plan serves which row length on which architecture."""
     if write:
-        chart.write()
-    click.echo(chart.table(), nl=False)
+        plan_tables.write()
+        plan_picture.write()
+    click.echo(plan_tables.table(), nl=False)
 
 
 @main.command()

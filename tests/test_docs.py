@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from codegen import chart, variants
+from codegen import pages, plan_picture, plan_tables, variants
 from codegen.__main__ import main as command_line
 from codegen.features import Mask
 from codegen.plans import MAX_SPLIT_ROWS
@@ -18,38 +18,38 @@ STALE = "python -m codegen plans --write brings it up to date"
 
 def test_page_holds_what_the_command_prints() -> None:
     printed = CliRunner().invoke(command_line, ["plans"]).stdout
-    page = chart.PAGE.read_text()
-    assert printed and page == chart.with_block(page, printed), STALE
+    page = plan_tables.PAGE.read_text()
+    assert printed and page == pages.with_block(page, printed, plan_tables.COMMAND), STALE
 
 
 def test_picture_is_what_the_command_draws() -> None:
     pytest.importorskip("matplotlib")
-    assert chart.PICTURE.read_text() == chart.draw(), STALE
+    assert plan_picture.PICTURE.read_text() == plan_picture.draw(), STALE
 
 
 @pytest.mark.parametrize("page", ["", "<!-- end -->", 2 * "<!-- begin: here -->\n<!-- end -->\n"])
 def test_a_page_without_one_block_is_refused(page: str) -> None:
     with pytest.raises(ValueError, match="no single block"):
-        chart.with_block(page, "text", "here")
+        pages.with_block(page, "text", "here")
 
 
 @pytest.mark.parametrize("arch", variants.ARCHITECTURES)
 @pytest.mark.parametrize("rows", [1, MAX_SPLIT_ROWS, MAX_SPLIT_ROWS + 1])
 @pytest.mark.parametrize(
-    "kind", chart.KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}{'-general' if kind[2] else ''}"
+    "kind", plan_tables.KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}{'-general' if kind[2] else ''}"
 )
-def test_spans_are_what_dispatch_chooses(kind: chart.Kind, rows: int, arch: str) -> None:
+def test_spans_are_what_dispatch_chooses(kind: plan_tables.Kind, rows: int, arch: str) -> None:
     """At both ends of each, aligned and not."""
     direction, dtype, general = kind
     for vec in (dtype.vector, 1):
-        for span in chart.spans(kind, arch, vec, rows):
+        for span in plan_tables.spans(kind, arch, vec, rows):
             for k in {-(-span.first // vec) * vec, span.last // vec * vec}:
                 mask = "general" if general else "none"
                 of = geometry((rows, k), dtype.value, mask, direction=direction.label, alignment=16 if vec > 1 else 1)
                 assert plan(of, catalog.load(), arch).variant.name == named(kind, span.plan), (k, vec)
 
 
-def named(kind: chart.Kind, row_plan: chart.RowPlan) -> str:
+def named(kind: plan_tables.Kind, row_plan: plan_tables.RowPlan) -> str:
     """Of the variant without a mask, or of the general one."""
     direction, dtype, general = kind
     table = variants.dispatch(direction, dtype, Mask.GENERAL if general else Mask.NONE)

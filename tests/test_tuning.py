@@ -17,7 +17,7 @@ from benchmarks import tuning as timing
 from benchmarks.cells import Cell
 from benchmarks.providers import OURS, Provider
 from benchmarks.tensors import Tensors
-from codegen import build, catalogue, chart, plans, toolchain, tuning, variants
+from codegen import build, catalogue, plan_tables, plans, toolchain, tuning, variants
 from codegen.__main__ import main as command_line
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
@@ -151,8 +151,8 @@ def test_without_a_gpu_the_command_says_so() -> None:
 def test_the_page_says_which_rows_were_measured() -> None:
     kind = Direction.FORWARD, DType.F16, False
     one, two = plans.row_plans(*kind)[:2]
-    assert chart._measured([(kind, one)]).startswith("0 of 1 rows were chosen by a measurement")
-    said = chart._measured([(kind, one), (kind, replace(two, measured="H200, today"))]).splitlines()
+    assert plan_tables._measured([(kind, one)]).startswith("0 of 1 rows were chosen by a measurement")
+    said = plan_tables._measured([(kind, one), (kind, replace(two, measured="H200, today"))]).splitlines()
     assert said[0].startswith("1 of 2 rows") and said[1].endswith("tile up to 16: H200, today")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from codegen import build, chart
+from codegen import build, pages
 from codegen.axes import Direction, DType, Plan
 from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
@@ -28,7 +28,7 @@ from tests.support.cases import cases
 from tests.support.engines import InterpreterEngine
 from tests.support.reference import Array
 
-PAGE = chart.DOCS / "numerics.md"
+PAGE = pages.DOCS / "numerics.md"
 COMMAND = "python -m tests.support.numerics"
 
 MODERATE = 16.0
@@ -167,7 +167,7 @@ def table(direction: Direction, accounts: dict[Key, Account]) -> str:
         for dtype, plan in product(DType, Plan)
         for account in ([accounts[direction, dtype, plan]] if (direction, dtype, plan) in accounts else ())
     ]
-    return chart.markdown([["dtype", "plan", "outputs", *heads, "of the tolerance", "torch overflows"], *lines])
+    return pages.markdown([["dtype", "plan", "outputs", *heads, "of the tolerance", "torch overflows"], *lines])
 
 
 def rounded(number: float) -> str:
@@ -181,7 +181,7 @@ def rounded(number: float) -> str:
 
 def main() -> None:
     block = tables(measured())
-    PAGE.write_text(chart.with_block(PAGE.read_text(), block, COMMAND))
+    PAGE.write_text(pages.with_block(PAGE.read_text(), block, COMMAND))
 
 
 if __name__ == "__main__":

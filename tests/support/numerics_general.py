@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from codegen import build, chart
+from codegen import build, pages
 from codegen.axes import Direction, DType, Plan
 from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
@@ -176,7 +176,7 @@ def tables(images: Mapping[str, Cubin]) -> str:
     """One for each direction, in Markdown."""
     return "\n\n".join(
         f"### {direction.struct}, general\n\n"
-        + chart.markdown(
+        + pages.markdown(
             [
                 ["dtype", "result", *ASKED[direction], "of the tolerance"],
                 *(line for dtype in dtypes(direction) for line in lines(direction, dtype, images)),
@@ -203,7 +203,7 @@ def compiled(specs: Iterable[Spec]) -> dict[str, Cubin]:
 def main() -> None:
     torch.set_num_threads(1)
     images = compiled(spec for way in Direction for dtype in dtypes(way) for spec in kernels(way, dtype))
-    numerics.PAGE.write_text(chart.with_block(numerics.PAGE.read_text(), tables(images), COMMAND))
+    numerics.PAGE.write_text(pages.with_block(numerics.PAGE.read_text(), tables(images), COMMAND))
 
 
 if __name__ == "__main__":
