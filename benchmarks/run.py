@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -42,7 +43,38 @@ def environment(device: Device) -> dict[str, Any]:
 
 
 def _digest(paths: Iterable[Path]) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()[:16]
+    return hashlib.sha256(b"".join(map(_executed, sorted(paths)))).hexdigest()[:16]
+
+
+def _executed(path: Path) -> bytes:
+    """What of a file can change figures: of Python, all but format, comments and docstrings."""
+    content = path.read_bytes()
+    if path.suffix != ".py":
+        return content
+    return ast.dump(_WithoutDocs().visit(ast.parse(content, path))).encode()
+
+
+class _WithoutDocs(ast.NodeTransformer):
+    """Removes strings that are statements: docstrings, and what follows a constant or a field to say what it is.
+
+    What is empty goes too, lists and parts of f-strings: what of that there is differs between Pythons, and another
+    Python decides no figure.
+    """
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for name, value in list(ast.iter_fields(node)):
+            if value == []:
+                delattr(node, name)
+        return node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else self.generic_visit(node)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        node.values = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+        return self.generic_visit(node)
 
 
 def tell(line: str) -> None:

@@ -402,23 +402,57 @@ def test_what_decides_no_figure_measures_nothing_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fact", "source"),
+    ("fact", "source", "more"),
     [
-        ("method", "benchmarks/providers/liger.py"),
-        ("method", "benchmarks/cells.py"),
-        ("package", "softmax_ops/launch_plan.py"),
-        ("package", "softmax_ops/native/launches.c"),
-        (None, "benchmarks/report.py"),
+        ("method", "benchmarks/providers/liger.py", b"pass"),
+        ("method", "benchmarks/cells.py", b"pass"),
+        ("package", "softmax_ops/launch_plan.py", b"pass"),
+        ("package", "softmax_ops/native/launches.c", b"/* text */"),
+        ("kernels", "generated/catalog.json", b" "),
+        (None, "benchmarks/report.py", b"pass"),
+        (None, "benchmarks/cells.py", b"# a comment"),
+        (None, "softmax_ops/launch_plan.py", b'"""Of the line above."""'),
     ],
 )
-def test_sources_that_decide_figures(fact: str | None, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another byte in one of them changes one digest."""
+def test_sources_that_decide_figures(
+    fact: str | None, source: str, more: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another line in one of them changes one digest, but for one that says something about Python."""
     before, read = run.environment(FakeDevice()), Path.read_bytes
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * path.as_posix().endswith(source))
+        patched.setattr(Path, "read_bytes", lambda path: read(path) + more * path.as_posix().endswith(source))
         after = run.environment(FakeDevice())
     assert {name for name in before if after[name] != before[name]} == ({fact} if fact else set())
     assert fact is None or fact in DECIDING
+
+
+DOCUMENTED = '''"""Of the module."""
+class Pair:
+    """Of the class."""
+    first: int  # of the field
+    """Of the field."""
+    def swap(self):
+        """Of the function."""
+        return "result"
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "decides"),
+    [
+        ("Of", "About", False),
+        ("  # of the field", "", False),
+        ("    ", "  ", False),
+        ("result", "another", True),
+        ("int", "float", True),
+        ("Pair", "Two", True),
+    ],
+)
+def test_docstrings_comments_and_format_decide_no_figure(old: str, new: str, decides: bool, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    one.write_text(DOCUMENTED)
+    other.write_text(DOCUMENTED.replace(old, new))
+    assert (run._digest([one]) != run._digest([other])) == decides
 
 
 def test_a_lost_device_ends_the_run_and_is_remembered(tmp_path: Path) -> None:
