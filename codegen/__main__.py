@@ -35,6 +35,14 @@ def _spec(name: str, architectures: Iterable[str] = variants.ARCHITECTURES) -> S
     return spec
 
 
+def _user_cache() -> Cache:
+    """The cache that the settings name; one that cannot be used is a message, not a traceback."""
+    try:
+        return builder.user_cache()
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+
+
 architectures_option = click.option(
     "--arch",
     "architectures",
@@ -124,6 +132,8 @@ def plans(write: bool) -> None:
 def tune(direction: str, dtype: str, bundle: Path | None, prepare: str | None, lengths: tuple[int, ...]) -> None:
     """Time candidate tiles for rows of K columns on the GPU here, and propose rows of plans.py."""
     chosen = next(each for each in Direction if each.label == direction)
+    if prepare is not None or bundle is None:
+        _user_cache()  # where what is compiled will be looked for: a setting that cannot be used is said first
     if prepare is not None:
         if bundle is None:
             raise click.UsageError("--prepare writes the file that --bundle names")
@@ -153,7 +163,7 @@ def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None
     start = time.monotonic()
     chosen, why = default_architectures(architectures)
     specs = [_spec(name, chosen) for name in names] or list(variants.shipped())
-    report = builder.build(specs, chosen, builder.user_cache(), kind=kind, jobs=jobs)
+    report = builder.build(specs, chosen, _user_cache(), kind=kind, jobs=jobs)
     sizes = sorted(len(cubin.code) for cubin in report.cubins)
     click.echo(
         f"{', '.join(chosen)} ({why}): {len(report.cubins)} kernels, {report.compiled} compiled, "
@@ -170,7 +180,7 @@ def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None
 @json_option
 def inspect(name: str, arch: str, sass: bool, as_json: bool) -> None:
     """Registers, spills, shared memory, size and instruction counts of one variant."""
-    (cubin,) = builder.build([_spec(name, [arch])], [arch], builder.user_cache(), progress=False).cubins
+    (cubin,) = builder.build([_spec(name, [arch])], [arch], _user_cache(), progress=False).cubins
     if sass:
         click.echo(inspection.disassemble(cubin))
         return
@@ -224,13 +234,6 @@ def _sign(bundle: Path, private_key: object) -> str:
         return ""
     beside.write_bytes(signature.sign(Bundle(bundle).digest(), private_key))
     return f"; signed: {beside}"
-
-
-def _user_cache() -> Cache:
-    try:
-        return builder.user_cache()
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
 
 
 @main.group()

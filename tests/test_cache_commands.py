@@ -1,4 +1,4 @@
-"""`python -m codegen cache list|verify|gc|clear`."""
+"""`python -m codegen cache list|verify|gc|clear`, and what every command says of a cache that cannot be used."""
 
 import json
 import os
@@ -74,3 +74,26 @@ def test_a_bad_setting_is_one_sentence(action: str, cache: Cache, monkeypatch: p
     monkeypatch.setenv("SOFTMAX_OPS_CACHE_MAX_BYTES", "much")
     status, lines = run(action)
     assert status == 1 and len(lines) == 1 and "SOFTMAX_OPS_CACHE_MAX_BYTES is 'much'" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("compile", NAME, "--arch", "sm_90"),
+        ("inspect", NAME),
+        ("bundle", "--arch", "sm_90"),
+        ("tune", "24", "--prepare", "sm_90", "--bundle", "tune.bundle"),
+        ("tune", "24"),
+    ],
+    ids=["compile", "inspect", "bundle", "prepare", "tune"],
+)
+@pytest.mark.parametrize(
+    ("name", "value"), [("SOFTMAX_OPS_CACHE_MAX_BYTES", "much"), ("SOFTMAX_OPS_CACHE_DIR", "~no-such-user/cache")]
+)
+def test_a_bad_setting_is_one_sentence_where_kernels_are_compiled(
+    command: tuple[str, ...], name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(codegen.main, [*command])
+    lines = result.output.splitlines()
+    assert result.exit_code == 1 and len(lines) == 1 and f"{name} is {value!r}" in lines[0], result.output
