@@ -85,9 +85,14 @@ def _entry(plan: RowPlan, spec: Spec) -> Entry:
 
 
 def generated_files() -> dict[str, str]:
-    """File name -> text of everything in generated/."""
+    """File name -> text of everything that generating writes."""
     sources = source_files(shipped())
     return {**sources, CATALOG: build_catalog(sources).to_json()}
+
+
+def _present(directory: Path) -> list[Path]:
+    """The sources and the catalogue that are there; whatever else is in the folder is somebody's, and left alone."""
+    return [path for path in (*directory.glob("*.cu"), directory / CATALOG) if path.is_file()]
 
 
 def write(directory: Path = GENERATED) -> tuple[int, int]:
@@ -102,8 +107,8 @@ def write(directory: Path = GENERATED) -> tuple[int, int]:
             partial.write_text(text)
             os.replace(partial, path)
             written += 1
-    stale = [path for path in directory.iterdir() if path.name not in wanted]
-    for path in stale:
+    stale = [path for path in _present(directory) if path.name not in wanted]
+    for path in (*stale, *directory.glob(".*.partial")):  # of a run that was killed
         path.unlink()
     return written, len(stale)
 
@@ -111,7 +116,7 @@ def write(directory: Path = GENERATED) -> tuple[int, int]:
 def differences(directory: Path = GENERATED) -> str:
     """A unified diff from generated/ to what the templates render now; empty when they agree."""
     wanted = generated_files()
-    present = {path.name: path.read_text() for path in directory.iterdir()} if directory.exists() else {}
+    present = {path.name: path.read_text() for path in _present(directory)}
     return "".join(
         line
         for name in sorted(wanted.keys() | present.keys())

@@ -186,6 +186,21 @@ def test_write_touches_only_what_changed_and_removes_what_is_gone(tmp_path: Path
     assert catalogue.write(tmp_path) == (0, 0)
 
 
+def test_what_is_not_generated_is_left_alone(tmp_path: Path) -> None:
+    """But for what a run that was killed left of its own."""
+    catalogue.write(tmp_path)
+    (tmp_path / "folder.cu").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.cu").write_text("mine")
+    (tmp_path / ".DS_Store").write_bytes(b"\xff")
+    (tmp_path / ".gone.cu.partial").write_text("half")
+    before = {path.name for path in tmp_path.iterdir()}
+    assert catalogue.differences(tmp_path) == ""
+    assert catalogue.write(tmp_path) == (0, 0)
+    assert before - {path.name for path in tmp_path.iterdir()} == {".gone.cu.partial"}
+    assert (tmp_path / "notes" / "mine.cu").read_text() == "mine" and (tmp_path / ".DS_Store").read_bytes() == b"\xff"
+
+
 def test_a_bias_is_a_mask_kind_where_serving_takes_it_for_one() -> None:
     having = {dtype.value for (_, dtype), masks in variants.MASKS.items() if Mask.BIAS in masks}
     assert having == set(problem.BIASED)
