@@ -1,0 +1,311 @@
+"""The shape of a launch: the warps that hold a row, the CTAs that share one, the rows of a tile."""
+
+import itertools
+import re
+from collections import Counter
+from math import prod
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codegen.variants import ARCHITECTURES
+from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.problem import DTYPE_BYTES, MAX_RANK, OPERANDS, Geometry, leading_dimensions
+from softmax_ops.tile import Tile
+from tests.support.geometries import geometry
+from tests.support.planning import (
+    ANY_K,
+    CATALOG,
+    every_direction,
+    every_kind,
+    examples,
+    geometries,
+    parameters,
+    planned,
+    rows_of,
+)
+from tests.test_selection import CLUSTER_CTAS, cluster_columns
+
+# Threads
+
+
+@pytest.mark.parametrize(
+    ("of", "threads"),
+    [
+        # 16 bits, aligned: a warp holds 1024 columns.
+        (geometry((3, 1032)), 64),
+        (geometry((3, 2040)), 64),
+        (geometry((3, 2048)), 64),
+        (geometry((3, 2056)), 96),
+        (geometry((3, 8192)), 256),
+        (geometry((3, 16376)), 512),
+        (geometry((3, 16384)), 512),
+        (geometry((3, 8192), "bf16", direction="bwd"), 256),
+        # Anywhere: seven more, beside the vectors.
+        (geometry((3, 1500)), 64),
+        (geometry((3, 2055)), 64),
+        (geometry((3, 2057)), 96),
+        (geometry((3, 16391)), 512),
+        (geometry((3, 2056), alignment=2), 96),
+        # f32: 1024 columns, three more; 512 in the backward. f64: 256.
+        (geometry((3, 516), "f32"), 32),
+        (geometry((3, 1024), "f32"), 32),
+        (geometry((3, 1027), "f32"), 32),
+        (geometry((3, 1028), "f32"), 64),
+        (geometry((3, 1024), "f32", direction="bwd"), 64),
+        (geometry((3, 1028), "f32", direction="bwd"), 96),
+        (geometry((3, 257), "f64"), 64),
+        (geometry((3, 8191), "f64"), 1024),
+        (geometry((3, 8192), "f64"), 1024),
+        # The general kind: half of that.
+        (geometry((3, 520), mask_kind="general"), 64),
+        (geometry((3, 1025), mask_kind="general"), 64),
+        (geometry((3, 260), "f32", "general"), 32),
+        # Clusters: what a CTA has of the row, in whole vectors.
+        (geometry((3, 16392)), 288),  # 8200
+        (geometry((3, 18432)), 288),  # 9216
+        (geometry((3, 18433)), 320),  # 9224
+        (geometry((3, 32768)), 512),
+        (geometry((3, 34816)), 544),
+        (geometry((3, 34817)), 288),  # 8712 in each of four
+        (geometry((3, 140000), "f32"), 288),  # 8752 in each of 16
+        # Others have all that they are compiled for.
+        (geometry((3, 7)), 256),
+        (geometry((3, 40)), 128),
+        (geometry((3, 1024)), 128),
+        (geometry((3, 1031)), 128),
+        (geometry((3, 10**6)), 256),
+        (geometry((300, 10**6)), 512),
+    ],
+    ids=lambda value: f"{value.direction}-{value.dtype}-{value.k}" if isinstance(value, Geometry) else None,
+)
+def test_as_many_warps_as_hold_the_row(of: Geometry, threads: int) -> None:
+    found = planned(of)
+    assert {launch.threads for launch in found.launches} == {threads}, found.variant.name
+
+
+@every_kind
+def test_no_warp_too_few_and_none_too_many(direction: str, dtype: str, mask_kind: str) -> None:
+    """The vectors of a row in any phase have their registers, and a warp less would not hold them."""
+    entries = [entry for entry in CATALOG.tables[direction, dtype, mask_kind] if CATALOG.variants[entry.name].by_warp]
+    for entry in entries:
+        variant = CATALOG.variants[entry.name]
+        first, last = entry.k[0] + -entry.k[0] % entry.vec, entry.k[1]
+        for k in {first, *range(first, last, 100 * entry.vec + entry.vec), last}:
+            found = planned(geometry((3, k), dtype, mask_kind, direction=direction, alignment=entry.vec * 2))
+            if found.variant != variant:
+                continue
+            (launch,) = found.launches
+            columns = k if launch.cluster == 1 else parameters(found)["cluster.columns"][0]
+            held = launch.threads * variant.access * variant.chunks
+            at_most = columns - columns % variant.access
+            assert held - 32 * variant.access * variant.chunks < at_most <= held, (entry.name, k)
+            assert launch.threads % 32 == 0 and launch.threads <= variant.threads
+
+
+# Rows that several CTAs share
+
+
+def pieces(k: int, head: int, count: int, columns: int) -> list[tuple[int, int]]:
+    """(begin, size) of every piece, by piece_of_row of pieces.cuh; `head` columns lie before the row's first vector."""
+    begins = [0, *(min(head + i * columns, k) for i in range(1, count))]
+    ends = [min(head + (i + 1) * columns, k) for i in range(count)]
+    return [(begin, end - begin) for begin, end in zip(begins, ends, strict=True)]
+
+
+def assert_pieces_cover(k: int, count: int, columns: int, vector: int) -> None:
+    """Wherever the row begins: without gap or overlap, each cut at a vector, none with more whole vectors than fit."""
+    for head in range(vector):
+        cut = pieces(k, head, count, columns)
+        assert [begin for begin, _ in cut[1:]] == list(itertools.accumulate(size for _, size in cut[:-1]))
+        assert sum(size for _, size in cut) == k
+        assert all(begin == k or (begin - head) % vector == 0 for begin, _ in cut[1:])
+        assert cut[0][1] - head <= columns and all(0 <= size <= columns for _, size in cut[1:])
+
+
+@pytest.mark.parametrize(("arch", "most"), CLUSTER_CTAS.items(), ids=list(CLUSTER_CTAS))
+@pytest.mark.parametrize(
+    ("direction", "dtype"), [("fwd", "f16"), ("fwd", "f32"), ("fwd", "f64"), ("bwd", "bf16"), ("bwd", "f64")]
+)
+def test_a_cluster_is_as_small_as_holds_the_row(direction: str, dtype: str, arch: str, most: int) -> None:
+    """A power of two of CTAs, each with whole vectors of the row and no more than its registers hold."""
+    vector = 16 // DTYPE_BYTES[dtype]
+    sizes = set()
+    for ctas, more in itertools.product([2**i for i in range(1, most.bit_length())], (-1, 0, 1, 1000)):
+        k = cluster_columns(dtype, True) * ctas + more
+        capacity = cluster_columns(dtype, k % vector == 0)
+        found = planned(geometry((3, k), dtype, direction=direction), arch)
+        if k > capacity * most:
+            assert (found.variant.plan, found.launches[0].cluster) == ("split", 1)
+            continue
+        (launch,), (columns,) = found.launches, parameters(found)["cluster.columns"]
+        wanted = next(2**i for i in range(1, 5) if 2**i * capacity >= k)
+        assert (launch.cluster, launch.grid) == (wanted, 3 * wanted)
+        assert launch.cluster <= found.variant.cluster == 16
+        assert found.variant.max_k // found.variant.cluster == capacity
+        assert columns <= capacity and columns % vector == 0
+        assert_pieces_cover(k, launch.cluster, columns, vector)
+        sizes.add(launch.cluster)
+    assert sizes == {2**i for i in range(1, most.bit_length())}
+
+
+@every_direction
+@pytest.mark.parametrize("k", [16392, 20000, 32769, 50257, 100000, 131072])
+def test_how_a_row_is_shared_depends_on_its_length_alone(direction: str, k: int) -> None:
+    """So that its bits do not depend on what else is in the batch, nor on the GPU's kind."""
+    shared = {
+        (launch.cluster, *parameters(found)["cluster.columns"], launch.threads)
+        for arch in CLUSTER_CTAS
+        for shape in [(k,), (1, k), (7, k), (2, 64, k), (10**6, k)]
+        for alignment in (16, 1)
+        for invariant in (False, True)
+        for found in [
+            planned(
+                geometry(
+                    (1,) * (2 - len(shape)) + shape, direction=direction, alignment=alignment, batch_invariant=invariant
+                ),
+                arch,
+            )
+        ]
+        for launch in found.launches
+    }
+    assert len(shared) == 1
+
+
+PARTIAL_BYTES = {("fwd", "f16"): 8, ("fwd", "f64"): 16, ("bwd", "f32"): 4, ("bwd", "f64"): 8}
+"""Maximum and sum, or the sum of products alone, in the accumulation type."""
+
+
+@pytest.mark.parametrize(("kind", "partial"), PARTIAL_BYTES.items(), ids=["-".join(kind) for kind in PARTIAL_BYTES])
+@pytest.mark.parametrize("rows", [1, 3, 128])
+@pytest.mark.parametrize("k", [278529, 278528 + 4096, 10**6, ANY_K])
+def test_few_rows_are_split(kind: tuple[str, str], partial: int, rows: int, k: int) -> None:
+    """Two launches that differ in nothing but the pass: one CTA for every piece of every row, a partial of each."""
+    direction, dtype = kind
+    size = DTYPE_BYTES[dtype]
+    found = planned(geometry((rows, k), dtype, direction=direction))
+    assert found.variant.plan == "split" and found.variant.piece % (16 // size) == 0
+    segments = -(-k // found.variant.piece)
+    assert found.workspace_bytes == rows * segments * partial
+    first, second = found.launches
+    assert (first.grid, first.cluster, first.rows) == (rows * segments, 1, rows)
+    assert [parameters(found, turn)["split.pass"] for turn in range(2)] == [(0,), (1,)]
+    assert {parameters(found, turn)["split.segments"] for turn in range(2)} == {(segments,)}
+    assert parameters(found) == parameters(found, 1) | {"split.pass": (0,)}
+    assert (second.grid, second.cluster, second.rows, second.offset) == (first.grid, 1, rows, first.offset)
+    if k < ANY_K:
+        assert_pieces_cover(k, segments, found.variant.piece, 16 // size)
+
+
+@every_direction
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
+def test_many_rows_stream(direction: str, arch: str) -> None:
+    """One CTA for a row, and no workspace: beyond 128 rows, or where the number of rows must not matter."""
+    for rows, invariant in [(129, False), (2, True), (1, True), (128, True)]:
+        of = geometry((rows, 300000), direction=direction, batch_invariant=invariant)
+        found = planned(of, arch)
+        (launch,) = found.launches
+        assert (found.variant.plan, found.workspace_bytes) == ("stream", 0)
+        assert (launch.grid, launch.cluster) == (rows, 1)
+        why = "chosen by the number of rows" if invariant else "129 rows are more than 128"
+        assert re.search(rf"_split_kany_v1_t\d+r1: {why}", found.reason)
+    assert planned(geometry((128, 300000), direction=direction), arch).variant.plan == "split"
+
+
+@given(geometries(), st.sampled_from(ARCHITECTURES))
+@examples
+def test_batch_invariant_plans_do_not_look_at_the_rows(of: Geometry, arch: str) -> None:
+    """One row of the call alone runs the same variant in clusters of the same size."""
+    if len(leading_dimensions(of)) > MAX_RANK:
+        return
+    alone = of._replace(shape=(1,) * (len(of.shape) - 1) + of.shape[-1:], batch_invariant=True)
+    whole = planned(of._replace(batch_invariant=True), arch)
+    assert whole.workspace_bytes == 0
+    if whole.variant.vec > 1 or planned(alone, arch).variant.vec == 1:  # a single row takes no steps
+        single = planned(alone, arch)
+        assert (single.variant, single.launches[0].cluster) == (whole.variant, whole.launches[0].cluster)
+
+
+# Tiles
+
+
+@every_direction
+@pytest.mark.parametrize("dtype", ["f16", "f32", "f64"])
+def test_rows_of_a_tile(direction: str, dtype: str) -> None:
+    """As many as fit, in whole periods where one fits: then every CTA begins at the 16-byte phase of the first.
+
+    Rows that are not aligned and would start in few banks are apart.
+    """
+    for k in range(1, 513):
+        of = geometry((1000, k), dtype, direction=direction, alignment=2)
+        found = planned(of)
+        (launch,) = found.launches
+        if found.variant.plan != "tile":
+            continue
+        (rows,), (pitch,), (flat,) = (parameters(found)[f"tile.{name}"] for name in Tile._fields)
+        assert launch.grid == -(-1000 // rows)
+        assert 0 < rows * pitch <= found.variant.tile_elements
+        assert flat == (k * of.element_bytes % 32 != 0)
+        if not flat:
+            assert pitch == k + 1
+            continue
+        assert pitch == k
+        period = next(n for n in range(1, 17) if n * k * of.element_bytes % 16 == 0)
+        most = found.variant.tile_elements // k
+        assert rows == most - most % period if most >= period else rows == most
+
+
+def bank_conflict(found: LaunchPlan) -> int:
+    """Words that one of the 32 banks has to deliver at once, when lanes read the first vector or element of theirs."""
+    variant, size = found.variant, found.geometry.element_bytes
+    (pitch,) = parameters(found)["tile.pitch"]
+    width = variant.vec * size
+    apart = variant.vec if variant.vec > 1 or size == 8 else 4  # elements from lane to lane
+    first = [(n // variant.lanes * pitch + n % variant.lanes * apart) * size for n in range(min(128 // width, 32))]
+    words = {(start + byte) // 4 for start in first for byte in range(width)}
+    return max(Counter(word % 32 for word in words).values())
+
+
+@every_direction
+@pytest.mark.parametrize("dtype", ["f16", "f32", "f64"])
+@pytest.mark.parametrize("alignment", [16, 8])
+def test_banks_of_a_tile(direction: str, dtype: str, alignment: int) -> None:
+    """Of lanes that read at once at most four meet in a bank; in aligned rows of f16 and f32 two."""
+    for k in range(1, 33):
+        of = geometry((1000, k), dtype, direction=direction, alignment=alignment)
+        apart = of._replace(operands=tuple(each._replace(strides=(64, 1)) for each in of.operands))
+        for found in (planned(of), planned(apart)):
+            assert bank_conflict(found) <= (2 if found.variant.vec > 2 else 4), (k, found.variant.name)
+
+
+def test_flat_tiles() -> None:
+    """Only where rows of each tensor follow each other without a gap."""
+
+    def flat(**changes: Any) -> bool:
+        return bool(parameters(planned(geometry((2, 3, 5, 7), **changes)))["tile.flat"][0])
+
+    assert flat()
+    assert flat(mask_kind="boolcausal", mask_shape=(2, 1, 1, 7))
+    for direction, tensors in OPERANDS.items():
+        assert flat(direction=direction)
+        for name in tensors:
+            assert not flat(direction=direction, strides={name: (120, 40, 8, 1)})
+        assert not flat(direction=direction, strides=dict.fromkeys(tensors, (35, 70, 7, 1)))  # permuted
+        assert not flat(direction=direction, strides={tensors[0]: (0, 35, 7, 1)})
+        assert not flat(direction=direction, strides={tensors[0]: (0, 0, 0, 1)})
+
+
+@given(geometries())
+@examples
+def test_flat_tiles_hold_rows_in_order(of: Geometry) -> None:
+    """Then row r of the launch begins K elements after row r - 1, in every tensor."""
+    if len(leading_dimensions(of)) > MAX_RANK:
+        return
+    found = planned(of)
+    if found.variant.plan == "tile" and parameters(found)["tile.flat"][0]:
+        size, tensors = of.k * of.element_bytes, len(OPERANDS[of.direction])
+        assert [row[:tensors] for row in rows_of(of, found)] == [
+            (r * size,) * tensors for r in range(prod(of.shape[:-1]))
+        ]
