@@ -23,9 +23,9 @@ from benchmarks.timing import spread
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
 from tests.support import stub_driver
+from tests.support.launches import STREAM, Serve, serve, serve_all
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
-from tests.test_launcher import STREAM, Serve, serve, serve_all
 
 __all__ = ["serve"]  # a fixture
 

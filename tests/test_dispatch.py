@@ -9,9 +9,9 @@ from softmax_ops import dispatch
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan
 from tests.support import stub_driver
+from tests.support.launches import STREAM, Serve, serve, serve_all
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
-from tests.test_launcher import STREAM, Serve, serve, serve_all
 
 pytestmark = pytest.mark.slow  # a process for each test
 

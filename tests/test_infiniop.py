@@ -21,8 +21,8 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.launch_plan import LaunchPlan
 from tests.support import stub_driver
+from tests.support.launches import STREAM, cubin, in_child, in_thread, names
 from tests.support.stub_driver import isolated
-from tests.test_launcher import STREAM, cubin, in_child, in_thread, names
 
 api: Any = infiniop
 Ref = infiniop.Ref

@@ -18,10 +18,10 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.known import addressed, calls
 from softmax_ops.launch_plan import WORKSPACE
 from tests.support import stub_driver
+from tests.support.launches import STREAM, Serve, serve
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
 from tests.support.ways import way
-from tests.test_launcher import STREAM, Serve, serve
 from transformer_softmax_lib import scaled_masked_softmax_forward
 
 pytestmark = pytest.mark.slow  # many calls, or a process for each test

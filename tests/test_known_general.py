@@ -12,11 +12,11 @@ from torch import Tensor
 import softmax_ops
 from softmax_ops.artifacts import catalog
 from tests.support import stub_driver
+from tests.support.launches import STREAM, Serve, serve
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
 from tests.support.ways import way
 from tests.test_known import Call, long_calls, long_way, outcome
-from tests.test_launcher import STREAM, Serve, serve
 
 pytestmark = pytest.mark.slow  # a process for each test
 

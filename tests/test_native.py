@@ -26,11 +26,11 @@ from softmax_ops.known.call import Known
 from softmax_ops.launch_plan import LaunchPlan
 from tests.support import stub_driver
 from tests.support.cubins import CHECKOUT
+from tests.support.launches import CALL, STREAM, Serve, planned, serve, serve_all
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
 from tests.support.ways import only_compiled, way
 from tests.test_known import long_calls
-from tests.test_launcher import CALL, STREAM, Serve, planned, serve, serve_all
 
 pytestmark = pytest.mark.slow  # a process for each test
 

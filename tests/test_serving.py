@@ -11,8 +11,8 @@ from softmax_ops import driver, launcher, serving
 from softmax_ops.launcher import NotLoaded
 from tests.support import stub_driver
 from tests.support.geometries import geometry
+from tests.support.launches import STREAM, Serve, launch, names, plan_for, serve, serve_all
 from tests.support.stub_driver import isolated
-from tests.test_launcher import STREAM, Serve, launch, names, plan_for, serve, serve_all
 
 __all__ = ["serve"]  # a fixture
 
