@@ -60,26 +60,28 @@ def draw() -> str:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
-        figure = Figure(figsize=(11, 4.5))
-        _fill(figure.add_axes((0.19, 0.17, 0.8, 0.82)))
+        figure = Figure(figsize=(11, 5.8))
+        _fill(figure.add_axes((0.11, 0.13, 0.88, 0.86)))
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
 def _fill(axes: Any) -> None:
-    """All lanes, their names, the axis of K and the legend."""
+    """Groups of lanes under what they serve, a lane for each group of architectures, the axis of K and the legend."""
     groups = alike(KINDS, lambda kind: tuple(tuple(boxes(kind, archs[0])) for archs in ARCHITECTURE_GROUPS))
     names, bottoms = [], []
     for number, kinds in enumerate(groups):
         for place, archs in enumerate(ARCHITECTURE_GROUPS):
-            bottoms.append(-1.25 * (number * (len(ARCHITECTURE_GROUPS) + 0.4) + place))
-            names.append(f"{names_of(kinds)}   {interval(archs[0], archs[-1])}")
+            bottoms.append(-1.25 * (number * (len(ARCHITECTURE_GROUPS) + 1) + place))
+            names.append(interval(archs[0], archs[-1]))
             _lane(axes, bottoms[-1], boxes(kinds[0], archs[0]))
+        top = bottoms[-len(ARCHITECTURE_GROUPS)] + 1.2
+        axes.text(0, top, names_of(kinds), va="bottom", weight="bold")
     axes.set_yticks([bottom + 0.5 for bottom in bottoms], names)
     ticks = range(0, int(log2(LONGEST)) + 1, 2)
     axes.set_xticks(ticks, [_short(2**tick) for tick in ticks])
-    axes.set(xlim=(0, log2(LONGEST)), ylim=(bottoms[-1] - 0.2, 1.1), xlabel="K, columns of a row")
+    axes.set(xlim=(0, log2(LONGEST)), ylim=(bottoms[-1] - 0.2, 2.4), xlabel="K, columns of a row")
     axes.tick_params(axis="y", length=0)
     axes.spines[["left", "right", "top"]].set_visible(False)
     _legend(axes)
@@ -97,7 +99,7 @@ def _lane(axes: Any, bottom: float, lane: list[Box]) -> None:
     for same in alike(lane, lambda box: box.plan):
         widest = min(same, key=lambda box: (box.hatched, max(box.left, 1) / box.right))
         middle = log2(max(widest.left, 1) * widest.right) / 2, bottom + widest.bottom + widest.height / 2
-        axes.text(*middle, widest.plan.label, ha="center", va="center_baseline", size=8)
+        axes.text(*middle, widest.plan.label, ha="center", va="center_baseline", size=7)
 
 
 def _paint(colour: str, hatched: bool = False) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def _legend(axes: Any) -> None:
         Patch(label=f"up to {MAX_SPLIT_ROWS} rows, any alignment", **_paint(COLOURS[Plan.SPLIT])),
         Patch(label="more rows, any alignment", **_paint(COLOURS[Plan.STREAM])),
     ]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.42, -0.11), ncols=4, frameon=False)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.45, -0.09), ncols=4, frameon=False)
 
 
 def _short(k: int) -> str:
