@@ -10,11 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import explain, softmax, softmax_, softmax_backward
+    from .api import explain, log_softmax, log_softmax_backward, softmax, softmax_, softmax_backward
     from .driver import DriverError
     from .launch_plan import NoVariant
     from .launcher import NotLoaded, freeze
-    from .logarithm import log_softmax, log_softmax_backward
     from .modules import FusedSoftmax
     from .planned import Planned, PlannedBackward, plan
     from .resolve import KernelNotFound
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "log_softmax": "logarithm",
-    "log_softmax_backward": "logarithm",
+    "log_softmax": "api",
+    "log_softmax_backward": "api",
     "softmax": "api",
     "softmax_": "api",
     "softmax_backward": "api",

@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from . import api, logarithm
+from . import api
 from .api import Window
 
 
@@ -56,7 +56,7 @@ class FusedSoftmax(torch.nn.Module):
         """Of scores x, [..., Q, K] or [K], with a mask that broadcasts to them and hides where it is 1, a bias to add
         to them, and lengths [B] of what there is to see.
         """
-        function = logarithm.log_softmax if self.log else api.softmax
+        function = api.log_softmax if self.log else api.softmax
         return function(
             x,
             scale=self.scale,

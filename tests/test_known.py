@@ -1,5 +1,6 @@
 """The short way of calls that were made before agrees with the long one, in what is launched and in what is refused."""
 
+import inspect
 import random
 import struct
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 import softmax_ops
-from softmax_ops import dispatch, launcher
+from softmax_ops import dispatch, launcher, routes
 from softmax_ops.artifacts import catalog
 from softmax_ops.known import addressed, calls
 from softmax_ops.launch_plan import WORKSPACE
@@ -81,6 +82,21 @@ def long_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(dispatch, "compute", noted)
     return taken
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "softmax_backward", "log_softmax_backward"])
+def test_both_ways_are_given_what_the_signature_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short way goes by the order of arguments, the long one by their names."""
+    function, backward = getattr(softmax_ops, name), name.endswith("_backward")
+    direction, inputs = (calls.backward, 2) if backward else (calls.forward, 1)
+    given = {argument: object() for argument in inspect.signature(function).parameters}
+    expected = given | {"log": name.startswith("log_")}
+    taken: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(direction, "run", lambda *values: taken.append(values))
+    monkeypatch.setattr(routes, "softmax_backward" if backward else "softmax", lambda *rows, **named: (rows, named))
+    rows, named = function(**given)
+    assert len(rows) == inputs and dict(zip(expected, rows, strict=False)) | named == expected
+    assert direction.names == (*expected,) and taken == [(*expected.values(),)]
 
 
 @isolated

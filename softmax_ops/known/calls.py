@@ -33,7 +33,7 @@ class Calls:
 
     def __init__(self, direction: str, *names: str):
         self._direction = direction
-        self._names = names
+        self.names = names
         self._known: dict[tuple, Known] = {}
         self.run: Callable[..., Any] = _unknown
         """Runs the latest known call, in C one of the few latest: most calls are like one of them, and need no key."""
@@ -45,7 +45,7 @@ class Calls:
         if known is None:
             return None
         self._use(known)
-        return known.run(*(arguments[name] for name in self._names))
+        return known.run(*(arguments[name] for name in self.names))
 
     def remember(
         self,
@@ -58,9 +58,9 @@ class Calls:
         if not current.on_gpu(result) or result.numel() == 0:
             return
         key = self._key(arguments)
-        arguments = {name: arguments[name] for name in self._names}
+        arguments = {name: arguments[name] for name in self.names}
         inputs, others, scalars = _launched(request, arguments.get("batch_invariant", False))
-        operands = {**dict(zip(self._names, inputs, strict=False)), "out": result}
+        operands = {**dict(zip(self.names, inputs, strict=False)), "out": result}
         operands |= {_ARGUMENT.get(name, name): operand for name, operand in others.items()}
         given = {name for name, value in arguments.items() if isinstance(value, Tensor)}
         if not key or given | {"out"} != {*operands}:
@@ -101,7 +101,7 @@ class Calls:
         """A key that distinguishes known calls. Empty for a call that cannot be known."""
         out = arguments["out"]
         facts: list[Any] = []
-        for name in self._names:
+        for name in self.names:
             value = arguments[name]
             if isinstance(value, Tensor):
                 if type(value) not in PLAIN or value.is_nested or value.layout is not torch.strided:
@@ -134,7 +134,7 @@ forward = Calls(
     *("x", "scale", "mask", "bias", "key_lengths", "causal", "causal_offset", "window", "alibi_slopes", "sinks"),
     *("softcap", "dtype", "return_lse", "batch_invariant", "out", "log"),
 )
-"""In the order of the arguments of `softmax`."""
+"""In the order of the arguments of `softmax`; `log` is that of `log_softmax`."""
 
 backward = Calls(
     "bwd",
