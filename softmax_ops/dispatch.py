@@ -1,6 +1,6 @@
 """Computes a request where its tensors are: with torch operations on the CPU, with a kernel on a GPU.
 
-For a kernel the tensors are described in integers (a Geometry), planned and launched; tensors whose layout no kernel
+For a kernel the tensors are described in integers (`layouts`), planned and launched; those whose layout no kernel
 supports are copied first.
 """
 
@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +21,9 @@ from .checks.tensors import describe
 from .checks.values import accumulation
 from .explanation import Explanation, explain_geometry
 from .launch_plan import LaunchPlan, TooManyDimensions
+from .layouts import DTYPES, Metadata, Scalars, contiguous, geometry_of, metadata_of, supported
 from .operands import Named
-from .problem import BIASED, OPERANDS, General, Geometry, Operand
-
-_DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
-_ACCESS_BYTES = 16
-_PER_COLUMN = ("mask", "bias")
-"""Operands with a value for each column; the others have one for each row."""
+from .problem import BIASED, OPERANDS, General, Geometry
 
 
 def forward(request: Request, batch_invariant: bool = False) -> Any:
@@ -98,7 +94,7 @@ def of_forward(request: Request, batch_invariant: bool) -> tuple[Named, Scalars]
 def _has_kernels_of_bias(request: Request, bias: Tensor) -> bool:
     """Whether the mask kind `bias` can serve a request that has a bias and nothing else."""
     dtype = request.x.dtype
-    return bias.dtype is dtype and request.dtype in (None, dtype) and _DTYPES[dtype] in BIASED
+    return bias.dtype is dtype and request.dtype in (None, dtype) and DTYPES[dtype] in BIASED
 
 
 def of_backward(request: BackwardRequest, batch_invariant: bool) -> tuple[Named, Scalars]:
@@ -119,16 +115,6 @@ def _of_rows(rows: Tensor, empty: float) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=rows.device)
 
 
-class Scalars(NamedTuple):
-    """The arguments of a launch that are not tensors."""
-
-    scale: float
-    fill: float
-    causal_offset: int | None
-    batch_invariant: bool
-    general: General | None = None  # of a general request
-
-
 def compute(
     direction: str,
     inputs: tuple[Tensor, ...],
@@ -146,12 +132,12 @@ def compute(
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device) if out is None else out
     if x.numel() == 0:
         return y
-    tensors, others = _followed((*inputs, y), others)
+    tensors, others = supported((*inputs, y), others)
     with current.working_on(current.ordinal(x)):
         try:
             _launch(direction, tensors, others, scalars)
         except TooManyDimensions:
-            tensors, others = _contiguous(tensors, others)
+            tensors, others = contiguous(tensors, others)
             _launch(direction, tensors, others, scalars)
             if tensors[-1] is not y:
                 y.copy_(tensors[-1])
@@ -181,12 +167,12 @@ def _explain(
     """What `compute` would do."""
     x = inputs[0]
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device="meta") if out is None else out
-    tensors, others = _followed((*inputs, y), others)
+    tensors, others = supported((*inputs, y), others)
     try:
-        return explain(_geometry(_metadata(direction, tensors, others, scalars, arch)), arch)
+        return explain(geometry_of(metadata_of(direction, tensors, others, scalars, arch)), arch)
     except TooManyDimensions:
-        tensors, others = _contiguous(tensors, others)
-        return explain(_geometry(_metadata(direction, tensors, others, scalars, arch)), arch)
+        tensors, others = contiguous(tensors, others)
+        return explain(geometry_of(metadata_of(direction, tensors, others, scalars, arch)), arch)
 
 
 def executable(
@@ -196,8 +182,8 @@ def executable(
 
     Raises what `compute` does.
     """
-    followed, beside = _followed(tensors, others)
-    if any(map(operator.is_not, (*followed, *beside.values()), (*tensors, *others.values()))):
+    ready, beside = supported(tensors, others)
+    if any(map(operator.is_not, (*ready, *beside.values()), (*tensors, *others.values()))):
         return None
     try:
         return _executable(direction, tensors, others, scalars)
@@ -207,7 +193,7 @@ def executable(
 
 def _executable(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars) -> launcher.Executable:
     device = current.ordinal(tensors[0])
-    plan = _plan(_metadata(direction, tensors, others, scalars, driver.architecture(device)))
+    plan = _plan(metadata_of(direction, tensors, others, scalars, driver.architecture(device)))
     return launcher.executable(plan, device, current.stream(device))
 
 
@@ -241,108 +227,6 @@ def new_scratch(like: Tensor, bytes: int) -> Tensor:
     return like.new_empty(bytes, dtype=torch.uint8)
 
 
-def _followed(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
-    """The tensors, copied where kernels do not support the last stride. A mask may also be broadcast along the row."""
-    mask = others.get("mask")
-    if mask is not None and mask.dim() and mask.shape[-1] > 1 and mask.stride(-1) not in (0, 1):
-        others = others | {"mask": mask.contiguous()}
-    return tuple(map(_with_unit_stride, tensors)), others
-
-
-def _with_unit_stride(tensor: Tensor) -> Tensor:
-    """The tensor itself or a copy; expanded leading dimensions are not copied, so of an expanded scalar only one row
-    is."""
-    if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
-        return tensor
-    leading = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()[:-1])
-    return tensor[leading].contiguous().expand(tensor.shape)
-
-
-def _contiguous(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
-    """Contiguous copies of everything that is read, and a new output if y has gaps. Per-row results have none anyway.
-
-    0-d tensors are left alone: a kernel reads the lower half of a 64-bit offset, which is no row of numbers.
-    """
-    *inputs, y = tensors
-    output = y if y.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    copies = {
-        name: tensor.expand(y.shape if name in _PER_COLUMN else y.shape[:-1]).contiguous() if tensor.dim() else tensor
-        for name, tensor in others.items()
-    }
-    return (*(tensor.contiguous() for tensor in inputs), output), copies
-
-
-class _Metadata(NamedTuple):
-    """A call's metadata as torch reports it: the cache key of its plan, cheaper to build and to hash than a
-    Geometry."""
-
-    direction: str
-    shape: torch.Size
-    tensors: tuple[tuple, ...]  # dtype, strides, alignment of inputs and output
-    others: tuple[tuple, ...]  # name, dtype, strides, alignment, shape
-    causal_offset: int | None
-    batch_invariant: bool
-    general: General | None
-    arch: str
-
-
-def _metadata(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars, arch: str) -> _Metadata:
-    return _Metadata(
-        direction,
-        tensors[0].shape,
-        tuple([(tensor.dtype, tensor.stride(), alignment(tensor)) for tensor in tensors]),
-        tuple([(name, each.dtype, each.stride(), alignment(each), each.shape) for name, each in others.items()]),
-        scalars.causal_offset,
-        scalars.batch_invariant,
-        scalars.general,
-        arch,
-    )
-
-
 @lru_cache(maxsize=launcher.PLANS)
-def _plan(metadata: _Metadata) -> LaunchPlan:
-    return launcher.plan_for(_geometry(metadata), metadata.arch)
-
-
-def _geometry(of: _Metadata) -> Geometry:
-    """The call in integers: [K] becomes [1, K], and broadcast dimensions have stride 0."""
-    rank = max(len(of.shape), 2)
-    found = [
-        Operand(name, _strides(of.shape, strides, rank), alignment, dtype.itemsize)
-        for name, (dtype, strides, alignment) in zip(OPERANDS[of.direction], of.tensors, strict=True)
-    ]
-    for name, dtype, strides, alignment, shape in of.others:
-        per_column = name in _PER_COLUMN
-        moves = _strides(shape, strides, rank if per_column else rank - 1)
-        found.append(Operand(name, moves if per_column else (*moves, 0), alignment, dtype.itemsize))
-    read, written = of.tensors[0][0], of.tensors[-1][0]
-    return Geometry(
-        direction=of.direction,
-        dtype=_DTYPES[read] if read is written else f"{_DTYPES[read]}to{_DTYPES[written]}",
-        mask_kind=_mask_kind(of),
-        shape=(1,) * (rank - len(of.shape)) + tuple(of.shape),
-        operands=tuple(found),
-        causal_offset=of.causal_offset,
-        batch_invariant=of.batch_invariant,
-        general=of.general,
-    )
-
-
-def _mask_kind(of: _Metadata) -> str:
-    if of.general is not None:
-        return "general"
-    if of.others and of.others[0][1].is_floating_point:
-        return "bias" if of.others[0][0] == "bias" else "like"
-    return ("bool" if of.others else "") + ("" if of.causal_offset is None else "causal") or "none"
-
-
-def _strides(shape: tuple[int, ...], strides: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Strides in elements of a tensor broadcast from the right to `rank` dimensions."""
-    present = zip(shape, strides, strict=True)
-    return (0,) * (rank - len(shape)) + tuple(stride if size > 1 else 0 for size, stride in present)
-
-
-def alignment(tensor: Tensor) -> int:
-    """The largest power of two, at most 16, that divides the address in bytes."""
-    address = tensor.data_ptr() | _ACCESS_BYTES
-    return address & -address
+def _plan(metadata: Metadata) -> LaunchPlan:
+    return launcher.plan_for(geometry_of(metadata), metadata.arch)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from . import current, dispatch
+from . import current, dispatch, layouts
 from .checks import Request, check_softmax, check_softmax_backward
 from .checks.tensors import describe
 from .known.call import Known
@@ -105,12 +105,12 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> _Layout:
-        alignment = dispatch.alignment(tensor)
+        alignment = layouts.alignment(tensor)
         words = f"{describe(tensor)}, {alignment}-byte aligned"
         return cls(
             name,
             tuple(tensor.shape),
-            _strides(tensor.shape, tensor.stride()),
+            layouts.moving(tensor.shape, tensor.stride()),
             tensor.dtype,
             tensor.device,
             alignment,
@@ -119,7 +119,7 @@ class _Layout(NamedTuple):
 
     def check(self, tensor: Tensor) -> None:
         """Raises ValueError for a tensor with other metadata."""
-        given = tuple(tensor.shape), _strides(tensor.shape, tensor.stride()), tensor.dtype, tensor.device
+        given = tuple(tensor.shape), layouts.moving(tensor.shape, tensor.stride()), tensor.dtype, tensor.device
         if given != (self.shape, self.strides, self.dtype, self.device) or tensor.data_ptr() % self.alignment:
             raise ValueError(
                 f"{_OP}: {self.name} is a {self.of(self.name, tensor).words}, and what was planned is a {self.words}; "
@@ -142,7 +142,7 @@ class _Planned:
         self._run: list[Callable[..., Any]] = [_unknown, _unknown]
         self._executable: Executable | None = None
         if current.on_gpu(like) and like.numel() > 0:
-            scalars = dispatch.Scalars(request.scale, request.fill, request.causal_offset, flags.batch_invariant)
+            scalars = layouts.Scalars(request.scale, request.fill, request.causal_offset, flags.batch_invariant)
             others = {} if mask is None else {"mask": mask}
             self._executable = dispatch.executable(direction, (*inputs.values(), result), others, scalars)
             if self._executable is None:
@@ -242,8 +242,3 @@ class PlannedBackward(_Planned):
         dx = self._run[out is None](dy, y, out)
         with torch.no_grad():
             return dispatch.backward(request, self._flags.batch_invariant) if dx is None else dx
-
-
-def _strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    """In elements; 0 for dimensions that have no second element to lead to."""
-    return tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))

@@ -347,7 +347,7 @@ def test_layers() -> None:
     assert importers("softmax_ops", "cryptography") == {"softmax_ops/artifacts/signature.py"}
     assert importers("codegen", "cryptography") == set()
     torch_only = (
-        *("api", "autograd", "cpu", "current", "dispatch", "modes"),
+        *("api", "autograd", "cpu", "current", "dispatch", "layouts", "modes"),
         *("modules", "operands", "ops", "planned", "routes"),
         *(f"known/{name}" for name in ("addressed", "call", "calls", "likeness")),
     )

@@ -8,6 +8,7 @@ import torch
 from softmax_ops import dispatch
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.layouts import Scalars, metadata_of
 from tests.support import stub_driver
 from tests.support.launches import STREAM, Serve, serve, serve_all
 from tests.support.posing import pose
@@ -30,16 +31,16 @@ def compute(direction: str, inputs: Any, mask: Any = None, out: Any = None, **sc
 
 
 def plan_of(direction: str, tensors: Any, mask: Any = None, **scalars: Any) -> LaunchPlan:
-    return dispatch._plan(dispatch._metadata(direction, tensors, others(mask), of_call(**scalars), "sm_90"))
+    return dispatch._plan(metadata_of(direction, tensors, others(mask), of_call(**scalars), "sm_90"))
 
 
 def others(mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
     return {} if mask is None else {"mask": mask}
 
 
-def of_call(**scalars: Any) -> dispatch.Scalars:
+def of_call(**scalars: Any) -> Scalars:
     facts: dict[str, Any] = {"scale": 0.5, "fill": EXCLUDED, "causal_offset": None, "batch_invariant": False}
-    return dispatch.Scalars(**(facts | scalars))
+    return Scalars(**(facts | scalars))
 
 
 def launched() -> list[stub_driver.Call]:

@@ -20,7 +20,7 @@ MODULES = {
 }
 
 OF_TORCH = {"api", "autograd", "checks", "cpu", "dispatch", "modules", "ops"}
-OF_TORCH |= {"current", "known", "modes", "operands", "planned", "routes"}
+OF_TORCH |= {"current", "known", "layouts", "modes", "operands", "planned", "routes"}
 OF_CUDA = {"driver", "launcher", "serving"}
 TORCH_FREE = sorted(name for name in MODULES if not (OF_TORCH | OF_CUDA) & set(name.split(".")))
 

@@ -24,6 +24,7 @@ from softmax_ops.driver import DriverError
 from softmax_ops.known import addressed, calls
 from softmax_ops.known.call import Known
 from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.layouts import Scalars
 from tests.support import stub_driver
 from tests.support.cubins import CHECKOUT
 from tests.support.launches import CALL, STREAM, Serve, planned, serve, serve_all
@@ -48,7 +49,7 @@ def rows() -> Tensor:
 
 def plan_of(x: Tensor, out: Tensor) -> LaunchPlan:
     """Of the plain call, once it was made."""
-    found = dispatch.executable("fwd", (x, out), {}, dispatch.Scalars(1.0, 0.0, None, False))
+    found = dispatch.executable("fwd", (x, out), {}, Scalars(1.0, 0.0, None, False))
     assert found is not None
     return found.plan
 

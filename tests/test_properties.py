@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import softmax_ops
 from codegen import build, variants
-from softmax_ops import dispatch
+from softmax_ops import dispatch, layouts
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.checks import BackwardRequest, Request, check_softmax, check_softmax_backward
@@ -174,7 +174,7 @@ class Prepared(NamedTuple):
     direction: str
     tensors: tuple[torch.Tensor, ...]
     mask: torch.Tensor | None
-    metadata: dispatch._Metadata
+    metadata: layouts.Metadata
 
 
 def prepared(call: Call | BackwardCall) -> Prepared:
@@ -184,9 +184,9 @@ def prepared(call: Call | BackwardCall) -> Prepared:
     mask = request.mask if isinstance(request, Request) else None
     output = torch.full(inputs[0].shape, math.nan, dtype=inputs[0].dtype) if call.out is None else call.out
     direction = "fwd" if isinstance(call, Call) else "bwd"
-    scalars = dispatch.Scalars(request.scale, -math.inf, request.causal_offset, False)
-    tensors, others = dispatch._followed((*inputs, output), {} if mask is None else {"mask": mask})
-    metadata = dispatch._metadata(direction, tensors, others, scalars, ARCHITECTURE)
+    scalars = layouts.Scalars(request.scale, -math.inf, request.causal_offset, False)
+    tensors, others = layouts.supported((*inputs, output), {} if mask is None else {"mask": mask})
+    metadata = layouts.metadata_of(direction, tensors, others, scalars, ARCHITECTURE)
     return Prepared(direction, tensors, others.get("mask"), metadata)
 
 
@@ -235,7 +235,7 @@ def test_explain(call: Call, backward: bool) -> None:
 def test_geometry_moves_like_the_tensors(call: Call | BackwardCall) -> None:
     """Strides of what broadcasts are 0; those of a dimension of size 1 are never used."""
     direction, tensors, mask, metadata = prepared(call)
-    geometry = dispatch._geometry(metadata)
+    geometry = layouts.geometry_of(metadata)
     assert [operand.name for operand in geometry.operands] == [
         *OPERANDS[direction],
         *([] if mask is None else ["mask"]),
@@ -254,7 +254,7 @@ def test_geometry_moves_like_the_tensors(call: Call | BackwardCall) -> None:
 @settings(examples, max_examples=200)
 def test_what_is_expanded_is_copied_once(call: BackwardCall) -> None:
     """A gradient whose last stride is 0 becomes one row for all that are the same; no other dimension is filled in."""
-    dy = dispatch._with_unit_stride(call.dy)
+    dy = layouts.with_unit_stride(call.dy)
     if call.dy.shape[-1] == 1 or call.dy.stride(-1) == 1:
         assert dy is call.dy
         return
@@ -266,12 +266,12 @@ def test_what_is_expanded_is_copied_once(call: BackwardCall) -> None:
 def test_the_gradient_of_a_sum_is_copied_as_one_row() -> None:
     y = torch.rand(4, 16, 128, 1000)
     dy = torch.ones(()).expand(y.shape)
-    copy = dispatch._with_unit_stride(dy)
+    copy = layouts.with_unit_stride(dy)
     assert copy.stride() == (0, 0, 0, 1) and copy.untyped_storage().nbytes() == 4 * 1000
-    per_query = dispatch._with_unit_stride(torch.rand(4, 16, 128, 1).expand(y.shape))  # of y.sum(-1)
+    per_query = layouts.with_unit_stride(torch.rand(4, 16, 128, 1).expand(y.shape))  # of y.sum(-1)
     assert per_query.is_contiguous()
     transposed = y.transpose(-1, -2)
-    assert dispatch._with_unit_stride(transposed).is_contiguous()
+    assert layouts.with_unit_stride(transposed).is_contiguous()
 
 
 # The backward

@@ -1,0 +1,136 @@
+"""Describes tensors in integers, as planning wants them, and copies those whose layout no kernel supports.
+
+A call's Metadata, as torch reports it, is the key under which its plan is cached; planning takes a Geometry.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .operands import Named
+from .problem import OPERANDS, General, Geometry, Operand
+
+DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
+_ACCESS_BYTES = 16
+_PER_COLUMN = ("mask", "bias")
+"""Operands with a value for each column; the others have one for each row."""
+
+
+class Scalars(NamedTuple):
+    """The arguments of a launch that are not tensors."""
+
+    scale: float
+    fill: float
+    causal_offset: int | None
+    batch_invariant: bool
+    general: General | None = None  # of a general request
+
+
+class Metadata(NamedTuple):
+    """A call's metadata as torch reports it: the cache key of its plan, cheaper to build and to hash than a
+    Geometry."""
+
+    direction: str
+    shape: torch.Size
+    tensors: tuple[tuple, ...]  # dtype, strides, alignment of inputs and output
+    others: tuple[tuple, ...]  # name, dtype, strides, alignment, shape
+    causal_offset: int | None
+    batch_invariant: bool
+    general: General | None
+    arch: str
+
+
+def metadata_of(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars, arch: str) -> Metadata:
+    """The metadata of a launch on these tensors, the output last."""
+    return Metadata(
+        direction,
+        tensors[0].shape,
+        tuple([(tensor.dtype, tensor.stride(), alignment(tensor)) for tensor in tensors]),
+        tuple([(name, each.dtype, each.stride(), alignment(each), each.shape) for name, each in others.items()]),
+        scalars.causal_offset,
+        scalars.batch_invariant,
+        scalars.general,
+        arch,
+    )
+
+
+def geometry_of(of: Metadata) -> Geometry:
+    """The call in integers: [K] becomes [1, K], and broadcast dimensions have stride 0."""
+    rank = max(len(of.shape), 2)
+    found = [
+        Operand(name, _strides(of.shape, strides, rank), alignment, dtype.itemsize)
+        for name, (dtype, strides, alignment) in zip(OPERANDS[of.direction], of.tensors, strict=True)
+    ]
+    for name, dtype, strides, alignment, shape in of.others:
+        per_column = name in _PER_COLUMN
+        moves = _strides(shape, strides, rank if per_column else rank - 1)
+        found.append(Operand(name, moves if per_column else (*moves, 0), alignment, dtype.itemsize))
+    read, written = of.tensors[0][0], of.tensors[-1][0]
+    return Geometry(
+        direction=of.direction,
+        dtype=DTYPES[read] if read is written else f"{DTYPES[read]}to{DTYPES[written]}",
+        mask_kind=_mask_kind(of),
+        shape=(1,) * (rank - len(of.shape)) + tuple(of.shape),
+        operands=tuple(found),
+        causal_offset=of.causal_offset,
+        batch_invariant=of.batch_invariant,
+        general=of.general,
+    )
+
+
+def _mask_kind(of: Metadata) -> str:
+    if of.general is not None:
+        return "general"
+    if of.others and of.others[0][1].is_floating_point:
+        return "bias" if of.others[0][0] == "bias" else "like"
+    return ("bool" if of.others else "") + ("" if of.causal_offset is None else "causal") or "none"
+
+
+def _strides(shape: tuple[int, ...], strides: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Strides in elements of a tensor broadcast from the right to `rank` dimensions."""
+    return (0,) * (rank - len(shape)) + moving(shape, strides)
+
+
+def moving(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, 0 for dimensions that have no second element to lead to."""
+    return tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))
+
+
+def alignment(tensor: Tensor) -> int:
+    """The largest power of two, at most 16, that divides the address in bytes."""
+    address = tensor.data_ptr() | _ACCESS_BYTES
+    return address & -address
+
+
+def supported(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
+    """The tensors, copied where kernels do not support the last stride. A mask may also be broadcast along the row."""
+    mask = others.get("mask")
+    if mask is not None and mask.dim() and mask.shape[-1] > 1 and mask.stride(-1) not in (0, 1):
+        others = others | {"mask": mask.contiguous()}
+    return tuple(map(with_unit_stride, tensors)), others
+
+
+def with_unit_stride(tensor: Tensor) -> Tensor:
+    """The tensor itself or a copy; expanded leading dimensions are not copied, so of an expanded scalar only one row
+    is."""
+    if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
+        return tensor
+    leading = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()[:-1])
+    return tensor[leading].contiguous().expand(tensor.shape)
+
+
+def contiguous(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
+    """Contiguous copies of everything that is read, and a new output if y has gaps. Per-row results have none anyway.
+
+    0-d tensors are left alone: a kernel reads the lower half of a 64-bit offset, which is no row of numbers.
+    """
+    *inputs, y = tensors
+    output = y if y.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    copies = {
+        name: tensor.expand(y.shape if name in _PER_COLUMN else y.shape[:-1]).contiguous() if tensor.dim() else tensor
+        for name, tensor in others.items()
+    }
+    return (*(tensor.contiguous() for tensor in inputs), output), copies
