@@ -25,6 +25,7 @@ from pathlib import Path
 
 from softmax_ops.artifacts import catalog, settings
 from softmax_ops.artifacts.bundle import write_bundle
+from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -161,7 +162,7 @@ def _bundle_of_one(gpu: str | None, output: Path) -> None:
     """Of every kernel for the GPU; without one for ARCH, each with a head that the stub driver can read."""
     from codegen import build, variants
 
-    cubins = list(build.build(variants.shipped(), [gpu or ARCH], build.user_cache(), progress=False).cubins)
+    cubins = list(build.build(variants.shipped(), [gpu or ARCH], user_cache(), progress=False).cubins)
     if gpu is None:
         cubins = [_for_stub(cubin) for cubin in cubins]
     write_bundle(output, cubins, catalog=catalog.location().read_bytes(), toolchain="benchmark")

@@ -28,6 +28,7 @@ from codegen import build, variants
 from codegen.axes import Plan
 from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
+from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import LaunchPlan, plan
@@ -161,7 +162,7 @@ class Counter:
 
     def __init__(self, specs: Iterable[Spec]):
         specs = sorted(set(specs), key=lambda spec: spec.name)
-        kept = build.user_cache()
+        kept = user_cache()
         ptx = build.build(specs, [ARCH], kept, kind="ptx", progress=False)
         self.cubins = {each.variant: each for each in build.build(specs, [ARCH], kept, progress=False).cubins}
         self._opcodes = sass.opcodes(self.cubins.values())

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from softmax_ops.artifacts import signature
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
-from softmax_ops.artifacts.cache import Cache, Swept
+from softmax_ops.artifacts.cache import Cache, Swept, user_cache
 
 from . import build as builder
 from . import catalogue, inspection, plan_picture, plan_tables, toolchain, tuning, variants
@@ -38,7 +38,7 @@ def _spec(name: str, architectures: Iterable[str] = variants.ARCHITECTURES) -> S
 def _user_cache() -> Cache:
     """The cache that the settings name; one that cannot be used is a message, not a traceback."""
     try:
-        return builder.user_cache()
+        return user_cache()
     except ValueError as error:
         raise click.ClickException(str(error)) from None
 
@@ -245,8 +245,8 @@ def cache() -> None:
 @json_option
 def cache_list(as_json: bool) -> None:
     """One line per entry, the latest used first: bytes, last use, file name."""
-    user_cache = _user_cache()
-    entries = user_cache.entries()
+    kept = _user_cache()
+    entries = kept.entries()
     if as_json:
         click.echo(json.dumps([vars(entry) for entry in entries], indent=1))
         return
@@ -254,19 +254,19 @@ def cache_list(as_json: bool) -> None:
         used = datetime.fromtimestamp(entry.used_ns / 1e9, UTC)
         click.echo(f"{entry.stored_bytes:8}  {used:%Y-%m-%d %H:%M}  {entry.name}")
     total = sum(entry.stored_bytes for entry in entries)
-    click.echo(f"{len(entries)} entries, {total} bytes of at most {user_cache.max_bytes}, in {user_cache.root}")
+    click.echo(f"{len(entries)} entries, {total} bytes of at most {kept.max_bytes}, in {kept.root}")
 
 
 @cache.command()
 def verify() -> None:
     """Read every entry and check its hash; nothing is changed."""
-    user_cache = _user_cache()
-    findings = user_cache.verify()
+    kept = _user_cache()
+    findings = kept.verify()
     for finding in findings:
         click.echo(finding)
     if findings:
-        raise click.ClickException(f"{len(findings)} findings in {user_cache.root}; `cache clear` removes every entry")
-    click.echo(f"{len(user_cache.entries())} entries in {user_cache.root}, every one intact")
+        raise click.ClickException(f"{len(findings)} findings in {kept.root}; `cache clear` removes every entry")
+    click.echo(f"{len(kept.entries())} entries in {kept.root}, every one intact")
 
 
 @cache.command()

@@ -2,10 +2,9 @@
 
 from enum import Enum
 
-from .features import Section
+from softmax_ops.artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 
-ACCESS_BYTES = 16
-"""Width of a vector access in bytes: the widest load and store of sm_70 .. sm_90."""
+from .features import Section
 
 
 class DType(Enum):
@@ -31,7 +30,7 @@ class DType(Enum):
     @property
     def bytes(self) -> int:
         """Size of an input element."""
-        return {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}[self.input.value]
+        return DTYPE_BYTES[self.value]
 
     @property
     def element(self) -> str:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from softmax_ops.artifacts import settings
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import Absent, Cubin
 
@@ -26,11 +25,6 @@ from .spec import Spec
 
 UNIT_KERNELS = 32
 """Kernels per translation unit."""
-
-
-def user_cache() -> Cache:
-    """The cache that serving looks in too."""
-    return Cache(settings.read("SOFTMAX_OPS_CACHE_DIR"), max_bytes=settings.read("SOFTMAX_OPS_CACHE_MAX_BYTES"))
 
 
 @dataclass(frozen=True)

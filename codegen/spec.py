@@ -8,15 +8,15 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 
-from .axes import ACCESS_BYTES, Direction, DType, Plan
+from softmax_ops.artifacts.constants import ACCESS_BYTES
+from softmax_ops.artifacts.constants import MAX_CLUSTER as MAX_CLUSTER
+
+from .axes import Direction, DType, Plan
 from .features import BAND, EPILOGUE, GENERAL_GRADIENT, Feature, Mask, Section
 
 ANY_K = 2**31 - 2**20
 """Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors
 that lie beyond the last column."""
-
-MAX_CLUSTER = 16
-"""CTAs per cluster, at most."""
 
 
 def operands(direction: Direction) -> Section:

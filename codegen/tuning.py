@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
+from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Absent, Cubin
 
 from . import build, toolchain
@@ -110,7 +111,7 @@ def compiled(specs: Iterable[Spec], arch: str) -> Compiled:
     refused: dict[str, str] = {}
     while True:
         try:
-            return build.build(left.values(), [arch], build.user_cache(), progress=False).cubins, refused
+            return build.build(left.values(), [arch], user_cache(), progress=False).cubins, refused
         except toolchain.Spills as error:
             name = error.args[0]
             del left[name]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .artifacts.catalog import Catalog, Entry, Layout, Variant, argument_bytes
+from .artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
 from .artifacts.cubin import runs_on
 from .problem import MAX_RANK, MAX_ROWS, Dimension, General, Geometry, Part, leading_dimensions, parts
 from .tile import tile_of
@@ -13,14 +14,8 @@ from .tile import tile_of
 SCALARS = ("scale", "mask.fill")
 """Fields that a launch fills in, like every `<operand>.address`; all others are fixed by the plan."""
 
-ACCESS_BYTES = 16
-"""Width of a vector access."""
-
 WARP = 32
 """Threads."""
-
-LARGEST_CLUSTER = 16
-"""CTAs."""
 
 EVERYWHERE = 2**40
 """Window bound in columns that hides nothing: more than any row has."""
@@ -79,7 +74,7 @@ class LaunchPlan:
         return bytes(buffer)
 
 
-def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = LARGEST_CLUSTER) -> LaunchPlan:
+def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = MAX_CLUSTER) -> LaunchPlan:
     """The launch plan of a geometry with at least one row and one column, on GPUs of an architecture ("sm_90").
 
     largest_cluster   CTAs of the largest cluster that the GPU can run; 1: it cannot run clusters.
@@ -116,9 +111,7 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
     )
 
 
-def _select(
-    geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = LARGEST_CLUSTER
-) -> tuple[Entry, str]:
+def _select(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = MAX_CLUSTER) -> tuple[Entry, str]:
     """The first entry of the dispatch table that serves the rows, and the reason why earlier ones do not."""
     try:
         entries = catalog.candidates(geometry.direction, geometry.dtype, geometry.mask_kind, geometry.k)

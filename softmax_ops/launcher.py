@@ -14,7 +14,8 @@ from cuda.bindings import driver as cuda
 
 from . import driver, native, resolve
 from .artifacts import catalog
-from .launch_plan import LARGEST_CLUSTER, WORKSPACE, Launch, LaunchPlan, plan
+from .artifacts.constants import MAX_CLUSTER
+from .launch_plan import WORKSPACE, Launch, LaunchPlan, plan
 from .problem import Geometry
 
 PLANS = 4096
@@ -33,7 +34,7 @@ class NotLoaded(RuntimeError):
 
 
 @lru_cache(maxsize=PLANS)
-def plan_for(geometry: Geometry, arch: str, largest_cluster: int = LARGEST_CLUSTER) -> LaunchPlan:
+def plan_for(geometry: Geometry, arch: str, largest_cluster: int = MAX_CLUSTER) -> LaunchPlan:
     """The launch plan of a geometry on an architecture ("sm_90"), by the catalogue of this package."""
     return plan(geometry, catalog.load(), arch, largest_cluster)
 

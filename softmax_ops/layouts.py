@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .artifacts.constants import ACCESS_BYTES
 from .operands import Named
-from .problem import OPERANDS, General, Geometry, Operand
+from .problem import DTYPE_NAMES, OPERANDS, General, Geometry, Operand
 
-DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64"}
-_ACCESS_BYTES = 16
+DTYPES = {getattr(torch, name): dtype for name, dtype in DTYPE_NAMES.items()}
 _PER_COLUMN = ("mask", "bias")
 """Operands with a value for each column; the others have one for each row."""
 
@@ -100,8 +100,8 @@ def moving(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def alignment(tensor: Tensor) -> int:
-    """The largest power of two, at most 16, that divides the address in bytes."""
-    address = tensor.data_ptr() | _ACCESS_BYTES
+    """The largest power of two, at most ACCESS_BYTES, that divides the address in bytes."""
+    address = tensor.data_ptr() | ACCESS_BYTES
     return address & -address
 
 

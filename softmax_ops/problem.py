@@ -7,8 +7,10 @@ call (addresses, scale, fill, stream) is passed at the launch.
 from math import prod
 from typing import NamedTuple
 
-DTYPE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f16tof32": 2, "bf16tof32": 2, "f32tof16": 4, "f32tobf16": 4}
-"""Size of an input element. The part after "to" is the type of the output, if it differs."""
+from .artifacts.constants import DTYPE_BYTES
+
+DTYPE_NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
+"""Element types of tensors, by the names that torch has for them."""
 
 OPERANDS = {"fwd": ("x", "y"), "bwd": ("dy", "y", "dx")}
 """Tensors of every call of a direction, the output last. Operands that only some calls have come after them."""

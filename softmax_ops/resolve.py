@@ -13,7 +13,7 @@ from typing import Any
 
 from .artifacts import settings
 from .artifacts.bundle import Bundle
-from .artifacts.cache import Cache
+from .artifacts.cache import user_cache
 from .artifacts.catalog import Variant
 from .artifacts.cubin import Absent, Cubin, architecture_order, runs_on
 
@@ -74,11 +74,6 @@ def bundles() -> list[tuple[str, Bundle]]:
     return [*found, ("bundle of the package", _bundle(PACKAGED_BUNDLE, key))]
 
 
-def user_cache() -> Cache:
-    """The cache at the place that the settings give."""
-    return Cache(settings.read("SOFTMAX_OPS_CACHE_DIR"), max_bytes=settings.read("SOFTMAX_OPS_CACHE_MAX_BYTES"))
-
-
 def _places(variant: Variant, arch: str, may_compile: bool) -> Iterator[tuple[str, Callable[[], Cubin]]]:
     for place, bundle in bundles():
         yield place, partial(_from_bundle, bundle, variant, arch)
@@ -118,7 +113,7 @@ def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
     if not may_compile:
         raise Absent("not asked to compile; the first call does")
     try:
-        return build.build([spec], [built], build.user_cache(), jobs=1, progress=False).cubins[0]
+        return build.build([spec], [built], user_cache(), jobs=1, progress=False).cubins[0]
     except RuntimeError as error:  # a ToolchainError, or of cuda-bindings, which finds no compiler's library
         raise Absent(str(error)) from None
 

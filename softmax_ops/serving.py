@@ -5,7 +5,8 @@ from numbers import Integral
 from typing import NamedTuple
 
 from . import driver, launcher
-from .problem import BIASED, DTYPE_BYTES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
+from .artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
+from .problem import BIASED, DTYPE_NAMES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
 
 
 class Call(NamedTuple):
@@ -71,10 +72,10 @@ def _geometries(call: Call) -> Iterator[Geometry]:
     for aligned in (True, False):
         *inputs, output = OPERANDS[direction]
         tensors = [
-            Operand(name, contiguous_strides(shape), 16 if aligned else DTYPE_BYTES[dtype], DTYPE_BYTES[dtype])
-            for name, dtype in [*((name, read) for name in inputs), (output, written)]
+            Operand(name, contiguous_strides(shape), ACCESS_BYTES if aligned else size, size)
+            for name, size in [*((name, DTYPE_BYTES[read]) for name in inputs), (output, DTYPE_BYTES[written])]
         ]
-        boundary = min(8 * mask_bytes, 16) if aligned else mask_bytes
+        boundary = min(8 * mask_bytes, ACCESS_BYTES) if aligned else mask_bytes
         masks = [Operand("mask", strides, boundary, mask_bytes) for strides in mask]
         found = Geometry(
             direction,
@@ -107,8 +108,8 @@ def _mask_kind(call: Call, scores: str, general: bool) -> str:
 
 def _dtype(given: object, argument: str) -> str:
     dtype = _name(given)
-    if dtype not in _DTYPE_NAMES.values():
-        known = ", ".join(_DTYPE_NAMES.values())
+    if dtype not in DTYPE_NAMES.values():
+        known = ", ".join(DTYPE_NAMES.values())
         raise ValueError(f"warm_up: {argument} is {given!r}; want one of {known}, or torch's")
     return dtype
 
@@ -116,7 +117,4 @@ def _dtype(given: object, argument: str) -> str:
 def _name(dtype: object) -> str:
     """The kernels' name of a dtype that they have, else the given one."""
     name = str(dtype).removeprefix("torch.")
-    return _DTYPE_NAMES.get(name, name)
-
-
-_DTYPE_NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
+    return DTYPE_NAMES.get(name, name)

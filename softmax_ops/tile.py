@@ -5,10 +5,8 @@ from math import gcd
 from typing import NamedTuple
 
 from .artifacts.catalog import Variant
+from .artifacts.constants import ACCESS_BYTES
 from .problem import Dimension, Geometry
-
-PHASE_BYTES = 16
-"""Width of the accesses that copy ranges. All CTAs' ranges begin at the same offset from a multiple of it."""
 
 CROWDING_BYTES = 32
 """If rows are a multiple of this length, all of them start in at most 4 of the 32 banks."""
@@ -38,7 +36,7 @@ def tile_of(geometry: Geometry, variant: Variant, inner_first: Sequence[Dimensio
         pitch = (k // vec | 1) * vec
         return Tile(variant.tile_elements // pitch, pitch, flat=False)
     rows = variant.tile_elements // k
-    period = PHASE_BYTES // gcd(k * geometry.element_bytes, PHASE_BYTES)
+    period = ACCESS_BYTES // gcd(k * geometry.element_bytes, ACCESS_BYTES)
     return Tile(rows // period * period if rows >= period else rows, k, flat=True)
 
 

@@ -204,7 +204,8 @@ def test_the_bytes_are_those_of_the_fingerprint_wherever_they_are_compiled(copy:
     program = (
         "import time; time.time = lambda: 4e9\n"
         "from codegen import build, variants\n"
-        f"build.build([variants.by_name()[{NAME!r}]], ['sm_90'], build.user_cache(), jobs=1, progress=False)"
+        "from softmax_ops.artifacts.cache import user_cache\n"
+        f"build.build([variants.by_name()[{NAME!r}]], ['sm_90'], user_cache(), jobs=1, progress=False)"
     )
     environment = {**os.environ, "PYTHONPATH": str(copy), "SOFTMAX_OPS_CACHE_DIR": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)

@@ -17,6 +17,7 @@ import softmax_ops
 from codegen import build, variants
 from softmax_ops import dispatch, layouts
 from softmax_ops.artifacts import catalog
+from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.checks import BackwardRequest, Request, check_softmax, check_softmax_backward
 from softmax_ops.problem import OPERANDS
@@ -460,7 +461,7 @@ def interpreter() -> engines.InterpreterEngine:
     tables = [("fwd", *kind) for kind in KINDS.items()] + [("bwd", *kind) for kind in BACKWARD_KINDS.items()]
     names = {entry.name for key in tables for entry in catalog.load().tables[key] if entry.k[0] <= LONGEST}
     specs = [variants.by_name()[name] for name in sorted(names)]
-    report = build.build(specs, [ARCHITECTURE], build.user_cache(), kind="ptx", progress=False)
+    report = build.build(specs, [ARCHITECTURE], user_cache(), kind="ptx", progress=False)
     images: dict[str, Cubin] = {cubin.variant: cubin for cubin in report.cubins}
     return engines.InterpreterEngine(images)
 

@@ -52,7 +52,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
     """Puts a codegen in place that ships the variant and builds it like this."""
 
     modules = {
-        "build": SimpleNamespace(build=build, user_cache=lambda: None),
+        "build": SimpleNamespace(build=build),
         "toolchain": SimpleNamespace(),
         "variants": SimpleNamespace(
             by_name=lambda: {VARIANT.name: VARIANT}, architectures=lambda spec: spec.architectures

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from softmax_ops.artifacts import settings
 from softmax_ops.artifacts.cubin import Absent, Cubin, check_digest, check_name, decode, encode
 from softmax_ops.artifacts.files import (
     PARTIAL_PREFIX,
@@ -297,3 +298,8 @@ def _entries(directory: int, prefix: str = "") -> list[Entry]:
 def _is_stale(info: os.stat_result) -> bool:
     """An hour old by this clock, or an hour ahead of it: then the clock has been set back since."""
     return abs(time.time() - info.st_mtime) > STALE_PARTIAL_SECONDS
+
+
+def user_cache() -> Cache:
+    """The cache at the place that the settings give."""
+    return Cache(settings.read("SOFTMAX_OPS_CACHE_DIR"), max_bytes=settings.read("SOFTMAX_OPS_CACHE_MAX_BYTES"))

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..artifacts.constants import ACCESS_BYTES
 from ..checks.memory import bytes_reached
 from ..launcher import Executable
 
 ADDRESSES = 1024
 """Combinations of addresses to remember; when there are more, all are forgotten."""
 
-_BOUNDARY = 15
+_BOUNDARY = ACCESS_BYTES - 1
 """The bits of an address that give its offset from a 16-byte boundary."""
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from codegen import build, pages
 from codegen.axes import Direction, DType, Plan
 from codegen.spec import Spec
+from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from tests.support import reference, targets
 from tests.support.calls import Call
@@ -139,7 +140,7 @@ def by_torch(call: Call) -> torch.Tensor:
 def measured() -> dict[Key, Account]:
     """What ships for what the chain of torch can do, by direction, element type and plan."""
     specs = [spec for spec in targets.shipped(targets.WHOLE) if not spec.mask.sums]
-    report = build.build(specs, [targets.WHOLE], build.user_cache(), kind="ptx", progress=False)
+    report = build.build(specs, [targets.WHOLE], user_cache(), kind="ptx", progress=False)
     images = {cubin.variant: cubin for cubin in report.cubins}
     accounts: dict[Key, list[Account]] = defaultdict(list)
     with ProcessPoolExecutor(cpu_count(), mp_context=get_context("spawn")) as pool:

@@ -15,6 +15,7 @@ import torch
 from codegen import build, pages
 from codegen.axes import Direction, DType, Plan
 from codegen.spec import Spec
+from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from tests.support import bounds, numerics, reference, targets
 from tests.support.calls import Call, Case
@@ -196,7 +197,7 @@ def dtypes(direction: Direction) -> list[DType]:
 
 def compiled(specs: Iterable[Spec]) -> dict[str, Cubin]:
     """Linked PTX by variant."""
-    report = build.build(list(specs), [targets.WHOLE], build.user_cache(), kind="ptx", progress=False)
+    report = build.build(list(specs), [targets.WHOLE], user_cache(), kind="ptx", progress=False)
     return {cubin.variant: cubin for cubin in report.cubins}
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from codegen import build, sources, toolchain, variants
 from codegen.spec import Spec
+from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin, architecture_order, runs_on
 
 WHOLE = toolchain.DEFAULT_ARCHITECTURE
@@ -94,7 +95,7 @@ def images(chosen: Iterable[Target], kind: str, locks: Path) -> dict[str, dict[s
         fcntl.flock(lock, fcntl.LOCK_EX)
         for specs, architectures in together.items():
             ordered = sorted(specs, key=lambda spec: spec.name)
-            report = build.build(ordered, architectures, build.user_cache(), kind=kind, progress=False)
+            report = build.build(ordered, architectures, user_cache(), kind=kind, progress=False)
             for cubin in report.cubins:
                 found[cubin.arch][cubin.variant] = cubin
     return found
