@@ -57,7 +57,7 @@ start = time.perf_counter()
 launcher.executable(launcher.plan_for(shape, arch), 0).launch((1 << 40, 2 << 40), scale=1.0, stream=0)
 print(1e3 * (time.perf_counter() - start))
 """
-"""Milliseconds of a first call once CUDA is up: catalogue, plan, bundle, loading, launch."""
+"""Milliseconds of a first call once CUDA is up: catalog, plan, bundle, loading, launch."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Times kernels that no catalogue has: the candidates of `python -m codegen tune`, beside what is shipped."""
+"""Times kernels that no catalog has: the candidates of `python -m codegen tune`, beside what is shipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from codegen import catalogue, tuning
+from codegen import catalog, tuning
 from codegen.axes import Direction, DType
 from codegen.spec import Spec
 from softmax_ops import driver
@@ -34,9 +34,9 @@ def cell_of(direction: Direction, dtype: DType, k: int) -> Cell:
 
 
 def launched(cubin: Cubin, spec: Spec, cell: Cell, arch: str) -> Call:
-    """Runs one cubin on contiguous tensors, by a catalogue of its own."""
+    """Runs one cubin on contiguous tensors, by a catalog of its own."""
     of = geometry(cell.shape, cell.dtype, direction=cell.direction)
-    launch_plan = plan(of, catalogue.alone(spec), arch)
+    launch_plan = plan(of, catalog.alone(spec), arch)
     kernel = driver.Kernel(spec.name, cubin.code, launch_plan.variant.shared_bytes)
     kernel.prepare(0)
     kernel.permit_cluster(max(launch.cluster for launch in launch_plan.launches), 0)

@@ -16,7 +16,7 @@ from softmax_ops.artifacts.bundle import Bundle, write_bundle
 from softmax_ops.artifacts.cache import Cache, Swept, user_cache
 
 from . import build as builder
-from . import catalogue, inspection, plan_picture, plan_tables, toolchain, tuning, variants
+from . import catalog, inspection, plan_picture, plan_tables, toolchain, tuning, variants
 from .axes import Direction, DType
 from .devices import default_architectures
 from .render import render as render_spec
@@ -99,7 +99,7 @@ def render(name: str) -> None:
 @main.command()
 def check() -> None:
     """Fail, with a diff, when generated/ is not what the templates render."""
-    difference = catalogue.differences()
+    difference = catalog.differences()
     if difference:
         click.echo(difference, nl=False)
         raise click.ClickException("generated/ is stale: run `make generate` and commit what it writes.")
@@ -108,8 +108,8 @@ def check() -> None:
 
 @main.command()
 def write() -> None:
-    """Render every shipped variant and the catalogue into generated/."""
-    written, removed = catalogue.write()
+    """Render every shipped variant and the catalog into generated/."""
+    written, removed = catalog.write()
     click.echo(f"generated/: {len(variants.shipped())} variants, {written} files written, {removed} removed")
 
 
@@ -207,9 +207,9 @@ def bundle(architectures: tuple[str, ...], output: Path, sign: Path | None, jobs
     chosen = toolchain.check_architectures(architectures or toolchain.supported_architectures())
     report = builder.build(variants.shipped(), chosen, _user_cache(), jobs=jobs)
     output.parent.mkdir(parents=True, exist_ok=True)
-    catalog = catalogue.build_catalog({f"{spec.name}.cu": render_spec(spec) for spec in variants.shipped()})
+    shipped = catalog.build_catalog({f"{spec.name}.cu": render_spec(spec) for spec in variants.shipped()})
     facts = write_bundle(
-        output, report.cubins, catalog=catalog.to_json().encode(), toolchain=toolchain.compiler_build()
+        output, report.cubins, catalog=shipped.to_json().encode(), toolchain=toolchain.compiler_build()
     )
     signed = _sign(output, private_key)
     click.echo(

@@ -1,4 +1,4 @@
-"""Digests of headers and sources, from which the catalogue and the build fingerprint are made."""
+"""Digests of headers and sources, from which the catalog and the build fingerprint are made."""
 
 import hashlib
 from dataclasses import dataclass
@@ -33,5 +33,5 @@ def project_headers() -> Headers:
 
 @cache
 def source_digest(source: str) -> str:
-    """The digest that the catalogue records of a variant: of its rendered source and the project's own headers."""
+    """The digest that the catalog records of a variant: of its rendered source and the project's own headers."""
     return hashlib.sha256(f"{project_headers().digest}\0{source}".encode()).hexdigest()

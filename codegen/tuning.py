@@ -133,7 +133,7 @@ def prepare(specs: Iterable[Spec], arch: str, path: Path) -> str:
     """Writes a bundle of the specs that compile, for a machine without a compiler. Returns a report in words."""
     cubins, refused = compiled(specs, arch)
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = write_bundle(path, cubins, catalog=b"", toolchain=toolchain.compiler_build())  # no catalogue has them
+    facts = write_bundle(path, cubins, catalog=b"", toolchain=toolchain.compiler_build())  # no catalog has them
     return "\n".join([*in_words(refused), f"{path}: {facts.cubins} candidates for {arch}, {facts.file_bytes} bytes"])
 
 

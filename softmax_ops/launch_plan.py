@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .artifacts.catalog import Catalog, Entry, Layout, Variant, argument_bytes
 from .artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
 from .artifacts.cubin import runs_on
-from .problem import MAX_RANK, MAX_ROWS, Dimension, General, Geometry, Part, leading_dimensions, parts
+from .problem import MAX_RANK, MAX_ROWS, Dimension, General, Geometry, LaunchRows, launch_rows, leading_dimensions
 from .tile import tile_of
 
 SCALARS = ("scale", "mask.fill")
@@ -97,9 +97,11 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
     layout = catalog.layout(variant)
     limit = MAX_ROWS // _cluster(geometry, variant)  # a grid has fewer than 2^31 CTAs
     launches = [
-        launch for part in parts(tuple(dimensions), limit) for launch in _launches(geometry, variant, layout, part)
+        launch
+        for rows in launch_rows(tuple(dimensions), limit)
+        for launch in _launches(geometry, variant, layout, rows)
     ]
-    shared = geometry.rows * _segments(geometry, variant) if variant.passes > 1 else 0
+    shared = geometry.rows * _pieces(geometry, variant) if variant.passes > 1 else 0
     return LaunchPlan(
         geometry=geometry,
         variant=variant,
@@ -167,38 +169,38 @@ def _misalignment(geometry: Geometry, vec: int) -> str | None:
     return None
 
 
-def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) -> list[Launch]:
-    inner_first = part.dimensions[::-1]
+def _launches(geometry: Geometry, variant: Variant, layout: Layout, rows: LaunchRows) -> list[Launch]:
+    inner_first = rows.dimensions[::-1]
     tile = tile_of(geometry, variant, inner_first)
     rows_per_cta = tile.rows_per_cta if tile else variant.rows
     cluster = _cluster(geometry, variant)
-    segments = _segments(geometry, variant)
+    pieces = _pieces(geometry, variant)
     offset = geometry.causal_offset if geometry.causal_offset is not None else geometry.k
     values: dict[str, tuple[float, ...]] = {
         **_zeros(layout),
-        "rows.count": (part.rows,),
+        "rows.count": (rows.total,),
         "rows.k": (geometry.k,),
         "rows.rank": (len(inner_first),),
         "rows.divisors": _divisors(inner_first),
-        "causal.offset": (offset + part.query,),
+        "causal.offset": (offset + rows.query,),
         "causal.query": _padded(dimension.query for dimension in inner_first),
         **({f"tile.{name}": (int(value),) for name, value in tile._asdict().items()} if tile else {}),
         "cluster.columns": (_part_of_cta(geometry, cluster),),
-        "split.segments": (segments,),
+        "split.segments": (pieces,),
     }
     if geometry.general is not None:
-        values.update(_general(geometry, geometry.general, part))
+        values.update(_general(geometry, geometry.general, rows))
     for position, operand in enumerate(geometry.operands):
         values[f"{operand.name}.strides"] = _padded(dimension.strides[position] for dimension in inner_first)
         values[f"{operand.name}.column_stride"] = (operand.strides[-1],)
-    operands = zip(part.offset, geometry.operands, strict=True)
+    operands = zip(rows.offset, geometry.operands, strict=True)
     addresses = tuple(offset * operand.element_bytes for offset, operand in operands)
     return [
         Launch(
-            grid=-(-part.rows // rows_per_cta) * cluster * segments,
+            grid=-(-rows.total // rows_per_cta) * cluster * pieces,
             threads=_threads(geometry, variant, cluster),
             cluster=cluster,
-            rows=part.rows,
+            rows=rows.total,
             offset=addresses,
             template=_pack(layout, values | {"split.pass": (turn,)}),
         )
@@ -206,14 +208,14 @@ def _launches(geometry: Geometry, variant: Variant, layout: Layout, part: Part) 
     ]
 
 
-def _general(geometry: Geometry, general: General, part: Part) -> dict[str, tuple[float, ...]]:
+def _general(geometry: Geometry, general: General, rows: LaunchRows) -> dict[str, tuple[float, ...]]:
     """Fields of the general kind other than addresses and strides of operands."""
     bias, cap = geometry.operand("bias"), general.softcap
     return {
-        "band.offset": ((geometry.causal_offset or 0) + part.query,),
+        "band.offset": ((geometry.causal_offset or 0) + rows.query,),
         "band.left": (EVERYWHERE if general.left is None else general.left,),
         "band.right": (EVERYWHERE if general.right is None else general.right,),
-        "band.query": _padded(dimension.query for dimension in part.dimensions[::-1]),
+        "band.query": _padded(dimension.query for dimension in rows.dimensions[::-1]),
         "bias.wide": (int(bias is not None and bias.element_bytes > geometry.element_bytes),),
         "mask.column_stride": (1,),
         "softcap.cap": (cap,),
@@ -230,7 +232,7 @@ def _zeros(layout: Layout) -> dict[str, tuple[float, ...]]:
     return {name: (0,) * len(struct.unpack(format, bytes(struct.calcsize(format)))) for name, format in layout if name}
 
 
-def _segments(geometry: Geometry, variant: Variant) -> int:
+def _pieces(geometry: Geometry, variant: Variant) -> int:
     """Number of pieces into which a row is split, each with a CTA of its own; 1 for other plans."""
     return -(-geometry.k // variant.piece) if variant.passes > 1 else 1
 

@@ -35,7 +35,7 @@ class NotLoaded(RuntimeError):
 
 @lru_cache(maxsize=PLANS)
 def plan_for(geometry: Geometry, arch: str, largest_cluster: int = MAX_CLUSTER) -> LaunchPlan:
-    """The launch plan of a geometry on an architecture ("sm_90"), by the catalogue of this package."""
+    """The launch plan of a geometry on an architecture ("sm_90"), by the catalog of this package."""
     return plan(geometry, catalog.load(), arch, largest_cluster)
 
 

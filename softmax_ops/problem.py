@@ -150,7 +150,7 @@ def _continues(outer: Dimension, inner: Dimension) -> bool:
     return all(far == inner.size * near for far, near in steps)
 
 
-class Part(NamedTuple):
+class LaunchRows(NamedTuple):
     """The rows of one launch, with the offset at which they begin: in elements for each operand, and of the query
     number."""
 
@@ -159,11 +159,11 @@ class Part(NamedTuple):
     query: int
 
     @property
-    def rows(self) -> int:
+    def total(self) -> int:
         return prod(dimension.size for dimension in self.dimensions)
 
 
-def parts(dimensions: tuple[Dimension, ...], limit: int = MAX_ROWS) -> list[Part]:
+def launch_rows(dimensions: tuple[Dimension, ...], limit: int = MAX_ROWS) -> list[LaunchRows]:
     """The rows divided into as few launches as possible of at most `limit` rows each, cut along the outermost
     dimension.
 
@@ -173,21 +173,21 @@ def parts(dimensions: tuple[Dimension, ...], limit: int = MAX_ROWS) -> list[Part
         if max(map(abs, far.strides)) > MAX_STRIDE:
             one = Dimension(1, (0,) * len(far.strides), 0)
             near = (*dimensions[:position], one, *dimensions[position + 1 :])
-            return [_moved(part, far, i) for i in range(far.size) for part in parts(near, limit)]
-    rows = prod(dimension.size for dimension in dimensions)
+            return [_moved(rows, far, i) for i in range(far.size) for rows in launch_rows(near, limit)]
+    count = prod(dimension.size for dimension in dimensions)
     outer, inner = dimensions[0], dimensions[1:]
     start_of_all = (0,) * len(outer.strides)
-    if rows <= limit:
-        return [Part(dimensions, start_of_all, 0)]
-    step = limit // (rows // outer.size)
+    if count <= limit:
+        return [LaunchRows(dimensions, start_of_all, 0)]
+    step = limit // (count // outer.size)
     if step == 0:
-        return [_moved(part, outer, i) for i in range(outer.size) for part in parts(inner, limit)]
+        return [_moved(rows, outer, i) for i in range(outer.size) for rows in launch_rows(inner, limit)]
     return [
-        _moved(Part((outer._replace(size=min(step, outer.size - start)), *inner), start_of_all, 0), outer, start)
+        _moved(LaunchRows((outer._replace(size=min(step, outer.size - start)), *inner), start_of_all, 0), outer, start)
         for start in range(0, outer.size, step)
     ]
 
 
-def _moved(part: Part, along: Dimension, steps: int) -> Part:
-    offset = tuple(old + steps * stride for old, stride in zip(part.offset, along.strides, strict=True))
-    return part._replace(offset=offset, query=part.query + steps * along.query)
+def _moved(rows: LaunchRows, along: Dimension, steps: int) -> LaunchRows:
+    offset = tuple(old + steps * stride for old, stride in zip(rows.offset, along.strides, strict=True))
+    return rows._replace(offset=offset, query=rows.query + steps * along.query)

@@ -275,7 +275,7 @@ def regions(path: Path) -> dict[str, range]:
     bundle = Bundle(path)
     with bundle._open() as (descriptor, top):
         parts = {"header": range(top.body_at)}
-        parts["catalogue"] = range(top.body_at, top.body_at + top.catalog.stored)
+        parts["catalog"] = range(top.body_at, top.body_at + top.catalog.stored)
         for arch, where in top.architectures.items():
             start = top.body_at + where.index.offset
             parts[arch] = range(start, start + where.index.stored)
@@ -314,10 +314,10 @@ def overwrite(path: Path, at: int, content: bytes) -> None:
 
 def test_overwritten_parts_are_absent_and_say_where(path: Path) -> None:
     image, first = path.read_bytes(), some_cubins()[0]
-    where = regions(path)["catalogue"]
+    where = regions(path)["catalog"]
     overwrite(path, where.start, bytes(len(where)))
     assert Bundle(path).find(first.variant, first.arch) == first
-    assert any("hash mismatch in the catalogue" in finding for finding in Bundle(path).verify())
+    assert any("hash mismatch in the catalog" in finding for finding in Bundle(path).verify())
     for part, said in (
         ("header", "not a bundle"),
         (first.arch, f"hash mismatch in the index of {first.arch}"),

@@ -173,7 +173,7 @@ IRRELEVANT = {
 
 @pytest.mark.parametrize("what", IRRELEVANT)
 def test_place_time_and_process_are_irrelevant(what: str, copy: Path) -> None:
-    """The fingerprint of a checkout elsewhere, and the digest that the catalogue has."""
+    """The fingerprint of a checkout elsewhere, and the digest that the catalog has."""
     environment, before = IRRELEVANT[what]
     program = (
         f"{before}from codegen import render, sources, toolchain, variants; "

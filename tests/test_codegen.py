@@ -1,4 +1,4 @@
-"""The generator: names, plans, the shipped set, rendering, the catalogue, who imports whom."""
+"""The generator: names, plans, the shipped set, rendering, the catalog, who imports whom."""
 
 import ast
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from codegen import catalogue, plans, render, variants
+from codegen import catalog as codegen_catalog
+from codegen import plans, render, variants
 from codegen.__main__ import main as command_line
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
@@ -165,38 +166,38 @@ def test_rendering_is_pure(tmp_path: Path) -> None:
 
 
 def test_generated_is_what_the_templates_render() -> None:
-    assert catalogue.differences() == ""
+    assert codegen_catalog.differences() == ""
 
 
 def test_check_prints_a_diff_when_generated_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    catalogue.write(tmp_path)
+    codegen_catalog.write(tmp_path)
     name = f"{SHIPPED[0].name}.cu"
     (tmp_path / name).write_text((tmp_path / name).read_text().replace("Threads", "threads", 1))
-    monkeypatch.setattr(catalogue.differences, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(codegen_catalog.differences, "__defaults__", (tmp_path,))
     result = run("check")
     assert result.exit_code == 1
     assert f"--- generated/{name}" in result.output and "make generate" in result.output
 
 
 def test_write_touches_only_what_changed_and_removes_what_is_gone(tmp_path: Path) -> None:
-    assert catalogue.write(tmp_path) == (len(SHIPPED) + 1, 0)
+    assert codegen_catalog.write(tmp_path) == (len(SHIPPED) + 1, 0)
     (tmp_path / "softmax_fwd_gone.cu").write_text("")
     (tmp_path / f"{SHIPPED[0].name}.cu").write_text("stale")
-    assert catalogue.write(tmp_path) == (1, 1)
-    assert catalogue.write(tmp_path) == (0, 0)
+    assert codegen_catalog.write(tmp_path) == (1, 1)
+    assert codegen_catalog.write(tmp_path) == (0, 0)
 
 
 def test_what_is_not_generated_is_left_alone(tmp_path: Path) -> None:
     """But for what a run that was killed left of its own."""
-    catalogue.write(tmp_path)
+    codegen_catalog.write(tmp_path)
     (tmp_path / "folder.cu").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.cu").write_text("mine")
     (tmp_path / ".DS_Store").write_bytes(b"\xff")
     (tmp_path / ".gone.cu.partial").write_text("half")
     before = {path.name for path in tmp_path.iterdir()}
-    assert catalogue.differences(tmp_path) == ""
-    assert catalogue.write(tmp_path) == (0, 0)
+    assert codegen_catalog.differences(tmp_path) == ""
+    assert codegen_catalog.write(tmp_path) == (0, 0)
     assert before - {path.name for path in tmp_path.iterdir()} == {".gone.cu.partial"}
     assert (tmp_path / "notes" / "mine.cu").read_text() == "mine" and (tmp_path / ".DS_Store").read_bytes() == b"\xff"
 
@@ -242,11 +243,11 @@ def test_templates_hold_no_logic() -> None:
         assert len(text.splitlines()) <= 80, path.name
 
 
-# ---- the catalogue
+# ---- the catalog
 
 
-def test_catalogue_survives_json_and_knows_every_variant() -> None:
-    catalog = catalogue.build_catalog(render.source_files(SHIPPED))
+def test_catalog_survives_json_and_knows_every_variant() -> None:
+    catalog = codegen_catalog.build_catalog(render.source_files(SHIPPED))
     again = Catalog.from_json(catalog.to_json())
     assert again == catalog
     assert list(catalog.variants) == [spec.name for spec in SHIPPED]
@@ -254,9 +255,9 @@ def test_catalogue_survives_json_and_knows_every_variant() -> None:
     assert served == set(catalog.variants), "a shipped variant that nothing dispatches to is dead"
 
 
-def test_catalogue_entries_are_of_variants_that_serve_them() -> None:
+def test_catalog_entries_are_of_variants_that_serve_them() -> None:
     """The rows of an entry are no longer than its variant takes, on architectures that it ships for."""
-    catalog = catalogue.build_catalog(render.source_files(SHIPPED))
+    catalog = codegen_catalog.build_catalog(render.source_files(SHIPPED))
     assert catalog.architectures == variants.ARCHITECTURES
     for (direction, dtype, _), table in catalog.tables.items():
         for entry in table:
@@ -278,13 +279,13 @@ def test_what_a_partial_of_a_row_takes() -> None:
         assert found == (2 * size if direction == "fwd" else size)
 
 
-def test_catalogue_of_another_schema_is_refused() -> None:
+def test_catalog_of_another_schema_is_refused() -> None:
     with pytest.raises(CatalogError, match=r"schema 99.*make generate"):
         Catalog.from_json(json.dumps({"schema": 99}))
 
 
 @pytest.mark.parametrize("text", ["", '{"schema": ', "[]", f'{{"schema": {catalog.SCHEMA}}}', None])
-def test_a_catalogue_that_cannot_be_read_is_named(
+def test_a_catalog_that_cannot_be_read_is_named(
     text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "catalog.json"

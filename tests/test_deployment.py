@@ -330,7 +330,7 @@ def test_it_dispatches_down_to_the_launch(host: Host) -> None:
 
 
 def test_importing_it_beside_torch_is_nearly_nothing(host: Host) -> None:
-    """One module and one file; no bundle, no catalogue, no driver, and nothing written."""
+    """One module and one file; no bundle, no catalog, no driver, and nothing written."""
     found = host.python("""
         import warnings
         warnings.simplefilter("ignore")  # torch misses numpy

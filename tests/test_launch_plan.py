@@ -17,10 +17,10 @@ from softmax_ops.problem import (
     OPERANDS,
     Dimension,
     Geometry,
-    Part,
+    LaunchRows,
     contiguous_strides,
+    launch_rows,
     leading_dimensions,
-    parts,
 )
 from tests.support.geometries import geometry
 from tests.support.planning import examples, expected_rows, geometries, offset, parameters, planned, row_index, rows_of
@@ -43,7 +43,7 @@ def test_rows_are_where_the_strides_say(of: Geometry, arch: str) -> None:
 
 @given(geometries(), st.integers(1, 30))
 @examples
-def test_parts_are_the_rows_in_order(of: Geometry, limit: int) -> None:
+def test_launches_have_the_rows_in_order(of: Geometry, limit: int) -> None:
     """For limits that cut at every depth."""
 
     def walk(dimensions: tuple[Dimension, ...]) -> list[tuple[int, ...]]:
@@ -54,34 +54,36 @@ def test_parts_are_the_rows_in_order(of: Geometry, limit: int) -> None:
         ]
 
     dimensions = tuple(leading_dimensions(of))
-    cut = parts(dimensions, limit)
+    cut = launch_rows(dimensions, limit)
     start = [(*part.offset, part.query) for part in cut]
     rows = [
         tuple(map(sum, zip(start[i], row, strict=True))) for i, part in enumerate(cut) for row in walk(part.dimensions)
     ]
     assert rows == walk(dimensions)
-    assert all(part.rows <= limit for part in cut)
+    assert all(part.total <= limit for part in cut)
 
 
-def test_parts_beyond_32_bit_row_numbers() -> None:
+def test_launches_beyond_32_bit_row_numbers() -> None:
     """Few, and cut where a whole number of the outermost steps fits."""
     heads, queries = Dimension(2**20, (2**20, 2**20, 0), 0), Dimension(2**13, (64, 64, 64), 1)
-    cut = parts((heads, queries))
-    assert [part.rows for part in cut] == [2**31 - 2**13] * 4 + [2**15]
+    cut = launch_rows((heads, queries))
+    assert [part.total for part in cut] == [2**31 - 2**13] * 4 + [2**15]
     assert [part.offset for part in cut] == [(i * (2**18 - 1) * 2**20, i * (2**18 - 1) * 2**20, 0) for i in range(5)]
-    assert parts((queries._replace(size=MAX_ROWS),)) == [Part((queries._replace(size=MAX_ROWS),), (0, 0, 0), 0)]
-    one_more = parts((queries._replace(size=MAX_ROWS + 1),))
-    assert [(part.rows, part.offset[0], part.query) for part in one_more] == [
+    assert launch_rows((queries._replace(size=MAX_ROWS),)) == [
+        LaunchRows((queries._replace(size=MAX_ROWS),), (0, 0, 0), 0)
+    ]
+    one_more = launch_rows((queries._replace(size=MAX_ROWS + 1),))
+    assert [(part.total, part.offset[0], part.query) for part in one_more] == [
         (MAX_ROWS, 0, 0),
         (1, 64 * MAX_ROWS, MAX_ROWS),
     ]
 
 
-def test_parts_beyond_32_bit_strides() -> None:
+def test_launches_beyond_32_bit_strides() -> None:
     """A launch for each step of the dimension, wherever it stands, and of no other."""
     heads, batch = Dimension(3, (4096, 64, 0), 0), Dimension(2, (64, MAX_STRIDE + 1, 0), 0)
-    cut = parts((heads, batch, Dimension(5, (8, 8, 1), 1)))
-    assert [(part.rows, part.offset) for part in cut] == [(15, (0, 0, 0)), (15, (64, MAX_STRIDE + 1, 0))]
+    cut = launch_rows((heads, batch, Dimension(5, (8, 8, 1), 1)))
+    assert [(part.total, part.offset) for part in cut] == [(15, (0, 0, 0)), (15, (64, MAX_STRIDE + 1, 0))]
     assert max(stride for part in cut for dimension in part.dimensions for stride in dimension.strides) == 4096
     found = planned(geometry((2, 3, 64), strides={"y": (-MAX_STRIDE - 1, 64, 1)}))
     assert [launch.rows for launch in found.launches] == [3, 3]

@@ -17,7 +17,8 @@ from benchmarks import tuning as timing
 from benchmarks.cells import Cell
 from benchmarks.providers import OURS, Provider
 from benchmarks.tensors import Tensors
-from codegen import build, catalogue, plan_tables, plans, toolchain, tuning, variants
+from codegen import build, plan_tables, plans, toolchain, tuning, variants
+from codegen import catalog as codegen_catalog
 from codegen.__main__ import main as command_line
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
@@ -49,7 +50,7 @@ def test_candidates_serve_the_length_on_their_architecture(kind: tuple[Direction
             assert spec.vec == 1 or k % spec.vec == 0
             assert (spec.threads % 32 == 0 and spec.threads == spec.lanes * spec.rows) or spec.plan is Plan.TILE
             of = geometry((300, k), dtype.value, direction=direction.label)
-            assert plan(of, catalogue.alone(spec), arch).variant.name == spec.name
+            assert plan(of, codegen_catalog.alone(spec), arch).variant.name == spec.name
 
 
 def test_the_shipped_tile_is_what_dispatch_chooses() -> None:
@@ -156,8 +157,8 @@ def test_the_page_says_which_rows_were_measured() -> None:
     assert said[0].startswith("1 of 2 rows") and said[1].endswith("tile up to 16: H200, today")
 
 
-def test_a_catalogue_of_one_kernel_serves_its_masks_only() -> None:
+def test_a_catalog_of_one_kernel_serves_its_masks_only() -> None:
     spec = next(spec for spec in variants.shipped() if spec.mask is Mask.BOOLCAUSAL)
-    alone = catalogue.alone(spec)
+    alone = codegen_catalog.alone(spec)
     assert [key[2] for key in alone.tables] == ["bool", "boolcausal"] and list(alone.variants) == [spec.name]
     assert alone.variants[spec.name] == catalog.load().variants[spec.name]

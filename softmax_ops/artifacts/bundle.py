@@ -1,8 +1,8 @@
 """The prebuilt cubins of many architectures in one read-only file, laid out so that first use reads three small pieces.
 
     header   magic 8 bytes | schema u32 | length of top u32 | length of file u64 | sha256 of these and top, 32 bytes
-    top      JSON: toolchain, and the regions of the catalogue and of each architecture's index
-    body     catalogue, then one index per architecture, then the entries, architecture by architecture
+    top      JSON: toolchain, and the regions of the catalog and of each architecture's index
+    body     catalog, then one index per architecture, then the entries, architecture by architecture
     trailer  sha256 of the whole file before it, 32 bytes: for `verify`; `find` has no need of it
 
 An index has a line for each entry: the variant, a space, and the values of its row as a JSON list. A region is
@@ -29,7 +29,7 @@ from typing import Any
 from softmax_ops.artifacts import signature as signatures
 from softmax_ops.artifacts.cubin import Absent, Cubin, architecture_order, canonical_json
 from softmax_ops.artifacts.files import as_trusted_as_this_package, open_directory, pread_exactly, publish
-from softmax_ops.artifacts.made import Made
+from softmax_ops.artifacts.lazy_mapping import LazyMapping
 from softmax_ops.artifacts.region import Region, compress, expand
 
 SCHEMA = 2
@@ -133,9 +133,9 @@ class Bundle:
             return {variant: row.source for variant, row in self._index(descriptor, top, arch).items()}
 
     def catalog(self) -> bytes:
-        """The catalogue these cubins were built with."""
+        """The catalog these cubins were built with."""
         with self._open() as (descriptor, top):
-            return self._expand(descriptor, top.catalog, top.body_at, "the catalogue")
+            return self._expand(descriptor, top.catalog, top.body_at, "the catalog")
 
     def facts(self) -> BundleFacts:
         """Counts and sizes; reads every index and no entry."""
@@ -302,7 +302,7 @@ def _parse_index(raw: bytes) -> Mapping[str, _Row]:
         facts = json.loads(line)
         return _Row(Region(*facts[:_REGION]), *facts[_REGION:])
 
-    return Made(dict(line.split(" ", 1) for line in raw.decode().split("\n")), row)
+    return LazyMapping(dict(line.split(" ", 1) for line in raw.decode().split("\n")), row)
 
 
 def _facts(top: _Top, indexes: Mapping[str, Mapping[str, _Row]]) -> BundleFacts:

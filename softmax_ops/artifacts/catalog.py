@@ -1,4 +1,4 @@
-"""The catalogue: every shipped variant, its launch facts, and which rows it serves. Where building and serving meet.
+"""The catalog: every shipped variant, its launch facts, and which rows it serves. Where building and serving meet.
 
 It is written with the generated sources; the running package dispatches from it and decides no policy of its own.
 """
@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
 
-from softmax_ops.artifacts.made import Made
+from softmax_ops.artifacts.lazy_mapping import LazyMapping
 
 SCHEMA = 5
 
@@ -22,7 +22,7 @@ Layout = tuple[tuple[str, str], ...]
 
 
 class CatalogError(RuntimeError):
-    """The catalogue is missing, or of another version than the package."""
+    """The catalog is missing, or of another version than the package."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ class Catalog:
         data = json.loads(text)
         if data.get("schema") != SCHEMA:
             raise CatalogError(
-                f"the catalogue has schema {data.get('schema')}, this package reads {SCHEMA}: run `make generate`"
+                f"the catalog has schema {data.get('schema')}, this package reads {SCHEMA}: run `make generate`"
             )
         if data["fields"] != _FACTS:
-            raise CatalogError(f"the catalogue has other fields than {', '.join(_FACTS)}: run `make generate`")
+            raise CatalogError(f"the catalog has other fields than {', '.join(_FACTS)}: run `make generate`")
         sets = [tuple(each) for each in data["architectures"]]
 
         def variant(name: str, facts: list) -> Variant:
@@ -154,7 +154,9 @@ class Catalog:
             return tuple((field, format) for field, format in fields)
 
         tables = {_table_key(key): rows for key, rows in data["tables"].items()}
-        return cls(Made(data["variants"], variant), Made(data["layouts"], layout), Made(tables, table))
+        return cls(
+            LazyMapping(data["variants"], variant), LazyMapping(data["layouts"], layout), LazyMapping(tables, table)
+        )
 
     @cached_property
     def architectures(self) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ class Catalog:
 
 
 _FACTS = [field.name for field in fields(Variant)][1:]
-"""What the catalogue says of each variant beside its name, in this order."""
+"""What the catalog says of each variant beside its name, in this order."""
 
 
 def _row(entry: Entry, sets: list[tuple[str, ...]]) -> list:
@@ -182,13 +184,13 @@ def argument_bytes(layout: Layout) -> int:
 
 
 def location() -> Path:
-    """The catalogue beside this module in an installed package, in generated/ in a checkout."""
+    """The catalog beside this module in an installed package, in generated/ in a checkout."""
     return _PACKAGED if _PACKAGED.exists() else _CHECKOUT
 
 
 @cache
 def load() -> Catalog:
-    """The catalogue of this package, read once per process."""
+    """The catalog of this package, read once per process."""
     try:
         return Catalog.from_json(location().read_text())
     except FileNotFoundError:

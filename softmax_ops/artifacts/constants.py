@@ -1,4 +1,4 @@
-"""What kernels and those who launch them agree on, beside the catalogue."""
+"""What kernels and those who launch them agree on, beside the catalog."""
 
 ACCESS_BYTES = 16
 """Width of a vector access, the widest load and store of sm_70 .. sm_90. Alignment beyond it makes no difference."""

@@ -8,7 +8,7 @@ Raw = TypeVar("Raw")
 Value = TypeVar("Value")
 
 
-class Made(Mapping[Key, Value], Generic[Key, Raw, Value]):
+class LazyMapping(Mapping[Key, Value], Generic[Key, Raw, Value]):
     """`make(key, raw[key])` for the keys of `raw`, each at most once."""
 
     def __init__(self, raw: Mapping[Key, Raw], make: Callable[[Key, Raw], Value]):

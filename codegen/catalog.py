@@ -1,4 +1,4 @@
-"""Writes what generating produces, the rendered sources and the catalogue, and checks that they are current."""
+"""Writes what generating produces, the rendered sources and the catalog, and checks that they are current."""
 
 import difflib
 import os
@@ -19,7 +19,7 @@ CATALOG = "catalog.json"
 
 
 def build_catalog(sources: dict[str, str]) -> Catalog:
-    """The catalogue of the shipped set, whose rendered sources (file name -> text) are given."""
+    """The catalog of the shipped set, whose rendered sources (file name -> text) are given."""
     specs = shipped()
     return Catalog(
         variants={spec.name: _variant(spec, sources[f"{spec.name}.cu"]) for spec in specs},
@@ -35,7 +35,7 @@ def build_catalog(sources: dict[str, str]) -> Catalog:
 
 
 def alone(spec: Spec) -> Catalog:
-    """A catalogue of one kernel, shipped or not, which serves every row that it can: for launching just that kernel."""
+    """A catalog of one kernel, shipped or not, which serves every row that it can: for launching just that kernel."""
     entry = Entry(spec.name, (1, spec.max_k), spec.vec, 0, ())
     served = [mask.label for mask in Mask if computed_by(spec.direction, mask) is spec.mask or mask is spec.mask]
     return Catalog(
@@ -91,7 +91,7 @@ def generated_files() -> dict[str, str]:
 
 
 def _present(directory: Path) -> list[Path]:
-    """The sources and the catalogue that are there; whatever else is in the folder is somebody's, and left alone."""
+    """The sources and the catalog that are there; whatever else is in the folder is somebody's, and left alone."""
     return [path for path in (*directory.glob("*.cu"), directory / CATALOG) if path.is_file()]
 
 
