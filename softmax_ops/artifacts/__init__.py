@@ -4,8 +4,8 @@ Standard library only, and nothing of this project outside this folder, so a hos
 inspect what it was given. Importing touches no file, no environment variable and no GPU.
 """
 
-from softmax_ops.artifacts.bundle import Bundle, BundleFacts, write_bundle
-from softmax_ops.artifacts.cache import Cache
-from softmax_ops.artifacts.cubin import Absent, Cubin
+from .bundle import Bundle, BundleFacts, write_bundle
+from .cache import Cache
+from .cubin import Absent, Cubin
 
 __all__ = ["Absent", "Bundle", "BundleFacts", "Cache", "Cubin", "write_bundle"]

@@ -26,11 +26,11 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from softmax_ops.artifacts import signature as signatures
-from softmax_ops.artifacts.cubin import Absent, Cubin, architecture_order, canonical_json
-from softmax_ops.artifacts.files import as_trusted_as_this_package, open_directory, pread_exactly, publish
-from softmax_ops.artifacts.lazy_mapping import LazyMapping
-from softmax_ops.artifacts.region import Region, compress, expand
+from . import signature as signatures
+from .cubin import Absent, Cubin, architecture_order, canonical_json
+from .files import as_trusted_as_this_package, open_directory, pread_exactly, publish
+from .lazy_mapping import LazyMapping
+from .region import Region, compress, expand
 
 SCHEMA = 2
 

@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from softmax_ops.artifacts import settings
-from softmax_ops.artifacts.cubin import Absent, Cubin, check_digest, check_name, decode, encode
-from softmax_ops.artifacts.files import (
+from . import settings
+from .cubin import Absent, Cubin, check_digest, check_name, decode, encode
+from .files import (
     PARTIAL_PREFIX,
     list_files,
     only_ours,

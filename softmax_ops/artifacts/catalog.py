@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
 
-from softmax_ops.artifacts.lazy_mapping import LazyMapping
+from .lazy_mapping import LazyMapping
 
 SCHEMA = 5
 

@@ -16,7 +16,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from softmax_ops.artifacts.files import as_trusted_as_this_package, pread_exactly
+from .files import as_trusted_as_this_package, pread_exactly
 
 SUFFIX = ".sig"
 """Of a bundle's signature file beside it: one line of base64."""
