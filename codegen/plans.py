@@ -6,8 +6,10 @@ of an H200: about 29 lane-instructions per 16-bit element and 48 KiB of reads in
 
 from dataclasses import dataclass, replace
 
+from softmax_ops.artifacts.constants import MAX_CLUSTER
+
 from .axes import Direction, DType, Plan
-from .spec import ANY_K, MAX_CLUSTER
+from .spec import ANY_K
 
 MAX_SPLIT_ROWS = 128
 """Up to this many rows, several CTAs share a row that is too long for a cluster. With more rows, one CTA per row

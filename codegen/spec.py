@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from softmax_ops.artifacts.constants import ACCESS_BYTES
-from softmax_ops.artifacts.constants import MAX_CLUSTER as MAX_CLUSTER
 
 from .axes import Direction, DType, Plan
 from .features import BAND, EPILOGUE, GENERAL_GRADIENT, Feature, Mask, Section
