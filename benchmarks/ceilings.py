@@ -1,8 +1,8 @@
-"""What no kernel can beat: the fastest of several copies of the same bytes, in the run that times the kernels.
+"""The upper bound of any kernel's speed: the fastest of several copies of the same bytes, timed in the same run.
 
 Forward: a copy. Causal: a copy that reads the visible triangle and writes everything, or the full copy. Backward: the
-sum of two tensors into a third. Float32 results of 16-bit scores: one that converts, or copies of the scores. The time
-of each is scaled by the bytes of the cell over the bytes that it moved; so it is where key lengths hide columns.
+sum of two tensors into a third. Float32 results of 16-bit scores: a copy that converts, or plain copies of the scores.
+Each time is scaled by the bytes of the cell over the bytes that the copy moved, which also covers key lengths.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .tensors import Tensors
 
 @dataclass(frozen=True)
 class Ceiling:
-    """One way to move bytes, and how many of them."""
+    """A way to move bytes, and the number of bytes that it moves."""
 
     name: str
     call: Call
@@ -29,7 +29,7 @@ class Ceiling:
 
     @property
     def provider(self) -> Provider:
-        """That computes it, for every cell."""
+        """A provider that runs this ceiling for any cell."""
         return Provider(self.name, lambda cell: self.call, self.absent)
 
 
@@ -68,7 +68,7 @@ def _foreach(tensors: Tensors) -> Tensor:
 
 
 def _half(tensors: Tensors) -> Tensor:
-    """The first half of a float32 output's memory, for 16-bit scores as they are."""
+    """The first half of a float32 output's memory, which holds 16-bit scores unconverted."""
     (x,) = tensors.inputs
     return tensors.out.view(-1).view(x.dtype)[: x.numel()].view(x.shape)
 

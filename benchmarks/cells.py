@@ -1,7 +1,7 @@
-"""The cells of the benchmark, ranked: what a user would ask first comes first, and a budget cuts off the end.
+"""The cells of the benchmark, ranked by how likely users are to ask for them; a budget cuts off the end.
 
-The first CORE cells are the picture; the first dozen of them is what `make bench-quick` takes. After them come those
-that let every goal be judged, and the lines of the sweep.
+The first CORE cells give the overall picture; `make bench-quick` takes the first dozen of them. Then come the cells
+that the goals need, and those of the sweep.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from math import prod
 
 ELEMENT_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
 MASKS = ("none", "causal", "padding", "bool", "like", "bias")
-"""like: a mask of the scores' dtype; bias: added to the scaled scores."""
+"""like: a mask of the scores' dtype; bias: a tensor added to the scaled scores."""
 
 ASKS = {
     "f32": "float32 results of 16-bit scores",
@@ -17,7 +17,7 @@ ASKS = {
     "lengths": "key lengths",
     "log": "logarithms",
 }
-"""What a cell may ask for beside a scale and a mask, in words."""
+"""What a cell may ask for besides a scale and a mask, in words."""
 
 CORE = 40
 QUICK = 12
@@ -25,7 +25,7 @@ QUICK = 12
 
 @dataclass(frozen=True)
 class Cell:
-    """Scores [B, H, Q, K] of a dtype under a mask, in one direction; `asks` is "" or of ASKS."""
+    """Scores [B, H, Q, K] of a dtype under a mask, in one direction; `asks` is "" or a key of ASKS."""
 
     case: str
     shape: tuple[int, int, int, int]
@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its name in results."""
+        """The cell's name in results."""
         name = f"{self.case}|{'x'.join(map(str, self.shape))}|{self.dtype}|{self.mask}|{self.direction}"
         return f"{name}|{self.asks}" if self.asks else name
 
@@ -63,23 +63,23 @@ class Cell:
 
     @property
     def key_lengths(self) -> tuple[int, ...] | None:
-        """Evenly from 0 to K, half of K on average; in any order."""
+        """Lengths spread evenly from 0 to K, half of K on average; their order does not matter."""
         batch = self.shape[0]
         return tuple((2 * b + 1) * self.k // (2 * batch) for b in range(batch)) if self.asks == "lengths" else None
 
     @property
     def aligned(self) -> bool:
-        """Whether every row is a multiple of 16 bytes."""
+        """Whether the size of a row is a multiple of 16 bytes."""
         return self.k * ELEMENT_BYTES[self.dtype] % 16 == 0
 
     @property
     def inputs(self) -> int:
-        """Tensors of the scores' shape that are read."""
+        """The number of input tensors that have the scores' shape."""
         return 1 if self.direction == "fwd" else 2
 
     @property
     def mask_shape(self) -> tuple[int, int, int, int] | None:
-        """Of the mask tensor, or of the bias; a backward reads neither."""
+        """The shape of the mask or bias; None in a backward, which reads neither."""
         batch, heads, queries, k = self.shape
         shapes = {
             "padding": (batch, 1, 1, k),
@@ -91,7 +91,7 @@ class Cell:
 
     @property
     def visible(self) -> int:
-        """Scores that a causal mask (bottom-right) or the key lengths leave; all without either."""
+        """Scores that the causal mask (bottom-right) or the key lengths leave visible; all scores without either."""
         if self.key_lengths:
             return self.elements // (self.shape[0] * self.k) * sum(self.key_lengths)
         if not self.causal:
@@ -102,9 +102,9 @@ class Cell:
 
     @property
     def bytes(self) -> int:
-        """That must move: each visible input once, the mask as it lies in memory, the output once.
+        """Bytes that must move: each visible input once, the mask as stored in memory, the output once.
 
-        Of key lengths: the lengths, the columns before them, and the whole output. Of a temperature: the scales too.
+        With key lengths: the lengths, the columns before them, and the whole output. With temperatures: the scales too.
         """
         size = ELEMENT_BYTES[self.dtype]
         mask = prod(self.mask_shape) * (size if self.mask in ("like", "bias") else 1) if self.mask_shape else 0
@@ -113,7 +113,7 @@ class Cell:
 
     @property
     def full_bytes(self) -> int:
-        """That a plain copy, or backward the sum of two tensors into a third, of this shape moves."""
+        """Bytes moved by a plain copy of this shape; for a backward, by the sum of two tensors into a third."""
         return self.elements * (self.inputs * ELEMENT_BYTES[self.dtype] + ELEMENT_BYTES[self.result])
 
 
@@ -138,7 +138,7 @@ BIASED = ("T5", "AlphaFold MSA")
 
 VOCABULARY = (32000, 50257, 128256, 151936, 256000)
 SMALL = ((1, 12, 128, 128), (8, 12, 128, 128), (8, 16, 256, 256), (1, 1, 64, 1024), (1, 32, 1, 4096), (1, 1, 264, 8192))
-"""At most 40 MB read and written in f16, with more rows than an H200 has SMs, and with fewer."""
+"""At most 40 MB read and written in f16; some have more rows than an H200 has SMs, some fewer."""
 
 SWEEP = tuple(2**power for power in range(3, 19))
 SWEEP_BYTES = 1 << 30
@@ -214,7 +214,7 @@ def _core() -> list[Cell]:
 
 
 def _deciding() -> list[Cell]:
-    """Of few rows, small problems, short rows, the sweep by powers of two, and causal backwards beside full ones."""
+    """Cells for the goals: few rows, small problems, short rows, powers of two, causal backwards beside full ones."""
     few = [Cell(f"vocabulary {rows}", (1, 1, rows, 256000), "f32") for rows in (2, 4, 8)]
     aligned = [_swept("fwd", "f16", k) for k in SWEEP]
     short = [_swept("fwd", "f16", k + step) for k in SWEEP if k <= 128 for step in (-1, 1)]
@@ -246,7 +246,7 @@ def _models() -> list[Cell]:
 
 
 def _has(case: str, mask: str) -> bool:
-    """One query sees everything, and a bias goes with the models that have one."""
+    """Whether a case has cells with a mask: a single query only with padding, and only some models have a bias."""
     if mask == "bias":
         return case in BIASED
     return MODELS[case][2] > 1 or mask in ("none", "padding")
@@ -262,12 +262,12 @@ def _small() -> list[Cell]:
 
 
 def _swept(direction: str, dtype: str, k: int) -> Cell:
-    """1 GiB of scores."""
+    """A cell with 1 GiB of scores."""
     return Cell("sweep", (1, 1, SWEEP_BYTES // (k * ELEMENT_BYTES[dtype]), k), dtype, "none", direction)
 
 
 def _sweep() -> list[Cell]:
-    """Each power of two, then beside it."""
+    """For each kind of call all powers of two, then their neighbours."""
     kinds = [("fwd", "f16"), ("bwd", "f16"), ("fwd", "f32"), ("fwd", "bf16"), ("bwd", "f32"), ("bwd", "bf16")]
     return [
         _swept(direction, dtype, k + step)

@@ -1,12 +1,13 @@
-"""Is a result right? Against the formula in float64, block by block, in the run that times it.
+"""Checks results against the formula in float64, block by block, in the same run that times them.
 
     forward    |y - y64|   <= y64 (u + 2^-22 (8 + |z| + |m|)) + a
     backward   |dx - dx64| <= |dx64| u + 2^-20 scale y (|dy| + sum_j |y_j dy_j|) + a
     log        |l - l64|   <= |l64| u + 2^-22 (8 + |z| + |m|) + a
       backward |dx - dx64| <= |dx64| u + 2^-20 scale (|dy| + exp(l) sum_j |dy_j|) + a
 
-u is half a unit in the last place of the output, a the same of its smallest numbers; the rest is what rounding scores
-and sums to 24 bits explains. The kernels' own tests are finer (tests/support/reference.py); this one runs on gigabytes.
+u is half a unit in the last place of the output, a its smallest subnormal in f16 and 2^-126 otherwise; the other terms
+cover rounding scores and sums to 24 bits. The kernels' own tests are stricter (tests/support/reference.py); this check
+runs on gigabytes.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ LEAST = {"f16": 2.0**-24, "bf16": 2.0**-126, "f32": 2.0**-126}
 
 
 def worst(cell: Cell, tensors: Tensors, results: Sequence[Tensor], plain: bool = False) -> list[float]:
-    """The largest error of each in units of its bound: 1 or less is right. HOPELESS where something is not a number.
+    """The largest error of each result in units of its bound; 1 or less is right. HOPELESS if a result is not a number.
 
-    plain   they are meant to be the softmax, or its backward, without the cell's scale and mask.
+    plain   the results are the plain softmax, or its backward, without the cell's scale and mask.
     """
     if not results:
         return []

@@ -1,12 +1,12 @@
-"""What compiling and loading cost: measured by commands in processes of their own, kept with date and machine.
+"""The cost of compiling and loading, measured with commands in separate processes, kept with date and machine.
 
     generate   `python -m codegen write` and `compile` of one architecture: cache empty, then nothing changed
-    unchanged  the latter alone
-    bundle     every kernel for every architecture in reach, cache empty
-    first      the first call of a prebuilt variant in a fresh process: on the GPU, else on the stub driver
+        unchanged  the second of these alone
+        bundle     every kernel for every architecture the toolchain supports, cache empty
+        first      the first call of a prebuilt variant in a fresh process: on the GPU, or else on the stub driver
     eager      a call from Python beyond a bare launch; needs a GPU
 
-Cold figures start with an empty cache folder. The environment that `make generate` builds first is not counted.
+Cold figures start with an empty cache folder. Building the environment, the first step of `make generate`, is excluded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FILE = "costs.json"
 ARCH = "sm_90"
 
 PROCESSES = 5
-"""Of a first call."""
+"""Number of processes that a first call is measured in."""
 
 _ON_GPU = """
 import time, torch
@@ -57,12 +57,12 @@ start = time.perf_counter()
 launcher.executable(launcher.plan_for(shape, arch), 0).launch((1 << 40, 2 << 40), scale=1.0, stream=0)
 print(1e3 * (time.perf_counter() - start))
 """
-"""Milliseconds of a first call once CUDA is up: catalog, plan, bundle, loading, launch."""
+"""Prints the milliseconds of a first call once CUDA is up: catalog, plan, bundle, loading, launch."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One cost, its unit at the end of its name."""
+    """One cost; the name ends with its unit."""
 
     name: str
     value: float
@@ -73,7 +73,7 @@ class Figure:
 
 @dataclass
 class Costs:
-    """The newest figure of each name."""
+    """The newest figure for each name."""
 
     figures: dict[str, Figure] = field(default_factory=dict)
 
@@ -105,20 +105,20 @@ def machine() -> str:
 
 
 def generate(costs: Costs) -> None:
-    """Cold and unchanged, for one architecture."""
+    """Cold and unchanged times for one architecture."""
     with tempfile.TemporaryDirectory(prefix="softmax_ops_cold_") as folder:
         costs.put("cold_generate_s", _generate(folder), f"{ARCH}, empty cache")
         costs.put("unchanged_generate_s", _generate(folder), ARCH)
 
 
 def unchanged(costs: Costs) -> None:
-    """The cache of this user; the first run fills it."""
+    """The unchanged time with this user's cache, which the first run fills."""
     _generate(None)
     costs.put("unchanged_generate_s", _generate(None), ARCH)
 
 
 def bundle(costs: Costs) -> None:
-    """Minutes, bytes, and the sizes of its cubins."""
+    """Minutes and bytes of the bundle, and the sizes of its cubins."""
     with tempfile.TemporaryDirectory(prefix="softmax_ops_cold_") as folder:
         output = Path(folder, "whole.bundle")
         seconds, said = _timed(["codegen", "bundle", "--output", str(output)], _cache(folder))
@@ -132,7 +132,7 @@ def bundle(costs: Costs) -> None:
 
 
 def first(costs: Costs) -> None:
-    """Median of some processes, each with a bundle of one architecture and an empty cache."""
+    """The median over several processes, each with a bundle of one architecture and an empty cache."""
     from tests.support import engines, stub_driver
 
     gpu = engines.gpu_architecture()
@@ -152,14 +152,14 @@ def first(costs: Costs) -> None:
 
 
 def eager(costs: Costs) -> None:
-    """Raises NoDevice without a GPU."""
+    """Host time of an eager call. Raises NoDevice without a GPU."""
     from .eager import beyond_launch_us
 
     costs.put("eager_beyond_launch_us", *beyond_launch_us())
 
 
 def _bundle_of_one(gpu: str | None, output: Path) -> None:
-    """Of every kernel for the GPU; without one for ARCH, each with a head that the stub driver can read."""
+    """Writes a bundle of every kernel for the GPU, or for ARCH with headers that the stub driver can read."""
     from codegen import build, variants
 
     cubins = list(build.build(variants.shipped(), [gpu or ARCH], user_cache(), progress=False).cubins)
@@ -169,7 +169,7 @@ def _bundle_of_one(gpu: str | None, output: Path) -> None:
 
 
 def _for_stub(cubin: Cubin) -> Cubin:
-    """What the stub driver reads of an image, in front of the rest of it."""
+    """The cubin with the header that the stub driver reads in front of its image."""
     known = catalog.load()
     size = catalog.argument_bytes(known.layout(known.variants[cubin.variant]))
     head = f"{size} {cubin.variant}\0".encode()
@@ -186,7 +186,7 @@ MEASURES: dict[str, Callable[[Costs], None]] = {
 
 
 def _generate(cache: str | None) -> float:
-    """Seconds of what `make generate` runs once its environment is there."""
+    """Seconds that `make generate` takes once its environment exists."""
     environment = dict(os.environ) if cache is None else _cache(cache)
     write, _ = _timed(["codegen", "write"], environment)
     compile, _ = _timed(["codegen", "compile", "--arch", ARCH], environment)

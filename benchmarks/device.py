@@ -1,4 +1,4 @@
-"""What the benchmark wants of a device. A test gives it one with a clock of its own; `Cuda` is the real one."""
+"""What the benchmark needs from a device. Tests provide one with a simulated clock; `Cuda` is the real one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PACKAGES = ("softmax-ops", "torch", "triton", "cuda-bindings", "liger-kernel", "
 
 
 SPIN_CYCLES = 2_000_000
-"""About a millisecond in which the device waits, so that the host has launched what is timed before it starts."""
+"""About a millisecond for which the device spins, so that the host has queued all timed work before it starts."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Calls that replay without the host. `results` are what each call returned, rewritten by every replay."""
+    """Calls that replay without the host. `results` are what the calls returned; every replay rewrites them."""
 
     replay: Callable[[], object]
     results: list[torch.Tensor]
@@ -31,7 +31,7 @@ class NoDevice(RuntimeError):
 
 
 class Device(Protocol):
-    """A place with tensors and a clock."""
+    """Something that has tensors and a clock."""
 
     torch_device: str
     name: str
@@ -39,27 +39,27 @@ class Device(Protocol):
     multiprocessors: int
 
     def facts(self) -> dict[str, Any]:
-        """What figures depend on: the device and the versions, not the time."""
+        """What figures depend on: the device and the versions, but not the time."""
         ...
 
     def clocks(self) -> dict[str, int]:
-        """MHz now; empty where nobody tells."""
+        """Current clocks in MHz; empty if they cannot be read."""
         ...
 
     def capture(self, calls: Sequence[Callable[[], torch.Tensor]]) -> Graph:
-        """The calls, in order, as one graph; each has run once before."""
+        """The calls, in order, as one graph; each must have run once before."""
         ...
 
     def time(self, graph: Graph, replays: int) -> float:
-        """Microseconds of so many replays in a row."""
+        """Microseconds that this many consecutive replays take."""
         ...
 
     def synchronize(self) -> None:
-        """Wait; raises when the device no longer answers."""
+        """Wait for the device; raises if it no longer answers."""
         ...
 
     def release(self) -> None:
-        """Give memory of dropped tensors and graphs back."""
+        """Return the memory of dropped tensors and graphs."""
         ...
 
 
@@ -92,17 +92,17 @@ class Cuda:
     def clocks(self) -> dict[str, int]:
         found = (_smi("clocks.sm,clocks.mem") or "").split(",")
         told = zip(("sm", "memory"), map(str.strip, found), strict=False)
-        return {name: int(value) for name, value in told if value.isdecimal()}  # some machines tell "[N/A]"
+        return {name: int(value) for name, value in told if value.isdecimal()}  # some machines report "[N/A]"
 
     def capture(self, calls: Sequence[Callable[[], torch.Tensor]]) -> Graph:
         own, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(own)  # what is not ready yet (kernels, workspaces) becomes so outside the capture
+        side.wait_stream(own)  # what is not ready yet (kernels, workspaces) gets created outside the capture
         with torch.cuda.stream(side):
             calls[0]()
         own.wait_stream(side)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Where the end of a capture raises, torch.cuda.graph leaves its stream current. Other threads may be compiling.
+        # If ending a capture raises, torch.cuda.graph leaves its stream current. Other threads may be compiling.
         with torch.cuda.stream(own), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = [call() for call in calls]
         return Graph(graph.replay, results)
@@ -125,7 +125,7 @@ class Cuda:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages whose code is measured; None where one is not installed."""
+    """Versions of the packages whose code is measured; None for one that is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 

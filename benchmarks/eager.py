@@ -1,4 +1,4 @@
-"""What an eager call from Python costs: wall time on an idle GPU, beside a bare launch of the same cubin and torch."""
+"""What an eager call from Python costs: wall time on an idle GPU, beside torch and a bare launch of the same cubin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .device import Cuda
 from .timing import spread
 
 SHAPE = (1, 4, 8, 256)
-"""So small that the GPU is done before the next call: what is timed is the host."""
+"""So small that the GPU finishes before the next call, so the time is the host's."""
 
 OURS, BARE = "softmax(x, out=y)", "bare cuLaunchKernelEx"
 
@@ -25,7 +25,7 @@ CALLS = 500
 
 
 def beyond_launch_us() -> tuple[float, str]:
-    """Microseconds of `softmax(x, out=y)` less those of one cuLaunchKernelEx; in words both, and what else calls cost.
+    """Microseconds of `softmax(x, out=y)` beyond one cuLaunchKernelEx, and a description with both and other calls.
 
     Raises NoDevice without a GPU.
     """
@@ -38,7 +38,7 @@ def beyond_launch_us() -> tuple[float, str]:
 
 
 def costs(x: torch.Tensor, y: torch.Tensor, synchronize: Callable[[], None]) -> dict[str, float]:
-    """Microseconds of calls with scores x, and y to write to."""
+    """Microseconds per call for scores x and output y."""
     planned = softmax_ops.plan(x, out=y)
     calls = {
         OURS: lambda: softmax_ops.softmax(x, out=y),
@@ -55,7 +55,7 @@ def costs(x: torch.Tensor, y: torch.Tensor, synchronize: Callable[[], None]) -> 
 
 
 def measure(calls: Mapping[str, Callable[[], object]], synchronize: Callable[[], None]) -> dict[str, float]:
-    """Median microseconds per call, the calls taking turns."""
+    """Median microseconds per call; the calls take turns."""
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():
@@ -68,7 +68,7 @@ def measure(calls: Mapping[str, Callable[[], object]], synchronize: Callable[[],
 
 
 def _bare(x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
-    """The launch that the eager call ends in, with everything ready."""
+    """The launch at the end of the eager call, with everything prepared."""
     plan = launcher.plan_for(geometry(SHAPE), driver.architecture(0))
     kernel = launcher.executable(plan, 0)
     (launch,) = plan.launches

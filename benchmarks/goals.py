@@ -1,4 +1,4 @@
-"""What the kernels must reach on an H200, each goal beside its measured figure, or "not measured" and why."""
+"""The goals for the kernels on an H200, each with its measured figure, or "not measured" and the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAUSAL_QUERIES = 1024
 
 @dataclass(frozen=True)
 class Check:
-    """One figure that has to be at least, or at most, a limit."""
+    """A figure that must be at least, or at most, a limit."""
 
     where: str
     value: float
@@ -30,20 +30,20 @@ class Check:
 
     @property
     def margin(self) -> float:
-        """Negative where it falls short, as a part of the limit."""
+        """Distance from the limit relative to it; negative if the check fails."""
         short = self.value - self.limit if self.at_least else self.limit - self.value
         return short / self.limit
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal with what has been measured of it."""
+    """A goal and what has been measured for it."""
 
     number: int
     what: str
     goal: str
     checks: tuple[Check, ...]
-    wanted: int  # checks that a whole run would give
+    wanted: int  # checks that a complete run would give
     reason: str  # why nothing is measured
 
     @property
@@ -56,7 +56,7 @@ class Verdict:
 
     @property
     def figure(self) -> str:
-        """The worst figure, and how many there are."""
+        """The worst figure, and the number of figures."""
         if not self.checks:
             return f"not measured: {self.reason}"
         worst = min(self.checks, key=lambda check: check.margin)
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def verdicts(results: Results, costs: Costs) -> list[Verdict]:
-    """Of every goal, in order."""
+    """The verdict on every goal, in order."""
     return [*_forward(results), *(goal(results) for goal in _MEASURED_BY_CELLS), *_of_costs(costs)]
 
 
@@ -76,8 +76,8 @@ def _verdict(number: int, what: str, goal: str, checks: Iterable[Check], wanted:
 
 
 def _against(results: Results, chosen: Iterable[Cell], name: str) -> tuple[dict[str, float], int]:
-    """Times of a peer in units of ours by cell, and how many there will be: in cells that are not measured yet, of a
-    peer that is on the machine and does not refuse."""
+    """A peer's times in units of ours, by cell, and how many there will be: cells not measured yet count too if the
+    peer is on the machine and does not refuse them."""
     (peer,) = (each for each in every() if each.name == name)
     absent = any(name in row.absent for row in results.rows.values())
     ratios, left = {}, 0
@@ -91,9 +91,9 @@ def _against(results: Results, chosen: Iterable[Cell], name: str) -> tuple[dict[
 
 
 def least_share(cell: Cell) -> tuple[int, float] | None:
-    """(goal, share of the ceiling) of an unmasked cell that is so large that bandwidth decides; None for others.
+    """(goal, share of the ceiling) for an unmasked cell so large that bandwidth decides; None for other cells.
 
-    No goal is about what a cell asks for beside a scale and a mask.
+    No goal covers what a cell asks for besides a scale and a mask.
     """
     if cell.mask != "none" or cell.asks or cell.full_bytes <= SMALL_BYTES or cell.k < 8:
         return None
@@ -107,7 +107,7 @@ def least_share(cell: Cell) -> tuple[int, float] | None:
 
 
 def _shares(results: Results, number: int) -> tuple[list[Check], int]:
-    """Of the cells of a goal, and how many there are."""
+    """Checks for the cells of a goal, and the number of its cells."""
     chosen = [(cell, least[1]) for cell in cells() if (least := least_share(cell)) and least[0] == number]
     checks = [
         Check(cell.key, row.share(OURS).median, least, True) for cell, least in chosen if (row := results.good(cell))
@@ -142,7 +142,7 @@ def _causal_cells(direction: str) -> list[Cell]:
 
 
 def _causal(results: Results) -> Verdict:
-    """The full copy moves full_bytes: the fastest of the ceilings that did so."""
+    """A full copy moves full_bytes; the fastest ceiling that moved this many counts."""
     chosen, checks = _causal_cells("fwd"), []
     for cell in chosen:
         row = results.good(cell)
@@ -152,7 +152,7 @@ def _causal(results: Results) -> Verdict:
             checks.append(Check(f"{cell.key} of a full copy", row.ratio(OURS, copy), 0.78, False))
     wanted = len(chosen)
     for peer in every():
-        if peer.name not in (OURS, UNMASKED, "triton"):  # our Triton peer reads the triangle
+        if peer.name not in (OURS, UNMASKED, "triton"):  # our Triton peer reads only the triangle
             ratios, count = _against(results, chosen, peer.name)
             checks += [Check(f"{key} against {peer.name}", ratio, 1.25, True) for key, ratio in ratios.items()]
             wanted += count
@@ -161,7 +161,7 @@ def _causal(results: Results) -> Verdict:
 
 
 def _of_unmasked(results: Results, limits: dict[Cell, float]) -> list[Check]:
-    """Our time over that of the same scores unmasked, in the same rounds, at most so much."""
+    """Checks that our time over that of the same scores unmasked, in the same rounds, is within the limits."""
     return [
         Check(cell.key, row.ratio(OURS, UNMASKED), limit, False)
         for cell, limit in limits.items()
@@ -188,7 +188,7 @@ def _masked(results: Results) -> Verdict:
 
 
 def _peers(results: Results) -> Verdict:
-    """QuACK masks nothing, so it is compared where nothing is masked."""
+    """QuACK has no masks, so it is compared only in unmasked cells."""
     chosen = [cell for cell in cells() if not cell.asks]
     forward = {cell.key: cell for cell in chosen if cell.direction == "fwd"}
     ratios, wanted = _against(results, forward.values(), "torch chain")

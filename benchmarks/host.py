@@ -1,11 +1,11 @@
-"""What a call costs on the CPU, against a stub of the CUDA driver: the launcher, fed with integers, and whole calls.
+"""What a call costs on the CPU, on a stub of the CUDA driver: the launcher, given integers, and whole calls.
 
     python -m benchmarks.host
 
-Needs no GPU: in whole calls, CPU tensors pose as those of one, whose current device and stream are constants. The stub
-does nothing in a launch but ask for its process id, as the row of os.getpid shows; the rest are the nanoseconds of
+Needs no GPU: in whole calls, CPU tensors pose as GPU tensors, and the current device and stream are constants. In a
+launch the stub only asks for its process id, which costs what the row of os.getpid shows; the rest is time spent in
 Python and cuda-bindings. A real driver adds 1.6 to 2.3 us.
-Every cell is measured in every round, so that a change of clock falls on all; the median over rounds is printed.
+Every round measures every cell, so that a change of clock affects all of them; the median over rounds is printed.
 """
 
 import itertools
@@ -32,15 +32,15 @@ from tests.support.posing import pose
 
 ROUNDS = 41
 CALLS = 2000
-"""Of a cell in a round: about 2 ms."""
+"""Calls of a cell per round: about 2 ms."""
 
 CALLS_MEASURED = (("fwd", "none"), ("fwd", "boolcausal"), ("bwd", "causal"))
-"""Of f16 [8, 16, 1024, 1024], with two, three and three operands."""
+"""Calls on f16 [8, 16, 1024, 1024] that have two, three and three operands."""
 
 BARE = "one bare cuLaunchKernelEx"
 
 GOAL = 4.0
-"""The launcher path, and a whole call with out=, in bare launches."""
+"""Limit for the launcher path, and for a whole call with out=, in bare launches."""
 
 GOALS = ("plan_for + executable + launch", "softmax_ops call with out=")
 
@@ -71,7 +71,7 @@ def report(kind: str, costs: dict[str, float]) -> None:
 
 
 def measure(cells: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Nanoseconds per call, the cells taking turns."""
+    """Nanoseconds per call; the cells take turns."""
     rounds: dict[str, list[float]] = {name: [] for name in cells}
     for _ in range(ROUNDS):
         empty = _time(lambda: None)
@@ -88,7 +88,7 @@ def _time(call: Callable[[], object]) -> float:
 
 
 def cells(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
-    """What is measured."""
+    """The launcher's cells, by name."""
 
     def describe() -> Geometry:
         return geometry((8, 16, 1024, 1024), "f16", mask_kind, direction=direction, mask_shape=(8, 1, 1, 1024))
@@ -165,7 +165,7 @@ def calls(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
 
 
 def general_calls() -> dict[str, Callable[[], object]]:
-    """The same with a bias of four bytes per element, shared by the batch, and a length per sequence."""
+    """The same calls with a bias of four bytes per element, shared by the batch, and a length per sequence."""
     x, out = (torch.zeros(8, 16, 8, 1024, dtype=torch.float16) for _ in range(2))
     bias, lengths = torch.zeros(16, 8, 1024), torch.full((8,), 1000, dtype=torch.int32)
     softmax = softmax_ops.softmax
@@ -186,14 +186,14 @@ def general_calls() -> dict[str, Callable[[], object]]:
 
 
 def serve(variant: catalog.Variant) -> driver.Kernel:
-    """Puts a kernel where resolving would; the stub takes no real cubin."""
+    """Puts a kernel where resolution would put it; the stub does not accept real cubins."""
     kernel = driver.Kernel(variant.name, _image(variant), variant.shared_bytes)
     launcher._kernels[variant.name, driver.architecture(0)] = kernel
     return kernel
 
 
 def _image(variant: catalog.Variant) -> bytes:
-    """What the stub takes for a cubin of the variant."""
+    """A stand-in for a cubin of the variant that the stub accepts."""
     return f"{catalog.argument_bytes(catalog.load().layout(variant))} {variant.name}\0".encode()
 
 

@@ -1,4 +1,4 @@
-"""One cell: tensors, graphs of every provider and ceiling, rounds in turns, and a check of what the graphs computed."""
+"""One cell: its tensors, a graph per provider and ceiling, rounds that interleave them, and a check of the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .timing import TurnFailed, interleaved
 
 
 class DeviceLost(RuntimeError):
-    """The device no longer answers: what a wrong kernel can do. `row` says who ran last."""
+    """The device no longer answers, which a wrong kernel can cause. `row` says which provider ran last."""
 
     def __init__(self, row: Row):
         super().__init__(f"{row.cell}: the device no longer answers after {row.failed['device']}")
@@ -29,7 +29,7 @@ class DeviceLost(RuntimeError):
 
 @dataclass
 class _Found:
-    """What becomes of a row while a cell is measured."""
+    """What a row collects while its cell is measured."""
 
     graphs: dict[str, Graph] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
@@ -44,17 +44,17 @@ def measure(cell: Cell, device: Device, providers: Sequence[Provider], date: str
         return _measured(cell, device, providers, row)
     except DeviceLost:
         raise
-    except Exception as error:  # of the cell as a whole: out of memory, say
+    except Exception as error:  # of the cell as a whole, such as out of memory
         row = replace(row, failed={"cell": in_brief(error)})
     finally:
-        with suppress(RuntimeError):  # a lost device gives nothing back
+        with suppress(RuntimeError):  # a lost device cannot release anything
             device.release()
     _must_answer(device, row, row.failed["cell"])
     return row
 
 
 def _measured(cell: Cell, device: Device, providers: Sequence[Provider], row: Row) -> Row:
-    """Its tensors and graphs are gone when it returns."""
+    """The measured row. The cell's tensors and graphs are dropped on return."""
     seed, found = zlib.crc32(cell.key.encode()), _Found()
     made = tensors.make(cell, device.torch_device, row.sets, seed)
     row = replace(row, kernel=_kernel(cell, made[0], found))
@@ -80,17 +80,17 @@ def _measured(cell: Cell, device: Device, providers: Sequence[Provider], row: Ro
 
 
 def _kernel(cell: Cell, made: Tensors, found: _Found) -> str | None:
-    """The name of our kernel, where there is one."""
+    """The name of our kernel, if there is one."""
     try:
         explanation = ours.explanation(cell, made)
         return None if explanation is None else explanation.variant
-    except Exception as error:  # the call itself says what becomes of it
+    except Exception as error:  # the call itself reports the failure
         found.failed["explain"] = in_brief(error)
         return None
 
 
 def _captured(provider: Provider, cell: Cell, device: Device, made: list[Tensors], found: _Found, row: Row) -> bool:
-    """Whether there is a graph of the calls over every set, replayed once; if not, why is noted."""
+    """Whether the calls over all sets were captured as a graph and replayed once; if not, the reason is recorded."""
     name = provider.name
     if reason := provider.why_absent():
         found.absent[name] = reason
@@ -103,7 +103,7 @@ def _captured(provider: Provider, cell: Cell, device: Device, made: list[Tensors
         graph = device.capture([partial(call, each) for each in made])
         _check_shapes(graph, cell)
         device.time(graph, 1)
-    except Exception as error:  # a peer may raise anything; none of it may end the run
+    except Exception as error:  # a peer may raise anything; that must not end the run
         _note(name, error, device, found, row)
         return False
     found.graphs[name] = graph
@@ -111,7 +111,7 @@ def _captured(provider: Provider, cell: Cell, device: Device, made: list[Tensors
 
 
 def _times(device: Device, found: _Found, row: Row, seed: int) -> dict[str, list[float]]:
-    """Of the graphs that last: without one that fails in its turn, the rounds begin anew."""
+    """Times of the graphs that keep working: when one fails in its turn, it is dropped and the rounds start over."""
     while True:
         try:
             return interleaved(device, found.graphs, seed)
@@ -127,7 +127,7 @@ def _note(name: str, error: BaseException, device: Device, found: _Found, row: R
 
 
 def _check_shapes(graph: Graph, cell: Cell) -> None:
-    """Raises TypeError for a call that returns something else than a tensor of the scores' shape."""
+    """Raises TypeError for a call that returns anything but a tensor of the scores' shape."""
     for result in graph.results:
         shape = tuple(getattr(result, "shape", ()))
         if shape != cell.shape:
@@ -135,7 +135,7 @@ def _check_shapes(graph: Graph, cell: Cell) -> None:
 
 
 def _must_answer(device: Device, row: Row, failure: str) -> None:
-    """Raises DeviceLost where a failure took the device with it."""
+    """Raises DeviceLost if the device stopped answering after a failure."""
     try:
         device.synchronize()
     except RuntimeError as error:
@@ -145,7 +145,7 @@ def _must_answer(device: Device, row: Row, failure: str) -> None:
 def _errors(
     cell: Cell, device: Device, first: Tensors, providers: Sequence[Provider], graphs: dict[str, Graph]
 ) -> dict[str, float]:
-    """Of the graphs that were timed: the first result is overwritten with NaN, computed again and compared."""
+    """Errors of the timed graphs: each first result is overwritten with NaN, computed again and compared."""
     errors: dict[str, float] = {}
     for plain in (False, True):
         names = [provider.name for provider in providers if provider.plain is plain]
@@ -155,7 +155,7 @@ def _errors(
 
 
 def _computed_again(device: Device, graph: Graph) -> torch.Tensor:
-    """A copy of the first result: providers write into one output."""
+    """A copy of the first result, since providers share one output."""
     result = graph.results[0].fill_(torch.nan)
     device.time(graph, 1)
     return result.clone()
@@ -166,7 +166,7 @@ def _per_call(times: list[float], sets: int) -> list[float]:
 
 
 def describe(row: Row) -> str:
-    """One line for the terminal."""
+    """The row in one line for the terminal."""
     if row.is_failure:
         return f"FAILED {row.cell}: {row.why}"
     peers = ", ".join(f"{name} {row.share(name).median:.3f}" for name in row.times if name != OURS)

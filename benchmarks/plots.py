@@ -1,4 +1,4 @@
-"""Pictures of results: share of the ceiling against row length, one line per provider."""
+"""Plots of results: share of the ceiling against row length, one line per provider."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Lines = dict[str, list[tuple[int, float]]]
 
 
 def draw(device: str, results: Results, folder: Path) -> list[Path]:
-    """One SVG per picture into a folder; the same bytes for the same results."""
+    """Writes one SVG per picture into a folder; the same results give the same bytes."""
     written = []
     for name in PICTURES:
         path = folder / f"{device}-{name}.svg"
@@ -43,7 +43,7 @@ def draw(device: str, results: Results, folder: Path) -> list[Path]:
 
 
 def lines(results: Results, picture: str) -> Lines:
-    """What a picture shows: the share of every provider that counts, by rising K."""
+    """The lines of a picture: the share of every provider that counts, by increasing K."""
     found: Lines = defaultdict(list)
     for cell in sorted((cell for cell in cells() if _shown(cell, picture)), key=lambda cell: cell.k):
         row = results.row(cell)

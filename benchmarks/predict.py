@@ -1,17 +1,17 @@
-"""What an H200 would do, from instructions and bytes alone. Never measured, and kept apart from what is.
+"""What an H200 would reach, predicted from instructions and bytes alone; kept apart from everything measured.
 
     share = min(instructions, flight, traffic)
     instructions   budget / lane-instructions per element, at most 1; the budget is 29 for the 4 bytes that an element
-                   of a 16-bit forward moves, in proportion for others
-    flight         bytes that the CTAs on an SM ask for before they wait / what must be under way, at most 1; that is
-                   48 KiB where half the traffic is read, in proportion where more or less of it is
-    traffic        bytes that must move / bytes that move, second reads included where L2 cannot hold the rows
+                   of a 16-bit forward moves, and proportional to the bytes otherwise
+    flight         bytes that the CTAs on an SM request before they wait / bytes that must be in flight, at most 1; the
+                   latter is 48 KiB if half the traffic is reads, and proportional to that part otherwise
+    traffic        bytes that must move / bytes that do, second reads included unless L2 holds the rows
 
-Instructions are those that the interpreter executed on a full CTA of rows of this length, with what the cell asks for,
-times the machine instructions that the kernel has for one of PTX; under a causal mask, and with key lengths, on rows of
-which half is visible. CTAs on an SM by
-registers, threads and shared memory, and by how many the launch has. What this leaves out makes it too favourable:
-latency of launch, barriers and clusters, the last wave, phases in which no CTA loads.
+Instructions are those that the interpreter executes for a full CTA of rows of this length, with the features that the
+cell asks for, times the kernel's machine instructions per PTX instruction; with a causal mask or key lengths, half of
+each row is visible. CTAs on an SM are limited by registers, threads, shared memory and the size of the launch.
+Predictions are too favourable in that they ignore latency of launches, barriers and clusters, the last wave, and
+phases in which no CTA loads.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FLIGHT_BYTES = 48 << 10
 MULTIPROCESSORS = 132
 L2_BYTES = 60 << 20
 SM_REGISTERS, SM_THREADS, SM_CTAS, SM_SHARED, CTA_SHARED = 65536, 2048, 32, 228 << 10, 1 << 10
-"""Of an H200: registers, threads and CTAs of an SM, its shared memory, and what each CTA takes of it for itself."""
+"""Of an H200: registers, threads, CTAs and shared memory of an SM, and shared memory that each CTA takes for itself."""
 
 IMPLIED = {
     ("causal", "fwd"): 0.75 / 0.78,
@@ -62,25 +62,25 @@ IMPLIED = {
     ("like", "fwd"): 0.97 / 1.06,
     ("bias", "fwd"): 0.97 / 1.06,
 }
-"""Share that the goals on masks imply, by mask and direction: bytes over the time allowed."""
+"""Shares that the goals for masks imply, by mask and direction: bytes over the time allowed."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one cell."""
+    """The prediction for one cell."""
 
     cell: str
     variant: str
-    source: str  # digest of the variant's source when it was counted
-    bytes: int  # that must move
-    planned_bytes: int  # that move, as `explain` counts them
+    source: str  # digest of the variant's source at the time of counting
+    bytes: int  # bytes that must move
+    planned_bytes: int  # bytes that do move, as `explain` counts them
     instructions: float  # per element
-    budget: float  # of them
+    budget: float  # instructions per element that bandwidth allows
     registers: int
     ctas_per_sm: float
     flight_bytes: int  # per SM
     shares: dict[str, float]
-    goal: float | None  # share wanted; None: there is no goal, or latency decides, which this does not predict
+    goal: float | None  # share wanted; None without a goal, or if latency decides, which is not predicted
 
     @property
     def share(self) -> float:
@@ -88,7 +88,7 @@ class Prediction:
 
     @property
     def limit(self) -> str:
-        """What keeps it from the ceiling."""
+        """Which term keeps the cell from the ceiling."""
         return min(self.shares, key=lambda name: self.shares[name]) if self.share < 1 else ""
 
     @property
@@ -97,7 +97,7 @@ class Prediction:
 
 
 def wanted(cell: Cell) -> float | None:
-    """The share that a goal asks of a cell, said or implied."""
+    """The share that a goal demands for a cell, stated or implied."""
     if cell.mask == "none":
         least = least_share(cell)
         return None if least is None else least[1]
@@ -123,7 +123,7 @@ def is_general(cell: Cell) -> bool:
 
 
 def _is_biased(cell: Cell) -> bool:
-    """Whether the bias is a mask kind of its own."""
+    """Whether the cell's bias makes it a mask kind of its own."""
     return cell.mask == "bias" and not cell.asks and cell.dtype in BIASED
 
 
@@ -132,7 +132,7 @@ def _log(cell: Cell) -> bool:
 
 
 def _operands(cell: Cell) -> Iterator[Operand]:
-    """What the general kind reads beside inputs."""
+    """What the general kind reads besides its inputs."""
     size = ELEMENT_BYTES[cell.dtype]
     if cell.mask == "bias" and cell.mask_shape:
         yield Operand("bias", broadcast_strides(cell.mask_shape, cell.shape), ALIGNMENT, size)
@@ -143,7 +143,7 @@ def _operands(cell: Cell) -> Iterator[Operand]:
 
 
 def features(cell: Cell) -> Features | None:
-    """The same for a full CTA; None where the kind is another."""
+    """The cell's features for a full CTA; None for kinds other than the general one."""
     if not is_general(cell):
         return None
     return Features(
@@ -170,13 +170,13 @@ class Counter:
         self.instructions = cache(self._count)
 
     def _count(self, name: str, k: int, causal: bool, features: Features | None) -> float:
-        """Lane-instructions per element of a full CTA; every launch of a plan with several."""
+        """Lane-instructions per element of a full CTA; all launches of a plan that has several."""
         case = full_cta(variants.by_name()[name], k)
         if causal:
             case = replace(case, causal_offset=(k - case.shape[-2]) // 2)  # rows see half their columns on average
         if features is not None:
             case = replace(case, features=features)
-        if features is not None and features.lengths:  # of two batches, one sees all and one nothing
+        if features is not None and features.lengths:  # of two batches, one sees everything and the other nothing
             _, heads, rows, _ = case.shape
             case = replace(case, shape=(2, heads, -(-rows // 2), k))
         call = case.call()
@@ -223,7 +223,7 @@ def _predict(cell: Cell, of: LaunchPlan, counter: Counter) -> Prediction:
 
 
 def resident(of: LaunchPlan, cubin: Cubin) -> int:
-    """CTAs that an SM holds at once; registers are given to warps in units of 256."""
+    """CTAs resident on an SM; registers are allocated to warps in units of 256."""
     threads = of.launches[0].threads
     per_warp = -(-cubin.registers * 32 // 256) * 256
     shared = of.variant.shared_bytes + cubin.shared_bytes + CTA_SHARED
@@ -231,7 +231,7 @@ def resident(of: LaunchPlan, cubin: Cubin) -> int:
 
 
 def asked_by_cta(of: LaunchPlan) -> int:
-    """Bytes of the inputs that a CTA asks for before it waits: its rows, or its part of one, or a piece."""
+    """Bytes of the inputs that a CTA requests before it waits: of its rows, its part of a row, or a piece."""
     variant, launch = of.variant, of.launches[0]
     columns = min(-(-of.geometry.k // launch.cluster), variant.piece or of.geometry.k)
     rows = -(-launch.rows // launch.grid) if variant.plan == Plan.TILE.label else variant.rows
@@ -239,13 +239,13 @@ def asked_by_cta(of: LaunchPlan) -> int:
 
 
 def _under_way(cell: Cell) -> float:
-    """Bytes of reads per SM that saturate DRAM together with the cell's writes."""
+    """Bytes of reads in flight per SM that saturate DRAM together with the cell's writes."""
     written = cell.elements * ELEMENT_BYTES[cell.result]
     return FLIGHT_BYTES * 2 * (1 - written / cell.bytes)
 
 
 def _moved(cell: Cell, of: LaunchPlan, ctas: float) -> int:
-    """Rows that are read twice come from L2 the second time where half of it holds what is read between."""
+    """Bytes that move: the second read of a row comes from L2 if half of L2 holds everything read in between."""
     if not of.variant.piece:
         return cell.bytes
     row = cell.k * sum(operand.element_bytes for operand in of.geometry.inputs)
@@ -267,13 +267,13 @@ def save(predictions: list[Prediction], path: Path = FILE) -> None:
 
 
 def load(path: Path = FILE) -> tuple[str, list[Prediction]]:
-    """(date, predictions)."""
+    """(date, predictions) of a file."""
     data = json.loads(path.read_text())
     return data["date"], [Prediction(**each) for each in data["cells"]]
 
 
 def stale(predictions: Iterable[Prediction], cells: Iterable[Cell]) -> list[str]:
-    """Cells that another kernel serves now, or the same one with another source."""
+    """Cells that now run another kernel, or the same kernel with changed source."""
     known = {each.cell: (each.variant, each.source) for each in predictions}
     found = []
     for cell in cells:

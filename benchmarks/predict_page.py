@@ -1,4 +1,4 @@
-"""docs/predictions.md from the predictions, and their comparison with what a GPU measured."""
+"""Writes docs/predictions.md from the predictions, and compares them with what a GPU measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(date: str, predictions: list[Prediction], page: Path = PAGE) -> None:
 
 
 def text(date: str, predictions: list[Prediction]) -> str:
-    """What falls short, by kind of row; then the core, cell by cell."""
+    """The cells that fall short, by kind of row; then the core, cell by cell."""
     known = {each.cell: each for each in predictions}
     pairs = [(cell, known[cell.key]) for cell in cells() if cell.key in known]
     with_goal = [each for _, each in pairs if each.goal is not None]
@@ -65,7 +65,7 @@ def _line(cell: Cell, each: Prediction) -> list[str]:
 
 
 def _short(short: list[tuple[Cell, Prediction]]) -> str:
-    """One line for cells alike but for mask and length of their rows."""
+    """One line for cells that differ only in mask and row length."""
     groups: dict[tuple[str, ...], list[tuple[Cell, Prediction]]] = defaultdict(list)
     for cell, each in short:
         plan = each.variant.split("_")[4]
@@ -98,7 +98,7 @@ def _short(short: list[tuple[Cell, Prediction]]) -> str:
 
 
 def compare(predictions: list[Prediction], results: Results) -> str:
-    """Predicted and measured shares of the cells that have both, the worst misprediction first."""
+    """Predicted and measured shares of the cells that have both, the largest deviation first."""
     by_key = {cell.key: cell for cell in cells()}
     lines = []
     for each in predictions:

@@ -1,4 +1,4 @@
-"""Why a cell falls short: the hardware's counters of our kernel, as Nsight Compute (ncu) reads them."""
+"""Explains why a cell falls short: hardware counters of our kernel, read by Nsight Compute (ncu)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METRICS = {
 }
 UNITS = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "ns": 1e-3, "us": 1, "ms": 1e3, "nsecond": 1e-3}
 UNITS |= {"usecond": 1, "msecond": 1e3}
-"""Bytes and microseconds of what ncu says; percentages and counts have factor 1."""
+"""Factors to bytes and microseconds for ncu's units; 1 for percentages and counts."""
 
 TIMEOUT_S = 120
 
@@ -31,12 +31,12 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 class NoProfile(RuntimeError):
-    """ncu is missing, or read nothing."""
+    """ncu is missing, or reported nothing."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Of all launches of one call together; percentages and registers of the longest."""
+    """Counters of all launches of one call together; percentages and registers are those of the longest launch."""
 
     cell: Cell
     kernels: tuple[str, ...]
@@ -61,7 +61,7 @@ class Profile:
 
 
 def profile(cell: Cell) -> Profile:
-    """Runs the cell's kernel once under ncu, in a process of its own, the clocks left alone. Raises NoProfile."""
+    """Runs the cell's kernel once under ncu, in a process of its own, without fixing clocks. Raises NoProfile."""
     ncu = shutil.which("ncu")
     if ncu is None:
         raise NoProfile("ncu is not here: install Nsight Compute")
@@ -78,7 +78,7 @@ def profile(cell: Cell) -> Profile:
 
 
 def read(cell: Cell, said: str) -> Profile:
-    """From what `ncu --csv --page raw` prints: a line of names, one of units, one per launch. Raises NoProfile."""
+    """Parses the output of `ncu --csv --page raw`: a line of names, one of units, one per launch. Raises NoProfile."""
     start = said.find('"ID"')
     head, units, *launches = list(csv.reader(io.StringIO(said[start:]))) if start >= 0 else ([], [])
     if not launches:
@@ -96,7 +96,7 @@ def _number(row: list[str], head: list[str], units: list[str], metric: str) -> f
 
 
 def once(cell: Cell) -> None:
-    """One call on the GPU, for ncu to look at. The kernels that make the tensors have other names."""
+    """One call on the GPU, for ncu to profile. The kernels that make the tensors have other names."""
     from . import tensors
     from .device import Cuda
     from .providers import ours

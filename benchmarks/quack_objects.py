@@ -1,7 +1,7 @@
-"""QuACK's softmax compiled ahead of time into one shared library: for a GPU machine that cannot install QuACK.
+"""QuACK's softmax, compiled ahead of time into a shared library for GPU machines on which QuACK cannot be installed.
 
-Building needs quack-kernels, its compiler and cc, but no GPU; loading needs apache-tvm-ffi alone. The library holds one
-function for every direction, dtype and row length of the cells that QuACK takes.
+Building needs quack-kernels, its compiler and cc, but no GPU; loading needs only apache-tvm-ffi. The library holds one
+function for each direction, dtype and row length among the cells that QuACK takes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _RAISE = """
 void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message);
 void CuteDSLRT_TVMFFISetRaisedCudaError(void) { TVMFFIErrorSetRaisedFromCStr("RuntimeError", "a CUDA call failed"); }
 """
-"""The one function that the objects take from the compiler's own run time, which is 43 MB."""
+"""The only function that the objects need from the compiler's 43 MB run-time library."""
 
 
 def name_of(cell: Cell) -> str:
-    """Of the function that computes a cell's rows."""
+    """The name of the function that computes a cell's rows."""
     return f"quack_{cell.direction}_{cell.dtype}_{cell.k}"
 
 
@@ -38,7 +38,7 @@ def refuses(cell: Cell) -> str | None:
 
 
 def build(cells: Iterable[Cell], output: Path = LIBRARY) -> dict[str, str]:
-    """Compiles what the cells need; why there is no function of some names. Raises ImportError without QuACK."""
+    """Compiles what the cells need; returns errors by name of the function. Raises ImportError without QuACK."""
     os.environ.setdefault("CUTE_DSL_ARCH", TARGET)  # read when cutlass is imported
     wanted = {name_of(cell): cell for cell in cells if refuses(cell) is None}
     failed = {}
@@ -46,7 +46,7 @@ def build(cells: Iterable[Cell], output: Path = LIBRARY) -> dict[str, str]:
         for name, cell in sorted(wanted.items()):
             try:
                 _compile(cell).export_to_c(object_file_path=str(Path(folder, f"{name}.o")), function_name=name)
-            except Exception as error:  # what its compiler raises is its own
+            except Exception as error:  # its compiler raises exceptions of its own
                 failed[name] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
         output.parent.mkdir(parents=True, exist_ok=True)
         _link(Path(folder), output)
@@ -60,7 +60,7 @@ def _compile(cell: Cell) -> Any:
 
     from .tensors import DTYPES
 
-    quack.cache.CACHE_ENABLED = False  # what is loaded from there cannot be exported
+    quack.cache.CACHE_ENABLED = False  # functions loaded from the cache cannot be exported
     dtype = torch2cute_dtype_map[DTYPES[cell.dtype]]
     if cell.direction == "bwd":
         return SoftmaxBackward.compile(dtype, dtype, dtype, cell.k)
@@ -68,7 +68,7 @@ def _compile(cell: Cell) -> Any:
 
 
 def _link(folder: Path, output: Path) -> None:
-    """Objects, the small static part of the run time, and what raises; CUDA's run time is the one that torch loads."""
+    """Links the objects, the small static part of the run time, and _RAISE; torch loads CUDA's own run time."""
     import nvidia_cutlass_dsl
 
     root = Path(next(iter(nvidia_cutlass_dsl.__path__)))
@@ -81,7 +81,7 @@ def _link(folder: Path, output: Path) -> None:
 
 
 def load(path: Path = LIBRARY) -> Callable[[str], Callable[..., None] | None]:
-    """Looks up a function by its name; None where there is none."""
+    """A lookup of functions by name, which gives None for an unknown name."""
     import tvm_ffi
 
     module = tvm_ffi.load_module(str(path))

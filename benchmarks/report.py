@@ -1,4 +1,4 @@
-"""From results to text: the README's table, and the page with goals, costs and every cell measured."""
+"""Turns results into text: the README's table, and the page with goals, costs and every measured cell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PEERS = ("torch chain", "torch.softmax", "torch.compile", "triton", "liger", "qu
 
 
 def with_part(page: str, mark: str, text: str) -> str:
-    """The page with another text between `<!-- begin MARK -->` and `<!-- end MARK -->`. Raises ValueError without."""
+    """The page with new text between `<!-- begin MARK -->` and `<!-- end MARK -->`. Raises ValueError without them."""
     pattern = re.compile(rf"(<!-- begin {re.escape(mark)} -->\n).*?(<!-- end {re.escape(mark)} -->)", re.DOTALL)
     if len(pattern.findall(page)) != 1:
         raise ValueError(f"the page has no single part between <!-- begin {mark} --> and <!-- end {mark} -->")
@@ -30,7 +30,7 @@ def with_part(page: str, mark: str, text: str) -> str:
 
 
 def write(root: Path = FOLDER, readme: Path = README, page: Path = PAGE, costs: Path | None = None) -> list[Path]:
-    """Brings README, page and pictures up to date with the results of every device under `root`; what was written."""
+    """Updates README, page and plots from the results of every device under `root`; returns the files written."""
     devices = {path.parent.name: Results.load(path) for path in sorted(root.glob(f"*/{FILE}"))}
     known = Costs.load(costs or root / "costs.json")
     readme.write_text(with_part(readme.read_text(), README_MARK, table(devices)))
@@ -46,7 +46,7 @@ def write(root: Path = FOLDER, readme: Path = README, page: Path = PAGE, costs: 
 
 
 def table(devices: dict[str, Results]) -> str:
-    """The core's first dozen cells: share of the ceiling, and times of the peers in units of ours."""
+    """The first dozen cells of the core: share of the ceiling, and times of the peers in units of ours."""
     parts = []
     for results in devices.values():
         rows = [(cell, row) for cell in cells()[:QUICK] if (row := results.good(cell))]
@@ -83,7 +83,7 @@ def _shares(rows: list[tuple[Cell, Row]]) -> str:
 
 
 def _why_not(row: Row, name: str) -> str:
-    """In a word; the page has the reason."""
+    """The reason in one word; the page has it in full."""
     if name in row.wrong:
         return "wrong"
     return "absent" if name in row.absent else "refuses" if name in row.refused else "failed"
@@ -93,7 +93,7 @@ def _why_not(row: Row, name: str) -> str:
 
 
 def goals(devices: dict[str, Results], costs: Costs) -> str:
-    """Every goal for every device; without results, that nothing is measured."""
+    """Every goal for every device; says that nothing is measured if there are no results."""
     parts = [f"**{device}**\n\n{_goals(verdicts(results, costs))}" for device, results in devices.items()]
     parts = parts or [_goals(verdicts(Results(), costs))]
     return "\n\n".join([*parts, _costs(costs)])
@@ -113,7 +113,7 @@ def _costs(costs: Costs) -> str:
 
 
 def every_cell(devices: dict[str, Results]) -> str:
-    """Each measured cell in rank order, failures too, and why a peer has no figure."""
+    """Every measured cell in rank order, including failures, and why a peer has no figure."""
     parts = []
     for device, results in devices.items():
         rows = [(rank, row) for rank, cell in enumerate(cells(), 1) if (row := results.row(cell))]

@@ -1,7 +1,8 @@
-"""Results of a machine: one JSON file, rewritten whole when a cell is done, so that a run can stop anywhere.
+"""Results of a machine: one JSON file, rewritten whole after each cell, so that a run can stop at any time.
 
-A row belongs to the environment that measured it: device, driver, versions, sources. While what decides figures stays
-the same, a cell with a figure is done; otherwise it is measured again, and the newer row replaces the older.
+A row belongs to the environment that measured it: device, driver, versions, sources. While the facts that decide
+figures stay the same, a cell with a figure is done; otherwise it is measured again and the newer row replaces the
+older one.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ FOLDER = Path(__file__).parent / "results"
 FILE = "cells.json"
 
 DECIDING = ("device", "torch", "triton", "kernels", "method", "package")
-"""Of the facts of an environment: when one of these changes, figures are old. The others are told beside them."""
+"""The facts of an environment that decide figures: if one changes, figures are stale. The others are only reported."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell as measured. Times are microseconds of one call, a number per round; names are those of providers.
+    """One measured cell. Times are microseconds of one call, a number per round; names are those of providers.
 
-    ceilings    of copies that moved `ceiling_bytes`.
-    errors      largest error in units of its bound (correctness.py); `wrong` are those beyond what is allowed.
+    ceilings    times of copies, which moved `ceiling_bytes`.
+    errors      largest error in units of its bound (correctness.py); `wrong` are the providers beyond what is allowed.
     absent      why a provider cannot run on the machine; `refused`: why it does not take this cell; `failed`: what it
-                raised, or what "cell" did as a whole; "device" where the device no longer answered.
+                raised, or under "cell" what the whole cell raised, or under "device" who ran when it stopped answering.
     """
 
     cell: str
@@ -53,28 +54,28 @@ class Row:
 
     @property
     def is_failure(self) -> bool:
-        """Ours raised or was wrong; without the ceiling there is no figure either."""
+        """Whether ours raised or was wrong, or no ceiling was measured, without which there is no figure either."""
         return OURS in self.failed or OURS in self.wrong or not self.ceilings
 
     @property
     def is_done(self) -> bool:
-        """Whether to leave it at that. A failure is tried again, unless it cost the device."""
+        """Whether the cell needs no further run. A failure is tried again, unless it made the device stop answering."""
         return not self.is_failure or "device" in self.failed
 
     @property
     def why(self) -> str:
-        """Of a row without a figure of ours."""
+        """The reason for a row without a figure of ours."""
         if OURS in self.wrong:
             return f"wrong by {self.errors[OURS]} times its bound"
         return self.refused.get(OURS) or "; ".join(f"{name}: {words}" for name, words in self.failed.items())
 
     def compared(self, name: str) -> bool:
-        """Whether there is a figure of a provider that counts."""
+        """Whether a provider has a figure that counts."""
         return name in self.times and name not in self.wrong
 
     @property
     def ceiling(self) -> str:
-        """The fastest copy."""
+        """The name of the fastest copy."""
         return min(self.ceilings, key=lambda name: spread(self._scaled(name)).median)
 
     def _scaled(self, ceiling: str) -> list[float]:
@@ -83,23 +84,23 @@ class Row:
 
     @property
     def ceiling_us(self) -> float:
-        """Of the bytes of the cell."""
+        """The ceiling's time for the bytes of the cell."""
         return spread(self._scaled(self.ceiling)).median
 
     def us(self, name: str) -> Spread:
         return spread(self.times[name])
 
     def share(self, name: str) -> Spread:
-        """Ceiling time / time, within each round."""
+        """Ceiling time / provider's time, within each round."""
         pairs = zip(self._scaled(self.ceiling), self.times[name], strict=True)
         return spread([ceiling / own for ceiling, own in pairs])
 
     def ratio(self, name: str, other: str = OURS) -> float:
-        """Median of the time of a provider or ceiling over that of another, within each round."""
+        """Median over rounds of the time of a provider or ceiling over that of another."""
         return spread([own / theirs for own, theirs in self._pairs(name, other)]).median
 
     def beyond(self, name: str, other: str) -> float:
-        """Median microseconds that one takes beyond another, within each round."""
+        """Median over rounds of the microseconds by which one takes longer than the other."""
         return spread([own - theirs for own, theirs in self._pairs(name, other)]).median
 
     def _pairs(self, name: str, other: str) -> Iterator[tuple[float, float]]:
@@ -112,7 +113,7 @@ class Row:
 
 @dataclass
 class Results:
-    """What has been measured on one device."""
+    """Everything measured on one device."""
 
     environments: list[dict[str, Any]] = field(default_factory=list)
     rows: dict[str, Row] = field(default_factory=dict)
@@ -121,23 +122,23 @@ class Results:
         return self.rows.get(cell.key)
 
     def good(self, cell: Cell) -> Row | None:
-        """The row of a cell that gives a figure of ours."""
+        """The row of a cell, if it has a figure of ours."""
         row = self.row(cell)
         return None if row is None or row.is_failure or not row.compared(OURS) else row
 
     def number_of(self, environment: dict[str, Any]) -> int:
-        """Its place in the list, where it is put if it is new."""
+        """The environment's index in the list; a new one is appended."""
         if environment not in self.environments:
             self.environments.append(environment)
         return self.environments.index(environment)
 
     def current(self, environment: dict[str, Any]) -> dict[str, Row]:
-        """The rows since which nothing that decides figures has changed, by the keys of their cells."""
+        """The rows measured under the same deciding facts, by the keys of their cells."""
         same = [all(then.get(fact) == environment.get(fact) for fact in DECIDING) for then in self.environments]
         return {key: row for key, row in self.rows.items() if same[row.environment]}
 
     def save(self, path: Path) -> None:
-        """Readers, and the next run, see the old file or the whole new one."""
+        """Writes atomically: readers and the next run see either the old file or the whole new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         head = json.dumps(self.environments, indent=1)
         rows = ",\n".join(json.dumps(asdict(row)) for row in self.rows.values())
@@ -148,7 +149,7 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """What a file holds; nothing where there is none. Raises ValueError for another schema."""
+        """The contents of a file; empty results if it does not exist. Raises ValueError for another schema."""
         if not path.exists():
             return cls()
         data = json.loads(path.read_text())

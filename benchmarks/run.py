@@ -1,4 +1,4 @@
-"""The run: cells in rank order until the budget is spent, each written when it is done."""
+"""The run: measures cells in rank order until the budget is spent, and writes each as soon as it is done."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ METHOD = (
     *("ceilings", "cells", "correctness", "device", "measure"),
     *("quack_objects", "tensors", "timing", "triton_softmax"),
 )
-"""What measures, beside the providers: reports may change without making figures old."""
+"""The modules that measure, besides the providers; others, such as reports, may change without making figures old."""
 
 SOURCES = (".py", ".c", ".h")
 
 PATIENCE = 3
-"""Failures in a row that end a run: what is wrong then is not the cell."""
+"""Consecutive failures that end a run: after so many, the cell is not the cause."""
 
 
 def environment(device: Device) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _digest(paths: Iterable[Path]) -> str:
 
 
 def _executed(path: Path) -> bytes:
-    """What of a file can change figures: of Python, all but format, comments and docstrings."""
+    """The part of a file that can change figures; for Python, without format, comments and docstrings."""
     content = path.read_bytes()
     if path.suffix != ".py":
         return content
@@ -55,10 +55,10 @@ def _executed(path: Path) -> bytes:
 
 
 class _WithoutDocs(ast.NodeTransformer):
-    """Removes strings that are statements: docstrings, and what follows a constant or a field to say what it is.
+    """Removes strings that are statements: docstrings, and the strings that describe a constant or a field.
 
-    What is empty goes too, lists and parts of f-strings: what of that there is differs between Pythons, and another
-    Python decides no figure.
+    Also removes empty lists and empty parts of f-strings: which of them exist depends on the version of Python, which
+    does not affect figures.
     """
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
@@ -78,7 +78,7 @@ class _WithoutDocs(ast.NodeTransformer):
 
 
 def tell(line: str) -> None:
-    """At once, into a pipe too: a run may be cut off."""
+    """Prints a line at once, even into a pipe, since a run may be cut off."""
     print(line, flush=True)
 
 
@@ -92,7 +92,7 @@ def run(
     now: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = tell,
 ) -> Results:
-    """Measures what the file at `path` lacks, what failed before at the end. Stops when ours fails again and again.
+    """Measures what the file at `path` lacks, previous failures last. Stops when ours fails several times in a row.
 
     Raises DeviceLost when nothing more can be measured.
     """

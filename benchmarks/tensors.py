@@ -1,4 +1,4 @@
-"""The tensors of a cell: random, never zeros, and as many sets as leave the L2 cache no use."""
+"""The tensors of a cell: random, never all zeros, in enough sets to make the L2 cache useless."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .cells import Cell
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 SCALE = 0.125
 LEAST_BYTES = 256 << 20
-"""Moved by a round over all sets, and 3 x L2 at least."""
+"""Least number of bytes that a round over all sets moves; at least 3 x L2 too."""
 
 BLOCK = 1 << 24
-"""Elements that are drawn or compared at once, for they are in float64 then."""
+"""Elements drawn or compared at once, since they take float64 meanwhile."""
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """One set: x (forward) or dy and y (backward) and the output [B, H, Q, K], and the mask or bias that broadcasts.
+    """One set: x (forward) or dy and y (backward), the output [B, H, Q, K], and a mask or bias that broadcasts to it.
 
-    scales    float32 [B, H, Q] on the device, in place of `scale`.
-    lengths   int32 [B]: columns from there on are hidden.
+    scales    float32 [B, H, Q] on the device, used instead of `scale`.
+    lengths   int32 [B]: columns from this index on are hidden.
     """
 
     inputs: tuple[Tensor, ...]
@@ -40,12 +40,12 @@ class Tensors:
 
     @property
     def factor(self) -> float | Tensor:
-        """That of the scores: `scales`, or else `scale`."""
+        """What scores are multiplied by: `scales` if there are any, otherwise `scale`."""
         return self.scale if self.scales is None else self.scales
 
 
 def sets_of(cell: Cell, l2_bytes: int) -> int:
-    """Sets of tensors to rotate over."""
+    """Number of sets of tensors to rotate over."""
     return ceil(max(3 * l2_bytes, LEAST_BYTES) / cell.full_bytes)
 
 
@@ -70,12 +70,12 @@ def _set(cell: Cell, how: dict[str, Any]) -> Tensors:
 
 
 def _scales(cell: Cell, how: dict[str, Any]) -> Tensor | None:
-    """Of temperatures: from 0.5 to 2 in each row."""
+    """Scales for temperatures from 0.5 to 2, one per row."""
     return torch.rand(cell.shape[:3], **how).mul_(1.5).add_(0.5) if cell.asks == "temperature" else None
 
 
 def _lengths(cell: Cell, how: dict[str, Any]) -> Tensor | None:
-    """Those of the cell, in random order."""
+    """The cell's key lengths in random order."""
     if cell.key_lengths is None:
         return None
     lengths = torch.tensor(cell.key_lengths, dtype=torch.int32, device=how["device"])
@@ -83,7 +83,7 @@ def _lengths(cell: Cell, how: dict[str, Any]) -> Tensor | None:
 
 
 def _mask(cell: Cell, how: dict[str, Any]) -> Tensor | None:
-    """Hides 0.3 of the columns, or the end of each sequence, at most half of it; no row as a whole."""
+    """A mask that hides 0.3 of the columns, or the end of each sequence, at most half of it; never a whole row."""
     if cell.mask_shape is None or cell.mask == "bias":
         return None
     if cell.mask == "padding":
@@ -96,7 +96,7 @@ def _mask(cell: Cell, how: dict[str, Any]) -> Tensor | None:
 
 
 def _softmax_in_place(scores: Tensor, cell: Cell) -> None:
-    """Makes scores into what a forward would have saved: its result."""
+    """Turns scores into the result that a forward would have saved."""
     for place in blocks(cell.shape):
         z = scores[place].float() * SCALE
         if cell.causal:
@@ -109,7 +109,7 @@ Place = tuple[slice, slice, slice]
 
 
 def blocks(shape: tuple[int, ...], limit: int = BLOCK) -> Iterator[Place]:
-    """Places of a [B, H, Q, K] tensor, of at most `limit` elements where a row has no more."""
+    """Index ranges of a [B, H, Q, K] tensor, each with at most `limit` elements unless a single row has more."""
     batch, heads, queries, k = shape
     step_q = min(queries, max(limit // k, 1))
     step_h = min(heads, max(limit // (k * queries), 1))
@@ -121,7 +121,7 @@ def blocks(shape: tuple[int, ...], limit: int = BLOCK) -> Iterator[Place]:
 
 
 def of_block(broadcast: Tensor, place: Place) -> Tensor:
-    """The part of a mask or bias that belongs to a place."""
+    """The part of a mask or bias for a place."""
     cut = [slice(None) if size == 1 else part for size, part in zip(broadcast.shape[:3], place, strict=True)]
     return broadcast[tuple(cut)]
 

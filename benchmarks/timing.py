@@ -1,4 +1,4 @@
-"""Graphs take turns, in another order each round, so that what drifts (clocks, heat, neighbours) falls on all."""
+"""Graphs take turns, in a different order each round, so that drift (clocks, heat, neighbours) affects all alike."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .device import Device, Graph
 
 ROUNDS = 9
 WINDOW_US = 500.0
-"""Least time between two events, whose clock ticks in halves of a microsecond."""
+"""Least time between two events, whose clock has a resolution of half a microsecond."""
 
 WARM_UP_US = 80_000.0
-"""Of replays before the first round, by all graphs together: an idle device raises its clocks meanwhile."""
+"""Time of replays before the first round, of all graphs together: an idle device raises its clocks meanwhile."""
 
 
 class TurnFailed(RuntimeError):
-    """Replays of the graph of this name raised; the cause is what they raised."""
+    """Replaying the graph of this name raised an error, which is the cause of this one."""
 
 
 class Spread(NamedTuple):
-    """Of the rounds of a cell."""
+    """Quantiles over the rounds of a cell."""
 
     p20: float
     median: float
@@ -41,7 +41,7 @@ def spread(values: list[float]) -> Spread:
 
 
 def interleaved(device: Device, graphs: Mapping[str, Graph], seed: int) -> dict[str, list[float]]:
-    """Microseconds of one replay of each graph, round by round; several replays make one window where one is short.
+    """Microseconds of one replay of each graph, round by round; a short graph is replayed several times per window.
 
     Raises TurnFailed.
     """
@@ -61,7 +61,7 @@ def interleaved(device: Device, graphs: Mapping[str, Graph], seed: int) -> dict[
 
 
 def _turn(device: Device, graphs: Mapping[str, Graph], name: str, replays: int) -> float:
-    """Microseconds of so many replays."""
+    """Microseconds of this many replays."""
     try:
         return device.time(graphs[name], replays)
     except Exception as error:

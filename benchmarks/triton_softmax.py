@@ -1,8 +1,8 @@
-"""A row softmax in Triton, the one a good engineer writes: scale, mask, bias and causal fused, one program per rows.
+"""A row softmax in Triton as a good engineer would write it: scale, mask, bias and causality fused.
 
-Rows of up to 65536 columns are held in registers, several short ones by one program; longer ones are read twice, with
-the online maximum and sum. Rows are read up to the vector that holds the last visible score: loads that could end
-anywhere would be of single elements. Also the copies that a ceiling may be. Offsets are 64-bit.
+Rows of up to 65536 columns are held in registers, several short ones per program; longer rows are read twice, with an
+online maximum and sum. A row is read up to the end of the vector that holds its last visible score: loads that could
+end anywhere would be of single elements. Also contains the copies used as ceilings. Offsets are 64-bit.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 HELD = 65536
 PIECE = 8192
 PROGRAM = 2048
-"""Elements of a program of short rows."""
+"""Elements per program when rows are short."""
 
 VECTOR_BYTES = 16
 
 
 def forward(x: Tensor, y: Tensor, *, scale: float, mask: Tensor | None, bias: Tensor | None, causal: bool) -> Tensor:
-    """softmax(scale * x + bias) of contiguous [B, H, Q, K] into y; hidden (mask exactly 1, or causal) is 0."""
+    """softmax(scale * x + bias) of contiguous [B, H, Q, K] into y; 0 where hidden (mask exactly 1, or causal)."""
     heads, queries, k = x.shape[1:]
     rows = x.numel() // k
     hides = _strides(mask, x)
@@ -40,7 +40,7 @@ def forward(x: Tensor, y: Tensor, *, scale: float, mask: Tensor | None, bias: Te
 
 
 def backward(dy: Tensor, y: Tensor, dx: Tensor, *, scale: float, causal: bool) -> Tensor:
-    """scale * y * (dy - sum_j y_j dy_j) of contiguous [B, H, Q, K] into dx, of what a causal mask shows."""
+    """scale * y * (dy - sum_j y_j dy_j) of contiguous [B, H, Q, K] into dx, over what a causal mask shows."""
     queries, k = y.shape[2:]
     rows = y.numel() // k
     offset = k - queries if causal else k
@@ -55,7 +55,7 @@ def backward(dy: Tensor, y: Tensor, dx: Tensor, *, scale: float, causal: bool) -
 
 
 def copy(x: Tensor, y: Tensor) -> Tensor:
-    """y = x, in 32-bit words where they fit."""
+    """y = x, in 32-bit words if they fit."""
     words = torch.int32 if x.numel() * x.element_size() % 4 == 0 else torch.int8
     source, target = x.view(-1).view(words), y.view(-1).view(words)
     _copy[(triton.cdiv(source.numel(), PROGRAM),)](source, target, source.numel(), PROGRAM, num_warps=4)
@@ -63,7 +63,7 @@ def copy(x: Tensor, y: Tensor) -> Tensor:
 
 
 def copy_visible(x: Tensor, y: Tensor) -> Tensor:
-    """y = x where a bottom-right causal mask shows it, up to whose vector it is read, and 0 elsewhere."""
+    """y = x where a bottom-right causal mask shows it, reading whole vectors, and 0 elsewhere."""
     queries, k = x.shape[2:]
     rows = x.numel() // k
     grid = (rows, triton.cdiv(k, PROGRAM))
@@ -79,12 +79,12 @@ def add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _vector(x: Tensor) -> int:
-    """Elements of a load."""
+    """Elements per load."""
     return VECTOR_BYTES // x.element_size()
 
 
 def _strides(broadcast: Tensor | None, x: Tensor) -> tuple[int, int, int, int]:
-    """Elements to the next batch, head, query and column; all 0 where there is none."""
+    """Strides in elements of batch, head, query and column; all 0 without a tensor."""
     if broadcast is None:
         return 0, 0, 0, 0
     b, h, q, k = (0 if n == 1 else step for n, step in zip(broadcast.shape, broadcast.stride(), strict=True))
@@ -92,7 +92,7 @@ def _strides(broadcast: Tensor | None, x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _tile(k: int) -> tuple[int, int, int]:
-    """(columns, rows, warps) of a program: 16 to 32 elements to a lane, more only where 32 warps hold no less."""
+    """(columns, rows, warps) of a program: 16 to 32 elements per lane; more only where 32 warps are not enough."""
     block = triton.next_power_of_2(k)
     rows = max(PROGRAM // block, 1)
     return block, rows, min(max(rows * block // 1024, 4), 32)
@@ -100,7 +100,7 @@ def _tile(k: int) -> tuple[int, int, int]:
 
 @triton.jit
 def _causal(valid, row, column, queries, offset, CAUSAL: tl.constexpr, VEC: tl.constexpr):
-    """Of the valid columns those to read, whole vectors, and those that are visible."""
+    """Which valid columns to read, in whole vectors, and which of them are visible."""
     read = valid
     visible = valid
     if CAUSAL:

@@ -1,4 +1,4 @@
-"""Times kernels that no catalog has: the candidates of `python -m codegen tune`, beside what is shipped."""
+"""Times kernels that are in no catalog: the candidates of `python -m codegen tune`, beside the shipped kernel."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from .tensors import Tensors
 
 
 def cell_of(direction: Direction, dtype: DType, k: int) -> Cell:
-    """1 GiB of scores, as in the sweep."""
+    """A cell with 1 GiB of scores, as in the sweep."""
     rows = max(SWEEP_BYTES // (k * ELEMENT_BYTES[dtype.value]), 1)
     return Cell("tune", (1, 1, rows, k), dtype.value, "none", direction.label)
 
 
 def launched(cubin: Cubin, spec: Spec, cell: Cell, arch: str) -> Call:
-    """Runs one cubin on contiguous tensors, by a catalog of its own."""
+    """A call that runs one cubin on contiguous tensors, through a catalog of its own."""
     of = geometry(cell.shape, cell.dtype, direction=cell.direction)
     launch_plan = plan(of, catalog.alone(spec), arch)
     kernel = driver.Kernel(spec.name, cubin.code, launch_plan.variant.shared_bytes)
@@ -60,12 +60,12 @@ def provider(spec: Spec, cubin: Cubin, arch: str) -> Provider:
 
 
 def sweep(cell: Cell, device: Device, providers: Iterable[Provider]) -> Row:
-    """All of them beside what is shipped, in one run."""
+    """Measures all providers beside the shipped kernel, in one run."""
     return measure(cell, device, [ours.PROVIDER, *providers], time.strftime("%Y-%m-%d"))
 
 
 def figures(row: Row, specs: Mapping[str, Spec]) -> tuple[list[tuning.Measured], dict[str, str]]:
-    """Of the candidates that were right, and why there is none of the others."""
+    """Figures of the candidates that were right, and the reason for each of the others."""
     found = [
         tuning.Measured(specs[name], row.us(name).median, row.share(name).median)
         for name in row.times
@@ -76,7 +76,7 @@ def figures(row: Row, specs: Mapping[str, Spec]) -> tuple[list[tuning.Measured],
 
 
 def tune(direction: Direction, dtype: DType, k: int, bundle: Bundle | None = None) -> str:
-    """What `python -m codegen tune` prints; the candidates are those of the bundle. Raises NoDevice without a GPU."""
+    """The output of `python -m codegen tune` for the candidates in a bundle. Raises NoDevice without a GPU."""
     device = Cuda()
     arch = driver.architecture(0)
     now, *others = tuning.compared(direction, dtype, k, arch)

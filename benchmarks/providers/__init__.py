@@ -1,4 +1,4 @@
-"""Who computes a cell: this project and its peers. One that cannot run here, or not this cell, says why."""
+"""What computes a cell: this project and its peers. A provider that cannot run here, or not this cell, says why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..cells import Cell
 from ..tensors import Tensors
 
 Call = Callable[[Tensors], Tensor]
-"""Computes a set of tensors: into its `out` where that can be had, else into a new tensor, which is returned."""
+"""Computes a set of tensors, into its `out` if possible, otherwise into a new tensor; returns the result."""
 
 
 def _never(cell: Cell) -> str | None:
@@ -23,11 +23,11 @@ def _never(cell: Cell) -> str | None:
 class Provider:
     """One way to compute cells.
 
-    prepare   makes the call for a cell; what it compiles is not timed.
-    absent    why it cannot run on this machine; None where it can.
-    refuses   why it does not take a cell; None where it does.
-    plain     computes softmax alone, whatever the scale and the mask of the cell: the same traffic without them.
-    allowed   error, in units of correctness.py's bound, that the provider's own way of computing explains.
+    prepare   makes the call for a cell; compiling in it is not timed.
+    absent    why it cannot run on this machine; None if it can.
+    refuses   why it does not take a cell; None if it does.
+    plain     computes plain softmax whatever the cell's scale and mask: the same traffic without them.
+    allowed   error, in units of correctness.py's bound, that the provider's method can explain.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Provider:
     allowed: float = 16.0
 
     def why_absent(self) -> str | None:
-        """`absent()`, or what asking raised: a broken package computes nothing either."""
+        """`absent()`, or the error that it raised: a broken package computes nothing either."""
         try:
             return self.absent()
         except Exception as error:
@@ -47,22 +47,22 @@ class Provider:
 
 OURS = "softmax_ops"
 UNMASKED = "softmax_ops unmasked"
-"""Ours of the same scores with nothing hidden or added: what a mask costs is a ratio within a round."""
+"""Our kernels on the same scores with nothing hidden or added, so that the cost of a mask is a ratio within a round."""
 
 
 def in_brief(error: BaseException) -> str:
-    """Type and first line: whole tracebacks of compilers are pages."""
+    """Type and first line of an error: compilers raise pages of text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def needs(package: str, wheel: str) -> Callable[[], str | None]:
-    """For `absent`: a module that has to be importable, and the package that brings it."""
+    """An `absent` for a provider that imports a module, naming the package that contains it."""
     return lambda: None if find_spec(package) else f"{wheel} is not installed"
 
 
 def without(provider: Provider) -> Provider:
-    """The provider, left out: rows say that it was."""
+    """The provider, marked as left out, which rows then record."""
     return replace(provider, absent=lambda: "left out by --skip")
 
 

@@ -9,7 +9,7 @@ from ..tensors import Tensors
 from . import Call, Provider, needs
 
 LONGEST = 65536
-"""Columns of a row: beyond, `calculate_settings` raises."""
+"""Columns of a row, at most: `calculate_settings` raises for more."""
 
 
 def prepare(cell: Cell) -> Call:

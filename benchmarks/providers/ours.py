@@ -1,4 +1,4 @@
-"""softmax_ops: every cell by its public functions, into `out`, and some once more without their masks."""
+"""softmax_ops: every cell through the public functions, into `out`, and some cells again without their masks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prepare(cell: Cell) -> Call:
 
 
 def _arguments(cell: Cell, tensors: Tensors) -> dict[str, Any]:
-    """Of a forward, and of `explain`."""
+    """Arguments for a forward, or for `explain`."""
     return {
         "scale": tensors.factor,
         "mask": tensors.mask,
@@ -42,12 +42,12 @@ def _arguments(cell: Cell, tensors: Tensors) -> dict[str, Any]:
 
 
 def _like(tensors: Tensors) -> Tensor:
-    """A mask of the scores' dtype: the interface that takes it fills with -10000 and allocates its result."""
+    """A mask of the scores' dtype goes through the interface that fills with -10000 and allocates its result."""
     return scaled_masked_softmax_forward(tensors.inputs[0], tensors.mask, tensors.scale)
 
 
 def explanation(cell: Cell, tensors: Tensors) -> Explanation | None:
-    """What runs; None for a mask that `explain` does not take."""
+    """The kernel that runs; None for a mask that `explain` does not take."""
     if cell.mask == "like":
         return None
     return softmax_ops.explain(
@@ -65,7 +65,7 @@ def _unmasked(cell: Cell) -> Call:
 
 
 def _asks_for_unmasked(cell: Cell) -> str | None:
-    """Where a goal does."""
+    """Why the unmasked provider refuses a cell; None if a goal compares the two."""
     masks = ("padding", "bool", "bias") if cell.direction == "fwd" else ("causal",)
     return None if cell.mask in masks else "no goal compares the cell with an unmasked one"
 

@@ -1,6 +1,6 @@
 """QuACK's softmax (quack-kernels 0.6): two-dimensional, whole 16-byte vectors, no scale, no mask.
 
-Installed, or as objects compiled ahead of time (quack_objects.py).
+Uses the installed package, or objects compiled ahead of time (quack_objects.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import Call, Provider
 
 
 def prepare(cell: Cell) -> Call:
-    """Raises LookupError where the objects have none for the cell."""
+    """Raises LookupError if the objects have no function for the cell."""
     compute = _installed(cell) if find_spec("quack") else _compiled(cell)
 
     def call(tensors: Tensors) -> Tensor:

@@ -1,6 +1,6 @@
 """torch: the chain (x * scale).masked_fill(mask, -10000).softmax(-1), eager and compiled, and torch.softmax alone.
 
-The chain's end is log_softmax(-1), or takes dtype=float32, where a cell asks for that.
+The chain ends in log_softmax(-1), or takes dtype=float32, if a cell asks for that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _chain(
     dtype: torch.dtype | None,
     log: bool,
 ) -> Tensor:
-    """The mask of lengths is made in each call, for they change from step to step."""
+    """The chain. The mask for lengths is made in every call, since lengths change from step to step."""
     z = x * (scale if isinstance(scale, float) else scale.unsqueeze(-1))
     if bias is not None:
         z = z + bias
@@ -38,7 +38,7 @@ def _chain(
 
 
 def _chain_backward(dy: Tensor, y: Tensor, hidden: Tensor | None, scale: float, log: bool) -> Tensor:
-    """What autograd runs for the chain."""
+    """The operations that autograd runs for the chain."""
     aten = torch.ops.aten
     dz = (aten._log_softmax_backward_data if log else aten._softmax_backward_data)(dy, y, -1, y.dtype)
     if hidden is not None:
@@ -47,7 +47,7 @@ def _chain_backward(dy: Tensor, y: Tensor, hidden: Tensor | None, scale: float, 
 
 
 def _call(cell: Cell, forward: Callable[..., Tensor], backward: Callable[..., Tensor]) -> Call:
-    """The causal mask is made once, as a model would."""
+    """The causal mask is made once, as a model would do."""
     later: list[Tensor] = []
 
     def hidden(tensors: Tensors) -> Tensor | None:
@@ -72,7 +72,7 @@ def _eager(cell: Cell) -> Call:
 
 
 def _compiled(cell: Cell) -> Call:
-    """Compiled for this very shape. Without the reset, dynamo would fall back to eager after eight shapes."""
+    """Compiled for this exact shape. Without the reset, dynamo would fall back to eager after eight shapes."""
     torch._dynamo.reset()
     return _call(cell, torch.compile(_chain, dynamic=False), torch.compile(_chain_backward, dynamic=False))
 
