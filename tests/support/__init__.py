@@ -1,1 +1,1 @@
-"""What the tests compute with: calls and their references, engines, stand-ins for a GPU, its driver and its clock."""
+"""Helpers of the tests: calls and their references, engines, stand-ins for a GPU, its driver and its clock."""

@@ -1,4 +1,4 @@
-"""How far rounding may move the results of the general kind: the one home of these bounds, for kernels and CPU alike.
+"""Bounds on how far rounding may move the results of the general kind, defined only here, for kernels and CPU alike.
 
 Each operation that rounds counts with the magnitude of its result, in unit roundoffs u of the accumulation type
 (`reference.FORMATS`). What is the same for all scores, exp and the final rounding, is in `reference.TOLERANCE_ULP`.
@@ -15,22 +15,22 @@ from tests.support import reference
 from tests.support.reference import Array, General
 
 CANCELLED_CAP = 10.0
-"""Roundoffs of the cap by which the kernels' cap - 2 cap / (1 + e), e = exp(2 s / cap), may be off.
+"""Bound on the error of the kernels' cap - 2 cap / (1 + e), e = exp(2 s / cap), in roundoffs of the cap.
 
-1 for s, 1 for the last difference; 2 cap / (1 + e) <= 2 cap is off by 3 (the sum 1, `rcp` 2), and by what e is off:
-four roundings of its exponent and 2^1.5 of `ex2`. The worst place is 2 s / cap = -2, with 9.2."""
+1 for s, 1 for the last difference; 2 cap / (1 + e) <= 2 cap contributes 3 (the sum 1, `rcp` 2) and the error of e:
+four roundings of its exponent and 2^1.5 of `ex2`. The worst case is 2 s / cap = -2, with 9.2."""
 
 TANH = 8.0
-"""Roundoffs of the result by which a capped score that comes of a tanh may be off, as on the CPU: 1 for the quotient, 1
-for the product, some for tanh, and 1 for s, whose error is |s| tanh'(s / cap) <= |cap tanh(s / cap)|."""
+"""Bound on the error of a score capped by means of tanh, as on the CPU, in roundoffs of the result: 1 for the quotient,
+1 for the product, some for tanh, and 1 for s, whose error is |s| tanh'(s / cap) <= |cap tanh(s / cap)|."""
 
 SUM = 8.0
-"""Roundoffs of a sum of K terms by which it may be off. A term that outweighs the others is added to in some tens of
-steps, each off by up to 1: serial ones of a lane, then a tree. 3.4 have been seen, in rows of 4096."""
+"""Bound on the error of a sum of K terms, in roundoffs of the sum. A term that outweighs the others is added to in some
+tens of steps, each off by up to 1: serial ones of a lane, then a tree. 3.4 have been seen, in rows of 4096."""
 
 
 class Forward(NamedTuple):
-    """Errors in roundoffs: relative ones as the `rounding` of `assert_close`, and an absolute one."""
+    """Errors in roundoffs: two relative ones, for the `rounding` of `assert_close`, and an absolute one."""
 
     y: Array  # [..., Q, K] relative
     log_y: Array  # [..., Q, K] relative
@@ -38,21 +38,21 @@ class Forward(NamedTuple):
 
 
 def forward(found: General, capped: ArrayLike | None = None) -> Forward:
-    """Of y, log y and lse. `capped` is the error of the scores behind a softcap, in roundoffs.
+    """Bounds for y, log y and lse. `capped` is the error of the scores after a softcap, in roundoffs.
 
         e_j = |s_j| + |slope distance| + |s_j - slope distance| + |z_j| + 2 |z_j - m|
 
-    are the roundings on the way to exp(z - m): product (or softcap), slope, sums as far as something is added, then as
-    in `reference.score_rounding`. An exponent's absolute error is its exponential's relative one, and the sum's is the
-    mean of its terms':
+    counts the roundings on the way to exp(z - m): the product (or softcap), the slope, the sums (where something is
+    added), then those of `reference.score_rounding`. The absolute error of an exponent is the relative error of its
+    exponential, and the relative error of the sum is the mean over its terms:
 
         common = sum_k y_k e_k,         y_j: e_j + common
         log(sum):                       E = common + 8 + 2 |lse - m|
         lse = m + log(sum):             E + |lse|
         log y_j = z_j - m - log(sum):   (e_j + E + 2 |z_j - m| + |lse - m|) / |log y_j| + 1
 
-    E has the sum's roundings and a unit in the last place of its logarithm; then comes what additions round. What a
-    sink adds to the mean is less than one, 2 |sink - m| exp(sink - m), and left to the base.
+    E contains the roundings of the sum and a unit in the last place of its logarithm; the rest is the rounding of
+    additions. A sink adds less than one to the mean, 2 |sink - m| exp(sink - m), which the base tolerance covers.
     """
     e = _exponent(found, capped)
     common = (np.where(_representable(found), found.y, 0.0) * e).sum(axis=-1, keepdims=True)
@@ -71,7 +71,7 @@ def _finite(values: Array) -> Array:
 
 
 def _exponent(found: General, capped: ArrayLike | None) -> Array:
-    """[..., Q, K] e_j of `forward`; 0 where nothing finite is to be seen."""
+    """[..., Q, K] e_j of `forward`; 0 if no finite score is visible."""
     with np.errstate(invalid="ignore", over="ignore"):
         sloped = found.s - found.away
         e = np.abs(found.s) if capped is None else np.asarray(capped)
@@ -83,15 +83,15 @@ def _exponent(found: General, capped: ArrayLike | None) -> Array:
 
 
 def _representable(found: General) -> NDArray[np.bool_]:
-    """[..., Q, K] where y is a number that its accumulation type can tell from 0."""
+    """[..., Q, K] True where the accumulation type can tell y from 0."""
     least = 2.0**-150 if found.y.dtype == np.float64 else np.ldexp(np.longdouble(1), -1075)
     return np.asarray(found.y > least)  # false for NaN
 
 
 class Backward(NamedTuple):
-    """What the errors are relative to, or are."""
+    """What dx's errors are relative to, and the errors of d."""
 
-    magnitude: Array  # [..., Q, K] of dx, for `assert_close`
+    magnitude: Array  # [..., Q, K] for dx, the `magnitude` of `assert_close`
     d: Array  # [..., Q] absolute error in roundoffs
 
 
@@ -109,13 +109,13 @@ def backward(
     left: int | None = None,
     right: int | None = None,
 ) -> Backward:
-    """Of the arguments of `reference.general_backward`. Errors are relative to what is subtracted from each other:
+    """Takes the arguments of `reference.general_backward`. Errors are relative to the terms of the differences:
 
         D = sum |y dy| + |grad_lse|,    dx: |scale| y (|dy| + D),    d: 8 D
         log y:  D = sum |dy| + |grad_lse|,    dx: |scale| (|dy| + exp(log y) D)
 
-    A softcap multiplies by 1 - t^2, t = (log y + lse) / softcap, which rounding t moves by 2 |t| (|log y| + |lse|) /
-    softcap roundoffs: counted as a part of the magnitude, the whole of it at most.
+    A softcap multiplies by 1 - t^2, t = (log y + lse) / softcap, which the rounding of t moves by 2 |t| (|log y| +
+    |lse|) / softcap roundoffs: this is counted as part of the magnitude, at most all of it.
     """
     given = np.asarray(y)
     seen = reference.within(given.shape, lengths, offset, left, right) & ~np.isneginf(given)

@@ -1,4 +1,4 @@
-"""A launch to test: its case in words and numbers, its tensors, its launch plan, and what must come out."""
+"""A launch to test: its case in words and numbers, its tensors, its launch plan, and the expected results."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ CONTIGUOUS = Layout()
 
 @dataclass(frozen=True)
 class Case:
-    """One launch of a variant on tensors [B, ..., Q, K]: where its inputs and its output lie.
+    """One launch of a variant on tensors [B, ..., Q, K], and how its inputs and output are laid out.
 
-    The output is a layout of its own, or the name of the input whose place it takes. Inputs not named are contiguous.
+    The output has a layout of its own, or is the name of the input that it overwrites. Inputs without a layout are
+    contiguous.
     """
 
     why: str
@@ -45,23 +46,23 @@ class Case:
     causal_offset: int | None = None
     fill: float = -np.inf
     first_pattern: int = 0
-    features: Features | None = None  # of the general kind, or a bias
+    features: Features | None = None  # for the general kind, or a bias
 
     @property
     def mask_kind(self) -> Mask:
-        """As the caller states it: a causal kernel without an offset serves what has no kernel of its own."""
+        """The kind that the caller states: without an offset a causal kernel also serves kinds that lack their own."""
         if self.causal_offset is None:
             return {Mask.BOOLCAUSAL: Mask.BOOL, Mask.CAUSAL: Mask.NONE}.get(self.spec.mask, self.spec.mask)
         return self.spec.mask
 
     @property
     def arch(self) -> str:
-        """Whose dispatch comes to the variant: rows are streamed or split where there are no clusters."""
+        """An architecture where dispatch picks the variant: rows are streamed or split if it has no clusters."""
         return "sm_80" if self.spec.piece else "sm_90"
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """Of every tensor but the mask."""
+        """The layout of every tensor except the mask."""
         *names, output = self.spec.direction.tensors
         found = {name: self.inputs[i] if i < len(self.inputs) else CONTIGUOUS for i, name in enumerate(names)}
         return {**found, output: found[self.output] if isinstance(self.output, str) else self.output}
@@ -78,7 +79,7 @@ class Case:
             seen = reference.visible(self.shape, None if mask is None else reference.to_numpy(mask))
             seen &= reference.within(self.shape, **self.features.band(others, self.causal_offset))
         expanded = self.layouts[self.spec.direction.tensors[0]].expanded
-        for dimension in expanded:  # what one of the rows that are the same memory hides may be visible to others
+        for dimension in expanded:  # a column hidden in one of several rows that share memory may be visible in another
             seen = np.broadcast_to(seen.all(axis=dimension, keepdims=True), self.shape)
         rows = np.arange(self.first_pattern, self.first_pattern + prod(self.shape[:-1]))
         tensors = [
@@ -96,8 +97,8 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A case with its tensors: the inputs [..., K] by name, a mask that broadcasts to them, and others by name: a bias
-    that does, and numbers per row that broadcast to [...]."""
+    """A case with its tensors: by name the inputs [..., K]; a mask that broadcasts to them; by name the others: a bias
+    that broadcasts too, and numbers per row that broadcast to [...]."""
 
     case: Case
     inputs: dict[str, torch.Tensor]
@@ -106,17 +107,17 @@ class Call:
 
     @property
     def element_bytes(self) -> int:
-        """Of an input."""
+        """Size of an element of the inputs."""
         return self.case.spec.dtype.bytes
 
     @property
     def output_bytes(self) -> int:
-        """Of an element of the output."""
+        """Size of an element of the output."""
         return self.case.spec.dtype.output.bytes
 
     @cached_property
     def results(self) -> dict[str, torch.Tensor]:
-        """Like the numbers per row that are written, by name."""
+        """Empty tensors like the numbers per row that the kernel writes, by name."""
         case = self.case
         names = () if case.features is None else case.features.results(case.spec.direction)
         dtype = torch.float64 if case.spec.dtype is DType.F64 else torch.float32
@@ -128,7 +129,7 @@ class Call:
 
     @cached_property
     def operands(self) -> Operands:
-        """In memory, guard bytes around them."""
+        """The tensors in memory, surrounded by guard bytes."""
         case = self.case
         output = (
             case.output if isinstance(case.output, str) else layouts.empty(case.shape, self.output_bytes, case.output)
@@ -147,12 +148,12 @@ class Call:
         )
 
     def operand(self, name: str) -> engines.Operand:
-        """Of a tensor by its name, the output too."""
+        """The operand of a tensor by its name, which may be the output's."""
         return self.operands.inputs[name] if name in self.inputs else self.operands.result
 
     @cached_property
     def plan(self) -> LaunchPlan:
-        """Of dispatch, which must have chosen the case's variant."""
+        """The plan by dispatch, which must have chosen the case's variant."""
         case = self.case
         operands = [
             Operand(name, layout.strides(case.shape), layouts.alignment(self.operand(name)), self.element_bytes)
@@ -183,7 +184,7 @@ class Call:
         return self.case.mask_layout if other == "bias" else CONTIGUOUS
 
     def _other(self, name: str, tensor: torch.Tensor) -> Operand:
-        """A bias [..., K], or numbers per row [...], which have no stride along it."""
+        """A bias [..., K], or numbers per row [...], whose stride along K is 0."""
         shape = tuple(tensor.shape)
         moves = zip(shape, self._layout(name).strides(shape), strict=True)
         strides = tuple(stride if size > 1 else 0 for size, stride in moves)
@@ -194,7 +195,7 @@ class Call:
 
     @cached_property
     def mask_strides(self) -> tuple[int, ...]:
-        """In elements, 0 where the mask broadcasts."""
+        """Strides in elements, 0 where the mask broadcasts."""
         if self.mask is None:
             return (0,) * len(self.case.shape)
         shape = tuple(self.mask.shape)
@@ -203,7 +204,7 @@ class Call:
 
     @cached_property
     def rows_per_cta(self) -> int:
-        """As the launch has it."""
+        """Rows per CTA in the launch."""
         if self.case.spec.plan is not Plan.TILE:
             return self.case.spec.rows
         fields = [name for name, _ in self.case.spec.arguments]
@@ -213,7 +214,7 @@ class Call:
 
     @cached_property
     def general(self) -> Expected:
-        """Of the general kind, with its tolerances."""
+        """Expected results of the general kind, with their tolerances."""
         case, inputs = self.case, [*self.inputs.values()]
         assert case.features is not None
         band = case.features.band(self.others, case.causal_offset)
@@ -230,8 +231,8 @@ class Call:
 
     @cached_property
     def tolerance(self) -> dict[str, Any]:
-        """Arguments of reference.assert_close: subnormal outputs of 16 bits count, rounding of the scores is allowed
-        for but in rows whose exponents are exact, errors of a difference are relative to what is subtracted."""
+        """Arguments of reference.assert_close: subnormal 16-bit outputs count; rounding of scores is allowed for,
+        except in rows with exact exponents; errors of a difference are relative to its terms."""
         case = self.case
         found: dict[str, Any] = {"floor": 0.0 if self.output_bytes == 2 else None}
         if case.features is not None:
@@ -254,18 +255,18 @@ class Call:
         return *inputs, case.scale, mask, case.causal_offset, case.fill
 
     def output(self, storage: Bytes) -> torch.Tensor:
-        """The result [..., K], from the bytes that an engine gives back."""
+        """The result [..., K], read from the bytes that an engine returns."""
         like = torch.empty(self.case.shape, dtype=reference.DTYPES[self.case.spec.dtype.output.value])
         return layouts.read(
             storage, self.operands.result, like, self.case.layouts[self.case.spec.direction.tensors[-1]]
         )
 
     def row_result(self, name: str, storage: Bytes) -> torch.Tensor:
-        """Numbers per row [...], from the bytes that an engine gives back."""
+        """Numbers per row [...], read from the bytes that an engine returns."""
         return layouts.read(storage, self.operands.results[name], self.results[name], CONTIGUOUS)
 
     def only(self, batch: int) -> Call:
-        """The rows of one index of the outermost dimension, alone."""
+        """A call on only the rows of one index of the outermost dimension."""
         case = replace(self.case, why=f"{self.case.why}; alone", shape=(1, *self.case.shape[1:]))
 
         def of(tensor: torch.Tensor) -> torch.Tensor:

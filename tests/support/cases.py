@@ -1,6 +1,6 @@
-"""What each variant is run on: a few launches, folded so that together they hold everything the variant can meet.
+"""The cases that each variant runs: a few launches that together cover everything the variant can meet.
 
-A case is chosen from the spec so that dispatch arrives at this very variant, which `Call.plan` insists on.
+A case is chosen from the spec such that dispatch picks this very variant, which `Call.plan` asserts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tests.support.features import Features
 from tests.support.layouts import Layout
 
 LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
-"""Plans of rows so long that a few of them say everything."""
+"""Plans for rows so long that a few of them are enough."""
 
 
 def cases(spec: Spec) -> list[Case]:
-    """Launches that together hold everything this variant can meet."""
+    """Launches that together cover everything this variant can meet."""
     if spec.mask is Mask.GENERAL:
         own = _forward_features(spec) if spec.direction is Direction.FORWARD else _backward_features(spec)
         return [*own, *_whole_warps(spec)]
@@ -41,9 +41,10 @@ def cases(spec: Spec) -> list[Case]:
 
 
 def full_cta(spec: Spec, k: int) -> Case:
-    """One CTA with all the rows it takes, every column visible to a causal mask: what rows cost when there are many.
+    """One CTA with all the rows it takes, every column visible under a causal mask: the cost per row when rows are
+    many.
 
-    Of the general kind without any of its features: they are paid for by who has them.
+    The general kind runs without any of its features, whose cost is counted only for calls that use them.
     """
     start = Layout(phase=0 if spec.vec > 1 else 1)
 
@@ -59,8 +60,8 @@ def full_cta(spec: Spec, k: int) -> Case:
 
 
 def interval(spec: Spec) -> tuple[int, int]:
-    """Shortest and longest row that the variant is tested with: that dispatch gives to it on sm_90, or three pieces
-    more than the shortest where it takes any length."""
+    """Shortest and longest row that the variant is tested with: those that dispatch gives to it on sm_90, or up to
+    three pieces more than the shortest if it takes any length."""
     tables = catalog.load().tables.items()
     entries = [entry for key, table in tables if key[:2] == _key(spec) for entry in table if entry.name == spec.name]
     shortest, longest = max(entry.k for entry in entries)
@@ -78,14 +79,14 @@ def _inputs(spec: Spec) -> int:
 
 
 def middle(spec: Spec) -> int:
-    """Between shortest and longest: for rows that start anywhere no multiple of a vector, where there is one."""
+    """A length between shortest and longest; for rows that start anywhere no multiple of a vector, if there is one."""
     shortest, longest = interval(spec)
     k = 3 * shortest if spec.plan is Plan.CLUSTER else (shortest + longest) // 2
     return k // spec.vec * spec.vec if spec.vec > 1 else k | 1
 
 
 def _leading(spec: Spec, k: int, q: int = 3, dims: int = 3) -> tuple[int, ...]:
-    """(B, ..., q): more rows than a CTA takes and no multiple of that. An odd q divides no power of two."""
+    """(B, ..., q): more rows than a CTA takes, and not a multiple of that. An odd q divides no power of two."""
     if spec.plan in LONG:
         return (2, *(1,) * (dims - 2), 2)
     per_cta = spec.tile_elements // k if spec.plan is Plan.TILE else spec.rows
@@ -98,7 +99,7 @@ def _leading(spec: Spec, k: int, q: int = 3, dims: int = 3) -> tuple[int, ...]:
 
 
 def _features(spec: Spec, shape: tuple[int, ...], mask: str, offset: int) -> dict:
-    """Arguments of Case for the features that the variant has; the mask broadcasts but in the dimensions named."""
+    """Arguments of Case for the variant's features; the mask broadcasts except in the dimensions named."""
     features: dict = {}
     if spec.mask is Mask.BIAS:
         features["features"] = Features(bias=mask.replace("k", ""))
@@ -127,7 +128,7 @@ def _longest(spec: Spec) -> Case:
 
 
 def _in_place(spec: Spec) -> Iterator[Case]:
-    """Over every input in turn."""
+    """The output overwrites each input in turn."""
     shortest, longest = interval(spec)
     k = max(longest - spec.vec, shortest)
     start = Layout()
@@ -201,7 +202,7 @@ def _expanded(spec: Spec) -> Case:
 
 
 def _filled(spec: Spec) -> Iterator[Case]:
-    """A masked fill that is finite: what is hidden scores it and takes part."""
+    """A finite masked fill: hidden columns have it as their score and take part."""
     if spec.mask not in (Mask.BOOL, Mask.LIKE):
         return
     k = middle(spec)
@@ -219,8 +220,8 @@ def _filled(spec: Spec) -> Iterator[Case]:
 
 
 def _whole_warps(spec: Spec) -> Iterator[Case]:
-    """Rows around what fills three warps, or one more than half of those that a CTA of a cluster may have: a vector or
-    column less, all that they hold, and what takes another warp for a single vector."""
+    """Rows around a length that fills three warps, or one warp more than half of what a CTA of a cluster may have: a
+    vector or column less than that, all that fits, and a single vector more, which takes another warp."""
     if not spec.by_warp:
         return
     ctas, warps = (2, spec.warps // 2 + 1) if spec.plan is Plan.CLUSTER else (1, 3)
@@ -247,7 +248,7 @@ def _whole_warps(spec: Spec) -> Iterator[Case]:
 
 
 def _biased(spec: Spec) -> list[Case]:
-    """A bias of every element, one shared by the batch, and one row for all."""
+    """A bias for every element, one shared by the batch, and one row for all."""
     shortest, longest = interval(spec)
     between = middle(spec)
     anywhere = Layout(phase=0 if spec.vec > 1 else 1)
@@ -287,7 +288,7 @@ def _biased(spec: Spec) -> list[Case]:
 
 
 def _forward_features(spec: Spec) -> list[Case]:
-    """Of the general kind: everything at once, and all but everything."""
+    """Of the general kind: many features at once, and almost none."""
     shortest, longest = interval(spec)
     between = middle(spec)
     in_place = spec.dtype.output is spec.dtype
@@ -345,7 +346,7 @@ def _forward_features(spec: Spec) -> list[Case]:
 
 
 def _backward_features(spec: Spec) -> list[Case]:
-    """Of the general kind, over each input in turn."""
+    """Of the general kind, overwriting each input in turn."""
     shortest, longest = interval(spec)
     between = middle(spec)
     anywhere = Layout(phase=0 if spec.vec > 1 else 1)
@@ -395,7 +396,7 @@ def _backward_features(spec: Spec) -> list[Case]:
 
 
 def _around_vectors(spec: Spec) -> Iterator[Case]:
-    """Rows of a tile that start anywhere, as one range: whole vectors, and one and all but one column more."""
+    """Rows of a tile that start anywhere, as one range: whole vectors, and one or all but one column more."""
     if spec.plan is not Plan.TILE or not spec.ragged:
         return
     whole = interval(spec)[1] - spec.access
@@ -414,7 +415,7 @@ def _around_vectors(spec: Spec) -> Iterator[Case]:
 
 
 def _without_offset(spec: Spec) -> Iterator[Case]:
-    """A causal kernel that serves a mask kind which has none of its own."""
+    """A causal kernel that serves a mask kind without a kernel of its own."""
     tables = catalog.load().tables.items()
     served = {key[2] for key, table in tables if any(entry.name == spec.name for entry in table)}
     if served == {spec.mask.label}:

@@ -1,4 +1,4 @@
-"""Cubins to store, and what tests of cache and bundle ask of them."""
+"""Cubins to store, and shared helpers for the tests of cache and bundle."""
 
 import os
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def file_of(cache: Cache, cubin: Cubin) -> Path:
 
 
 def look(cache: Cache, cubin: Cubin) -> Cubin | str:
-    """What `find` gives for this very cubin: a cubin, or the reason of its absence."""
+    """What `find` gives for this very cubin: a cubin, or the reason why there is none."""
     try:
         return cache.find(cubin.variant, cubin.arch, fingerprint=cubin.fingerprint, kind=cubin.kind)
     except Absent as absent:
@@ -49,7 +49,7 @@ def hidden(cache: Cache, prefix: str) -> list[str]:
 
 
 def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `path` belong to another user: truly, or, where this process may not do that, as fstat tells it."""
+    """Make another user the owner of `path`: really, or, if this process may not do that, only according to fstat."""
     with suppress(OSError):
         os.chown(path, os.geteuid() + 1, -1)
         return
@@ -63,7 +63,7 @@ def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def key_pair(folder: Path, name: str = "key") -> tuple[Path, Path]:
-    """Files of a new Ed25519 key: (private, public)."""
+    """Writes a new Ed25519 key; returns the files (private, public)."""
     serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -77,14 +77,14 @@ def key_pair(folder: Path, name: str = "key") -> tuple[Path, Path]:
 
 
 def sign(bundle: Path, private: Path) -> Path:
-    """The signature beside a bundle."""
+    """Writes the signature next to a bundle."""
     path = signature.beside(bundle)
     path.write_bytes(signature.sign(Bundle(bundle).digest(), signature.load_private(private)))
     return path
 
 
 def failing(number: int) -> Callable[..., None]:
-    """A system call that fails with this errno."""
+    """A replacement for a system call that fails with this errno."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))

@@ -1,6 +1,6 @@
-"""Engines that run a launch plan on operands in memory: the PTX interpreter, and the driver where there is a GPU.
+"""Engines that run a launch plan on operands in memory: the PTX interpreter, and the driver on a machine with a GPU.
 
-Both get the bytes of the product's own packing, and give back the bytes of the output, guard bytes included.
+Both get parameters packed by the product's own code and return the bytes of the output, guard bytes included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests import ptx
 
 Bytes = NDArray[np.uint8]
 POISON = 0xFF
-"""What memory holds before it is written: NaN in every format."""
+"""Fills memory before it is written: NaN in every format."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Operands:
-    """What one call computes on. The output is an operand, or the name of the input whose place it takes."""
+    """What one call computes on. The output is an operand, or the name of the input that it overwrites."""
 
     inputs: Mapping[str, Operand]
     output: Operand | str
@@ -50,7 +50,7 @@ class Operands:
 
     @property
     def result(self) -> Operand:
-        """Where the output goes."""
+        """The operand that holds the output."""
         return self.inputs[self.output] if isinstance(self.output, str) else self.output
 
 
@@ -58,9 +58,9 @@ class Operands:
 class Outcome:
     """The storage of the output after the call. `unwritten` marks the valid bytes that nobody wrote (None: unknown).
 
-    `reports` are the interpreter's, one per launch; the traffic in them is that of the buffers, which have the names of
-    the operands; in place, input and output are one buffer with the name of the input. `writers` has the thread that
-    wrote each byte of the output, in the order of the grid.
+    `reports` are the interpreter's, one per launch. Their traffic is by buffer; buffers have the names of the operands,
+    and in place, input and output are one buffer with the name of the input. `writers` has the thread that wrote each
+    byte of the output, in the order of the grid.
     """
 
     output: Bytes
@@ -71,7 +71,7 @@ class Outcome:
 
 
 class InterpreterEngine:
-    """Runs the linked PTX of one architecture, one lane per thread, every access checked. Raises ptx.Fault."""
+    """Runs the linked PTX of one architecture, one lane per thread, checking every access. Raises ptx.Fault."""
 
     def __init__(self, images: Mapping[str, Cubin]):
         self._images = images
@@ -105,7 +105,7 @@ class InterpreterEngine:
 
 
 def _place(memory: ptx.GlobalMemory, plan: LaunchPlan, operands: Operands) -> tuple[dict[str, int], str]:
-    """The operands' addresses by their names in the plan, and the name of the buffer that the output is in."""
+    """The operands' addresses by their names in the plan, and the name of the buffer that holds the output."""
     replaced = operands.output if isinstance(operands.output, str) else None
     addresses = {
         name: _add(memory, name, operand, "readwrite" if name == replaced else "read")
@@ -129,14 +129,14 @@ def _add(memory: ptx.GlobalMemory, name: str, operand: Operand, access: Any) -> 
 
 
 def _never_written(memory: ptx.GlobalMemory, name: str) -> NDArray[np.bool_]:
-    """The valid bytes of a buffer that came with data and that no thread wrote."""
+    """The valid bytes that no thread wrote, in a buffer that was given data."""
     buffer = memory.buffers[name]
     missing = buffer.inner(buffer.shadow.writer < 0)
     return missing if buffer.valid is None else missing & buffer.valid
 
 
 class DriverEngine:
-    """Runs cubins on the GPU of this machine, through the launcher that ships."""
+    """Runs cubins on the GPU of this machine, through the product's launcher."""
 
     DEVICE = 0
 
@@ -203,7 +203,7 @@ class _DeviceBuffer:
         driver.check("cuMemcpyHtoD", cuda.cuMemcpyHtoD(self._storage, operand.storage.ctypes.data, self._nbytes))
 
     def read(self) -> Bytes:
-        """The storage, once everything launched is done."""
+        """The storage, after everything launched has finished."""
         result = np.empty(self._nbytes, np.uint8)
         self._check("cuCtxSynchronize", self._cuda.cuCtxSynchronize())
         copied = self._cuda.cuMemcpyDtoH(result.ctypes.data, self._storage, self._nbytes)
@@ -216,7 +216,7 @@ class _DeviceBuffer:
 
 @cache
 def gpu_architecture() -> str | None:
-    """The architecture of the GPU here; None without one."""
+    """The architecture of this machine's GPU; None without one."""
     from softmax_ops import driver
 
     with suppress(driver.DriverError):

@@ -1,4 +1,4 @@
-"""A device for the benchmark without a GPU: tensors on the CPU, and a clock that a call's attribute `us` decides."""
+"""A device for the benchmark without a GPU: tensors on the CPU, and a clock that a call's attribute `us` advances."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.providers import Provider
 from benchmarks.tensors import Tensors
 
 COPY_US = 8.0
-"""What a call without an attribute takes: the ceilings."""
+"""Time of a call without the attribute: the ceilings."""
 
 
 class FakeDevice:
-    """Each replay of a graph takes the sum of its calls."""
+    """Replaying a graph takes the sum of its calls' times."""
 
     torch_device = "cpu"
     name = "Fake GPU"
@@ -27,7 +27,7 @@ class FakeDevice:
     def __init__(self, facts: dict[str, Any] | None = None):
         self._facts = facts or {}
         self.captured = 0
-        self.order: list[float] = []  # costs of graphs, as they were timed
+        self.order: list[float] = []  # costs of graphs, in the order of timing
         self.windows: list[float] = []
         self.lost = False
 
@@ -64,7 +64,7 @@ class FakeDevice:
 
 
 def provider(name: str, us: float, compute: Callable[[Tensors], Tensor], **facts: Any) -> Provider:
-    """One that takes so long on the fake device."""
+    """A provider whose calls take this long on the fake device."""
 
     def prepare(cell: Cell) -> Callable[[Tensors], Tensor]:
         def call(tensors: Tensors) -> Tensor:

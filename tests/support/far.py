@@ -1,4 +1,4 @@
-"""Rows so far apart that 32 bits do not count the elements between them."""
+"""Rows so far apart that 32 bits cannot count the elements between them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.support.engines import InterpreterEngine
 from tests.support.outcomes import Wrong
 
 STEP = 2**31 - 2**10
-"""Elements from a row to the next: almost as many as one launch takes."""
+"""Elements from one row to the next: nearly the maximum of one launch."""
 
 ROWS = 4
 
 
 def judge_far_rows(spec: Spec, interpreter: InterpreterEngine) -> None:
-    """Two rows of every tensor, each in a buffer of its own. Raises Wrong or Fault unless they come out right."""
+    """Runs two rows of every tensor, each in a buffer of its own. Raises Wrong or Fault unless they come out right."""
     k = interval(spec)[0 if spec.plan in LONG else 1]
     rng = np.random.default_rng(k)
     seen = np.ones((ROWS, k), np.bool_)

@@ -1,4 +1,4 @@
-"""What the general kind adds to a case: its tensors, what must come out, and within which error."""
+"""What the general kind adds to a case: its tensors, the expected results, and the error allowed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DIMENSIONS = "bhq"
 
 @dataclass(frozen=True)
 class Features:
-    """What is asked for besides scale, offset and mask, of scores [B, H, Q, K].
+    """What the case asks for besides scale, offset and mask, for scores [B, H, Q, K].
 
-    `bias` and `row_scale` name the dimensions in which they do not broadcast (None: there is none). `offset` is added
-    to the case's, from device memory.
+    `bias` and `row_scale` name the dimensions in which they do not broadcast (None: there is none). `offset` is read
+    from device memory and added to the case's.
     """
 
     left: int | None = None
@@ -43,11 +43,11 @@ class Features:
 
     @property
     def general(self) -> General:
-        """As a geometry has it."""
+        """The features in the form that a geometry has."""
         return General(self.left, self.right, self.softcap, self.logarithms)
 
     def tensors(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> Tensors:
-        """What is read besides inputs and mask, by the names of operands; numbers per row are [B|1, H|1, Q|1]."""
+        """What is read besides inputs and mask, by operand name; numbers per row are [B|1, H|1, Q|1]."""
         batches, heads, _, k = shape
         accumulator = torch.float64 if dtype is DType.F64 else torch.float32
         made: dict[str, NDArray[Any]] = {}
@@ -72,7 +72,7 @@ class Features:
         return found
 
     def gradients(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> Tensors:
-        """Numbers per row that the backward reads: lse, within what a softcap of 200 leaves, and its gradient."""
+        """Numbers per row that the backward reads: lse, within what a softcap of 200 allows, and its gradient."""
         made: dict[str, NDArray[Any]] = {}
         if self.lse:
             made["lse"] = rng.uniform(1, 20, shape[:-1])
@@ -82,13 +82,13 @@ class Features:
         return {name: torch.from_numpy(values).to(accumulator) for name, values in made.items()}
 
     def results(self, direction: Direction) -> tuple[str, ...]:
-        """Numbers per row that are written."""
+        """Names of the numbers per row that are written."""
         if direction is Direction.FORWARD:
             return ("lse",) * self.lse
         return ("d",) * self.d
 
     def band(self, tensors: Tensors, causal_offset: int | None) -> dict[str, Any]:
-        """What is visible, as arguments of the reference."""
+        """The visible columns, as arguments of the reference."""
         lengths = tensors.get("lengths")
         return {
             "offset": (causal_offset or 0) + (self.offset or 0),
@@ -110,7 +110,7 @@ class Expected:
 def forward(
     features: Features, x: torch.Tensor, mask: torch.Tensor | None, tensors: Tensors, scale: float, band: dict[str, Any]
 ) -> Expected:
-    """Of the general reference."""
+    """Expected values by the general reference."""
     arrays = {name: reference.to_numpy(tensor) for name, tensor in tensors.items()}
     slopes, sinks = (arrays.get(name) for name in ("slopes", "sinks"))
     found = reference.general(
@@ -133,7 +133,7 @@ def forward(
 def backward(
     features: Features, dy: torch.Tensor, y: torch.Tensor, tensors: Tensors, scale: float, band: dict[str, Any]
 ) -> Expected:
-    """Of the general reference."""
+    """Expected values by the general reference."""
     arrays = {name: reference.to_numpy(tensor) for name, tensor in tensors.items()}
     given: dict[str, Any] = {
         "scale": scale * arrays.get("row_scale", np.ones((1, 1, 1))),

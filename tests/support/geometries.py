@@ -1,4 +1,4 @@
-"""Calls in integers to plan and to launch."""
+"""Geometries to plan and to launch."""
 
 from typing import Any
 
@@ -20,9 +20,9 @@ def geometry(
     alignments: dict[str, int] | None = None,
     **changes: Any,
 ) -> Geometry:
-    """Contiguous tensors at addresses of this alignment, a mask of their shape or `mask_shape`, bottom-right causal.
+    """Contiguous tensors at addresses with this alignment, a mask of their shape or `mask_shape`, bottom-right causal.
 
-    `strides` and `alignments` differ for the operands named.
+    `strides` and `alignments` override the defaults of the operands named.
     """
     size, *_ = sizes = [DTYPE_BYTES[each] for each in dtype.split("to")]
     *inputs, output = OPERANDS[direction]

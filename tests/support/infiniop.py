@@ -1,4 +1,4 @@
-"""InfiniOP calls in short.
+"""Short forms of InfiniOP calls.
 
 `api` is untyped here, since many calls are wrong on purpose.
 """
@@ -46,7 +46,7 @@ Strides = tuple[int, ...] | None
 
 
 def is_(status: Any, name: str, reason: str = "") -> None:
-    """A code, and words of its reason."""
+    """Asserts that a status has this code, and a reason that contains these words."""
     assert type(status) is infiniop.infiniStatus_t
     assert (status.name, int(status)) == (infiniop.infiniStatus_t(CODES[name]).name, CODES[name]), last()
     if name != "SUCCESS":
@@ -58,7 +58,7 @@ def last() -> str:
 
 
 def made(create: Callable[..., Any], *arguments: Any) -> Any:
-    """What a create function puts into its Ref, the first argument."""
+    """What a create function stores in its Ref, the first argument."""
     ref = Ref()
     is_(create(ref, *arguments), "SUCCESS")
     return ref.value
@@ -73,7 +73,7 @@ def tensor(shape: Shape, dtype: int = F16, strides: Strides = None) -> Any:
 
 
 def create(shape: Shape, dtype: int = F16, strides: Strides = None, device: int = 0) -> tuple[Any, Any]:
-    """Status and descriptor; None on failure."""
+    """Status and descriptor; the descriptor is None on failure."""
     ref = Ref()
     status = api.infiniopCreateCausalSoftmaxDescriptor(handle(device), ref, tensor(shape, dtype, strides))
     assert (ref.value is None) == (status != 0)
@@ -98,7 +98,7 @@ def workspace_size(descriptor: Any) -> Any:
 
 @pytest.fixture
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also on a machine that has one."""
+    """Hides the driver, even on a machine that has one."""
 
     def refuse(device: int) -> str:
         raise driver.DriverError("no CUDA driver: there is none in this test")
@@ -111,7 +111,7 @@ without_driver = pytest.mark.usefixtures("no_driver")
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Images of all causal kernels in a bundle, for the architectures named, and in no other place."""
+    """Provides images of all causal kernels for the architectures named, in a bundle and nowhere else."""
 
     def serve(*architectures: str) -> None:
         cubins = [cubin(variant, arch, variant.name) for variant in CAUSAL for arch in architectures]

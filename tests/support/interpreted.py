@@ -1,4 +1,4 @@
-"""A GPU that is the PTX interpreter: what the torch interface launches runs on CPU tensors where they lie."""
+"""The PTX interpreter as a GPU: kernels that the torch interface launches run on the memory of CPU tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARCHITECTURE = "sm_90"
 
 
 class Interpreted:
-    """Of a plan, in the place of a launcher.Executable. Every access is checked against the operands' extents."""
+    """Stands in for a plan's launcher.Executable. Every access is checked against the operands' extents."""
 
     native = None
 
@@ -66,7 +66,7 @@ class Interpreted:
 
 
 def install(patch: Callable[[object, str, object], None], images: Mapping[str, Cubin]) -> None:
-    """Every tensor is on a GPU whose kernels these are. `patch` sets an attribute of a module."""
+    """Puts every tensor on a GPU that has these kernels. `patch` sets an attribute of a module."""
 
     def executable(plan: LaunchPlan, device: int, stream: int = 0) -> Interpreted:
         return Interpreted(plan, _program(images[plan.variant.name]))
@@ -75,7 +75,7 @@ def install(patch: Callable[[object, str, object], None], images: Mapping[str, C
     patch(launcher, "executable", executable)
     patch(driver, "architecture", lambda device: ARCHITECTURE)
     patch(current, "increment_version", lambda tensors: None)
-    for direction in (calls.forward, calls.backward):  # what is known of such tensors is not known of those on the CPU
+    for direction in (calls.forward, calls.backward):  # calls known for CPU tensors are other calls
         patch(direction, "run", calls._unknown)
         patch(direction, "_known", {})
         patch(direction, "_recent", None)
@@ -87,7 +87,7 @@ def _program(image: Cubin) -> ptx.Program:
 
 
 def _extent(geometry: Geometry, operand: Operand) -> int:
-    """Bytes from the first element to behind the last."""
+    """Bytes from the first element to the end of the last."""
     steps = zip(geometry.shape, operand.strides, strict=True)
     return (1 + sum((size - 1) * stride for size, stride in steps)) * operand.element_bytes
 

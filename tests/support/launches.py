@@ -1,4 +1,4 @@
-"""Kernels that are served to the driver of the tests, and their launches there."""
+"""Serves kernels to the stub driver, and launches them there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CALL: dict[str, Any] = {
     "scale": 0.5,
     "mask.fill": -3.0,
 }
-"""By the names of the fields."""
+"""Values by name of the field."""
 
 ROWS = geometry((3, 5, 1000))
 STREAM = 0x5700
@@ -42,7 +42,7 @@ Serve = Callable[..., None]
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """Makes images of the variants the one place that has kernels; `held` are the architectures they are built for."""
+    """Makes images of the variants the only source of kernels; `held` are the architectures they are built for."""
 
     def serve(*variants: Variant, held: tuple[str, ...] = ("sm_90",), symbol: str | None = None) -> None:
         cubins = [cubin(variant, arch, symbol or variant.name) for variant in variants for arch in held]
@@ -55,7 +55,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
 
 
 def serve_all(served: Serve, *parts: str) -> None:
-    """Every variant whose name contains one of the parts."""
+    """Serves every variant whose name contains one of the parts."""
     variants = catalog.load().variants
     served(*(variant for name, variant in variants.items() if any(part in name for part in parts)))
 
@@ -71,14 +71,14 @@ def plan_for(of: Geometry, arch: str = "sm_90") -> LaunchPlan:
 
 
 def planned(served: Serve, of: Geometry = ROWS, **arguments: Any) -> LaunchPlan:
-    """The plan of a geometry whose kernel is served."""
+    """The plan of a geometry, with its kernel served."""
     launch_plan = plan_for(of)
     served(launch_plan.variant, **arguments)
     return launch_plan
 
 
 def changed(served: Serve, **facts: Any) -> LaunchPlan:
-    """A plan whose variant differs from the shipped one in these facts."""
+    """A plan whose variant differs from the shipped one in these facts, with its kernel served."""
     launch_plan = plan(ROWS, catalog.load(), "sm_90")
     launch_plan = replace(launch_plan, variant=replace(launch_plan.variant, **facts))
     served(launch_plan.variant)
@@ -96,7 +96,7 @@ def launch(launch_plan: LaunchPlan, device: int = 0, stream: int = STREAM, value
 
 
 def expected(launch_plan: LaunchPlan, values: Mapping[str, Any] = CALL) -> list[bytes]:
-    """The parameters of every launch. What the geometry has no operand for stays null."""
+    """The parameters of every launch. Fields of operands that the geometry lacks stay null."""
     absent = tuple(f"{name}." for name in ("mask", "bias") if launch_plan.geometry.operand(name) is None)
     values = {name: value for name, value in values.items() if not name.startswith(absent)}
     return [launch_plan.arguments(part, values) for part in launch_plan.launches]
@@ -123,7 +123,7 @@ def in_thread(work: Callable[[], None]) -> None:
 
 
 def in_child(work: Callable[[], None]) -> str:
-    """Runs work in a forked child; the error it raised, or "done"."""
+    """Runs work in a forked child; returns the error it raised, or "done"."""
     reader, writer = os.pipe()
     if os.fork() == 0:
         try:

@@ -1,4 +1,4 @@
-"""Tensors in memory: strides, phases, guard bytes."""
+"""Tensors in memory: strides, phases and guard bytes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from tests.support.engines import POISON, Bytes, Operand
 
 GUARD = 64
-"""Guard bytes before and behind an operand: no vector access that touches the operand reaches past them."""
+"""Guard bytes before and after an operand: no vector access that touches the operand reaches past them."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a tensor [..., K] lies.
+    """How a tensor [..., K] lies in memory.
 
-    It starts `phase` elements behind an aligned address and leaves `gap` elements behind each row. Its leading
-    dimensions follow each other in `order`, outermost first; `expanded` ones have stride 0.
+    It starts `phase` elements after an aligned address and leaves `gap` elements after each row. Its leading dimensions
+    are nested in `order`, outermost first; `expanded` ones have stride 0.
     """
 
     phase: int = 0
@@ -30,7 +30,7 @@ class Layout:
     expanded: tuple[int, ...] = ()
 
     def strides(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """In elements.
+        """Strides in elements.
 
         >>> Layout(gap=2, order=(1, 0)).strides((3, 5, 8))
         (10, 30, 1)
@@ -44,13 +44,13 @@ class Layout:
         return tuple(strides)
 
     def elements(self, shape: tuple[int, ...]) -> int:
-        """From the first element to behind the last."""
+        """Number of elements from the first to the last, both included."""
         steps = zip(shape, self.strides(shape), strict=True)
         return 1 + sum((size - 1) * stride for size, stride in steps)
 
 
 def place(tensor: torch.Tensor, layout: Layout) -> Operand:
-    """The tensor's elements in memory, everything else poisoned."""
+    """An operand with the tensor's elements in place and everything else poisoned."""
     shape, size = tuple(tensor.shape), tensor.element_size()
     operand = empty(shape, size, layout)
     elements(operand, shape, size, layout)[...] = tensor.contiguous().view(_integer(size)).numpy()
@@ -58,7 +58,7 @@ def place(tensor: torch.Tensor, layout: Layout) -> Operand:
 
 
 def empty(shape: tuple[int, ...], size: int, layout: Layout) -> Operand:
-    """Poisoned memory for a tensor of `size` bytes per element."""
+    """An operand of poisoned memory for a tensor of `size` bytes per element."""
     first = GUARD + layout.phase * size
     storage = np.full(first + layout.elements(shape) * size + GUARD, POISON, np.uint8)
     guards = Operand(storage, 0, first, np.zeros(storage.shape, np.bool_))
@@ -68,14 +68,14 @@ def empty(shape: tuple[int, ...], size: int, layout: Layout) -> Operand:
 
 
 def elements(operand: Operand, shape: tuple[int, ...], size: int, layout: Layout) -> NDArray[Any]:
-    """The tensor in an operand's storage, as a view of integers of `size` bytes."""
+    """The tensor in an operand's storage, as a view in integers of `size` bytes."""
     inside = operand.storage[operand.first :]
     words = inside[: inside.size // size * size].view(f"i{size}")
     return np.lib.stride_tricks.as_strided(words, shape, tuple(size * step for step in layout.strides(shape)))
 
 
 def read(storage: Bytes, operand: Operand, like: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """What a kernel left in the operand's place: a tensor of the shape and dtype of `like`."""
+    """What a kernel left in the operand's memory: a tensor of the shape and dtype of `like`."""
     after = Operand(storage, operand.phase, operand.first, operand.valid)
     found = elements(after, tuple(like.shape), like.element_size(), layout)
     return torch.from_numpy(found.copy()).view(like.dtype)

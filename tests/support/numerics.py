@@ -1,7 +1,7 @@
 """Accuracy of the kernels beside torch: `python -m tests.support.numerics` measures it for docs/numerics.md.
 
-Every shipped variant runs its cases on the interpreter, but for those that add to scores: `numerics_general`. Errors
-are in units in the last place of the exact result.
+Every shipped variant runs its cases on the interpreter, except those that add to scores, which are in
+`numerics_general`. Errors are in units in the last place of the exact result.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ PAGE = pages.DOCS / "numerics.md"
 COMMAND = "python -m tests.support.numerics"
 
 MODERATE = 16.0
-"""Largest magnitude of the scores that attention and samplers work with, about."""
+"""About the largest magnitude of the scores that attention and samplers work with."""
 
 Chosen = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Of some outputs, in ULP or in parts of what is allowed."""
+    """Errors of some outputs, in ULP or as parts of what is allowed."""
 
     outputs: int = 0
     largest: float = 0.0
@@ -58,13 +58,13 @@ class Errors:
 
 
 Account = dict[str, Errors]
-"""Errors by what they are of: kernel or torch, on moderate rows or all; and what the kernel's take of the tolerance."""
+"""Errors by what they belong to: kernel or torch, on moderate rows or all; and the part of the tolerance used."""
 
 Key = tuple[Direction, DType, Plan]
 
 
 def measure(spec: Spec, image: Cubin) -> Account:
-    """All cases of a variant."""
+    """Errors over all cases of a variant."""
     torch.set_num_threads(1)
     engine = InterpreterEngine({spec.name: image})
     calls = (case.call() for case in cases(spec))
@@ -80,7 +80,7 @@ def add(accounts: Iterable[Account]) -> Account:
 
 
 def compare(call: Call, output: torch.Tensor) -> Account:
-    """One case: its output and torch's [..., K] against the reference."""
+    """Errors of one case: its output and torch's [..., K] against the reference."""
     dtype, tolerance = call.case.spec.dtype.value, call.tolerance
     kernel, theirs = (
         reference.ulp_error(reference.to_numpy(each), call.expected, dtype, tolerance.get("magnitude"))
@@ -102,7 +102,7 @@ def compare(call: Call, output: torch.Tensor) -> Account:
 
 
 def representable(call: Call) -> Chosen:
-    """[..., K] finite results that the format can tell from 0; what may be flushed to 0 is left out."""
+    """[..., K] True for finite results that the format can tell from 0, and that may not be flushed to 0."""
     dtype, floor = call.case.spec.dtype.output.value, call.tolerance["floor"]
     least = max(reference.FORMATS[dtype].smallest, reference.ABSOLUTE_FLOOR[dtype] if floor is None else floor)
     size = call.tolerance.get("magnitude", call.expected)
@@ -111,7 +111,7 @@ def representable(call: Call) -> Chosen:
 
 
 def moderate_rows(call: Call) -> Chosen:
-    """[..., 1] rows of which something is visible, and no visible score exceeds MODERATE in magnitude."""
+    """[..., 1] True for rows with visible scores, none of which exceeds MODERATE in magnitude."""
     seen = visible(call)
     with np.errstate(invalid="ignore"):
         scores = np.abs(call.case.scale * reference.to_numpy(call.inputs["x"]))
@@ -120,13 +120,13 @@ def moderate_rows(call: Call) -> Chosen:
 
 
 def visible(call: Call) -> Chosen:
-    """[..., K] what neither the mask nor causality hides."""
+    """[..., K] True for columns hidden neither by the mask nor by causality."""
     mask = None if call.mask is None else reference.to_numpy(call.mask)
     return reference.visible(call.case.shape, mask, call.case.causal_offset)
 
 
 def by_torch(call: Call) -> torch.Tensor:
-    """[..., K] of the chain that the kernels replace, in the scores' dtype; backwards of what its autograd calls."""
+    """[..., K] by the chain that the kernels replace, in the scores' dtype; a backward by what its autograd calls."""
     hidden, scale = torch.from_numpy(~visible(call)), call.case.scale
     if call.case.spec.direction is Direction.FORWARD:
         return (call.inputs["x"] * scale).masked_fill(hidden, call.case.fill).softmax(dim=-1)
@@ -138,7 +138,7 @@ def by_torch(call: Call) -> torch.Tensor:
 
 
 def measured() -> dict[Key, Account]:
-    """What ships for what the chain of torch can do, by direction, element type and plan."""
+    """Errors of what ships for calls that torch's chain can express, by direction, element type and plan."""
     specs = [spec for spec in targets.shipped(targets.WHOLE) if not spec.mask.sums]
     report = build.build(specs, [targets.WHOLE], user_cache(), kind="ptx", progress=False)
     images = {cubin.variant: cubin for cubin in report.cubins}
@@ -151,12 +151,12 @@ def measured() -> dict[Key, Account]:
 
 
 def tables(accounts: dict[Key, Account]) -> str:
-    """One for each direction, in Markdown."""
+    """One table per direction, in Markdown."""
     return "\n\n".join(f"### {direction.struct}\n\n{table(direction, accounts)}" for direction in Direction)
 
 
 def table(direction: Direction, accounts: dict[Key, Account]) -> str:
-    """A line for each element type and plan: largest and mean errors in ULP."""
+    """One line per element type and plan: largest and mean errors in ULP."""
     moderate = ("kernel, moderate", "torch, moderate") if direction is Direction.FORWARD else ()
     heads = (*moderate, "kernel, all", "torch, all")
     lines = [

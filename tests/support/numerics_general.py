@@ -1,6 +1,7 @@
 """Accuracy of the general kind's kernels: `python -m tests.support.numerics_general` measures it for docs/numerics.md.
 
-Ordinary scores in rows of two lengths run on the interpreter, for each thing that a call may ask for and all together.
+Ordinary scores in rows of two lengths run on the interpreter, once per feature that a call may ask for and once with
+all of them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from tests.support.reference import Array
 COMMAND = "python -m tests.support.numerics_general"
 
 LEADING = (3, 2, 4)
-"""(B, H, Q) of all calls: of the lengths per batch one exceeds K and one is 0."""
+"""(B, H, Q) of all calls: one of the lengths per batch exceeds K, and one is 0."""
 
 SCALE, CAP, LEFT = 0.3, 20.0, 100
-"""A scale that every format rounds; a softcap; a window of 102 columns around the queries."""
+"""A scale that every format has to round; a softcap; a window of 102 columns around the queries."""
 
 ASKED = {
     Direction.FORWARD: {
@@ -49,10 +50,10 @@ ASKED = {
         "together": Features(LEFT, 1, CAP, row_scale="bhq", lengths=True, dlse=True),
     },
 }
-"""By what the page calls it. Each is asked for probabilities and for logarithms, numbers per row beside them."""
+"""By the page's name for it. Each is measured for probabilities and for logarithms, with numbers per row."""
 
 RESULTS = {Direction.FORWARD: ("y", "log y", "lse"), Direction.BACKWARD: ("dx of y", "dx of log y", "d")}
-"""Of probabilities, of logarithms, and a number per row beside either."""
+"""Results for probabilities, for logarithms, and the number per row of either."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Seen:
 
     @classmethod
     def of(cls, error: Array, allowed: Array, unit: Array) -> Seen:
-        """Of absolute errors, in units of `unit`; all of one shape."""
+        """From absolute errors, in units of `unit`; all of one shape."""
         at = (error / unit).argmax()
         parts = np.where(allowed > 0, error / np.where(allowed > 0, allowed, 1), 0)
         return cls(float((error / unit).flat[at]), float((allowed / unit).flat[at]), float(parts.max()))
@@ -79,7 +80,7 @@ class Seen:
 
 
 def kernels(direction: Direction, dtype: DType) -> list[Spec]:
-    """Of the general kind for aligned rows: of 128 columns in a warp, and the first that give a row to a block."""
+    """Kernels of the general kind for aligned rows: in a warp those of 128 columns, and the shortest in a block."""
     shipped = [spec for spec in targets.shipped(targets.WHOLE) if spec.mask.general and spec.vec == spec.dtype.vector]
     shipped = [spec for spec in shipped if (spec.direction, spec.dtype) == (direction, dtype)]
     blocks = [spec for spec in shipped if spec.plan is Plan.BLOCK]
@@ -88,7 +89,7 @@ def kernels(direction: Direction, dtype: DType) -> list[Spec]:
 
 
 def measure(direction: Direction, dtype: DType, images: Mapping[str, Cubin]) -> dict[str, dict[str, Seen]]:
-    """By result and by what is asked for."""
+    """Errors by result and by what is asked for."""
     found: dict[str, dict[str, Seen]] = {result: {} for result in RESULTS[direction]}
     engine = InterpreterEngine(images)
     for spec, (name, features), logarithms in product(
@@ -101,7 +102,7 @@ def measure(direction: Direction, dtype: DType, images: Mapping[str, Cubin]) -> 
 
 
 def posed(spec: Spec, name: str, features: Features) -> Call:
-    """A call on scores of standard deviation 3 and, backwards, on the results that they have."""
+    """A call on scores of standard deviation 3; a backward is on the results of such scores."""
     forward = spec.direction is Direction.FORWARD
     features = replace(features, lse=forward or features.softcap > 0, d=not forward)
     offset = spec.max_k - LEADING[-1] if features.slopes or features.left is not None else None
@@ -130,7 +131,7 @@ def _row_scale(others: Mapping[str, torch.Tensor]) -> Array:
 
 
 def judged(call: Call, outcome: Outcome) -> dict[str, Seen]:
-    """Of the results by their names. Logarithms in ULP of numbers of 1 and more, dx in those of its magnitude."""
+    """Errors by result. The unit is the ULP: for logarithms of max(|value|, 1), for dx of its magnitude."""
     dtype, tolerance = call.case.spec.dtype.output.value, call.tolerance
     assert call.case.features is not None
     logarithms = call.case.features.logarithms
@@ -147,7 +148,7 @@ def judged(call: Call, outcome: Outcome) -> dict[str, Seen]:
 
 
 def _row_result(call: Call, name: str, outcome: Outcome) -> Seen:
-    """lse in ULP of numbers of 1 and more; d in those of the terms that it is the sum of."""
+    """lse in ULP of max(|lse|, 1); d in ULP of the terms that it sums."""
     form = "f64" if call.case.spec.dtype is DType.F64 else "f32"
     expected, allowed = call.general.rows[name]
     counted = np.isfinite(expected) & (allowed > 0)
@@ -161,7 +162,7 @@ def _row_result(call: Call, name: str, outcome: Outcome) -> Seen:
 
 
 def lines(direction: Direction, dtype: DType, images: Mapping[str, Cubin]) -> list[list[str]]:
-    """One for each result: its largest error and what is allowed there, by what is asked for."""
+    """One line per result: by what is asked for, its largest error and what is allowed there."""
     return [
         [
             dtype.value,
@@ -174,7 +175,7 @@ def lines(direction: Direction, dtype: DType, images: Mapping[str, Cubin]) -> li
 
 
 def tables(images: Mapping[str, Cubin]) -> str:
-    """One for each direction, in Markdown."""
+    """One table per direction, in Markdown."""
     return "\n\n".join(
         f"### {direction.struct}, general\n\n"
         + pages.markdown(
@@ -188,7 +189,7 @@ def tables(images: Mapping[str, Cubin]) -> str:
 
 
 def dtypes(direction: Direction) -> list[DType]:
-    """That the general kind ships for."""
+    """The dtypes that the general kind ships for."""
     shipped = {
         spec.dtype for spec in targets.shipped(targets.WHOLE) if spec.mask.general and spec.direction is direction
     }

@@ -1,4 +1,4 @@
-"""What an outcome must be: right numbers, untouched guard bytes, and no access more than the plan promises."""
+"""Requirements on an outcome: right numbers, untouched guard bytes, and no more accesses than the plan promises."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def judge(call: Call, outcome: Outcome) -> None:
 
 
 def judge_memory(call: Call, outcome: Outcome) -> None:
-    """Every byte of the output was written, and none around it."""
+    """Checks that every byte of the output was written, and none around it."""
     if outcome.unwritten is not None and outcome.unwritten.any():
         raise Wrong("unwritten", f"{call.case.why}: {int(outcome.unwritten.sum())} bytes of the output")
     if (outcome.output[~call.operands.result.valid] != POISON).any():
@@ -41,7 +41,7 @@ def judge_memory(call: Call, outcome: Outcome) -> None:
 
 
 def judge_numbers(call: Call, outcome: Outcome) -> None:
-    """Against the reference, with the one tolerance table."""
+    """Compares with the reference, using the one tolerance table."""
     found = call.output(outcome.output)
     try:
         reference.assert_close(found, call.expected, call.case.spec.dtype.output.value, **call.tolerance)
@@ -52,7 +52,7 @@ def judge_numbers(call: Call, outcome: Outcome) -> None:
 
 
 def _judge_row_result(call: Call, name: str, storage: Bytes) -> None:
-    """Numbers per row, against the reference."""
+    """Compares numbers per row with the reference."""
     expected, allowed = call.general.rows[name]
     values = reference.to_numpy(call.row_result(name, storage))
     with np.errstate(invalid="ignore"):
@@ -64,8 +64,8 @@ def _judge_row_result(call: Call, name: str, storage: Bytes) -> None:
 
 
 def judge_traffic(call: Call, launches: list[dict[str, Traffic]]) -> None:
-    """Inputs are read as far as they are visible, once (twice where no CTA holds its part of the row), the output is
-    written once, each in accesses of the promised widths. The counts are those of all launches together."""
+    """Checks that visible inputs are read once (twice if no CTA holds its part of the row) and the output is written
+    once, all in accesses of the promised widths. The counts are those of all launches together."""
     if not launches:
         return
     promised, times = promise(call), 2 if call.case.spec.piece else 1
@@ -91,7 +91,7 @@ def _times(counts: Counter[int], times: int) -> Counter[int]:
 
 
 def _judge_mask(call: Call, found: Counter[int], elements: int) -> None:
-    """Every element once; as one access per vector of x where all rows are aligned."""
+    """Checks that every element is read once; with one access per vector of x if all rows are aligned."""
     assert call.mask is not None
     size, vec = call.mask.element_size(), call.case.spec.vec
     if vec > 1:
@@ -109,7 +109,7 @@ def _same(call: Call, what: str, found: Counter[int], wanted: Counter[int]) -> N
 
 @dataclass(frozen=True)
 class Promise:
-    """Accesses of each tensor by width in bytes, and mask elements read, of one pass over the rows."""
+    """Accesses of each tensor by width in bytes, and mask elements read, in one pass over the rows."""
 
     reads: dict[str, Counter[int]]
     writes: Counter[int]
@@ -124,7 +124,7 @@ def promise(call: Call) -> Promise:
 
 
 def visible_columns(call: Call) -> Integers:
-    """[rows] columns before those that are hidden up to the end of the row."""
+    """[rows] number of columns before the hidden ones that end the row."""
     *leading, q, k = call.case.shape
     if call.case.features is not None:
         _, end = band(call)
@@ -135,7 +135,7 @@ def visible_columns(call: Call) -> Integers:
 
 
 def band(call: Call) -> tuple[Integers, Integers]:
-    """[rows] first column that window and length leave, and the first behind them."""
+    """[rows] first column that window and length leave visible, and the end of those columns."""
     k = call.case.shape[-1]
     if call.case.features is None:
         return np.zeros_like(visible_columns(call)), visible_columns(call)
@@ -148,7 +148,7 @@ def band(call: Call) -> tuple[Integers, Integers]:
 
 
 def starts(call: Call, name: str) -> Integers:
-    """[rows] addresses of a tensor's rows in elements: what matters is their phase."""
+    """[rows] addresses of a tensor's rows in elements, which matter only for their phase."""
     shape, operand = call.case.shape, call.operand(name)
     numbers = np.indices(shape[:-1]).reshape(len(shape) - 1, -1)
     size = call.output_bytes if name == call.case.spec.direction.tensors[-1] else call.element_bytes
@@ -157,7 +157,7 @@ def starts(call: Call, name: str) -> Integers:
 
 
 def _rows(call: Call) -> Promise:
-    """A row in registers: vectors between the output's boundaries, single elements before and behind."""
+    """A row in registers: vectors between the output's boundaries, single elements before and after them."""
     vec, size, (begin, end) = call.case.spec.access, call.element_bytes, band(call)
     output = starts(call, call.case.spec.direction.tensors[-1])
     cut = Cut.of(output, np.full_like(output, call.case.shape[-1]), vec)
@@ -174,11 +174,11 @@ def _rows(call: Call) -> Promise:
 
 
 def _tile(call: Call) -> Promise:
-    """Many rows as one range, or each by itself where they do not follow each other, or would crowd into few banks: in
-    its vectors where it is aligned, else element by element.
+    """Many rows as one range; or each row by itself if they are not adjacent or would crowd into few banks: then in its
+    vectors if it is aligned, otherwise element by element.
 
-    Read are the visible columns and those beside them in a lane's vectors; of a range the vectors and single elements
-    with any of them; of the mask each row as far as it is visible.
+    What is read: the visible columns and those that share a lane's vectors with them; of a range, the vectors and
+    single elements that contain any of these; of the mask, each row as far as it is visible.
     """
     spec, size, visible = call.case.spec, call.element_bytes, visible_columns(call)
     k, per_cta, vec = call.case.shape[-1], call.rows_per_cta, spec.dtype.vector
@@ -193,7 +193,7 @@ def _tile(call: Call) -> Promise:
         return Promise(dict.fromkeys(found, apart), Counter({spec.vec * size: rows * k // spec.vec}), mask)
     counts = np.diff(np.append(np.arange(0, rows, per_cta), rows))
     cut = Cut.of(output[::per_cta], counts * k, vec)
-    seen = (np.arange(k) < taken[:, None]).reshape(-1)  # every element of all ranges, one after the other
+    seen = (np.arange(k) < taken[:, None]).reshape(-1)  # every element of all ranges, one range after the other
     reads = {}
     for name, first in found.items():
         in_phase = (first[::per_cta] + cut.head) % vec == 0
@@ -223,7 +223,7 @@ class Cut:
         return cls(head, head + (length - head) // vec * vec, length)
 
     def accesses(self, vec: int, size: int) -> Counter[int]:
-        """That move all ranges, by width in bytes."""
+        """Accesses that cover all ranges, by width in bytes."""
         inside = int((self.body - self.head).sum())
         outside = int(self.length.sum()) - inside
         width = min(vec * size, 16)

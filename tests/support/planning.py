@@ -1,4 +1,4 @@
-"""Launch plans as a kernel sees them: what it computes from its parameters, emulated as rows.cuh does it."""
+"""Launch plans as seen by a kernel: what it computes from its parameters, emulating rows.cuh."""
 
 import itertools
 import struct
@@ -64,7 +64,7 @@ def offset(p: dict[str, tuple[Any, ...]], index: list[np.ndarray], strides: str)
 
 
 def parameters(launch_plan: LaunchPlan, launch: int = 0) -> dict[str, tuple[Any, ...]]:
-    """What a launch passes for operands at address 0."""
+    """The parameters that a launch passes for operands at address 0."""
     layout, addresses = CATALOG.layout(launch_plan.variant), dict.fromkeys(DYNAMIC, 0)
     return fields(layout, launch_plan.arguments(launch_plan.launches[launch], addresses))
 
@@ -73,7 +73,7 @@ DYNAMIC = [f"{name}.address" for name in ("x", "y", "dy", "dx", "mask", "workspa
 
 
 def rows_of(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
-    """Of every row: addresses of the operands, each at address 0, and columns before the causal edge.
+    """For every row: addresses of its operands, each at address 0, and the number of columns before the causal edge.
 
     Launches over the same rows must agree on them.
     """
@@ -94,7 +94,7 @@ def rows_of(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
 
 
 def expected_rows(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
-    """The same by indexing every leading dimension; where nothing is causal the edge is where it hides nothing."""
+    """The same, by indexing every leading dimension; without causality the edge is the end of the row."""
     rows: list[tuple[int, ...]] = []
     has_edge = {"causal.query", "band.query"} & {*dict(CATALOG.layout(launch_plan.variant))}
     for index in itertools.product(*map(range, of.shape[:-1])):

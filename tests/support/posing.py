@@ -1,4 +1,4 @@
-"""CPU tensors that pose as those of a GPU whose driver is the stub."""
+"""CPU tensors that pose as tensors on a GPU whose driver is the stub."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,9 @@ from softmax_ops import current
 
 
 def pose(patch: Callable[[object, str, object], None], stream: int) -> None:
-    """Every tensor is on device 0, whose current stream this is. `patch` sets an attribute of a module.
+    """Puts every tensor on device 0, with this as its current stream. `patch` sets an attribute of a module.
 
-    Device and stream are asked for in C, as torch does.
+    Device and stream are functions implemented in C, as in torch.
     """
     patch(current, "on_gpu", lambda tensor: True)
     patch(current, "ordinal", lambda tensor: 0)

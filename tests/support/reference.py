@@ -1,7 +1,7 @@
-"""The one reference and the one tolerance table: the contract in numpy, in more precision than any kernel has.
+"""The only reference and the only tolerance table: the contract in numpy, more precise than any kernel.
 
 Arrays are float64; for float64 tensors they are numpy.longdouble (64 mantissa bits on x86, 113 on aarch64 Linux).
-`to_numpy` makes them from tensors without rounding. Dtypes go by the names of the kernels: f16, bf16, f32, f64.
+`to_numpy` converts tensors without rounding. Dtypes have the names that kernels use: f16, bf16, f32, f64.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class Format(NamedTuple):
     """A binary floating-point format."""
 
-    precision: int  # bits of the significand, the hidden one included
-    min_exponent: int  # of the smallest normal number, 2^min_exponent
-    unit_roundoff: float  # of the type it accumulates in
+    precision: int  # bits of the significand, including the hidden one
+    min_exponent: int  # the smallest normal number is 2^min_exponent
+    unit_roundoff: float  # of the accumulation type
 
     @property
     def smallest(self) -> float:
@@ -38,23 +38,24 @@ FORMATS = {
     "f64": Format(53, -1022, 2.0**-53),
 }
 
-# Tolerance in units of the output's spacing at the expected value, for scores near 0. `tolerance_ulp` adds what
-# rounding the scores themselves contributes.
-#   f16, bf16  Half a unit is the final rounding. All else happens in f32 (the 8 units below), each a 2^13th or 2^16th
-#              of an output unit; 0.51 leaves a sum of some tens of serial terms its worst case of one f32 unit a term.
+# Tolerance in units of the output's spacing at the expected value, for scores near 0. `tolerance_ulp` adds the
+# contribution of rounding the scores themselves.
+#   f16, bf16  Half a unit is the final rounding. All else happens in f32 (the 8 units below), where a unit is a 2^13th
+#              or 2^16th of an output unit; 0.51 covers the worst case of a sum of some tens of serial terms, one f32
+#              unit per term.
 #   f32        Final rounding 0.5; exp 2 (CUDA documents 1 for expf, 2 for ex2.approx); sum 2 (random walk of some tens
 #              of serial terms per lane, then a tree); reciprocal 1; and these relative errors are up to twice as many
 #              units just below a power of two.
 #   f64        The same operations in f64, exp documented at 1.
 TOLERANCE_ULP = {"f16": 0.51, "bf16": 0.51, "f32": 8.0, "f64": 8.0}
 
-# What may be flushed to 0 on top of that. ex2.approx.ftz returns 0 below the smallest normal f32, 2^-126, which f16
-# cannot show (its smallest subnormal is 2^-24) and f64 does not use. Pass floor=0.0 for code that keeps subnormals.
+# What may be flushed to 0 in addition. ex2.approx.ftz returns 0 below the smallest normal f32, 2^-126, which f16
+# cannot represent (its smallest subnormal is 2^-24) and f64 does not use. Pass floor=0.0 if subnormals are kept.
 ABSOLUTE_FLOOR = {"f16": 0.0, "bf16": 2.0**-126, "f32": 2.0**-126, "f64": 0.0}
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    """The tensor's exact values: float64 for f16, bf16, f32; longdouble for f64; bool and uint8 masks as they are."""
+    """The tensor's exact values: float64 for f16, bf16, f32; longdouble for f64; bool and uint8 masks unchanged."""
     tensor = tensor.detach().cpu()
     if not tensor.is_floating_point():
         return np.asarray(tensor.numpy())
@@ -85,8 +86,8 @@ def softmax(
 ) -> Array:
     """exp(z - m) / sum exp(z - m) over the visible columns of x [..., Q, K] or [K], 0 elsewhere; z = scale * x.
 
-    A row that sees nothing, or only -inf, is 0. A visible +inf or NaN makes its whole row NaN. With a finite fill the
-    columns hidden by the mask count as visible ones with that score.
+    A row that sees nothing, or only -inf, is 0. A visible +inf or NaN makes its whole row NaN. With a finite fill,
+    columns hidden by the mask count as visible and have the fill as their score.
     """
     x = _floating(x)
     z, seen = _scores(x, scale, mask, causal_offset, fill)
@@ -104,8 +105,8 @@ def softmax(
 def softmax_backward(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_offset: int | None = None) -> Array:
     """dx = scale * y * (dy - sum_j y_j dy_j) for dy, y [..., Q, K] or [K].
 
-    With causal_offset what is not visible is neither read nor anything but 0. What a tensor mask hid is y = 0 here, and
-    follows the formula: dx is 0 for finite dy.
+    With causal_offset, columns that are not visible are not read, and dx is 0 there. Columns hidden by a tensor mask
+    have y = 0 and follow the formula: dx is 0 if dy is finite.
     """
     dy, y = _floating(dy), _floating(y)
     seen = visible(y.shape, None, causal_offset)
@@ -116,15 +117,15 @@ def softmax_backward(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_off
 
 
 class General(NamedTuple):
-    """The forward with everything that a call may ask for, and what stands between."""
+    """The forward with everything that a call may ask for, including intermediate values."""
 
     y: Array  # [..., Q, K]
-    log_y: Array  # [..., Q, K], -inf where y is 0 because nothing is to be seen
+    log_y: Array  # [..., Q, K], -inf where y is 0 because nothing is visible
     lse: Array  # [..., Q] log of the row's sum, or [] for [K]
     s: Array  # [..., Q, K] scaled scores, capped
     away: Array  # [..., Q, K] slope * distance
     z: Array  # [..., Q, K] scores as they are compared
-    largest: Array  # [..., Q] of what is to be seen and the sink, -inf where there is neither
+    largest: Array  # [..., Q] maximum over visible z and the sink, -inf without either
     visible: NDArray[np.bool_]  # [..., Q, K]
 
 
@@ -142,7 +143,7 @@ def general(
     sinks: ArrayLike | None = None,
     softcap: float | None = None,
 ) -> General:
-    """Softmax of z over what is visible, a sink beside it, for x [..., Q, K] or [K].
+    """Softmax of z over what is visible and a sink, for x [..., Q, K] or [K].
 
         s = scale * x, then softcap * tanh(s / softcap);    z = s - slope * |i + offset - j| + bias
         visible:    mask is not 1, j < length, i + offset - left <= j <= i + offset + right
@@ -166,11 +167,11 @@ def general(
         sink = np.broadcast_to(sink if x.ndim > 1 else sink[0], (*x.shape[:-1], 1))
         shown = np.where(seen, z, -np.inf)
         largest = np.maximum(np.max(shown, axis=-1, keepdims=True, initial=-np.inf), sink)
-        finite = np.where(np.isneginf(largest), 0.0, largest)  # nothing to see: exp(-inf - 0) = 0
+        finite = np.where(np.isneginf(largest), 0.0, largest)  # nothing is visible: exp(-inf - 0) = 0
         total = np.exp(shown - finite).sum(axis=-1, keepdims=True) + np.exp(sink - finite)
         with np.errstate(divide="ignore"):
             lse = largest + np.log(np.where(total == 0.0, 1.0, total))
-        lse = np.where(np.isposinf(largest), np.nan, lse)  # and NaN of NaN
+        lse = np.where(np.isposinf(largest), np.nan, lse)  # NaN stays NaN
         log_y = np.where(np.isneginf(shown) & ~np.isnan(lse), -np.inf, shown - lse)
         y = np.exp(shown - finite) / np.where(total == 0.0, 1.0, total)
         y = np.where(np.isnan(lse), np.nan, y)
@@ -196,7 +197,7 @@ def general_backward(
         d = sum y dy - grad_lse,    dz = y (dy - d);        of log y:  d = sum dy - grad_lse,  dz = dy - exp(log y) d
         dx = scale * dz * max(1 - (s / softcap)^2, 0),    s = log y + lse
 
-    Sums are over what is visible: hidden columns of dy and y are not read. Where log y is -inf, dy is not read either.
+    Sums are over visible columns; dy and y are not read in hidden ones. Where log y is -inf, dy is not read either.
     """
     dy, y = _floating(dy), _floating(y)
     seen = within(y.shape, lengths, offset, left, right)
@@ -228,9 +229,9 @@ def within(
 
 
 def backward_magnitude(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_offset: int | None = None) -> Array:
-    """|scale| * y * (|dy| + sum_j |y_j dy_j|): what dx's rounding errors are relative to, since dy - sum cancels.
+    """|scale| * y * (|dy| + sum_j |y_j dy_j|): what dx's rounding errors are relative to, since the difference cancels.
 
-    The `magnitude` of `assert_close` for the backward.
+    This is the `magnitude` of `assert_close` for the backward.
     """
     dy, y = np.abs(_floating(dy)), np.abs(_floating(y))
     seen = visible(y.shape, None, causal_offset)
@@ -247,10 +248,11 @@ def score_rounding(
     causal_offset: int | None = None,
     fill: float = -np.inf,
 ) -> Array:
-    """[..., Q, K]: relative error of y, in unit roundoffs, that rounding the scores makes; for `assert_close`.
+    """[..., Q, K] relative error of y caused by rounding the scores, in unit roundoffs; for `assert_close`.
 
     Rounding scale * x moves z by |z| roundoffs; rounding scale and z - m move the exponent by |z - m| each (the error
-    of m itself cancels between numerator and sum). As an exponent's absolute error is its exponential's relative one,
+    of m itself cancels between numerator and sum). The absolute error of an exponent is the relative error of its
+    exponential, so
 
         e_j = |z_j| + 2 |z_j - m|,     error of y_j <= e_j + sum_k y_k e_k.
     """
@@ -268,7 +270,7 @@ def score_rounding(
 
 
 def tolerance_ulp(dtype: str, rounding: ArrayLike = 0.0) -> Array:
-    """Units of the output's spacing an output may be off by: the table's, and `score_rounding` in these units.
+    """Error allowed in an output, in units of its spacing: that of the table, plus `score_rounding` in these units.
 
     A relative error of one unit roundoff u of the accumulation type is at most u * 2^precision units of the output.
     """
@@ -278,7 +280,7 @@ def tolerance_ulp(dtype: str, rounding: ArrayLike = 0.0) -> Array:
 
 
 def spacing(value: ArrayLike, dtype: str) -> Array:
-    """Distance of neighbouring numbers of the dtype at |value|; that of its subnormals at the bottom and at 0."""
+    """Distance between neighbouring numbers of the dtype at |value|; for small values and 0, that of its subnormals."""
     form = FORMATS[dtype]
     value = _floating(value)
     exponent = np.frexp(np.where(np.isfinite(value), value, 0.0))[1] - 1  # |value| in [2^exponent, 2^(exponent + 1))
@@ -288,19 +290,19 @@ def spacing(value: ArrayLike, dtype: str) -> Array:
 
 
 def row_sum_tolerance(expected: ArrayLike, dtype: str) -> Array:
-    """[..., Q, 1], or [1]: bound of |sum - 1| for a row that sees something: half a spacing for each output, and 16 u.
+    """[..., Q, 1], or [1]: bound on |sum - 1| of a row that sees something: half a spacing for each output, and 16 u.
 
-    K half spacings at 1/K would be too few by up to 2: for f16 and the row [1/2, 1/32 (16 times)], correctly rounded
-    outputs add up to 1 + 1.17 times that.
+    K half spacings at 1/K would be too small by a factor of up to 2: for f16 and the row [1/2, 1/32 (16 times)],
+    correctly rounded outputs add up to 1 + 1.17 times that.
     """
     rounding: Array = 0.5 * spacing(expected, dtype).sum(axis=-1, keepdims=True)
     return rounding + 16 * FORMATS[dtype].unit_roundoff
 
 
 def ulp_error(actual: ArrayLike, expected64: ArrayLike, dtype: str, magnitude: ArrayLike | None = None) -> Array:
-    """|actual - expected| in units of the dtype's spacing at |expected|, or at |magnitude| where one is given.
+    """|actual - expected| in units of the dtype's spacing at |expected|, or at |magnitude| if given.
 
-    Two NaN agree, and so do two infinities of one sign; against anything else they are inf units away.
+    Two NaN agree, and so do two infinities of the same sign; they differ from anything else by inf units.
     """
     actual, expected = np.broadcast_arrays(_floating(actual), _floating(expected64))
     with np.errstate(invalid="ignore"):
@@ -321,9 +323,9 @@ def assert_close(
 ) -> None:
     """Raise AssertionError, naming the worst element, unless every element is within `tolerance_ulp(dtype, rounding)`.
 
-    rounding   `score_rounding` of the inputs, [..., Q, K]; the backward has none.
-    floor      absolute error allowed in any case; `ABSOLUTE_FLOOR` of the dtype by default.
-    magnitude  what the errors are relative to where that is not the expected value, [..., Q, K].
+    rounding   `score_rounding` of the inputs, [..., Q, K]; not for the backward.
+    floor      absolute error that is always allowed; by default `ABSOLUTE_FLOOR` of the dtype.
+    magnitude  what errors are relative to if not the expected value, [..., Q, K].
     """
     got = to_numpy(actual) if isinstance(actual, torch.Tensor) else _floating(actual)
     wanted = _floating(expected)
@@ -345,7 +347,7 @@ def assert_close(
 def _scores(
     x: Array, scale: float, mask: ArrayLike | None, causal_offset: int | None, fill: float
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """z = scale * x with fill where the mask hides, and what takes part in the row; both [..., Q, K]."""
+    """z = scale * x, with fill where the mask hides, and which columns take part in the row; both [..., Q, K]."""
     with np.errstate(invalid="ignore", over="ignore"):
         z = x.dtype.type(scale) * x
     if fill == -np.inf:

@@ -1,4 +1,4 @@
-"""Machine code of many cubins at once: the disassembler takes 0.4 s to start and 6 ms per kernel."""
+"""Disassembles many cubins at once, since the disassembler takes 0.4 s to start and 6 ms per kernel."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _REGISTER = re.compile(r"\bR(\d+)\b")
 
 
 class Instruction(NamedTuple):
-    """One of a listing: opcode with modifiers, and what follows it."""
+    """One line of a listing: the opcode with its modifiers, and its operands."""
 
     opcode: str
     operands: str
 
     @property
     def written(self) -> set[int]:
-        """Registers that it sets: the first operand, as many as the opcode says."""
+        """Registers that it sets: starting with the first operand, as many as the opcode implies."""
         first = _REGISTER.match(self.operands)
         if first is None or self.opcode.startswith("ST"):
             return set()
@@ -47,8 +47,8 @@ class Instruction(NamedTuple):
 
 
 def listings(cubins: Iterable[Cubin]) -> dict[str, list[Instruction]]:
-    """The instructions of each variant in order, without the NOPs that pad the end. Of one architecture, which the
-    disassembler must know (sm_75 or newer)."""
+    """The instructions of each variant in order, without the NOPs at the end. All cubins must have the same
+    architecture, which the disassembler must support (sm_75 or newer)."""
     cubins = list(cubins)
     if not cubins:
         return {}
@@ -63,7 +63,7 @@ def listings(cubins: Iterable[Cubin]) -> dict[str, list[Instruction]]:
 
 
 def opcodes(cubins: Iterable[Cubin]) -> dict[str, Counter[str]]:
-    """Instructions of each variant by opcode and modifiers."""
+    """Number of instructions of each variant by opcode with modifiers."""
     return {name: counted(listing) for name, listing in listings(cubins).items()}
 
 
@@ -72,9 +72,9 @@ def counted(listing: Sequence[Instruction]) -> Counter[str]:
 
 
 def rounds(listing: Sequence[Instruction], loads: str) -> list[int]:
-    """How many loads, by their opcodes, are issued before the first of them is waited for; and then again.
+    """How many loads, matched by opcode, are issued before the code waits for one of them; a number for each wait.
 
-    In the order of the code, whatever its branches: a wait is the first instruction that touches what is loaded.
+    The listing is taken in order, ignoring branches: a wait is the first instruction that touches a loaded register.
     """
     under_way: set[int] = set()
     found = [0]

@@ -1,4 +1,4 @@
-"""Which kernels a run executes, for which architectures, and their images: compiled once, shared by all workers."""
+"""Which kernels a run executes, for which architectures, and their images, compiled once for all workers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin, architecture_order, runs_on
 
 WHOLE = toolchain.DEFAULT_ARCHITECTURE
-"""The architecture of which every variant is executed."""
+"""The architecture for which every variant is executed."""
 
 SAMPLED = tuple(arch for arch in ("sm_70", "sm_75", "sm_80", "sm_120") if arch in toolchain.supported_architectures())
-"""Front ends and code generators that differ from it, as far as the toolchain has them."""
+"""Architectures with other front ends and code generators, if the toolchain has them."""
 
 SAMPLE = 12
-"""Variants of a sampled architecture."""
+"""Number of variants of a sampled architecture."""
 
 
 class Target(NamedTuple):
-    """One kernel of one architecture."""
+    """A kernel for an architecture."""
 
     arch: str
     spec: Spec
@@ -37,13 +37,13 @@ class Target(NamedTuple):
 
 
 def targets(everything: bool) -> list[Target]:
-    """Every variant for one architecture, and for the others a sample that changes with the sources (or everything)."""
+    """Every variant for one architecture; for the others (unless everything) a sample that changes with the sources."""
     sampled = [Target(arch, spec) for arch in SAMPLED for spec in (shipped(arch) if everything else sample(arch))]
     return [*(Target(WHOLE, spec) for spec in shipped(WHOLE)), *sampled]
 
 
 def shipped(arch: str) -> list[Spec]:
-    """The variants that ship for an architecture."""
+    """The variants shipped for an architecture."""
     return [spec for spec in variants.shipped() if arch in variants.architectures(spec)]
 
 
@@ -57,7 +57,7 @@ def sample(arch: str) -> list[Spec]:
 
 
 def summary(everything: bool, gpu: str | None) -> list[str]:
-    """What is executed, in two lines."""
+    """Two lines that say what is executed."""
     how = "whole" if everything else f"{SAMPLE} variants each, chosen by {sources.project_headers().digest[:12]}"
     return [
         f"interpreter: {WHOLE} whole; {', '.join(SAMPLED)} {how}",
@@ -66,13 +66,13 @@ def summary(everything: bool, gpu: str | None) -> list[str]:
 
 
 def built_for(gpu: str) -> str:
-    """The architecture whose cubins a GPU runs: its own, or the nearest lower one of its major version."""
+    """The architecture of the cubins that a GPU runs: its own, or the nearest lower one of its major version."""
     usable = [arch for arch in toolchain.supported_architectures() if runs_on(arch, gpu)]
     return max(usable, key=architecture_order, default=gpu)
 
 
 def wanted(session: pytest.Session, module: str, function: str = "") -> set[Target]:
-    """The targets of this run's tests of a module, or of one function: a test run alone compiles what it needs."""
+    """The targets that this run's tests of a module, or of one function, need; a single test compiles only its own."""
     found = set()
     for item in session.items:
         if isinstance(item, pytest.Function) and item.module.__name__ == module and hasattr(item, "callspec"):
@@ -83,7 +83,7 @@ def wanted(session: pytest.Session, module: str, function: str = "") -> set[Targ
 
 
 def images(chosen: Iterable[Target], kind: str, locks: Path) -> dict[str, dict[str, Cubin]]:
-    """Cubins or linked PTX by architecture and variant. One worker compiles what is missing, the others wait for it."""
+    """Cubins or linked PTX by architecture and variant. One worker compiles what is missing while the others wait."""
     names: dict[str, set[Spec]] = defaultdict(set)
     for arch, spec in chosen:
         names[arch].add(spec)

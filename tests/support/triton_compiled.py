@@ -1,4 +1,4 @@
-"""Compiles the benchmark's causal Triton kernels for an H200, without one: they read and write 16 bytes at a time."""
+"""Compiles the benchmark's causal Triton kernels for an H200, without a GPU: they must access 16 bytes at a time."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ H200 = GPUTarget("cuda", 90, 32)
 
 
 def widths(kernel: Any, pointer: str, warps: int, **constants: Any) -> set[str]:
-    """Of the accesses to global memory in its PTX. Pointers and whole numbers are multiples of 16, as in the cells."""
+    """Widths of its PTX's accesses to global memory. Pointers and integers are multiples of 16, as in the cells."""
     types = {"scale": "fp32", **dict.fromkeys(POINTERS, pointer), **dict.fromkeys(constants, "constexpr")}
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
     places = {name: (place,) for place, name in enumerate(kernel.arg_names)}

@@ -1,4 +1,4 @@
-"""Runs the benchmark's Triton kernels on Triton's own interpreter, on the CPU; TRITON_INTERPRET=1 is set outside."""
+"""Runs the benchmark's Triton kernels in Triton's own interpreter on the CPU; the caller sets TRITON_INTERPRET=1."""
 
 import sys
 from dataclasses import replace
@@ -14,7 +14,7 @@ from benchmarks.providers import triton_rows
 
 
 def check(cell: Cell) -> None:
-    """What is hidden may be read with its vector, and is NaN."""
+    """Hidden columns are NaN, since they may be read as part of a vector."""
     (made,) = tensors.make(cell, "cpu", 1, seed=3)
     made.out.fill_(torch.nan)
     given = made

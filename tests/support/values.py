@@ -1,4 +1,4 @@
-"""Rows and masks that tell a right softmax, or its gradient, from a wrong one."""
+"""Rows and masks chosen to expose a wrong softmax or gradient."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Seen = NDArray[np.bool_]
 
 
 class Pattern(NamedTuple):
-    """Rows of one kind: `make(rng, (rows, K), limit)` gives them as scores, where limit is the largest of the format.
+    """Rows of one kind: `make(rng, (rows, K), limit)` returns their scores, where limit is the largest of the format.
 
-    `exact`: the exponents are 0 or so low that exp is 0, whatever the rounding of the scores.
+    `exact`: exponents are 0 or so low that exp is 0, however the scores are rounded.
     """
 
     why: str
@@ -63,21 +63,21 @@ _SPOILT = {"one visible +inf": np.inf, "one visible NaN": np.nan}
 
 
 def exact(rows: NDArray[np.intp]) -> Seen:
-    """Whether the exponents of each row, by its number, are exact."""
+    """Whether the exponents of each row, given by its number, are exact."""
     return np.array([pattern.exact for pattern in PATTERNS])[rows % len(PATTERNS)]
 
 
 def inputs(
     rng: np.random.Generator, direction: Direction, rows: NDArray[np.intp], seen: Seen, scale: float, dtype: DType
 ) -> list[torch.Tensor]:
-    """The inputs of a direction [rows, K] for rows of these numbers, which have the patterns in turn."""
+    """The inputs of a direction [rows, K] for rows of these numbers, which cycle through the patterns."""
     if direction is Direction.FORWARD:
         return [scores(rng, rows % len(PATTERNS), seen, scale, dtype)]
     return list(gradients(rng, rows % len(GRADIENTS), seen, dtype))
 
 
 def scores(rng: np.random.Generator, which: NDArray[np.intp], seen: Seen, scale: float, dtype: DType) -> torch.Tensor:
-    """x for rows of the patterns `which` [rows], whose visible columns are `seen` [rows, K]; scale * x are scores."""
+    """x for rows of the patterns `which` [rows] with visible columns `seen` [rows, K]; scale * x are the scores."""
     step = scale or 1.0
     limit = _largest(dtype, scale)
     x = np.empty(seen.shape)
@@ -93,7 +93,7 @@ def scores(rng: np.random.Generator, which: NDArray[np.intp], seen: Seen, scale:
 
 
 def _largest(dtype: DType, scale: float) -> float:
-    """The largest x, or at most half of it, whose score is finite in the type that the kernel accumulates in."""
+    """The largest x (or no less than half of it) whose score is finite in the kernel's accumulation type."""
     largest = float(torch.finfo(reference.DTYPES[dtype.input.value]).max)
     if dtype is DType.F16 or abs(scale) <= 1:
         return largest
@@ -101,7 +101,7 @@ def _largest(dtype: DType, scale: float) -> float:
 
 
 def _spoil(rng: np.random.Generator, x: Rows, rows: NDArray[np.intp], seen: Seen, value: float) -> None:
-    """Puts the value into one visible column of each row that has any."""
+    """Puts the value into one visible column of each row that has visible columns."""
     for row in rows:
         visible = np.flatnonzero(seen[row])
         if visible.size:
@@ -109,7 +109,7 @@ def _spoil(rng: np.random.Generator, x: Rows, rows: NDArray[np.intp], seen: Seen
 
 
 class Gradient(NamedTuple):
-    """Rows of dy and of y by `make(rng, y)`, y [rows, K] being outputs of a softmax of scores of this steepness."""
+    """Rows of dy by `dy(rng, y)`; y [rows, K] is the softmax of scores of this steepness."""
 
     why: str
     dy: Callable[[np.random.Generator, Rows], Rows]
@@ -141,7 +141,7 @@ _HIDDEN = {"NaN wherever hidden": np.nan, "weight wherever hidden": 0.25}
 def gradients(
     rng: np.random.Generator, which: NDArray[np.intp], seen: Seen, dtype: DType
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dy and y for rows of the patterns `which` [rows], whose visible columns are `seen` [rows, K]."""
+    """dy and y for rows of the patterns `which` [rows] with visible columns `seen` [rows, K]."""
     dy, y = np.empty(seen.shape), np.empty(seen.shape)
     for number, pattern in enumerate(GRADIENTS):
         rows = np.flatnonzero(which == number)
@@ -163,12 +163,12 @@ SHOWING = {
     Mask.GENERAL: (0, 2, 255),
     Mask.LIKE: (0.0, 0.5, -0.0, 1.0625, -1.0, np.inf),
 }
-"""Mask values that hide nothing: everything but exactly 1."""
+"""Mask values that hide nothing: anything but exactly 1."""
 
 
 def mask(rng: np.random.Generator, kind: Mask, shape: tuple[int, ...], dtype: DType) -> torch.Tensor:
-    """Three of ten elements hide; the first and last column of every other row do; of four rows or more the last hides
-    all and the first nothing."""
+    """Hides three of ten elements, and the first and last column of every other row; with four rows or more, the last
+    row hides everything and the first nothing."""
     hides = rng.random(shape) < 0.3
     rows = hides.reshape(-1, shape[-1])
     rows[1::2, [0, -1]] = True

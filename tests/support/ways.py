@@ -1,16 +1,16 @@
-"""The compiled part and the Python that stands in for it: what is tested of one has to hold for the other."""
+"""The compiled part and its Python replacement: tests of one must hold for the other too."""
 
 import pytest
 
 from softmax_ops import native
 
 only_compiled = pytest.mark.parametrize("way", ["compiled"], indirect=True)
-"""Of a test in such a module that has nothing to say of the other way."""
+"""Marks a test in such a module that only concerns the compiled way."""
 
 
 @pytest.fixture(params=["compiled", "python"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Imported by a module, it runs every test there both ways."""
+    """A module that imports this runs all its tests both ways."""
     if request.param == "python":
         monkeypatch.setenv("SOFTMAX_OPS_NATIVE", "never")
     elif native.compiled() is None:

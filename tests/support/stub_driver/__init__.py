@@ -1,7 +1,7 @@
 """A CUDA driver without a GPU: libcuda.c, compiled with the system's C compiler into a libcuda.so.1 that records calls.
 
 @stub_driver.isolated
-def test_something():           # runs in a python of its own, whose driver is the stub
+def test_something():           # runs in a separate Python process, whose driver is the stub
     ...
     assert stub_driver.launches()[0].grid == (5, 1, 1)
 """
@@ -30,7 +30,7 @@ Test = TypeVar("Test", bound=Callable[..., None])
 
 
 class Call(ctypes.Structure):
-    """One recorded call; what its arguments mean is at its function in libcuda.c."""
+    """One recorded call; libcuda.c documents the arguments at each function."""
 
     _fields_ = (
         ("call", ctypes.c_char * 40),
@@ -59,7 +59,7 @@ class Call(ctypes.Structure):
 
     @property
     def cluster(self) -> tuple[int, ...]:
-        """(0, 0, 0) when the launch named none."""
+        """(0, 0, 0) if the launch specified none."""
         return tuple(self._cluster)
 
     @property
@@ -73,7 +73,7 @@ class Call(ctypes.Structure):
 
 @cache
 def library() -> Path:
-    """The folder of the stub's libcuda.so.1, which this process compiles once, and removes when it ends."""
+    """The folder of the stub's libcuda.so.1; compiled once per process and removed at exit."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise RuntimeError("the tests of the launcher compile a stub of the CUDA driver: they need cc, gcc or clang")
@@ -88,7 +88,7 @@ def library() -> Path:
 
 
 def environment(folder: Path | None = None) -> dict[str, str]:
-    """For a process whose driver is the stub, or the libcuda.so.1 of another folder."""
+    """The environment of a process whose driver is the stub, or the libcuda.so.1 in another folder."""
     return {**os.environ, "LD_LIBRARY_PATH": str(folder or library()), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -106,7 +106,7 @@ def _server() -> subprocess.Popen[str]:
 
 
 def isolated(test: Test) -> Test:
-    """A test that runs in a process of its own, whose driver is the stub; its fixtures are made there too."""
+    """Makes a test run in a separate process, whose driver is the stub; its fixtures are created there too."""
     if _CHILD in os.environ:
         return test
 
@@ -138,12 +138,12 @@ def _set(name: str, value: int, kind: Any = ctypes.c_int) -> None:
 
 
 def version(major: int, minor: int) -> None:
-    """Of CUDA that the driver serves."""
+    """Sets the CUDA version that the driver supports."""
     _set("stub_version", 1000 * major + 10 * minor)
 
 
 def devices(*architectures: str) -> None:
-    """What GPUs there are, by their architectures, such as "sm_86"."""
+    """Sets which GPUs exist, by their architectures, such as "sm_86"."""
     _set("stub_devices", len(architectures))
     capabilities = (ctypes.c_int * (2 * _MAX_DEVICES)).in_dll(_stub(), "stub_capabilities")
     for ordinal, arch in enumerate(architectures):
@@ -151,23 +151,23 @@ def devices(*architectures: str) -> None:
 
 
 def largest_cluster(ctas: int) -> None:
-    """That the devices have place for; the driver's limits hold beside it."""
+    """Sets the largest cluster that the devices have room for; the driver's own limits also apply."""
     _set("stub_largest_cluster", ctas)
 
 
 def capture(stream: int) -> None:
-    """A CUDA graph is being captured on the stream; 0: no longer."""
+    """Marks a CUDA graph capture as active on the stream; 0 ends it."""
     _set("stub_captured_stream", stream, ctypes.c_uint64)
 
 
 def fail(call: str, status: int) -> None:
-    """From now on the call returns this status; "" for none."""
+    """Makes a call return this status from now on; "" for none."""
     (ctypes.c_char * 40).in_dll(_stub(), "stub_failing_call").value = call.encode()
     _set("stub_failure", status)
 
 
 def hesitate(seconds: float) -> None:
-    """Recorded calls take so long, a launch before it reads its parameters; other threads run meanwhile."""
+    """Makes recorded calls take this long, a launch before it reads its parameters; other threads run meanwhile."""
     _set("stub_pause_us", round(seconds * 1e6))
 
 
@@ -176,7 +176,7 @@ def record(on: bool) -> None:
 
 
 def calls(name: str = "") -> list[Call]:
-    """What was called so far, or only the calls of one function, in order."""
+    """The calls recorded so far, in order; of one function if a name is given."""
     count = ctypes.c_int.in_dll(_stub(), "stub_call_count").value
     recorded = (Call * count).in_dll(_stub(), "stub_calls")
     return [Call.from_buffer_copy(call) for call in recorded if name in ("", call.name)]
@@ -187,5 +187,5 @@ def launches() -> list[Call]:
 
 
 def forget() -> None:
-    """Starts the record anew."""
+    """Clears the record."""
     _set("stub_call_count", 0)

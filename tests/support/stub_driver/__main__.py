@@ -1,6 +1,6 @@
-"""Runs tests, each in a process of its own: forked from this one, which imports their modules and uses nothing.
+"""Runs each test in a process of its own, forked from this one, which imports the test modules but uses nothing.
 
-Reads a line for each test, [node, environment], and writes one, [status of the process, what it said].
+Reads a line for each test, [node, environment], and writes one, [exit status of the process, its output].
 """
 
 import io
