@@ -1,15 +1,15 @@
-"""Both directions by torch operations: the path of CPU tensors, and the plainest statement of the contract in torch.
+"""Both directions by torch operations: used for CPU tensors, and the plainest statement of the contract in torch.
 
-Accumulation and exp are in float32, for float64 in float64. Forward:
+Accumulation and exp use float32, or float64 for float64. Forward:
 
     z = scale * x;   z = fill where the mask hides;   z = -inf where causality hides
     y = exp(z - max z) / sum exp(z - max z)
 
-With fill = -inf a column hidden by the mask is excluded like a causal one: exp(-inf) is exactly 0. Backward:
+With fill = -inf, a column hidden by the mask is excluded like a causal one: exp(-inf) is exactly 0. Backward:
 
     y = dy = 0 where causality hides;   dx = scale * y * (dy - sum y dy)
 
-General requests have the formulas of `_forward_general` and `_backward_general`.
+The formulas of general requests are in `_forward_general` and `_backward_general`.
 """
 
 from __future__ import annotations
@@ -24,33 +24,34 @@ from torch import Tensor
 from .checks import BackwardRequest, Request
 from .checks.values import accumulation
 
-# Elements computed at once. Bounds the temporaries to about 3 * 8 MiB whatever the size of x, and keeps them in cache.
+# Elements computed at once. This bounds the temporaries to about 3 * 8 MiB whatever the size of x, and keeps them in
+# cache.
 _BLOCK_ELEMENTS = 1 << 20
 
 
 def softmax(request: Request) -> Any:
     """Softmax over the last dimension of request.x, [..., Q, K] or [K]; of x's dtype, contiguous unless request.out.
 
-    Of a general request: of its dtype, log y with request.log, and (result, lse [..., Q]) with request.return_lse.
+    A general request gives its own dtype, log y with request.log, and (result, lse [..., Q]) with request.return_lse.
 
     A row that sees nothing, or only z = -inf, is all zeros. A visible z of +inf or NaN makes the whole row NaN, its
-    hidden columns included, as it does in torch's own scale, masked_fill and softmax; the value of a hidden x never
-    matters. With a finite fill a column hidden by the mask takes part in maximum and sum with that score.
+    hidden columns included, as in torch's own scale, masked_fill and softmax; the value of a hidden x never
+    matters. With a finite fill, a column hidden by the mask takes part in maximum and sum with the fill as its score.
 
-    The request is taken as valid: it raises nothing of its own. Call it with gradients disabled.
+    The request must be valid: nothing is checked here. Call it with gradients disabled.
     """
     return _softmax_general(request) if request.general else softmax_plain(request)
 
 
 def softmax_plain(request: Request) -> Tensor:
-    """Of a request that is not general; torch.compile of 2.4 does not follow the question whether one is."""
+    """Softmax of a request that is not general; torch.compile of 2.4 cannot trace the test whether one is."""
     x, mask = request.x, request.mask
     y = _result(x, request.out)
-    if x.numel() == 0:  # there is no maximum of no columns
+    if x.numel() == 0:  # without columns there is no maximum
         return y
     tensors = [y, x]
     if mask is not None:
-        tensors.append(_hides(mask).expand(x.shape))  # a view, of stride 0 where it broadcasts
+        tensors.append(_hides(mask).expand(x.shape))  # a view, with stride 0 where it broadcasts
     for (y_part, x_part, *hidden_part), offset in _blocks(tensors, request.causal_offset):
         y_part.copy_(_forward(x_part, hidden_part[0] if hidden_part else None, offset, request))
     return y
@@ -59,12 +60,12 @@ def softmax_plain(request: Request) -> Tensor:
 def softmax_backward(request: BackwardRequest) -> Any:
     """Gradient of the forward's x, [..., Q, K] or [K]; of y's dtype, contiguous unless request.out.
 
-    Of a general request: of its dtype, and (gradient, d [..., Q]) with request.return_dot.
+    A general request gives its own dtype, and (gradient, d [..., Q]) with request.return_dot.
 
-    Columns that causality hides are not read, and their dx is 0; so it is where y is 0, in particular where the forward
-    saw a mask. A row whose sum of y * dy is NaN or inf is NaN in those columns too: 0 times that.
+    Columns that causality hides are not read. Their dx is 0, as it is where y is 0, in particular where the forward saw
+    a mask; but in a row whose sum of y * dy is NaN or inf, these columns are NaN too: 0 times that sum.
 
-    The request is taken as valid: it raises nothing of its own. Call it with gradients disabled.
+    The request must be valid: nothing is checked here. Call it with gradients disabled.
     """
     if request.general:
         return _softmax_backward_general(request)
@@ -75,11 +76,11 @@ def softmax_backward(request: BackwardRequest) -> Any:
 
 
 def _softmax_general(request: Request) -> Any:
-    """A general request in blocks: everything that broadcasts becomes a view of x's shape, stride 0 where it does."""
+    """A general request in blocks: whatever broadcasts becomes a view of x's shape, with stride 0 where it does."""
     x, wide = request.x, accumulation(request.x)
     y = _result(x, request.out, request.dtype)
     lse = torch.full(x.shape[:-1], -math.inf, dtype=wide, device=x.device)
-    if x.numel() == 0:  # what the sum of nothing and a sink is
+    if x.numel() == 0:  # the sum of nothing and a sink
         if request.sinks is not None:
             lse.copy_(request.sinks[:, None].expand(lse.shape))
         return (y, lse) if request.return_lse else y
@@ -104,7 +105,7 @@ def _softmax_general(request: Request) -> Any:
 
 
 def _softmax_backward_general(request: BackwardRequest) -> Any:
-    """As `_softmax_general`."""
+    """Like `_softmax_general`."""
     y = request.y
     dx = _result(y, request.out, request.dtype)
     dot = torch.zeros(y.shape[:-1], dtype=accumulation(y), device=y.device)
@@ -140,17 +141,17 @@ def _hides(mask: Tensor) -> Tensor:
 
 
 def _by_batch(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    """[B] as [B, 1, ...], for rows [B, ..., K]."""
+    """[B] reshaped to [B, 1, ...], for rows [B, ..., K]."""
     return None if values is None else values.reshape(-1, *(1,) * (rows.dim() - 1))
 
 
 def _by_head(values: Tensor | None) -> Tensor | None:
-    """[H] as [H, 1, 1]."""
+    """[H] reshaped to [H, 1, 1]."""
     return None if values is None else values[:, None, None]
 
 
 def _offset(request: Request | BackwardRequest) -> int | None:
-    """Of a general request; on the CPU one in a tensor can be read: its lower 32 bits, as kernels do."""
+    """The offset of a general request. One in a tensor can be read on the CPU: its lower 32 bits, as in kernels."""
     moved = 0 if request.offset_tensor is None else int(request.offset_tensor.to(torch.int32))
     return None if request.causal_offset is None else request.causal_offset + moved
 
@@ -158,11 +159,11 @@ def _offset(request: Request | BackwardRequest) -> int | None:
 def _blocks(tensors: list[Tensor], offset: int | None) -> Iterator[tuple[list[Tensor], int | None]]:
     """Parts [..., Q', K] that cover tensors of one shape, [..., Q, K] or [K], in whole rows.
 
-    `offset`, and what comes with a part, is the causal offset of the first query present.
+    `offset`, like the one returned with each part, is the causal offset of the part's first query.
     """
     first = tensors[0]
     if first.dim() == 1:
-        yield [tensor.unsqueeze(0) for tensor in tensors], offset  # [K] is [1, K]
+        yield [tensor.unsqueeze(0) for tensor in tensors], offset  # [K] is treated as [1, K]
         return
     shape, elements = first.shape, first.numel()
     if elements <= _BLOCK_ELEMENTS or elements == shape[-1]:
@@ -184,9 +185,9 @@ def _forward(x: Tensor, hidden: Tensor | None, offset: int | None, request: Requ
     if offset is not None:
         z.masked_fill_(_future(x, offset), -math.inf)
     largest = z.amax(-1, keepdim=True)  # (...,Q,1)
-    largest.masked_fill_(largest == -math.inf, 0.0)  # nothing to see: exp(-inf - 0) = 0, where -inf + inf is NaN
+    largest.masked_fill_(largest == -math.inf, 0.0)  # nothing is visible: exp(-inf - 0) = 0, whereas -inf + inf is NaN
     z.sub_(largest).exp_()
-    total = z.sum(-1, keepdim=True)  # (...,Q,1), at least 1 where something is visible
+    total = z.sum(-1, keepdim=True)  # (...,Q,1), at least 1 if something is visible
     return z.div_(total.masked_fill_(total == 0.0, 1.0))
 
 
@@ -214,7 +215,7 @@ def _forward_general(part: dict[str, Tensor], offset: int | None, request: Reque
     total = weight.sum(-1, keepdim=True)
     if "sinks" in part:
         total.add_(part["sinks"][..., :1].sub(largest).exp_())
-    lse = total.log().add_(largest)  # log 0 is -inf: of a row that sees nothing
+    lse = total.log().add_(largest)  # log 0 is -inf, for a row that sees nothing
     total.masked_fill_(total == 0.0, 1.0)
     return z.sub_(total.log_()) if request.log else weight.div_(total), lse
 
@@ -223,7 +224,7 @@ def _backward_general(part: dict[str, Tensor], offset: int | None, request: Back
     """dx of a block [..., Q, K], and d [..., Q, 1], new tensors of the accumulation type:
 
     of y:      d = sum y dy - grad_lse;   dz = y * (dy - d)
-    of log y:  d = sum dy - grad_lse;     dz = dy - y * d where log y is not -inf, and dy is read there only
+    of log y:  d = sum dy - grad_lse;     dz = dy - y * d where log y is not -inf; dy is read only there
     dx = scale * dz * (1 - (s / softcap)^2),   s = log y + lse
     """
     wide = accumulation(part["y"])
@@ -241,7 +242,7 @@ def _backward_general(part: dict[str, Tensor], offset: int | None, request: Back
     if request.softcap is not None:
         s = (given if request.log else y.log()) + part["lse"]
         s.div_(request.softcap)
-        dz.mul_((1.0 - s * s).clamp_(min=0.0))  # rounding of y may take s beyond softcap; y = 0 takes it to -inf
+        dz.mul_((1.0 - s * s).clamp_(min=0.0))  # rounding of y may move s beyond softcap; y = 0 moves it to -inf
     return dz.mul_(part.get("scale", request.scale)), d
 
 
@@ -263,7 +264,7 @@ def _future(rows: Tensor, offset: int) -> Tensor:
 def _hidden(
     part: dict[str, Tensor], rows: Tensor, offset: int | None, bounds: Request | BackwardRequest
 ) -> list[Tensor]:
-    """What hides columns of rows [..., Q, K], one after the other, each True where it does."""
+    """Masks for rows [..., Q, K], one for each thing that hides columns, True where it does."""
     hidden = [part["mask"]] if "mask" in part else []
     if "bias" in part:
         hidden.append(part["bias"] == -math.inf)  # hides NaN and +inf too
@@ -277,6 +278,6 @@ def _hidden(
 
 
 def _distance(rows: Tensor, offset: int) -> Tensor:
-    """(Q,K): j - (i + offset), columns after a query's own."""
+    """(Q,K): j - (i + offset), the number of columns after a query's own."""
     queries, columns = (torch.arange(size, device=rows.device) for size in rows.shape[-2:])
     return columns - queries[:, None] - offset

@@ -1,4 +1,4 @@
-"""What a bug report should say about the host: `python -m softmax_ops doctor`. Each part is looked at on its own.
+"""Facts about the host for a bug report: `python -m softmax_ops doctor`. Each part is examined independently.
 
 Whatever is missing or broken becomes a sentence in its part; nothing is raised. Nothing is compiled into the cache,
 loaded onto a GPU or written.
@@ -26,7 +26,7 @@ _FINDINGS_SHOWN = 5
 
 
 def report() -> dict[str, Facts]:
-    """Facts by part, JSON values all of them. A part that cannot be told has the one fact `problem`."""
+    """Facts by part, all of them JSON values. A part that cannot be examined has only the fact `problem`."""
     return {name: _guarded(part) for name, part in _PARTS.items()}
 
 
@@ -55,7 +55,7 @@ def _guarded(part: Callable[[], Facts]) -> Facts:
         return part()
     except Absent as absence:
         return {"problem": absence.reason}
-    except Exception as error:  # whatever it is, a doctor that fails tells less than one that says it
+    except Exception as error:  # whatever it is, reporting it is more useful than failing
         return {"problem": f"{type(error).__name__}: {error}"}
 
 
@@ -95,7 +95,7 @@ def _driver() -> Facts:
 
 
 def _architectures() -> list[str]:
-    """Of the devices here, by ordinal. Raises what a host without driver or cuda-bindings raises."""
+    """Architectures of the devices here, by ordinal. Raises what a host without driver or cuda-bindings raises."""
     from . import driver
 
     driver.check("cuInit", driver.cuda.cuInit(0))
@@ -130,14 +130,14 @@ def _bundle(bundle: Bundle) -> Facts:
 
 
 def _coverage(bundle: Bundle, arch: str) -> str:
-    """How many of the kernels that ship for an architecture the bundle holds, built from this package's sources."""
+    """How many of the kernels that ship for an architecture are in the bundle, built from this package's sources."""
     shipped = [variant for variant in catalog.load().variants.values() if arch in variant.architectures]
     sources = bundle.sources(arch)
     return f"{sum(sources.get(variant.name) == variant.source for variant in shipped)} of {len(shipped)}"
 
 
 def _devices_covered() -> Facts:
-    """For each kind of GPU here: how many of its kernels each place holds, not counting those of places before it."""
+    """For each kind of GPU here: how many of its kernels each place holds, not counting those in earlier places."""
     return {arch: _covered(arch) for arch in sorted(set(_architectures()))}
 
 
@@ -156,7 +156,7 @@ def _covered(arch: str) -> Facts:
 
 
 def _served(bundle: Bundle, arch: str) -> set[str]:
-    """Names that a bundle holds for an architecture, built from this package's sources; none where it is unfit."""
+    """Names of the kernels in a bundle for an architecture, built from this package's sources; none if it is unfit."""
     variants, found = catalog.load().variants, set()
     with suppress(Absent):
         for built in bundle.architectures():

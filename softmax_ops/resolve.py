@@ -1,8 +1,8 @@
-"""Where a variant's cubin comes from. Places are searched in order; a failure says why each of them did not serve.
+"""Where a variant's cubin comes from. Places are searched in order; on failure each says why it could not provide it.
 
-bundle named by the environment -> bundle inside the package -> cache of compiled kernels -> compile, where allowed
+bundle named by the environment -> bundle inside the package -> cache of compiled kernels -> compile, if allowed
 
-If SOFTMAX_OPS_PUBLIC_KEY names a key, only bundles with a valid signature serve; cache and compiler do not.
+If SOFTMAX_OPS_PUBLIC_KEY names a key, only bundles with a valid signature are used, and neither cache nor compiler.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
 
 
 class KernelNotFound(RuntimeError):
-    """No place holds a cubin of the variant for this architecture; the message says why each did not serve."""
+    """No place has a cubin of the variant for this architecture; the message gives the reason for each."""
 
     def __init__(self, message: str, passed_over: tuple[str, ...] = ()):
         super().__init__(message)
@@ -30,7 +30,7 @@ class KernelNotFound(RuntimeError):
 
 @dataclass(frozen=True)
 class Resolution:
-    """A cubin, the place that served it, and why the places before did not."""
+    """A cubin, the place it came from, and the reasons why earlier places did not have it."""
 
     cubin: Cubin
     place: str
@@ -50,7 +50,7 @@ def resolve(variant: Variant, arch: str, *, may_compile: bool = True) -> Resolut
 
 
 def target(variant: Variant, arch: str) -> str | None:
-    """The architecture to build the variant for, to run on `arch`: itself, or the nearest lower one that ships."""
+    """The architecture to build the variant for, to run on `arch`: itself, or the nearest lower one it ships for."""
     usable = [shipped for shipped in variant.architectures if runs_on(shipped, arch)]
     return max(usable, key=architecture_order, default=None)
 
@@ -82,7 +82,7 @@ def _places(variant: Variant, arch: str, may_compile: bool) -> Iterator[tuple[st
 
 
 def _from_bundle(bundle: Bundle, variant: Variant, arch: str) -> Cubin:
-    """For the architecture itself, else for the nearest lower one of its major version, whose cubins run on it."""
+    """The cubin for the architecture itself, else for the nearest lower one of its major version, which runs on it."""
     held = bundle.architectures()
     usable = sorted((known for known in held if runs_on(known, arch)), key=architecture_order, reverse=True)
     if not usable:
@@ -114,12 +114,12 @@ def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
         raise Absent("not asked to compile; the first call does")
     try:
         return build.build([spec], [built], user_cache(), jobs=1, progress=False).cubins[0]
-    except RuntimeError as error:  # a ToolchainError, or of cuda-bindings, which finds no compiler's library
+    except RuntimeError as error:  # a ToolchainError, or raised by cuda-bindings if it finds no compiler library
         raise Absent(str(error)) from None
 
 
 def _codegen() -> tuple[Any, Any, Any]:
-    """The only code that imports codegen, which exists in a checkout with the toolchain installed and nowhere else."""
+    """The only code that imports codegen, which exists only in a checkout with the toolchain installed."""
     try:
         from codegen import build, toolchain, variants
     except ImportError as error:

@@ -14,12 +14,12 @@ class Call(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: object = "f16"
-    mask_shape: tuple[int, ...] | None = None  # of the mask, which broadcasts to shape; None: no mask
+    mask_shape: tuple[int, ...] | None = None  # the mask broadcasts to shape; None: no mask
     causal: bool = False
     backward: bool = False
     batch_invariant: bool = False
     general: bool = False  # uses anything in docs/attention_inputs.md: a bias, lengths, lse, a scale in a tensor ...
-    result_dtype: object = None  # of the probabilities, where that is not the scores': "f32"
+    result_dtype: object = None  # dtype of the probabilities if it is not the scores': "f32"
     mask_dtype: object = "bool"  # or "uint8"; for transformer_softmax_lib also "f16", or the scores'
 
 
@@ -115,6 +115,6 @@ def _dtype(given: object, argument: str) -> str:
 
 
 def _name(dtype: object) -> str:
-    """The kernels' name of a dtype that they have, else the given one."""
+    """The name that kernels use for a dtype, or the given dtype if they have none."""
     name = str(dtype).removeprefix("torch.")
     return DTYPE_NAMES.get(name, name)

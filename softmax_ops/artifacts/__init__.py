@@ -1,7 +1,7 @@
-"""What building and serving share: the cubin, the cache it lives in, the bundle it ships in, the settings.
+"""What building and serving share: cubins, the cache that holds them, the bundle that ships them, the settings.
 
-Standard library only, and nothing of this project outside this folder, so a host without torch or a compiler can
-inspect what it was given. Importing touches no file, no environment variable and no GPU.
+Uses only the standard library, and nothing of this project outside this folder, so a host without torch or a compiler
+can inspect what it was given. Importing accesses no file, no environment variable and no GPU.
 """
 
 from .bundle import Bundle, BundleFacts, write_bundle

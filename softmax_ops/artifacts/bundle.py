@@ -1,18 +1,18 @@
-"""The prebuilt cubins of many architectures in one read-only file, laid out so that first use reads three small pieces.
+"""The prebuilt cubins of many architectures in one read-only file, whose first use reads only three small pieces.
 
     header   magic 8 bytes | schema u32 | length of top u32 | length of file u64 | sha256 of these and top, 32 bytes
     top      JSON: toolchain, and the regions of the catalog and of each architecture's index
     body     catalog, then one index per architecture, then the entries, architecture by architecture
-    trailer  sha256 of the whole file before it, 32 bytes: for `verify`; `find` has no need of it
+    trailer  sha256 of the whole file before it, 32 bytes: for `verify`; `find` does not need it
 
-An index has a line for each entry: the variant, a space, and the values of its row as a JSON list. A region is
-zlib-compressed, found by its offset, trusted by the sha256 of what it expands to. The same cubins, in any order, give
-the same bytes (zlib libraries differ in how they compress: the same bytes need the same one).
+An index has one line per entry: the variant, a space, and the values of its row as a JSON list. A region is
+zlib-compressed, located by its offset, and verified by the sha256 of its expanded content. The same cubins, in any
+order, give the same bytes (with the same zlib library: libraries differ in how they compress).
 
-`find` opens the file anew and reads with pread: nothing to inherit across fork, nothing that a daemon closing every
-descriptor or a stale network handle can pull away, and no mmap, which answers a vanished network file with SIGBUS.
-What was learnt from header and indexes is kept until the path leads to another file. A symbolic link is followed
-(runfiles trees and package stores are made of them): owner and mode are judged on the open file at its end.
+`find` opens the file anew and uses pread. So nothing is inherited across a fork, no descriptor is lost to a daemon that
+closes them all or to a stale network handle, and there is no mmap, where a vanished network file means SIGBUS.
+Header and indexes stay cached until the path leads to another file. Symbolic links are followed (runfiles trees and
+package stores consist of them): owner and mode are checked on the open file at their end.
 """
 
 import hashlib
@@ -79,7 +79,7 @@ class _Architecture:
 
 @dataclass(frozen=True)
 class _Top:
-    """What the first read of one particular file told, and the indexes read since."""
+    """The content of the first read of one particular file, and the indexes read since."""
 
     file: tuple[int, ...]  # device, inode, size, mtime
     digest: bytes
@@ -91,9 +91,10 @@ class _Top:
 
 
 class Bundle:
-    """The cubins of one bundle file, read as they are asked for. Methods raise Absent where the file cannot serve.
+    """The cubins of one bundle file, read on demand. Methods raise Absent if the file cannot be used.
 
-    With the file of a public key, it serves only when `signature`, by default the file beside it, is valid.
+    If the file of a public key is given, the bundle is used only if `signature`, by default the file beside it, is
+    valid.
     """
 
     def __init__(self, path: Path, *, key: Path | None = None, signature: Path | None = None) -> None:
@@ -106,7 +107,7 @@ class Bundle:
         return f"Bundle({str(self.path)!r})"
 
     def find(self, variant: str, arch: str, *, source: str | None = None) -> Cubin:
-        """The cubin of exactly this architecture and, if `source` is given, of that source digest."""
+        """The cubin for exactly this architecture and, if `source` is given, with exactly this source digest."""
         with self._open() as (descriptor, top):
             row = self._index(descriptor, top, arch).get(variant)
             if row is None:
@@ -118,22 +119,22 @@ class Bundle:
             return Cubin(variant, arch, code, row.registers, row.shared_bytes, row.source, row.fingerprint)
 
     def architectures(self) -> tuple[str, ...]:
-        """The architectures held, oldest first; costs one read of the header."""
+        """The architectures in the bundle, oldest first; costs one read of the header."""
         with self._open() as (_, top):
             return tuple(top.architectures)
 
     def variants(self, arch: str) -> tuple[str, ...]:
-        """The kernel names held for one architecture, sorted."""
+        """The kernel names in the bundle for one architecture, sorted."""
         with self._open() as (descriptor, top):
             return tuple(sorted(self._index(descriptor, top, arch)))
 
     def sources(self, arch: str) -> dict[str, str]:
-        """The source digest of every kernel held for one architecture, by name."""
+        """The source digests of all kernels in the bundle for one architecture, by name."""
         with self._open() as (descriptor, top):
             return {variant: row.source for variant, row in self._index(descriptor, top, arch).items()}
 
     def catalog(self) -> bytes:
-        """The catalog these cubins were built with."""
+        """The catalog that these cubins were built with."""
         with self._open() as (descriptor, top):
             return self._expand(descriptor, top.catalog, top.body_at, "the catalog")
 
@@ -143,12 +144,12 @@ class Bundle:
             return _facts(top, {arch: self._index(descriptor, top, arch) for arch in top.architectures})
 
     def digest(self) -> bytes:
-        """The sha256 in the header. Every part's own is under it, so whoever vouches for it vouches for the bundle."""
+        """The sha256 in the header. It covers the sha256 of every part, so signing it signs the whole bundle."""
         with self._open() as (_, top):
             return top.digest
 
     def verify(self) -> list[str]:
-        """Read every byte: a sentence for each thing that is wrong, [] when all is well."""
+        """Read every byte: a sentence for each thing that is wrong, [] if nothing is."""
         fresh = Bundle(self.path, key=self._key, signature=self._signature)
         findings: list[str] = []
         with _noting(findings):
@@ -166,7 +167,7 @@ class Bundle:
 
     @contextmanager
     def _open(self) -> Iterator[tuple[int, _Top]]:
-        """The open file and its top. Whatever reading or parsing raises leaves as Absent."""
+        """The open file and its top. Whatever reading or parsing raises becomes Absent."""
         try:
             # O_NONBLOCK: a FIFO at that path must not hang the reader.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -214,7 +215,7 @@ class Bundle:
         return _parse_top(json.loads(top), file, digest, body_at)
 
     def _index(self, descriptor: int, top: _Top, arch: str) -> Mapping[str, _Row]:
-        """One architecture's index; threads that come at once may each read it, and keep equal ones."""
+        """One architecture's index. Concurrent threads may each read it; they keep equal copies."""
         if arch not in top.architectures:
             raise Absent(f"the bundle {self.path} holds nothing for {arch}; it holds {', '.join(top.architectures)}")
         if arch not in top.indexes:
@@ -237,7 +238,7 @@ class Bundle:
 
 
 def write_bundle(path: Path, cubins: Iterable[Cubin], *, catalog: bytes, toolchain: str) -> BundleFacts:
-    """Write one bundle, whole or not at all, and say what it holds. OSError and ValueError leave what was there."""
+    """Write one bundle, whole or not at all, and return its facts. On OSError and ValueError the old file stays."""
     image = _image(_by_architecture(cubins), catalog, toolchain)
     directory = open_directory(path.parent.resolve())
     try:
@@ -248,7 +249,7 @@ def write_bundle(path: Path, cubins: Iterable[Cubin], *, catalog: bytes, toolcha
 
 
 def _by_architecture(cubins: Iterable[Cubin]) -> dict[str, dict[str, Cubin]]:
-    """Cubins by architecture and name, in order. The same cubin twice counts once; two that differ are an error."""
+    """Cubins by architecture and name, in order. Equal ones count once; two that differ are an error."""
     chosen: dict[str, dict[str, Cubin]] = {}
     for cubin in cubins:
         if cubin.kind != "cubin":
@@ -278,7 +279,7 @@ def _image(chosen: Mapping[str, Mapping[str, Cubin]], catalog: bytes, toolchain:
 
 
 def _block(cubins: Mapping[str, Cubin]) -> tuple[bytes, bytes]:
-    """One architecture's index, uncompressed, and its entries end to end."""
+    """One architecture's index, uncompressed, and its entries concatenated."""
     lines, entries = [], bytearray()
     for variant, cubin in cubins.items():
         region, stored = compress(cubin.code, len(entries))

@@ -1,11 +1,11 @@
 """The user's cache of compiled kernels: a directory of cubin images that any number of processes share without locks.
 
 A file is `<variant>.<arch>.<first 32 hex digits of the fingerprint>.<kind>`. Writers publish by rename; readers trust
-the open descriptor (owner, mode) and the sha256 of what they read, nothing else. Whatever goes wrong is a miss: the
-kernel is compiled and runs, and what could not be kept is said once per process. No lock exists, so none can be left
-behind: two processes that compile the same kernel each use their own bytes, and the later rename wins.
+only the open descriptor (owner, mode) and the sha256 of what they read. Any failure is a miss: the kernel is compiled
+and runs, and the reason why it could not be kept is reported once per process. There are no locks, so none can be left
+behind: if two processes compile the same kernel, each uses its own bytes, and the later rename wins.
 
-The time of last use is the file's mtime. It orders evictions and nothing else, so a clock that jumps costs a recompile.
+The time of last use is the file's mtime. It only decides the order of eviction, so a jumping clock costs a recompile.
 """
 
 import errno
@@ -34,7 +34,7 @@ from .files import (
 )
 
 SET_ASIDE_PREFIX = ".bad-"
-SET_ASIDE_KEPT = 8  # damaged files kept for whoever wants to know what happened to them
+SET_ASIDE_KEPT = 8  # damaged files kept for inspection
 STALE_PARTIAL_SECONDS = 3600
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ _OPEN_ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the cache as its name and its inode tell it; its content has not been read."""
+    """One file of the cache, as described by its name and inode; its content has not been read."""
 
     name: str
     variant: str
@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Swept:
-    """What a clean-up removed, and what it left."""
+    """What a clean-up removed, and what remains."""
 
     files: int
     freed_bytes: int
@@ -67,7 +67,7 @@ class Swept:
 
 
 class _Unfit(Exception):
-    """A file that must not be used and is to be set aside; `inode` is None where it could not even be opened."""
+    """A file that must not be used and is to be set aside; `inode` is None if it could not even be opened."""
 
     def __init__(self, reason: str, inode: int | None) -> None:
         super().__init__(reason)
@@ -77,7 +77,7 @@ class _Unfit(Exception):
 
 @dataclass(frozen=True)
 class Cache:
-    """The cubins under `root`, `max_bytes` of them at most; root None: there is nowhere to keep any."""
+    """The cubins under `root`, at most `max_bytes` in all; if root is None, there is nowhere to keep any."""
 
     root: Path | None
     max_bytes: int = field(kw_only=True)
@@ -85,7 +85,7 @@ class Cache:
     def find(
         self, variant: str, arch: str, *, source: str | None = None, fingerprint: str | None = None, kind: str = "cubin"
     ) -> Cubin:
-        """The entry of that fingerprint; with only a source, the latest entry built from it. Raises Absent."""
+        """The entry with this fingerprint; given only a source, the latest entry built from it. Raises Absent."""
         check_name(variant, arch, kind)
         if source is None and fingerprint is None:
             raise ValueError(f"{variant} for {arch}: say which build is wanted, by source or by fingerprint digest")
@@ -103,16 +103,16 @@ class Cache:
             raise Absent(f"the cache {self.root} cannot be read: {why(error)}") from None
 
     def store(self, cubin: Cubin) -> bool:
-        """Keep a cubin. False, and one warning per process and cause, when it cannot be kept; never raises for that."""
+        """Keep a cubin. If that fails, returns False and warns once per process and cause, instead of raising."""
         image = encode(cubin)
         name = _file_name(cubin.variant, cubin.arch, cubin.fingerprint, cubin.kind)
         if len(image) > self.max_bytes:
-            if self.max_bytes > 0:  # 0 is how a user says that nothing shall be kept
+            if self.max_bytes > 0:  # 0 means that the user wants nothing to be kept
                 self._say("size", f"{name} has {len(image)} bytes, over the cache's cap of {self.max_bytes}: not kept")
             return False
         try:
             if self.root is not None:
-                with suppress(FileExistsError):  # and no directory: what it is, is said below
+                with suppress(FileExistsError):  # if it is not a directory, that is reported below
                     self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._directory() as directory:
                 publish(directory, name, image, 0o600)
@@ -127,15 +127,15 @@ class Cache:
         return True
 
     def entries(self) -> list[Entry]:
-        """Every entry, the latest used first; empty where there is no usable directory."""
+        """Every entry, most recently used first; empty without a usable directory."""
         with suppress(Absent, OSError), self._directory() as directory:
             return _entries(directory)
         return []
 
     def verify(self) -> list[str]:
-        """Read every entry and change nothing: a sentence for each that is unfit, [] when all is well.
+        """Read every entry and change nothing: a sentence for each one that is unfit, [] if none is.
 
-        Entries of another schema are another version's business, and a missing directory is an empty cache.
+        Entries of another schema belong to another version and are ignored; a missing directory is an empty cache.
         """
         findings: list[str] = []
         try:
@@ -148,11 +148,11 @@ class Cache:
         return findings
 
     def gc(self) -> Swept:
-        """Bring the cache under its cap, least recently used first, and remove what dead writers left."""
+        """Bring the cache under its cap, least recently used first, and remove what killed writers left behind."""
         return self._clean(self.max_bytes)
 
     def clear(self) -> Swept:
-        """Remove every entry and every file set aside; a file being written right now survives."""
+        """Remove every entry and every file set aside; a file that is being written survives."""
         return self._clean(-1)
 
     def _clean(self, cap_bytes: int) -> Swept:
@@ -178,7 +178,7 @@ class Cache:
         raise Absent(f"the cache {self.root} holds no matching {wanted}" + "".join(f"; {reason}" for reason in reasons))
 
     def _take(self, directory: int, name: str) -> Cubin:
-        """Load an entry or raise Absent; one that is unfit is set aside."""
+        """Load an entry or raise Absent; an unfit one is set aside."""
         try:
             return _load(directory, name)
         except FileNotFoundError:
@@ -195,7 +195,7 @@ class Cache:
 
     @contextmanager
     def _directory(self) -> Iterator[int]:
-        """Descriptor of the root, only ours and no symbolic link; Absent where it is not, which is said once."""
+        """Descriptor of the root, which must be only ours and no symbolic link; otherwise Absent, reported once."""
         if self.root is None:
             raise Absent("there is no cache directory: neither SOFTMAX_OPS_CACHE_DIR nor a usable HOME is set")
         try:
@@ -217,7 +217,7 @@ class Cache:
             os.close(directory)
 
     def _say(self, cause: Hashable, message: str) -> None:
-        """Warn once per process, root and cause. setdefault decides atomically; a lock could be forked while held."""
+        """Warn once per process, root and cause. setdefault decides atomically; a lock could be held during a fork."""
         ours = object()
         if _already_said.setdefault((self.root, cause), ours) is ours:
             _log.warning("%s", message)
@@ -228,7 +228,7 @@ def _file_name(variant: str, arch: str, fingerprint: str, kind: str) -> str:
 
 
 def _load(directory: int, name: str) -> Cubin:
-    """One entry, verified. OSError: it cannot be read. Absent: of another schema. _Unfit: it must not be used."""
+    """One entry, verified. OSError: cannot be read. Absent: has another schema. _Unfit: must not be used."""
     try:
         descriptor = os.open(name, _OPEN_ENTRY, dir_fd=directory)
     except OSError as error:
@@ -263,7 +263,7 @@ def _findings(directory: int, name: str) -> list[str]:
 
 
 def _set_aside(directory: int, name: str, inode: int | None) -> bool:
-    """Rename an unfit entry out of the way, unless another process has replaced it by now; keep a bounded number."""
+    """Rename an unfit entry, unless another process has replaced it meanwhile; keeps a bounded number of them."""
     with suppress(OSError):
         if inode not in (None, os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino):
             return True
@@ -275,7 +275,7 @@ def _set_aside(directory: int, name: str, inode: int | None) -> bool:
 
 
 def _sweep(directory: int, cap_bytes: int, spare: str = "") -> Swept:
-    """Remove stale partial files, then files set aside and the least recently used entries until the cap is kept."""
+    """Remove stale partial files, then files set aside and the least recently used entries until the cap is met."""
     files = list_files(directory)
     aside = [(name, info) for name, info in files if name.startswith(SET_ASIDE_PREFIX)]
     kept = [(name, info) for name, info in files if _ENTRY_NAME.fullmatch(name)] + aside[:SET_ASIDE_KEPT]
@@ -296,10 +296,10 @@ def _entries(directory: int, prefix: str = "") -> list[Entry]:
 
 
 def _is_stale(info: os.stat_result) -> bool:
-    """An hour old by this clock, or an hour ahead of it: then the clock has been set back since."""
+    """More than an hour old, or an hour in the future, in which case the clock has been set back since."""
     return abs(time.time() - info.st_mtime) > STALE_PARTIAL_SECONDS
 
 
 def user_cache() -> Cache:
-    """The cache at the place that the settings give."""
+    """The cache at the location that the settings give."""
     return Cache(settings.read("SOFTMAX_OPS_CACHE_DIR"), max_bytes=settings.read("SOFTMAX_OPS_CACHE_MAX_BYTES"))

@@ -1,6 +1,6 @@
-"""The catalog: every shipped variant, its launch facts, and which rows it serves. Where building and serving meet.
+"""The catalog: every shipped variant, its launch facts, and the rows that it serves; the link from building to serving.
 
-It is written with the generated sources; the running package dispatches from it and decides no policy of its own.
+It is generated together with the sources. The running package dispatches from it and makes no policy decisions itself.
 """
 
 import json
@@ -18,11 +18,11 @@ _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
 
 Layout = tuple[tuple[str, str], ...]
-"""Fields of a kernel's parameter struct: (what to put there, `struct` format in native alignment)."""
+"""Fields of a kernel's parameter struct: (name of the value, its `struct` format in native alignment)."""
 
 
 class CatalogError(RuntimeError):
-    """The catalog is missing, or of another version than the package."""
+    """The catalog is missing, or belongs to another version of the package."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +32,33 @@ class Variant:
     name: str
     direction: str  # fwd, bwd
     dtype: str  # f16, bf16, f32, f64
-    mask: str  # none, causal, bool, boolcausal, like, bias, general: what its arguments are
+    mask: str  # none, causal, bool, boolcausal, like, bias, general: decides its arguments
     plan: str  # tile, warp, block, cluster, stream, split
     max_k: int  # longest row, in whole vectors of columns
-    vec: int  # alignment that every row must have, in elements
-    lanes: int  # threads that share a row; at most, where `by_warp`
-    threads: int  # per CTA; at most, where `by_warp`
-    rows: int  # per CTA; of a tile, at max_k
+    vec: int  # alignment required of every row, in elements
+    lanes: int  # threads that share a row; an upper limit if `by_warp`
+    threads: int  # per CTA; an upper limit if `by_warp`
+    rows: int  # per CTA; for a tile, at max_k
     access: int  # elements of a vector in registers
     chunks: int  # vectors that a lane holds at once
-    by_warp: bool  # a launch has as many warps as hold the row
-    tile_elements: int  # of a row's tensors each that a tile's shared memory holds; 0: not a tile
-    piece: int  # columns that a CTA handles at once where a row is longer; 0: it holds its part of the row
+    by_warp: bool  # a launch has as many warps as the row needs
+    tile_elements: int  # elements of each of a row's tensors that a tile's shared memory holds; 0: not a tile
+    piece: int  # columns that a CTA handles at once if a row is longer; 0: it holds its part of the row
     passes: int  # launches over the same rows
-    partial_bytes: int  # that a piece leaves in the workspace for the next pass
+    partial_bytes: int  # left by a piece in the workspace for the next pass
     cluster: int  # CTAs per cluster, at most
     shared_bytes: int  # dynamic shared memory
     layout: str  # key of its argument layout
-    architectures: tuple[str, ...]  # that it ships for
+    architectures: tuple[str, ...]  # for which it ships
     source: str  # sha256 of its rendered source and the project's headers
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a dispatch table: rows of k[0] .. k[1] columns, whose alignment is at least `vec` elements, at most
-    `max_rows` of them (0: any number), on these architectures (none named: on all).
+    """One line of a dispatch table: rows of k[0] .. k[1] columns, aligned to at least `vec` elements, at most
+    `max_rows` of them (0: any number), on these architectures (empty: all).
 
-    `measured` is the measurement that chose it, behind the architecture that it was made on ("sm_90: ..."); empty: it
+    `measured` is the measurement that chose it, after the architecture of the measurement ("sm_90: ..."); empty if it
     follows from arithmetic.
     """
 
@@ -81,7 +81,8 @@ class Catalog:
     def candidates(self, direction: str, dtype: str, mask: str, k: int) -> list[Entry]:
         """Entries that hold rows of k columns, in the order in which they are tried.
 
-        Raises LookupError, naming the nearest that ships, when there is no such table or no row is that long.
+        Raises LookupError, naming the nearest that ships, if there is no such table or if k is too large for all
+        entries.
         """
         table = self.tables.get((direction, dtype, mask))
         if table is None:
@@ -103,8 +104,8 @@ class Catalog:
         return self.layouts[variant.layout]
 
     def to_json(self) -> str:
-        """One line per variant and per table entry, sorted: readable, and small differences stay small. Sets of
-        architectures stand once, and are meant by their place."""
+        """One line per variant and per table entry, sorted: readable, with small diffs. Sets of architectures are
+        written once and referred to by index."""
         entries = (entry for table in self.tables.values() for entry in table)
         used: set[tuple[str, ...]] = {variant.architectures for variant in self.variants.values()}
         sets = sorted(used | {entry.architectures for entry in entries})
@@ -160,13 +161,13 @@ class Catalog:
 
     @cached_property
     def architectures(self) -> tuple[str, ...]:
-        """Every architecture that some variant ships for."""
+        """All architectures for which some variant ships."""
         named = {arch for variant in self.variants.values() for arch in variant.architectures}
         return tuple(sorted(named, key=lambda arch: int(arch[3:])))
 
 
 _FACTS = [field.name for field in fields(Variant)][1:]
-"""What the catalog says of each variant beside its name, in this order."""
+"""What the catalog records of each variant besides its name, in this order."""
 
 
 def _row(entry: Entry, sets: list[tuple[str, ...]]) -> list:
@@ -184,7 +185,7 @@ def argument_bytes(layout: Layout) -> int:
 
 
 def location() -> Path:
-    """The catalog beside this module in an installed package, in generated/ in a checkout."""
+    """The catalog: in an installed package beside this module, in a checkout in generated/."""
     return _PACKAGED if _PACKAGED.exists() else _CHECKOUT
 
 

@@ -1,7 +1,7 @@
-"""What kernels and those who launch them agree on, beside the catalog."""
+"""What kernels and the code that launches them agree on, besides the catalog."""
 
 ACCESS_BYTES = 16
-"""Width of a vector access, the widest load and store of sm_70 .. sm_90. Alignment beyond it makes no difference."""
+"""Width of a vector access, the widest load and store of sm_70 .. sm_90. Larger alignments make no difference."""
 
 MAX_CLUSTER = 16
 """CTAs per cluster, at most."""

@@ -4,8 +4,8 @@ Image of a cubin (a cache entry is exactly one):
 
     magic 8 bytes | schema u32 | length of facts u32 | facts, JSON | code | sha256 of all before it, 32 bytes
 
-Magic, schema and the closing sha256 keep their places in every schema, so a reader can tell an entry that another
-version of the package wrote, which is left in peace, from one that is damaged.
+Magic, schema and the closing sha256 are at the same place in every schema, so a reader can tell a damaged entry from
+one that another version of the package wrote, which it leaves alone.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class Absent(LookupError):
-    """A place that was asked for a cubin did not serve it; `reason` says why in one sentence."""
+    """A place that was asked for a cubin did not provide it; `reason` says why in one sentence."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -64,7 +64,7 @@ class Cubin:
 
 
 def check_name(variant: str, arch: str, kind: str = "cubin") -> None:
-    """Raise ValueError unless the three may become a file name."""
+    """Raise ValueError unless the three may be parts of a file name."""
     if not _VARIANT.fullmatch(variant):
         raise ValueError(f"variant {variant!r} is no kernel name; wanted 1 to 160 of a-z, 0-9 and _")
     architecture_order(arch)
@@ -91,9 +91,9 @@ def architecture_order(arch: str) -> tuple[int, str]:
 
 
 def runs_on(built: str, arch: str) -> bool:
-    """A cubin runs on its own architecture and on later minors of its major version; sm_90a's on nothing but sm_90a.
+    """A cubin runs on its own architecture and on later minors of its major version; sm_90a's only on sm_90a.
 
-    CUDA promises no such thing for the integrated GPUs of Tegra.
+    CUDA does not promise this for the integrated GPUs of Tegra.
     """
     (number, suffix), (wanted, _) = architecture_order(built), architecture_order(arch)
     return built == arch or (
@@ -102,7 +102,7 @@ def runs_on(built: str, arch: str) -> bool:
 
 
 def canonical_json(value: object) -> bytes:
-    """The one spelling of a JSON value that is hashed and stored: sorted keys, no spaces, ASCII."""
+    """The one serialisation of a JSON value that is hashed and stored: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 

@@ -1,22 +1,23 @@
-"""Files that processes share and that outlive them: publish whole or not at all, judge who can write, list, remove."""
+"""Files that processes share and that outlive them: atomic publishing, checks of who can write, listing, removal."""
 
 import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
-PARTIAL_PREFIX = ".part-"  # a file being written; whoever dies while writing leaves one behind
+PARTIAL_PREFIX = ".part-"  # a file being written; a process that dies while writing leaves one behind
 
 
 def open_directory(path: Path) -> int:
-    """Descriptor of a directory whose last component is no symbolic link."""
+    """Descriptor of a directory; its last component must not be a symbolic link."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def publish(directory: int, name: str, content: bytes, mode: int) -> None:
-    """Write `content` as `name` in an open directory: readers see the old file or the whole new one, a crash included.
+    """Write `content` as `name` in an open directory: readers see the old file or the whole new one, even after a
+    crash.
 
-    Raises OSError when the file is not published. Once it is, nothing raises: the directory's own fsync only decides
+    Raises OSError if the file is not published. Once it is, nothing raises: the fsync of the directory only decides
     whether the new name survives a power cut, and some network file systems refuse it.
     """
     partial = PARTIAL_PREFIX + random_token()
@@ -38,7 +39,7 @@ def publish(directory: int, name: str, content: bytes, mode: int) -> None:
 
 
 def pread_exactly(descriptor: int, length: int, offset: int) -> bytes:
-    """`length` bytes from `offset`, fewer only at the end of the file; moves no file position."""
+    """`length` bytes from `offset`, fewer only at the end of the file; does not move the file position."""
     pieces, have = [], 0
     while have < length and (piece := os.pread(descriptor, length - have, offset + have)):
         pieces.append(piece)
@@ -47,7 +48,7 @@ def pread_exactly(descriptor: int, length: int, offset: int) -> bytes:
 
 
 def list_files(directory: int, prefix: str = "") -> list[tuple[str, os.stat_result]]:
-    """Files by prefix, the latest used first; one that vanishes meanwhile is left out."""
+    """Files with a prefix, most recently used first; one that vanishes meanwhile is left out."""
     files = []
     for name in os.listdir(directory):
         if name.startswith(prefix):
@@ -57,7 +58,7 @@ def list_files(directory: int, prefix: str = "") -> list[tuple[str, os.stat_resu
 
 
 def remove(directory: int, name: str) -> bool:
-    """Unlink; False where that could not be done."""
+    """Unlink; False if that failed."""
     with suppress(OSError):
         os.unlink(name, dir_fd=directory)
         return True
@@ -65,14 +66,14 @@ def remove(directory: int, name: str) -> bool:
 
 
 def why(error: OSError) -> str:
-    """What went wrong, in words."""
-    if error.errno in (errno.ENOTDIR, errno.ELOOP):  # what O_DIRECTORY with O_NOFOLLOW answers to a symbolic link
+    """The error in words."""
+    if error.errno in (errno.ENOTDIR, errno.ELOOP):  # the result of O_DIRECTORY with O_NOFOLLOW on a symbolic link
         return "it is a symbolic link or no directory"
     return error.strerror or str(error)
 
 
 def only_ours(info: os.stat_result) -> str | None:
-    """None when nobody but this process's user can write what `info` describes; else who can."""
+    """None if only this process's user can write what `info` describes; otherwise who else can."""
     if info.st_uid != os.geteuid():
         return f"it belongs to user {info.st_uid}, not to this process's user {os.geteuid()}"
     if info.st_mode & 0o022:
@@ -81,10 +82,11 @@ def only_ours(info: os.stat_result) -> str | None:
 
 
 def as_trusted_as_this_package(info: os.stat_result) -> str | None:
-    """None when only this user, root, and whoever can write this very module can write the file; else who can.
+    """None if only this user, root, and those who can write this very module can write the file; otherwise who else
+    can.
 
     Installed files belong to whoever installed them (a bind-mounted checkout, an image that runs under a random user)
-    and are group-writable where the umask is 002. Refusing those protects nothing: the code beside them runs already.
+    and are group-writable if the umask is 002. Refusing those would protect nothing: the code beside them already runs.
     """
     package = _own_stat()
     if info.st_uid not in {os.geteuid(), 0, package.st_uid}:
@@ -96,7 +98,7 @@ def as_trusted_as_this_package(info: os.stat_result) -> str | None:
 
 
 def random_token() -> str:
-    """16 hex digits that two processes, forked ones included, do not share."""
+    """16 hex digits that no two processes share, not even forked ones."""
     return os.urandom(8).hex()
 
 

@@ -1,4 +1,4 @@
-"""A mapping whose values are made when somebody asks for them: a process needs few of the many that a file lists."""
+"""A mapping whose values are made on first access, because a process needs few of the many that a file lists."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class LazyMapping(Mapping[Key, Value], Generic[Key, Raw, Value]):
-    """`make(key, raw[key])` for the keys of `raw`, each at most once."""
+    """`make(key, raw[key])` for the keys of `raw`, called at most once per key."""
 
     def __init__(self, raw: Mapping[Key, Raw], make: Callable[[Key, Raw], Value]):
         self._raw, self._make = raw, make

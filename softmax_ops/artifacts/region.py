@@ -1,4 +1,4 @@
-"""A compressed piece of a file that is trusted by the sha256 of what it expands to."""
+"""A compressed piece of a file that is verified by the sha256 of its expanded content."""
 
 import hashlib
 import zlib
@@ -9,7 +9,7 @@ LEVEL = 7  # of 9: level 9 takes 4.4 times as long and makes cubins 0.6 % smalle
 
 @dataclass(frozen=True)
 class Region:
-    """`stored` bytes at `offset` that expand to `raw` bytes of that sha256."""
+    """`stored` bytes at `offset` that expand to `raw` bytes with this sha256."""
 
     offset: int
     stored: int
@@ -24,7 +24,7 @@ def compress(content: bytes, offset: int) -> tuple[Region, bytes]:
 
 
 def expand(region: Region, stored: bytes) -> bytes | None:
-    """The content, or None when these bytes do not hold it. Never expands further than the region announces."""
+    """The content, or None if these bytes are not it. Never expands to more than the size in the region."""
     try:
         content = zlib.decompressobj().decompress(stored, region.raw + 1)
     except zlib.error:

@@ -1,4 +1,4 @@
-"""Every environment variable of softmax_ops, in one table. Read when asked for, never at import.
+"""Every environment variable of softmax_ops, in one table. Variables are read on use, never at import.
 
 >>> read("SOFTMAX_OPS_COMPILE")
 'auto'
@@ -23,7 +23,7 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One environment variable as it stands; `problem` says what is wrong with a value that cannot be used."""
+    """The current state of one environment variable; `problem` says what is wrong with a value that cannot be used."""
 
     name: str
     type: str
@@ -39,7 +39,7 @@ class _Variable:
     type: str
     default: str  # as shown
     description: str
-    parse: Callable[[str], Value]  # raises ValueError saying what is wanted
+    parse: Callable[[str], Value]  # raises ValueError that says what is wanted
     fallback: Callable[[], Value]  # the value when the variable is unset or empty
 
 
@@ -54,7 +54,7 @@ def _path(text: str) -> Path:
 
 @cache
 def _absolute(path: Path) -> Path:
-    """As of the first time that it is asked for: a later chdir must not move a cache or lose a bundle."""
+    """The absolute path as of its first use, so that a later chdir neither moves a cache nor loses a bundle."""
     return Path(os.path.abspath(path))
 
 
@@ -76,7 +76,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 def _default_cache_directory() -> Path | None:
-    """Under XDG_CACHE_HOME, which counts only when absolute, else under HOME; None where HOME is no directory."""
+    """Under XDG_CACHE_HOME, used only if absolute, else under HOME; None if HOME is not a directory."""
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(xdg):
         return Path(xdg, "softmax_ops")
@@ -141,7 +141,7 @@ def read(name: Literal["SOFTMAX_OPS_COMPILE", "SOFTMAX_OPS_NATIVE"]) -> Literal[
 @overload
 def read(name: str) -> Value: ...
 def read(name: str) -> Value:
-    """The value of one variable now; unset and empty both mean the default. ValueError for one that cannot be used."""
+    """The current value of one variable; unset and empty both mean the default. ValueError if it cannot be used."""
     if name not in _TABLE:
         raise ValueError(f"{name} is no setting of softmax_ops; there are {', '.join(_TABLE)}")
     text = os.environ.get(name, "")
@@ -154,7 +154,7 @@ def read(name: str) -> Value:
 
 
 def table() -> list[Setting]:
-    """Every variable with its value and where that comes from. Raises for none: a bad value is that row's problem."""
+    """Every variable with its value and the source of that value. Never raises: a bad value is its row's `problem`."""
     return [_row(name, variable) for name, variable in _TABLE.items()]
 
 

@@ -1,12 +1,12 @@
-"""Detached signatures of bundles: Ed25519 over the digest in a bundle's header, which those of its parts hang from.
+"""Detached signatures of bundles: Ed25519 over the digest in a bundle's header, which covers the digests of its parts.
 
-Checking one therefore reads no more of the bundle than its first use does. Keys are PEM files:
+Checking a signature therefore reads no more of the bundle than its first use does. Keys are PEM files:
 
     openssl genpkey -algorithm ed25519 -out key.pem
     openssl pkey -in key.pem -pubout -out key.pub
 
-This is the one place with a library outside the standard one: `cryptography`, the extra `signing`, imported when a
-signature is made or checked and never else. Without it no signature is valid.
+This is the only module that uses a library outside the standard one: `cryptography`, from the extra `signing`,
+imported only when a signature is made or checked. Without it no signature is valid.
 """
 
 import base64
@@ -19,23 +19,23 @@ from typing import Any
 from .files import as_trusted_as_this_package, pread_exactly
 
 SUFFIX = ".sig"
-"""Of a bundle's signature file beside it: one line of base64."""
+"""Suffix of the signature file beside a bundle, which is one line of base64."""
 
 _CONTEXT = b"softmax_ops bundle, signed digest of its header: "
 _LARGEST_FILE = 1 << 16  # bytes of a key or a signature
 
 
 class SignatureError(ValueError):
-    """A signature cannot be made or is not valid; the message says why."""
+    """A signature cannot be made, or is not valid; the message says why."""
 
 
 def beside(bundle: Path) -> Path:
-    """Where the signature of a bundle is looked for."""
+    """Where the signature of a bundle is expected."""
     return bundle.with_name(bundle.name + SUFFIX)
 
 
 def load_private(path: Path) -> Any:
-    """The Ed25519 private key of a PEM file, to sign with. Raises SignatureError."""
+    """The Ed25519 private key in a PEM file, for signing. Raises SignatureError."""
     ed25519, serialization = _library()
     content = _read(path, "private key")
     try:
@@ -53,7 +53,7 @@ def sign(digest: bytes, private_key: Any) -> bytes:
 
 
 def check(digest: bytes, public_key: Path, signature: Path) -> None:
-    """Return when the signature file signs the digest with the private half of the key. Raises SignatureError."""
+    """Returns if the signature file signs the digest with the key's private half; else raises SignatureError."""
     ed25519, serialization = _library()
     content = _read(public_key, "public key", trusted=True)
     try:
@@ -86,14 +86,14 @@ def _library() -> tuple[Any, Any]:
 
 
 def _unsupported() -> type[Exception]:
-    """What the library raises for kinds of keys that it does not know."""
+    """The exception that the library raises for kinds of keys that it does not support."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
     return UnsupportedAlgorithm
 
 
 def _read(path: Path, what: str, *, trusted: bool = False) -> bytes:
-    """A small regular file; a `trusted` one only where nobody writes it who could not write this package."""
+    """The content of a small regular file; a `trusted` one must not be writable by more users than this package."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -10,8 +10,8 @@
     infiniopCausalSoftmax(softmax.value, workspace, size.value, data, stream)
 
 Functions, arguments and codes are those of the C interface. An out-parameter is a `Ref()`, whose `value` is set on
-success and otherwise left alone. Every function returns one code and raises nothing; infiniopGetLastError(), which the
-C interface does not have, tells the reason in words. Needs no torch, and a GPU only to run.
+success and otherwise left alone. Every function returns a code and never raises; infiniopGetLastError(), an addition
+to the C interface, gives the reason in words. Needs no torch, and needs a GPU only to run.
 """
 
 from .causal_softmax import (

@@ -1,7 +1,7 @@
 """The operator: y_ij = exp(x_ij - m_i) / sum_j exp(x_ij - m_i) over j <= i + K - Q, 0 elsewhere, in place of x.
 
-Create once, run often. What depends on the device is decided when the descriptor is created if the CUDA driver can be
-used, else by the first run.
+Create a descriptor once, run it often. Decisions that depend on the device are made when the descriptor is created if
+the CUDA driver can be used, otherwise in the first run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .status import (
 )
 
 MAX_BYTES = 2**44
-"""From a tensor's first element to behind its last: more than any device has."""
+"""Limit from a tensor's first element to the end of its last: more than the memory of any device."""
 
 _DTYPES = {
     infiniDtype_t.INFINI_DTYPE_F16: "f16",
@@ -49,16 +49,16 @@ class infiniopCausalSoftmaxDescriptor_t(Opaque):
         self.geometry = geometry  # for data aligned to ALIGNMENT
         self.device = device
         self.empty = prod(geometry.shape) == 0
-        self.end_bytes = _reach(geometry.shape, geometry.output.strides) * geometry.element_bytes  # behind the last
+        self.end_bytes = _reach(geometry.shape, geometry.output.strides) * geometry.element_bytes  # end of the last
         self._kernels: Kernels | None = None
         self.workspace_bytes = 0 if self.empty else self._settle()
 
     def plans(self, arch: str) -> tuple[LaunchPlan, LaunchPlan]:
-        """On an architecture, for data aligned to ALIGNMENT, and to its elements only."""
+        """The plans on an architecture for data aligned to ALIGNMENT, and for data aligned only to its elements."""
         return plans(self.geometry, arch)
 
     def kernels(self, stream: int) -> Kernels:
-        """Of both plans on the device, loaded by the first call."""
+        """The kernels of both plans on the device, which the first call loads."""
         if self._kernels is None:
             self._kernels = Kernels(self.plans(architecture(self.device)), self.device, stream)
         return self._kernels
@@ -79,20 +79,20 @@ def infiniopCreateCausalSoftmaxDescriptor(
 ) -> None:
     """Prepares the causal softmax of tensors like t_desc on the handle's device.
 
-    handle    of the device; not needed any longer afterwards.
+    handle    of the device; no longer needed afterwards.
     desc_ptr  Ref() that receives the descriptor.
     t_desc    [Q, K] or [batch, Q, K] with Q <= K; F16, F32, F64 or BF16; last stride 1, the others positive and each
               beyond the reach of all smaller ones, so that no two elements share an address. Sizes of 0 are allowed.
-              Not needed any longer afterwards.
+              No longer needed afterwards.
 
-    Loads the kernels, so that the first run may be captured into a CUDA graph. Where the CUDA driver cannot be used the
-    descriptor is made all the same, and the first run loads them.
+    Loads the kernels, so that the first run may be captured into a CUDA graph. If the CUDA driver cannot be used, the
+    descriptor is created anyway, and the first run loads them.
 
     Returns SUCCESS; BAD_TENSOR_DTYPE; BAD_TENSOR_SHAPE for another rank, Q > K, or more than 2^44 bytes;
-    BAD_TENSOR_STRIDES; NOT_IMPLEMENTED for rows longer than any kernel takes; DEVICE_NOT_FOUND when the machine has no
-    such GPU; DEVICE_ARCHITECTURE_NOT_SUPPORTED when no kernel for it can be had; EXECUTION_FAILED when CUDA refuses to
-    load one, or where none may be loaded: while a graph is captured, after softmax_ops.freeze(); NULL_POINTER, or
-    BAD_PARAM for what was destroyed or is something else.
+    BAD_TENSOR_STRIDES; NOT_IMPLEMENTED for rows longer than any kernel supports; DEVICE_NOT_FOUND if the machine has no
+    such GPU; DEVICE_ARCHITECTURE_NOT_SUPPORTED if no kernel for it is available; EXECUTION_FAILED if CUDA refuses to
+    load one, or if loading is not possible: during a graph capture, or after softmax_ops.freeze(); NULL_POINTER, or
+    BAD_PARAM for an object that was destroyed or is of another type.
     """
     device = opened(handle, infiniopHandle_t, "handle").device
     out(desc_ptr, "desc_ptr")
@@ -102,12 +102,12 @@ def infiniopCreateCausalSoftmaxDescriptor(
 
 @answers
 def infiniopGetCausalSoftmaxWorkspaceSize(desc: infiniopCausalSoftmaxDescriptor_t, size: Ref) -> None:
-    """Bytes of workspace for each run of a descriptor, fixed when it was created: 0 for most shapes.
+    """Bytes of workspace for each run of a descriptor, fixed at its creation: 0 for most shapes.
 
-    Long rows, few of them, take some on GPUs without clusters. A descriptor made where the CUDA driver cannot be used
-    asks for what the most demanding architecture needs.
+    A few long rows need some on GPUs without clusters. A descriptor that was created while the CUDA driver could not be
+    used asks for what the most demanding architecture needs.
 
-    Returns SUCCESS; NULL_POINTER; BAD_PARAM when desc was destroyed, or either is something else.
+    Returns SUCCESS; NULL_POINTER; BAD_PARAM if desc was destroyed, or if either is of another type.
     """
     descriptor = opened(desc, infiniopCausalSoftmaxDescriptor_t, "desc")
     out(size, "size").value = descriptor.workspace_bytes
@@ -123,21 +123,21 @@ def infiniopCausalSoftmax(
 ) -> None:
     """Launches the causal softmax of a tensor in device memory, in place.
 
-    desc            of the tensor's shape, strides and element type, and of the device.
+    desc            for the tensor's shape, strides and element type, and for the device.
     workspace       address of device memory, a multiple of 16, that nothing else uses until the kernels are done; None
-                    or 0 where no workspace is needed.
-    workspace_size  bytes of it.
-    data            address of the tensor's first element, a multiple of the element size; None or 0 where it is empty.
+                    or 0 if no workspace is needed.
+    workspace_size  its size in bytes.
+    data            address of the tensor's first element, a multiple of the element size; None or 0 if it is empty.
     stream          CUstream of the device as an integer; None or 0 is the default stream of the device's context.
 
-    The thread's current context is afterwards what it was before. An empty tensor launches nothing.
+    The thread's current context is the same afterwards as before. An empty tensor launches nothing.
 
     Returns SUCCESS once launched; INSUFFICIENT_WORKSPACE; NULL_POINTER for data or desc; BAD_PARAM for a descriptor
-    that was destroyed or is something else, for addresses that are not aligned, for what is no number;
-    DEVICE_NOT_INITIALIZED when the CUDA driver cannot be used (none there, no GPU, a process forked after its first
+    that was destroyed or is of another type, for misaligned addresses, and for arguments that are not numbers;
+    DEVICE_NOT_INITIALIZED if the CUDA driver cannot be used (no driver, no GPU, a process forked after its first
     use); DEVICE_NOT_FOUND and DEVICE_ARCHITECTURE_NOT_SUPPORTED as at the descriptor's creation, if the driver could
-    not be asked then; EXECUTION_FAILED when CUDA refuses the launch, or in a graph capture when no kernel was loaded
-    before.
+    not be asked then; EXECUTION_FAILED if CUDA refuses the launch, or in a graph capture if no kernel was loaded
+    before it.
     """
     descriptor = opened(desc, infiniopCausalSoftmaxDescriptor_t, "desc")
     scratch = address(workspace, "workspace")
@@ -153,15 +153,15 @@ def infiniopCausalSoftmax(
 
 @answers
 def infiniopDestroyCausalSoftmaxDescriptor(desc: infiniopCausalSoftmaxDescriptor_t) -> None:
-    """Makes a descriptor useless; runs that were launched, or are just being launched by other threads, complete.
+    """Makes a descriptor unusable; runs that other threads have launched, or are launching, complete.
 
-    Returns SUCCESS; NULL_POINTER for None; BAD_PARAM for what is no such descriptor, or destroyed already.
+    Returns SUCCESS; NULL_POINTER for None; BAD_PARAM for another type of object, or one already destroyed.
     """
     opened(desc, infiniopCausalSoftmaxDescriptor_t, "desc").alive = False
 
 
 def _geometry(tensor: infiniopTensorDescriptor_t) -> Geometry:
-    """Of a tensor that the operator takes, in place."""
+    """The geometry of a tensor that the operator supports, in place."""
     shape, strides = tensor.shape, tensor.strides
     dtype = {int(number): name for number, name in _DTYPES.items()}.get(tensor.dtype)
     if dtype is None:
@@ -188,7 +188,7 @@ def _check_shape(shape: tuple[int, ...], element_bytes: int) -> None:
 
 
 def _check_strides(shape: tuple[int, ...], strides: tuple[int, ...], element_bytes: int) -> None:
-    """Last stride 1, and no two elements at one address: each stride exceeds the reach of all smaller ones."""
+    """Last stride 1, and no two elements at the same address: each stride exceeds the reach of all smaller ones."""
 
     def refuse(what: str) -> Failure:
         return Failure(INFINI_STATUS_BAD_TENSOR_STRIDES, f"the strides of a tensor {shape} are {strides}: {what}")
@@ -209,7 +209,7 @@ def _check_strides(shape: tuple[int, ...], strides: tuple[int, ...], element_byt
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Elements from the first to behind the last."""
+    """Number of elements from the first to the last, both included."""
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 

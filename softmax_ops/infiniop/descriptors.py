@@ -1,4 +1,4 @@
-"""Handles and tensor descriptors: what a tensor looks like and where it is. Nothing is asked of a GPU here."""
+"""Handles and tensor descriptors: a tensor's form and its device. Nothing here queries a GPU."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -20,14 +20,14 @@ from .status import (
 
 
 class infiniDevice_t(IntEnum):
-    """Kinds of devices. Of these, and of the other numbers of InfiniOP, INFINI_DEVICE_NVIDIA is supported."""
+    """Kinds of devices. Only INFINI_DEVICE_NVIDIA is supported, of these and of InfiniOP's other numbers."""
 
     INFINI_DEVICE_CPU = 0
     INFINI_DEVICE_NVIDIA = 1
 
 
 class infiniDtype_t(IntEnum):
-    """Element types that have kernels. Other numbers describe tensors too, which no operator here takes."""
+    """Element types that have kernels. Tensors may be described with other numbers, which no operator here supports."""
 
     INFINI_DTYPE_F16 = 12
     INFINI_DTYPE_F32 = 13
@@ -43,11 +43,11 @@ INFINI_DTYPE_F64 = infiniDtype_t.INFINI_DTYPE_F64
 INFINI_DTYPE_BF16 = infiniDtype_t.INFINI_DTYPE_BF16
 
 MAX_NDIM = 64
-"""Dimensions of a tensor, as many as torch and numpy allow."""
+"""Largest number of dimensions of a tensor, the same as in torch and numpy."""
 
 
 class infiniopHandle_t(Opaque):
-    """One NVIDIA GPU, by its ordinal."""
+    """One NVIDIA GPU, identified by its ordinal."""
 
     def __init__(self, device: int):
         self.device = device
@@ -64,16 +64,16 @@ class infiniopTensorDescriptor_t(Opaque):
 
 @answers
 def infiniopCreateHandle(handle_ptr: Ref, device: int, device_id: int) -> None:
-    """Makes a handle of a device.
+    """Creates a handle for a device.
 
     handle_ptr  Ref() that receives the handle.
     device      INFINI_DEVICE_NVIDIA.
     device_id   ordinal of the GPU, as the CUDA driver counts them.
 
-    The driver is not asked yet: whether the GPU exists shows when an operator's descriptor is created for it.
+    Does not query the driver: a GPU that does not exist is reported when an operator's descriptor is created for it.
 
     Returns SUCCESS; DEVICE_TYPE_NOT_SUPPORTED (BAD_DEVICE) for any other kind of device; DEVICE_NOT_FOUND for an
-    ordinal that no GPU can have; NULL_POINTER or BAD_PARAM when handle_ptr is no Ref, BAD_PARAM for no numbers.
+    ordinal that no GPU can have; NULL_POINTER or BAD_PARAM if handle_ptr is not a Ref; BAD_PARAM for non-numbers.
     """
     out(handle_ptr, "handle_ptr")
     kind = integer(device, "device", -(2**31), 2**31)
@@ -87,9 +87,9 @@ def infiniopCreateHandle(handle_ptr: Ref, device: int, device_id: int) -> None:
 
 @answers
 def infiniopDestroyHandle(handle: infiniopHandle_t) -> None:
-    """Makes a handle useless. Descriptors that were created with it keep working.
+    """Makes a handle unusable. Descriptors that were created with it keep working.
 
-    Returns SUCCESS; NULL_POINTER for None; BAD_PARAM for what is no handle, or destroyed already.
+    Returns SUCCESS; NULL_POINTER for None; BAD_PARAM for another type of object, or one already destroyed.
     """
     opened(handle, infiniopHandle_t, "handle").alive = False
 
@@ -102,9 +102,9 @@ def infiniopCreateTensorDescriptor(
 
     desc_ptr  Ref() that receives the descriptor.
     ndim      number of dimensions, at most 64.
-    shape     ndim sizes in elements, 0 or more: a tuple, a list, an array.
-    strides   ndim distances in elements; None for those of a contiguous tensor.
-    dtype     INFINI_DTYPE_*. An operator that cannot compute with it says so when its own descriptor is created.
+    shape     ndim sizes in elements, 0 or more: a tuple, a list or an array.
+    strides   ndim strides in elements; None for those of a contiguous tensor.
+    dtype     INFINI_DTYPE_*. An operator that does not support it says so when its own descriptor is created.
 
     Returns SUCCESS; NULL_POINTER for a desc_ptr or shape of None; BAD_PARAM for anything else that is not as above.
     """
@@ -117,21 +117,21 @@ def infiniopCreateTensorDescriptor(
 
 @answers
 def infiniopDestroyTensorDescriptor(desc: infiniopTensorDescriptor_t) -> None:
-    """Makes a tensor descriptor useless. Operators' descriptors that were created from it keep working.
+    """Makes a tensor descriptor unusable. Operators' descriptors that were created from it keep working.
 
-    Returns SUCCESS; NULL_POINTER for None; BAD_PARAM for what is no tensor descriptor, or destroyed already.
+    Returns SUCCESS; NULL_POINTER for None; BAD_PARAM for another type of object, or one already destroyed.
     """
     opened(desc, infiniopTensorDescriptor_t, "desc").alive = False
 
 
 def _numbers(given: Sequence[int], name: str, count: int, *, low: int) -> tuple[int, ...]:
-    """An array of ptrdiff_t or size_t, of as many numbers as there are dimensions."""
+    """An array of ptrdiff_t or size_t, with one number per dimension."""
     if given is None:
         raise Failure(INFINI_STATUS_NULL_POINTER, f"{name} is None; want {count} integers")
     try:
         length = len(given)
         numbers = [given[i] for i in range(count)] if length == count else []
-    except Exception:  # whatever a foreign object does
+    except Exception:  # a foreign object may raise anything
         wrong = f"{name} is of type {type(given).__name__}; want {count} integers"
         raise Failure(INFINI_STATUS_BAD_PARAM, wrong) from None
     if length != count:

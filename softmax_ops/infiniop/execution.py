@@ -1,4 +1,4 @@
-"""What runs a descriptor: its launch plans, and their kernels on a device. cuda-bindings is imported at first use."""
+"""What runs a descriptor: its launch plans, and their kernels on a device. cuda-bindings is imported on first use."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .status import (
 )
 
 ALIGNMENT = 16
-"""Bytes that a kernel moves at once at most. A workspace is aligned to them, data may be."""
+"""Largest number of bytes that a kernel moves at once. A workspace is aligned to it, data may be."""
 
 
 @lru_cache(maxsize=1024)
 def plans(aligned: Geometry, arch: str) -> tuple[LaunchPlan, LaunchPlan]:
-    """For data aligned to ALIGNMENT, and to its elements only."""
+    """Plans for data aligned to ALIGNMENT, and for data aligned only to its elements."""
     operands = tuple(operand._replace(alignment=aligned.element_bytes) for operand in aligned.operands)
     anywhere = aligned._replace(operands=operands)
     try:
@@ -32,7 +32,7 @@ def plans(aligned: Geometry, arch: str) -> tuple[LaunchPlan, LaunchPlan]:
 
 
 def architecture(device: int) -> str:
-    """Of a GPU by its ordinal. The one place that tells a driver that cannot be used from a GPU that is not there."""
+    """The architecture of a GPU by ordinal. Only this tells an unusable driver from a GPU that does not exist."""
     try:
         from .. import driver
     except ImportError as error:
@@ -49,7 +49,7 @@ def architecture(device: int) -> str:
 
 
 class Kernels:
-    """Both plans of a descriptor on a device, loaded."""
+    """The loaded kernels of both plans of a descriptor, on a device."""
 
     def __init__(self, plans: tuple[LaunchPlan, LaunchPlan], device: int, stream: int):
         from .. import driver, launcher
@@ -65,9 +65,9 @@ class Kernels:
         self.workspace_bytes = max(each.workspace_bytes for each in executables)
 
     def launch(self, data: int, workspace: int, stream: int) -> None:
-        """In a context of the device; the thread's own is current again afterwards, or none if it had none."""
+        """Launches in a context of the device, then restores the thread's own context, or none if it had none."""
         if self._driver.forked:
-            architecture(self._device)  # says what is wrong
+            architecture(self._device)  # raises the reason
         executable = self._anywhere if data % ALIGNMENT else self._aligned
         status, current = self._driver.cuda.cuCtxGetDevice()
         if not status and int(current) == self._device:  # entering the context costs several times the launch

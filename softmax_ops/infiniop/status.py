@@ -1,4 +1,4 @@
-"""Status codes, out-parameters, and what every function does with its arguments: check each, answer with one code."""
+"""Status codes, out-parameters, and how every function treats its arguments: checks each, returns one code."""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 
 class infiniStatus_t(IntEnum):
-    """What a function answers. Two of the numbers have a second name."""
+    """The result of a function. Two of the numbers have a second name."""
 
     INFINI_STATUS_SUCCESS = 0
     INFINI_STATUS_INTERNAL_ERROR = 1
@@ -47,7 +47,7 @@ INFINI_STATUS_INSUFFICIENT_WORKSPACE = infiniStatus_t.INFINI_STATUS_INSUFFICIENT
 
 
 class Ref:
-    """An out-parameter: what a C caller passes the address of."""
+    """An out-parameter: stands for the address that a C caller passes."""
 
     def __init__(self, value: Any = None):
         self.value = value
@@ -57,13 +57,13 @@ class Ref:
 
 
 class Opaque:
-    """What a create function hands out; of no use once it is destroyed."""
+    """An object returned by a create function; unusable once it is destroyed."""
 
     alive = True
 
 
 class Failure(Exception):
-    """A status other than success, and its reason: how the functions below tell it to the one that was called."""
+    """A status other than success, and its reason; raised by helpers, and turned into a code by `answers`."""
 
     def __init__(self, status: infiniStatus_t, reason: str):
         super().__init__(reason)
@@ -77,12 +77,12 @@ Kind = TypeVar("Kind", bound=Opaque)
 
 
 def infiniopGetLastError() -> str:
-    """Why the call that failed last in this thread failed; "" when none has. An addition to the C interface."""
+    """Why the most recent failed call in this thread failed; "" if none did. An addition to the C interface."""
     return getattr(_last, "reason", "")
 
 
 def answers(function: Callable[P, None]) -> Callable[P, infiniStatus_t]:
-    """The function as the interface has it: it returns a status, whatever happens inside."""
+    """The function in the form of the interface: it returns a status, whatever happens inside."""
 
     @wraps(function)
     def answer(*arguments: P.args, **keywords: P.kwargs) -> infiniStatus_t:
@@ -100,7 +100,7 @@ def answers(function: Callable[P, None]) -> Callable[P, infiniStatus_t]:
 
 
 def opened(given: Kind, kind: type[Kind], name: str) -> Kind:
-    """An object that a create function handed out and that was not destroyed."""
+    """An object from a create function, checked for its type and for not having been destroyed."""
     if given is None:
         raise Failure(INFINI_STATUS_NULL_POINTER, f"{name} is None; want an {kind.__name__}")
     if not isinstance(given, kind):
@@ -111,7 +111,7 @@ def opened(given: Kind, kind: type[Kind], name: str) -> Kind:
 
 
 def out(given: Ref, name: str) -> Ref:
-    """A place for a result."""
+    """A place for a result, checked."""
     if given is None:
         raise Failure(INFINI_STATUS_NULL_POINTER, f"{name} is None; want a Ref() to put the result into")
     if not isinstance(given, Ref):
@@ -120,10 +120,10 @@ def out(given: Ref, name: str) -> Ref:
 
 
 def integer(given: int, name: str, low: int, high: int) -> int:
-    """A number that C would take: low <= number < high."""
+    """A number that C would accept: low <= number < high."""
     try:
         number = index(given)
-    except Exception:  # whatever a foreign object does
+    except Exception:  # a foreign object may raise anything
         raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} is of type {type(given).__name__}; want an integer") from None
     if not low <= number < high:
         told = number if number.bit_length() <= 64 else f"a number of {number.bit_length()} bits"
