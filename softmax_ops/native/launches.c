@@ -9,7 +9,7 @@ static const char LAUNCH_KERNEL[] = "CUresult (CUlaunchConfig const *, CUfunctio
 /* CUDA_ERROR_INVALID_CONTEXT of cuda.h. */
 #define INVALID_CONTEXT 201
 
-/* A thread has to be prepared once, again in the child of a fork, and again where its context was taken away. */
+/* A thread must be prepared once, again in the child of a fork, and again if its context was taken away. */
 static unsigned int process = 1;
 static _Thread_local unsigned int prepared_in = 0;
 
@@ -45,7 +45,7 @@ static int prepare_thread(Launches *self)
     return 0;
 }
 
-/* What the driver says to it. Other threads run meanwhile. */
+/* Returns the driver's status. Other threads run meanwhile. */
 static int launch_grid(Launches *self, const LaunchConfig *config, void **blocks)
 {
     PyThreadState *state = PyEval_SaveThread();

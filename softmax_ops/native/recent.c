@@ -6,10 +6,10 @@
 
 typedef struct {
     PyObject ob_base;
-    PyObject *repeated[KEPT]; /* the one used last first, NULL behind the last one */
+    PyObject *repeated[KEPT]; /* most recently used first; NULL after the last one */
 } Recent;
 
-/* Moves one to the front, where it is not kept yet in the place of the last one. */
+/* Moves one to the front; a new one replaces the last if all places are taken. */
 static void put_first(Recent *self, PyObject *repeated)
 {
     int place = 0;
@@ -27,7 +27,7 @@ static PyObject *recent_put(PyObject *object, PyObject *repeated)
     Py_RETURN_NONE;
 }
 
-/* Other threads may change the order while one of the calls is at work. */
+/* Other threads may change the order during one of the calls. */
 static PyObject *recent_run(PyObject *object, PyObject *const *arguments, Py_ssize_t count)
 {
     Recent *self = (Recent *)object;

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Of dlpack.h, version 1. */
+/* From dlpack.h, version 1. */
 typedef struct {
     void *data;
     struct {
@@ -27,17 +27,18 @@ typedef struct {
     int (*describe)(void *tensor, DLTensor *description); /* dltensor_from_py_object_no_sync, may be NULL */
 } DLPackExchangeAPI;
 
-/* What may stand in the place of an argument: a tensor like the known one, any scale, this very value; from 0 on: what
-   stands in that place too. And operands that are no arguments. The numbers are those of softmax_ops/known/call.py. */
+/* What an argument must match: a tensor like the known one, any scale, or this very value; a kind >= 0 is the index of
+   an argument that must be the same object. Then operands that are not arguments. All numbers are those of
+   softmax_ops/known/call.py. */
 enum { TENSOR = -1, SCALE = -2, VALUE = -3 };
 enum { NEW = -1, ROWS = -2 };
 
-/* What a Repeated asks, and when. */
+/* The callables that a Repeated uses. */
 enum {
     IS_LIKE,
     FIND,
     NEW_RESULT,
-    NEW_ROWS, /* None: the call gives none */
+    NEW_ROWS, /* None: the call has none */
     NEW_SCRATCH,
     RECORDS, /* None: autograd has nothing to record */
     DISPATCH_MODES,
@@ -50,12 +51,12 @@ enum {
     ASKED
 };
 
-#define PLACES 16 /* combinations of addresses that are found here before FIND is asked */
+#define PLACES 16 /* combinations of addresses kept here; FIND is asked only for others */
 
 typedef struct {
     long kind;
-    PyObject *value; /* of a VALUE */
-    /* Of a TENSOR: */
+    PyObject *value; /* if it is a VALUE */
+    /* If it is a TENSOR: */
     PyObject *type;
     int32_t rank;
     int64_t *layout; /* shape, then strides */
@@ -72,18 +73,18 @@ typedef struct {
     PyObject *asked[ASKED];
     int arguments, operands;
     Argument argument[MAX_ARGUMENTS];
-    long operand[MAX_OPERANDS]; /* the argument, NEW or ROWS */
-    int out, like;              /* arguments: what is written to, and what a new result is like */
+    long operand[MAX_OPERANDS]; /* index of the argument, NEW or ROWS */
+    int out, like;              /* arguments: the one written to, and the one that a new result is like */
     int bumps;
     long ordinal; /* of the device */
-    double scale; /* where it is no argument */
+    double scale; /* if it is not an argument */
     double fill;
-    double limit; /* of a scale, on either side */
+    double limit; /* of the magnitude of a scale */
     Place places[PLACES];
-    int next_place; /* to be replaced */
+    int next_place; /* the next one to be replaced */
 } Repeated;
 
-/* What a call came with. */
+/* The arguments of a call. */
 typedef struct {
     PyObject *const *arguments;
     double scale;
@@ -93,7 +94,7 @@ typedef struct {
 /* Names of attributes, interned. */
 static PyObject *text_current_level, *text_native;
 
-/* What a callable says, as an int; -1 with an error. */
+/* The result of a callable as an int; -1 with an error. */
 static long asked(PyObject *callable, PyObject *argument)
 {
     PyObject *answer = PyObject_CallFunctionObjArgs(callable, argument, NULL);
@@ -109,8 +110,8 @@ static uint64_t address_of(const DLTensor *tensor)
     return (uint64_t)(uintptr_t)tensor->data + tensor->byte_offset;
 }
 
-/* 1 and its address if a tensor is laid out as the known one. 0 for others: a nested tensor, whose shape ends the
-   process where IS_LIKE asks for it, one without memory, and what is no tensor. */
+/* 1 and its address if a tensor is laid out like the known one. 0 otherwise: also for a nested tensor (asking for its
+   shape in IS_LIKE would end the process), a tensor without memory, and an object that is not a tensor. */
 static int is_laid_out_like(Repeated *self, const Argument *known, PyObject *tensor, uint64_t *address)
 {
     DLTensor given;
@@ -126,7 +127,7 @@ static int is_laid_out_like(Repeated *self, const Argument *known, PyObject *ten
            memcmp(given.strides, known->layout + known->rank, bytes) == 0;
 }
 
-/* 1 and its value: of a float, one of a subclass, or an int within the range of floats; True is none. */
+/* 1 and its value for a float, also of a subclass, or an int within the range of floats; True is not a number. */
 static int is_number(PyObject *given, double *value)
 {
     if (!PyFloat_Check(given) && Py_TYPE(given) != &PyLong_Type)
@@ -138,7 +139,7 @@ static int is_number(PyObject *given, double *value)
     return 0;
 }
 
-/* 1 if equal and of one type, as numbers and tuples of them can be. */
+/* 1 if equal and of the same type; for numbers and tuples of numbers. */
 static int is_same(PyObject *given, PyObject *known)
 {
     if (given == known)
@@ -155,7 +156,7 @@ static int is_same(PyObject *given, PyObject *known)
     return same;
 }
 
-/* 1 if nobody else has to see the call: no dispatch mode, no level of forward-mode differentiation, no autograd. */
+/* 1 if nothing else needs to see the call: no dispatch mode, no level of forward-mode differentiation, no autograd. */
 static int is_unobserved(Repeated *self)
 {
     long modes = asked(self->asked[DISPATCH_MODES], NULL);
@@ -174,7 +175,7 @@ static int is_unobserved(Repeated *self)
     return records < 0 ? -1 : !records;
 }
 
-/* 1 if all but addresses is as it was. */
+/* 1 if everything except addresses matches the known call. */
 static int is_same_call(Repeated *self, Call *call)
 {
     PyObject *const *given = call->arguments;
@@ -210,7 +211,7 @@ static int is_same_call(Repeated *self, Call *call)
     return same;
 }
 
-/* What launches operands that lie there: a new reference, Py_None where that is not known. */
+/* The Launches for operands at these addresses: a new reference, Py_None if it is not known. */
 static PyObject *found(Repeated *self, const uint64_t *addresses)
 {
     size_t bytes = (size_t)self->operands * sizeof *addresses;
@@ -245,7 +246,7 @@ static PyObject *found(Repeated *self, const uint64_t *addresses)
     return launches;
 }
 
-/* A tensor that a callable makes like another one, and its address; a new reference. */
+/* A tensor made by a callable to be like another one, and its address; a new reference. */
 static PyObject *made(Repeated *self, PyObject *maker, PyObject *like, uint64_t *address)
 {
     PyObject *tensor = PyObject_CallFunctionObjArgs(maker, like, NULL);
@@ -302,7 +303,7 @@ static int launch_at(Repeated *self, const uint64_t *addresses, double scale, Py
     return status;
 }
 
-/* With the device current. `result` and `rows`, NULL at first, become new references. 1, 0 or -1 as launch_at. */
+/* The device must be current. `result` and `rows`, NULL at first, become new references. Returns as launch_at. */
 static int compute(Repeated *self, const Call *call, PyObject **result, PyObject **rows)
 {
     PyObject *like = call->arguments[self->like];
@@ -324,7 +325,7 @@ static int compute(Repeated *self, const Call *call, PyObject **result, PyObject
     return launch_at(self, addresses, call->scale, *result);
 }
 
-/* What compute says, on the device, and with an error if there was one; the device that was current is so again. */
+/* compute on the device; keeps its error, if any. Restores the device that was current before. */
 static int compute_on_device(Repeated *self, const Call *call, PyObject **result, PyObject **rows)
 {
     long previous = asked(self->asked[EXCHANGE_DEVICE], self->asked[ORDINAL]);
@@ -369,7 +370,7 @@ PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t 
     return answer;
 }
 
-/* Keeps what there is to know of a tensor. */
+/* Stores the type and layout of a tensor. */
 static int remember(Repeated *self, Argument *known, PyObject *tensor)
 {
     DLTensor given;
