@@ -16,7 +16,7 @@ from .schedule import AT_BLOCK, AT_CLUSTER, AT_MBARRIER, Control, Scheduler
 
 
 def control_of(instruction: Instruction) -> Control | None:
-    """The control function of an instruction, or None where it simply falls through."""
+    """The control function of an instruction, or None if it simply falls through."""
     head = instruction.parts[:3]
     if head[0] == "bra":
         return _branch(instruction.targets[0])
@@ -102,7 +102,7 @@ def _block_barrier(instruction: Instruction) -> Control:
 
 
 def _block_vote(instruction: Instruction, operation: str) -> Callable[[Scheduler, Active], None]:
-    """Result of bar.red.popc, .and or .or: known when the barrier completes."""
+    """Result of bar.red.popc, .and or .or, available when the barrier completes."""
     source, out = reader(instruction.operands[-1], "pred"), writer(instruction.operands[0])
 
     def release(scheduler: Scheduler, active: Active) -> None:
@@ -128,7 +128,7 @@ def _cluster_arrive(instruction: Instruction) -> Control:
             if twice.any():
                 raise Fault("divergent barrier", "arrives again before it has waited", _first(scheduler, chosen, twice))
             state = scheduler.state
-            # A relaxed arrival orders only what a fence before it covers; 1 is before every access.
+            # A relaxed arrival orders only what an earlier fence covers; 1 is before every access.
             ordered = np.maximum(state.fenced[chosen.index], 1) if relaxed else np.int32(state.order.step)
             scheduler.arrived_at[chosen.index] = ordered
         scheduler.enqueue(pc + 1, active.index)
@@ -155,7 +155,7 @@ def _cluster_wait(scheduler: Scheduler, pc: int, active: Active, chosen: Active 
 
 
 def _mbarrier_wait(instruction: Instruction) -> Control:
-    """mbarrier.try_wait, which may sleep as long as it likes: here until the phase is complete."""
+    """mbarrier.try_wait, which may wait as long as it likes: here until the phase is complete."""
     out, where = writer(instruction.operands[0]), address(instruction.operands[1])
     parity = reader(instruction.operands[2], "u32")
     if len(instruction.operands) > 3:
@@ -183,7 +183,7 @@ def _mbarrier_wait(instruction: Instruction) -> Control:
 
 
 def collective(members: Reader, step: Step) -> Control:
-    """A warp operation: lanes wait until all lanes of their member mask are here."""
+    """A warp operation: lanes wait until all lanes in their member mask have arrived."""
 
     def control(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
         rest = scheduler.rest(active, chosen)

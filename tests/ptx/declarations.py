@@ -1,4 +1,4 @@
-"""Declared variables: where parameters, shared, local and module variables lie."""
+"""Declared variables: the addresses of parameters and of shared, local and module variables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .formats import DTYPE, bits_of
 from .literals import immediate
 from .program import Symbol, Variable
 
-MODULE_BASE = 1 << 44  # module variables lie in global memory, far above every buffer
+MODULE_BASE = 1 << 44  # module variables are in global memory, far above every buffer
 
 _VARIABLE = re.compile(
     r"^[ \t]*(?:\.(?:visible|extern|weak|common)\s+)*\.(?P<space>shared|local|global|const)\s+"
@@ -37,7 +37,7 @@ class Layout:
     local_bytes: int = 0
 
     def place(self, match: re.Match[str]) -> None:
-        """Gives one declaration its address."""
+        """Assigns an address to one declaration."""
         item = bits_of(match["type"]) // 8
         align = int(match["align"] or item)
         sizes = [int(size) if size else 0 for size in re.findall(r"\[(\d*)\]", match["dims"])]
@@ -60,7 +60,7 @@ class Layout:
         self.variables.append(Variable(symbol, nbytes, initial))
 
     def place_dynamic(self, match: re.Match[str]) -> None:
-        """extern __shared__ arrays all start where the static variables end."""
+        """extern __shared__ arrays all start at the end of the static variables."""
         self.shared_dynamic = max(self.shared_dynamic, _align(self.shared_static, int(match["align"] or 1)))
         self.symbols[match["name"]] = Symbol(match["name"], "shared", self.shared_dynamic)
 
@@ -70,7 +70,7 @@ def _align(address: int, align: int) -> int:
 
 
 def _initial(value: str | None, kind: str, nbytes: int) -> bytes:
-    """Bytes of an initialiser; what it leaves out is zero, as PTX says."""
+    """Bytes of an initialiser; elements that it omits are zero, as PTX specifies."""
     literals = [immediate(item.strip()) for item in (value or "").strip("{} \n").split(",") if item.strip()]
     if None in literals:
         raise ValueError(f"cannot read initialiser {value!r}")
@@ -107,5 +107,5 @@ def parameters(head: str, layout: Layout) -> int:
 
 
 def file_names(ptx: str) -> dict[str, str]:
-    """File number to base name, of the .file directives."""
+    """Base name by file number, from the .file directives."""
     return {number: re.split(r"[/\\]", path)[-1] for number, path in _FILE.findall(ptx)}

@@ -1,4 +1,4 @@
-"""The one error the interpreter raises: a kernel did what no correct kernel does."""
+"""The only error that the interpreter raises: a kernel did something that no correct kernel does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = (
 
 
 class Fault(AssertionError):
-    """A failed check, with what the CUDA programmer needs to find it.
+    """A failed check, with what a CUDA programmer needs to find the cause.
 
     Code that detects a fault knows the lane; the machine adds block, thread and instruction with `locate`.
     """
@@ -39,7 +39,7 @@ class Fault(AssertionError):
         self.instruction: Instruction | None = None
 
     def locate(self, instruction: Instruction | None, threads_stride: int) -> Fault:
-        """Adds the place; lanes are numbered block * threads_stride + thread."""
+        """Adds block, thread and instruction; lanes are numbered block * threads_stride + thread."""
         self.instruction = self.instruction or instruction
         if self.lane is not None:
             self.block, self.thread = divmod(self.lane, threads_stride)

@@ -1,4 +1,4 @@
-"""PTX types as numpy types, and the 16-bit and packed formats that numpy does not have."""
+"""PTX types as numpy types, and the 16-bit and packed formats that numpy lacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Values: TypeAlias = (
-    Any  # an array, one element per lane, or a numpy scalar for all lanes: numpy's types cannot say which
+    Any  # an array, one element per lane, or a numpy scalar for all lanes: numpy's types cannot express this
 )
 
 DTYPE: dict[str, Any] = {
@@ -16,7 +16,7 @@ DTYPE: dict[str, Any] = {
     **{f"b{bits}": np.dtype(f"u{bits // 8}").type for bits in (8, 16, 32, 64)},
     **{f"s{bits}": np.dtype(f"i{bits // 8}").type for bits in (8, 16, 32, 64)},
     "f16": np.float16,
-    "bf16": np.uint16,  # held as bits: see bf16_to_f32
+    "bf16": np.uint16,  # stored as bits: see bf16_to_f32
     "f16x2": np.uint32,
     "bf16x2": np.uint32,
     "f32x2": np.uint64,
@@ -57,12 +57,12 @@ def f32_to_bf16(value: Values) -> Values:
 
 
 def canonical_f16(value: Values) -> Values:
-    """Every NaN of PTX's f16 conversions has the same bits."""
+    """Replaces every NaN by the one bit pattern that PTX's f16 conversions give."""
     nan = np.isnan(value)
     return np.where(nan, F16_NAN.view(np.float16), value) if nan.any() else value
 
 
 def flush(value: Values) -> Values:
-    """.ftz: subnormal numbers become zero of the same sign."""
+    """.ftz: subnormal numbers become zero with the same sign."""
     tiny = np.abs(value) < np.finfo(value.dtype).tiny
     return np.where(tiny, np.copysign(value.dtype.type(0), value), value) if tiny.any() else value

@@ -1,4 +1,4 @@
-"""Functions of a module, put in place of their calls: the machine has no stack, and its kernels no recursion."""
+"""Functions of a module, inlined at their calls: the machine has no stack, and its kernels do not recurse."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def closing_brace(text: str, start: int) -> int | None:
 
 
 def inlined(body: str, module: str) -> str:
-    """The body of a kernel with those of the functions that it calls, each in a scope of its own.
+    """The body of a kernel with the bodies of the functions that it calls inlined, each in a scope of its own.
 
-    Arguments and results are scalars: registers take the place of parameters.
+    Arguments and results are scalars, so registers replace parameters.
     """
     functions = {match["name"]: match for match in _FUNCTION.finditer(module)}
 
@@ -55,7 +55,7 @@ def inlined(body: str, module: str) -> str:
 
 
 def _by_registers(body: str) -> str:
-    """With the parameters that are declared inside it as registers."""
+    """A body whose declared parameters are turned into registers."""
     names = set(re.findall(r"\.(?:param|reg)\s+\.\w+\s+([\w$]+)\s*;", body))
 
     def moved(access: re.Match[str]) -> str:

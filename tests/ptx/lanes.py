@@ -1,4 +1,4 @@
-"""Lanes of one wave of blocks: their registers and what they know of themselves.
+"""Lanes of one wave of blocks: their registers, and the special registers that identify them.
 
 A lane is one CUDA thread. Lanes are numbered block by block, each block rounded up to whole warps, so that a lane's
 warp is lane // 32; the lanes that pad a block never run.
@@ -19,14 +19,14 @@ WARP = 32
 
 
 def padded(threads: int) -> int:
-    """Lanes that a block of `threads` takes."""
+    """Number of lanes that a block of `threads` threads takes."""
     return -(-threads // WARP) * WARP
 
 
 class Active:
     """The lanes that execute an instruction together: sorted numbers within the wave.
 
-    `select` indexes a register: a slice where the lanes are contiguous, which spares a copy.
+    `select` indexes a register: it is a slice if the lanes are contiguous, which saves a copy.
     """
 
     __slots__ = ("index", "select", "size")
@@ -67,10 +67,10 @@ class Lanes:
         return self.masks(which)
 
     def register(self, slot: int, bits: int) -> Values:
-        """All lanes of a register.
+        """A register of all lanes.
 
-        It comes into being poisoned, all bits set: NaN as a float. Compilers let lanes read registers that they never
-        wrote, where the value cannot matter; where it does, results are wrong.
+        It is created poisoned, with all bits set: NaN as a float. Compilers let lanes read registers that they never
+        wrote when the value cannot matter; if it does matter, results are wrong.
         """
         register = self.registers[slot]
         if register is None:
@@ -80,7 +80,7 @@ class Lanes:
         return register
 
     def special(self, name: str, active: Active) -> Values:
-        """%tid.x and its like, as 32-bit unsigned values; scalars where all lanes agree."""
+        """%tid.x and similar registers, as 32-bit unsigned values; scalars if all lanes agree."""
         read = _SPECIAL.get(name)
         if read is None:
             raise Fault("unsupported", f"machine register {name}", self.first + int(active.index[0]))
@@ -88,7 +88,7 @@ class Lanes:
 
 
 def _lower(lanes: Lanes, select: Any) -> Values:
-    """Mask of the lanes of the warp below this one."""
+    """Mask of the lanes of the warp with lower numbers than this one."""
     return (np.uint32(1) << lanes.in_warp[select]) - np.uint32(1)
 
 

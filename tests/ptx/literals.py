@@ -1,4 +1,4 @@
-"""PTX literals: integers of four bases, and floats by their bits."""
+"""PTX literals: integers in four bases, and floats given by their bits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INTEGER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
 
 
 def immediate(text: str) -> Immediate | None:
-    """A literal, or None where the text is none."""
+    """A literal, or None if the text is not one."""
     if text == "WARP_SZ":
         return Immediate(32)
     if re.fullmatch(r"-?0[fF][0-9a-fA-F]{8}", text):

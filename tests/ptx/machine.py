@@ -16,7 +16,7 @@ from .program import Program
 from .schedule import Code, Scheduler
 from .spaces import State, module_buffers
 
-WAVE_LANES = 1 << 14  # lanes that run at once: enough to hide Python, few enough for the cache
+WAVE_LANES = 1 << 14  # lanes that run at once: enough to hide Python's overhead, few enough for the cache
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Report:
     """What a launch did, counted in lanes (threads), not warps.
 
     `count` has the accesses by (state space, "read" | "write" | "atomic", width in bytes), `traffic` those of each
-    buffer. `reached_at` and `executed_at` have one number per instruction of `program.instructions`: lanes that came
-    to it, and lanes for which its guard held.
+    buffer. `reached_at` and `executed_at` have one number per instruction of `program.instructions`: lanes that reached
+    it, and lanes whose guard held.
     """
 
     program: Program
@@ -65,7 +65,7 @@ def run(
 ) -> Report:
     """Launches `grid` blocks of `block` threads; `shared_bytes` is the size of the dynamic shared memory.
 
-    `params` are the bytes of the kernel's parameters. The memory keeps what the kernel wrote. Raises Fault.
+    `params` are the bytes of the kernel's parameters. What the kernel wrote stays in memory. Raises Fault.
     """
     _check_launch(program, grid, block, cluster, params)
     module_buffers(memory, program)

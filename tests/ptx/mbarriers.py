@@ -1,8 +1,8 @@
 """mbarrier objects in shared memory, and the asynchronous stores that they count.
 
-A store lands when the phase that counts it completes, the last moment that the hardware has for it: who reads earlier
-reads what was there before. It is ordered before what a lane does after it waited for that phase, whatever else
-that lane waited for: neither barriers nor fences hand the order on to other lanes, which the hardware would.
+A store lands when the phase that counts it completes, the latest moment that the hardware allows: an earlier read gives
+the old bytes. The store is ordered before what a lane does after waiting for that phase, whatever else that lane waited
+for. Barriers and fences do not pass this order on to other lanes, although the hardware would.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from .order import ASYNC, LANE
 from .spaces import State
 
 NBYTES = 8
-NEVER = np.iinfo(np.int32).max  # the step at which a store under way was written
+NEVER = np.iinfo(np.int32).max  # the step assigned to a store that has not landed
 
 
 @dataclass(eq=False)
 class Mbarrier:
-    """One object: arrivals and bytes that its open phase still waits for, and what lands when they have come."""
+    """One object: arrivals and bytes that its open phase still waits for, and the stores that then land."""
 
-    writer: int  # in the shadow, of the stores that it counts
+    writer: int  # in the shadow, as the writer of the stores that it counts
     block: int
     initialiser: int  # lane
     initialised: int  # step
     arrivals: int
     missing: int
     bytes: int = 0
-    phases: int = 0  # complete ones
+    phases: int = 0  # completed ones
     under_way: list[tuple[int, Values]] = field(default_factory=list)  # position, bytes
 
     def open(self, parity: int) -> bool:
-        """True while the phase of this parity is not complete."""
+        """True until the phase of this parity is complete."""
         return self.phases & 1 == parity
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Mbarrier:
 
 
 def find(state: State, active: Active, address: Values) -> NDArray[Any]:
-    """The object at the address of each lane, which must be initialised before what the lane does now."""
+    """The object at each lane's address; its initialisation must be ordered before the current access."""
     positions = state.asynchronous("mbarrier operation", active, address, NBYTES)
     lanes = state.lanes.first + active.index
     found = np.empty(active.size, object)
@@ -65,7 +65,7 @@ def find(state: State, active: Active, address: Values) -> NDArray[Any]:
 
 
 def initialise(state: State, active: Active, address: Values, count: Any) -> None:
-    """Each lane's object waits for `count` arrivals in every phase."""
+    """Each lane's object expects `count` arrivals in every phase."""
     lanes = (state.lanes.first + active.index).tolist()
     counts = np.broadcast_to(count, active.size).tolist()
     for _, storage, positions in state.places(active, "shared", address, NBYTES, "write"):
@@ -79,7 +79,7 @@ def initialise(state: State, active: Active, address: Values, count: Any) -> Non
 
 
 def arrive(state: State, active: Active, address: Values, nbytes: Any) -> None:
-    """One arrival by each lane, from which on the phase waits for `nbytes` bytes more."""
+    """One arrival by each lane, which adds `nbytes` to the bytes that the phase waits for."""
     for one, expected in zip(find(state, active, address), np.broadcast_to(nbytes, active.size).tolist(), strict=True):
         one.missing -= 1
         one.bytes += expected
@@ -106,7 +106,7 @@ def store(state: State, active: Active, address: Values, values: Values, counter
 
 
 def _complete(state: State, one: Mbarrier) -> None:
-    """Where nothing is missing any more the stores land, and the next phase begins."""
+    """If nothing is missing any more, the stores land and the next phase begins."""
     if one.missing or one.bytes:
         return
     shadow = state.shared.shadow
@@ -119,6 +119,6 @@ def _complete(state: State, one: Mbarrier) -> None:
 
 
 def waited(state: State, index: Values, found: NDArray[Any]) -> None:
-    """What landed is known to these lanes of the wave."""
+    """Makes what landed known to these lanes of the wave."""
     for one in set(found.tolist()):
         state.order.landed[one.writer - ASYNC][index[found == one]] = state.order.step

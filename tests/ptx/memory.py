@@ -1,4 +1,4 @@
-"""Global memory: named buffers in a 64-bit address space, each access checked against the one it falls in."""
+"""Global memory: named buffers in a 64-bit address space. Each access is checked against the buffer it falls in."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .order import Order
 from .shadow import NOBODY, WIDEST, Shadow
 
 Access = Literal["read", "write", "readwrite"]
-ALIGNMENT = 256  # of a buffer's address, as cudaMalloc gives
+ALIGNMENT = 256  # of a buffer's address, as with cudaMalloc
 FIRST = 0x7F_0000_0000
-GAP = 1 << 33  # between buffers: an index that is wrong by any 32-bit amount falls in no other buffer
+GAP = 1 << 33  # between buffers: an index that is off by any 32-bit amount does not reach another buffer
 POISON = 0xFF  # NaN in every float format
 
 
@@ -72,7 +72,7 @@ class Buffer:
         return self.shadow.bytes_mask(per_granule)[self.lead : self.lead + self.nbytes]
 
     def check(self, offset: Values, width: int, kind: str, lane: Values) -> None:
-        """Bounds, guard bytes and access rights of accesses of `width` bytes at `offset`."""
+        """Checks bounds, guard bytes and access rights of accesses of `width` bytes at `offset`."""
         outside = (offset < 0) | (offset + width > self.nbytes)
         if outside.any():
             self._fault("bounds", f"{kind} out of bounds", offset, width, lane, outside)
@@ -89,7 +89,7 @@ class Buffer:
         raise Fault(kind, f"{what}: {place}", int(lane[first]))
 
     def track(self, offset: Values, width: int, kind: str, lane: Values, order: Order, strong: bool) -> None:
-        """Initialised reads and races. A read-only buffer cannot fail either, so only what was read is kept."""
+        """Checks for uninitialised reads and races. A read-only buffer has neither: only its reads are recorded."""
         position = offset + self.lead
         if self.access == "read":
             self.shadow.touch(position, width)
@@ -120,10 +120,10 @@ class GlobalMemory:
         at: int | None = None,
         valid: NDArray[np.bool_] | None = None,
     ) -> int:
-        """A copy of `data` (its bytes, or that many bytes) at an address `offset` bytes past a multiple of 256.
+        """Adds a copy of `data` (its bytes, or that many bytes) at an address `offset` bytes past a multiple of 256.
 
-        A buffer of access "write" starts poisoned, whatever data holds, and reading it before it is written is a
-        fault. `at` asks for an address. `valid` has one bool per byte: a fault where the kernel touches others.
+        A buffer of access "write" starts poisoned, whatever data contains, and reading it before it is written is a
+        fault. `at` sets the address. `valid` has one bool per byte: it is a fault if the kernel touches the others.
         """
         if name in self.buffers:
             raise ValueError(f"there is a buffer {name!r} already")
@@ -164,7 +164,7 @@ class GlobalMemory:
         return missing if buffer.valid is None else missing & buffer.valid
 
     def writers(self, name: str) -> NDArray[np.int64]:
-        """For each byte the lane that wrote it last in the last launch; negative where none did."""
+        """For each byte the lane that wrote it last in the last launch; negative if none did."""
         buffer = self.buffers[name]
         each = np.repeat(buffer.shadow.writer, buffer.shadow.granule)[buffer.lead : buffer.lead + buffer.nbytes]
         return each.astype(np.int64)
@@ -175,7 +175,7 @@ class GlobalMemory:
         return buffer.inner(buffer.shadow.touched)
 
     def start(self) -> None:
-        """Before a launch: everything earlier is settled, nothing is counted yet."""
+        """Prepares for a launch: everything earlier is settled, and nothing is counted yet."""
         for buffer in self._sorted:
             buffer.shadow.settle()
             buffer.traffic = Traffic()
@@ -186,7 +186,7 @@ class GlobalMemory:
         return {name: buffer.traffic for name, buffer in self.buffers.items()}
 
     def places(self, address: Values, width: int, kind: str, lane: Values) -> Iterator[tuple[Any, Buffer, Values]]:
-        """(which of the accesses, buffer, offsets in it); most instructions touch one buffer only."""
+        """(which of the accesses, buffer, offsets in it); most instructions touch only one buffer."""
         if not self._sorted:
             raise Fault("bounds", f"{kind} at {int(address[0]):#x}: there is no buffer", int(lane[0]))
         low, high = np.searchsorted(self._borders, [address.min(), address.max()], "right").tolist()

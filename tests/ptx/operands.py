@@ -1,4 +1,4 @@
-"""Operands compiled once to closures: how to read a source, how to write a destination."""
+"""Operands compiled once into closures that read a source or write a destination."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _literal(operand: Immediate, kind: str) -> Any:
 
 
 def writer(operand: Operand) -> Writer:
-    """Writes values of any type; one narrower than the register is extended by its sign, if it has one."""
+    """Writes values of any type; a value narrower than the register is sign-extended if it is signed."""
     if isinstance(operand, Name) and operand.name == "_":
         return lambda state, active, value: None
     if not isinstance(operand, Register):

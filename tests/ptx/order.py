@@ -1,11 +1,11 @@
-"""Which accesses are ordered before which: the happens-before relation behind the race check.
+"""Which accesses are ordered before which others: the happens-before relation behind the race check.
 
 Time is the number of the executed instruction (`step`), one clock for the whole grid. An access at step s by one lane
-is ordered before the current access of another lane only if a barrier that both took part in completed after s:
-the block's, the cluster's (by the step at which the earlier lane *arrived*), or the warp's. Program order counts
-within a lane. Shuffles, votes and kernel-wide luck with the schedule count for nothing. Blocks that share no
-cluster are ordered only through fences and atomics (signals.py). An asynchronous store is a lane of its own, ASYNC and
-above: it is before the lanes that waited at its mbarrier (mbarriers.py).
+is ordered before the current access of another lane only if a barrier in which both took part completed after s:
+the block's, the cluster's (by the step at which the earlier lane *arrived*), or the warp's. Within a lane, program
+order counts. Shuffles, votes and the accidental order of the schedule do not count. Blocks without a common cluster
+are ordered only through fences and atomics (signals.py). An asynchronous store counts as a lane of its own, numbered
+from ASYNC: it is ordered before the lanes that waited at its mbarrier (mbarriers.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .formats import Values
 from .signals import Signals
 
 LANE, WARP, BLOCK, CLUSTER, GRID = 1, 2, 3, 4, 5  # how far apart the lanes of a set are
-ASYNC = 1 << 30  # what an mbarrier counts is written by this "lane" plus the number of the mbarrier
+ASYNC = 1 << 30  # the "lane" that writes what an mbarrier counts is this plus the number of the mbarrier
 
 
 class Order:
@@ -34,26 +34,26 @@ class Order:
         self.signals = Signals(self.block_synced, stride)
 
     def start_wave(self, first_lane: int, lanes: int) -> None:
-        """Lanes of earlier waves share no barrier with those of this one, so only these need clocks."""
+        """Lanes of earlier waves share no barrier with lanes of this one, so only the latter need clocks."""
         self.first_lane, self.lanes = first_lane, lanes
         self.warp_synced = None
         self.arrived = np.zeros((2, lanes), np.int32)  # step of arrival: newest, older
         self.behind = np.zeros(lanes, np.bool_)  # has not yet waited for the newest completed one
-        self.landed: list[Values] = []  # of each mbarrier: step of each lane's last wait
+        self.landed: list[Values] = []  # for each mbarrier: step of each lane's last wait
 
     def sync_blocks(self, blocks: Values) -> None:
         self.block_synced[blocks] = self.step
         self.signals.sync_blocks(blocks)
 
     def sync_warps(self, lanes: Values, members: Values) -> None:
-        """bar.warp.sync of the wave's `lanes`, each with the mask of its warp's members."""
+        """bar.warp.sync by the wave's `lanes`, each with the mask of its warp's members."""
         if self.warp_synced is None:
             self.warp_synced = np.zeros((self.lanes, 32), np.int32)
         took_part = (members[:, None] >> np.arange(32, dtype=np.uint32) & np.uint32(1)).astype(np.bool_)
         self.warp_synced[lanes] = np.where(took_part, self.step, self.warp_synced[lanes])
 
     def sync_clusters(self, lanes: Values, arrivals: Values) -> None:
-        """A cluster barrier of the wave's `lanes` completed; each arrived at its own step."""
+        """Completes a cluster barrier of the wave's `lanes`; each arrived at its own step."""
         self.arrived[1, lanes] = self.arrived[0, lanes]
         self.arrived[0, lanes] = arrivals
         self.behind[lanes] = True
@@ -112,12 +112,12 @@ class Order:
         return done
 
     def _earliest(self, group: int) -> Values:
-        """First arrival in each group of lanes, lanes that do not exist left out."""
+        """First arrival in each group of lanes, ignoring lanes that do not exist."""
         arrived = np.where(self.arrived == 0, np.iinfo(np.int32).max, self.arrived).reshape(2, -1, group).min(axis=2)
         return np.where(arrived == np.iinfo(np.int32).max, 0, arrived)
 
     def span(self, one: Values, other: Values) -> NDArray[np.int8]:
-        """How far apart two lanes are: LANE when they are the same, up to GRID."""
+        """How far apart two lanes are, from LANE if they are the same up to GRID."""
         result = np.full(one.shape, GRID, np.int8)
         per_cluster = self.stride * self.cluster
         result[one // per_cluster == other // per_cluster] = CLUSTER

@@ -1,4 +1,4 @@
-"""PTX text to Program: one kernel, its operands decoded and its labels resolved."""
+"""Parses PTX text into a Program: one kernel, with operands decoded and labels resolved."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class _Scope:
         return self.registers.get(name) or (self.parent.register(name) if self.parent else None)
 
     def targets(self, name: str) -> tuple[int, ...]:
-        """Program counters of a label, or of every label of a .branchtargets table."""
+        """Program counters of a label, or of every label in a .branchtargets table."""
         if name in self.tables:
             return tuple(pc for label in self.tables[name] for pc in self.targets(label))
         if name in self.labels:
@@ -158,7 +158,7 @@ class _Body:
         elif text.startswith(".branchtargets"):
             labels = tuple(label.strip() for label in text.removeprefix(".branchtargets").split(","))
             self.scope.tables[self.pending_label] = labels
-        elif not text.startswith("."):  # .shared and .local are in the layout, .pragma says nothing here
+        elif not text.startswith("."):  # .shared and .local are in the layout, .pragma has no meaning here
             self.instruction(text)
 
     def declare(self, text: str) -> None:
@@ -220,7 +220,7 @@ class _Body:
         return Address(self.simple(base.strip()), number.value)
 
     def resolved(self) -> tuple[Instruction, ...]:
-        """The instructions, each branch with the program counters it can go to."""
+        """The instructions, each branch with its possible target program counters."""
         return tuple(self.branch(each, scope) for each, scope in zip(self.instructions, self.scopes, strict=True))
 
     @staticmethod

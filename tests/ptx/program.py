@@ -1,4 +1,4 @@
-"""What a parsed kernel is: operands, instructions, parameter and shared-memory layout."""
+"""The parts of a parsed kernel: operands, instructions, parameter and shared-memory layout."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """An identifier that is neither register nor variable: a label, a function, the sink `_`."""
+    """An identifier that is neither a register nor a variable: a label, a function, or the sink `_`."""
 
     name: str
 
@@ -74,7 +74,7 @@ Operand = Register | Immediate | Special | Symbol | Vector | Pair | Address | Na
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source position; `inlined` holds the call sites outwards, as `file:line`."""
+    """A source position; `inlined` holds the call sites from inside out, as `file:line`."""
 
     place: str
     inlined: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One PTX instruction. `guard` is its predicate; `targets` are the program counters a branch can go to."""
+    """One PTX instruction. `guard` is its predicate; `targets` are the program counters to which a branch can go."""
 
     opcode: str
     parts: tuple[str, ...]

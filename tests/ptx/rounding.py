@@ -1,7 +1,7 @@
 """Correctly rounded arithmetic on numpy arrays: fused multiply-add and directed rounding.
 
-A float64 result that is *rounded to odd* (the last bit is set when something was cut off) can be rounded again to
-float32 or less, in any mode, as if the exact value had been rounded once: float64 has more than two bits to spare.
+A float64 result that is *rounded to odd* (its last bit is set if anything was cut off) can be rounded again to
+float32 or less, in any mode, as if the exact value had been rounded once: float64 has more than two extra bits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def sum_to_odd(a: Values, b: Values) -> Values:
 
 
 def fma_f64(a: Values, b: Values, c: Values) -> Values:
-    """a * b + c with one rounding (Boldo and Melquiond, 2008); plain arithmetic where a part leaves the range."""
+    """a * b + c with one rounding (Boldo and Melquiond, 2008); plain arithmetic if an intermediate is out of range."""
     plain = a * b + c
     product, low = two_product(a, b)
     high, error = two_sum(c, low)
@@ -88,7 +88,7 @@ def round_bf16(value: Values, mode: str = "rn") -> Values:
 
 
 def _single_to_odd(value: Values) -> Values:
-    """float64 to float32 towards zero, the last bit set when inexact: safe to round again."""
+    """float64 to float32 towards zero, with the last bit set if inexact: safe to round again."""
     cut = round_f32(value, "rz")
     inexact = (cut.astype(np.float64) != value) & np.isfinite(cut)
     return (cut.view(np.uint32) | inexact.astype(np.uint32)).view(np.float32)

@@ -1,9 +1,9 @@
 """Runs one wave: groups of lanes by program counter, lowest first, and the barriers they wait at.
 
-Lanes at the same program counter run as one group. The group with the lowest counter goes on until it reaches that of
-another group, which it joins, or a branch, barrier or exit: so lanes that diverged meet again behind the branch. A
-lane that must wait is parked; when nothing can run any more, complete barriers let their lanes go on, and if there is
-none the kernel hangs, which is a fault.
+Lanes at the same program counter run as one group. The group with the lowest counter runs until it reaches the counter
+of another group, which it joins, or a branch, barrier or exit. So lanes that diverged meet again after the branch. A
+lane that must wait is parked. When nothing can run any more, complete barriers release their lanes; if there are none,
+the kernel hangs, which is a fault.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .program import Instruction
 from .spaces import State
 
 RUNS, AT_BLOCK, AT_CLUSTER, AT_WARP, AT_MBARRIER, EXITED, ABSENT = range(7)
-STEP_LIMIT = 2_000_000  # instructions of one wave, some 20 seconds: more means a loop that never ends
+STEP_LIMIT = 2_000_000  # instructions of one wave, some 20 seconds: more are taken for an endless loop
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A compiled instruction: `step` for one that falls through, else `control`, which also moves the lanes."""
+    """A compiled instruction: `step` if it falls through, otherwise `control`, which also moves the lanes."""
 
     instruction: Instruction
     guard: Reader | None
@@ -40,7 +40,7 @@ Control = Callable[["Scheduler", int, Active, "Active | None"], None]  # (…, p
 
 
 class Scheduler:
-    """Lanes of one wave, by where they are. `reached` and `executed` count lanes for each program counter."""
+    """Lanes of one wave, by their position. `reached` and `executed` count lanes for each program counter."""
 
     def __init__(self, state: State, code: Sequence[Code], reached: list[int], executed: list[int]) -> None:
         self.state, self.code, self.reached, self.executed = state, code, reached, executed
@@ -51,12 +51,12 @@ class Scheduler:
         self.collective: dict[int, NDArray[np.intp]] = {}  # lanes parked at a warp operation
         self.current = 0
         self.releases: dict[int, Callable[[Scheduler, Active], None]] = {}  # what a barrier's completion does
-        self.arrived_at = np.zeros(lanes.count, np.int32)  # step of arrival at the open cluster barrier, 0: not yet
+        self.arrived_at = np.zeros(lanes.count, np.int32)  # step of arrival at the open cluster barrier; 0: not yet
         self.may_pass = np.zeros(lanes.count, np.bool_)  # the cluster barrier it arrived at is complete
         self.awaited: dict[int, tuple[Mbarrier, int]] = {}  # by lane: the mbarrier and the parity of the phase
 
     def run(self) -> None:
-        """Until every lane has exited."""
+        """Runs until every lane has exited."""
         try:
             while True:
                 while self.runnable:
@@ -100,7 +100,7 @@ class Scheduler:
     # ---- where lanes go
 
     def enqueue(self, pc: int, index: NDArray[np.intp]) -> None:
-        """Lanes go on at `pc`, together with those already there."""
+        """Makes lanes continue at `pc`, together with those already there."""
         if not index.size:
             return
         if self.state.order.step - self.state.first_step > STEP_LIMIT:
@@ -127,7 +127,7 @@ class Scheduler:
         self.at[index] = pc
 
     def resume(self, index: NDArray[np.intp]) -> None:
-        """Parked lanes go on behind the instruction at which they waited."""
+        """Makes parked lanes continue after the instruction at which they waited."""
         self.status[index] = RUNS
         for pc in np.unique(self.at[index]).tolist():
             self.enqueue(pc + 1, index[self.at[index] == pc])
@@ -176,7 +176,7 @@ class Scheduler:
             self._hang()
 
     def _complete_blocks(self) -> bool:
-        """Blocks all of whose threads wait at one barrier go on."""
+        """Releases blocks all of whose threads wait at one barrier."""
         lanes = self.state.lanes
         status = self.status.reshape(-1, lanes.stride)
         ready = ((status == AT_BLOCK) | (status == ABSENT)).all(axis=1)
@@ -196,7 +196,7 @@ class Scheduler:
         return True
 
     def _complete_clusters(self) -> bool:
-        """Clusters all of whose threads have arrived: those that wait for it go on."""
+        """Handles clusters all of whose threads have arrived: releases the lanes that wait for that."""
         lanes = self.state.lanes
         if lanes.cluster == 1 and not (self.status == AT_CLUSTER).any():
             return False
@@ -217,7 +217,7 @@ class Scheduler:
         self.state.order.waited(index)
 
     def _complete_mbarriers(self) -> bool:
-        """Lanes whose phase of an mbarrier is complete go on."""
+        """Releases lanes whose phase of an mbarrier is complete."""
         passing = sorted(lane for lane, (one, parity) in self.awaited.items() if not one.open(parity))
         if not passing:
             return False
@@ -228,7 +228,7 @@ class Scheduler:
         return True
 
     def _hang(self) -> None:
-        """Says why nothing can go on."""
+        """Raises a fault that says why nothing can continue."""
         parked = np.flatnonzero((self.status != EXITED) & (self.status != ABSENT))
         first = int(parked[0])
         warps = np.flatnonzero(self.status == AT_WARP)

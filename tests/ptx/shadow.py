@@ -1,7 +1,7 @@
-"""Shadow memory: who wrote and who read each granule last, and which bytes were ever written.
+"""Shadow memory: which lanes wrote and read each granule last, and which bytes were ever written.
 
-A granule is the largest piece that no access so far has split: it starts at 32 bytes and is halved when a narrower
-access comes, so neighbouring bytes never look like one, and wide accesses cost one entry each.
+A granule is the largest piece that no access has split so far: it starts at 32 bytes and is halved when a narrower
+access occurs, so that neighbouring bytes are never confused and wide accesses cost one entry each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDEST = 32  # bytes of the widest access
 class Shadow:
     """Shadow of one memory of `nbytes` bytes (a multiple of 32).
 
-    A memory that is `tracked` may be written: of others nothing is kept but what was read.
+    Only a `tracked` memory may be written; for others nothing is recorded except what was read.
     """
 
     def __init__(self, nbytes: int, initialised: bool, tracked: bool = True) -> None:
@@ -61,7 +61,7 @@ class Shadow:
         strong: bool,
         where: tuple[str, Values],
     ) -> None:
-        """An access ("read", "write" or "atomic") of each lane; `where` names memory and offsets for a report."""
+        """Records and checks an access ("read", "write" or "atomic") by each lane; `where` is the place to report."""
         try:
             if kind != "write":
                 self.on_read(position, width, lane, order, strong)
@@ -98,12 +98,12 @@ class Shadow:
             raise Fault("same-address", "two threads store to one address in one instruction", int(lane[clash][0]))
 
     def forget(self, position: Values, width: int) -> None:
-        """The bytes are about to change at an unknown time: reading them is an error until they are written."""
+        """Marks bytes that will change at an unknown time: reading them is an error until they are written."""
         cells = self.cells(position, width)
         self.writer[cells] = NOBODY
 
     def touch(self, position: Values, width: int) -> None:
-        """A read that needs no checks, only to be counted."""
+        """A read that needs no checks and is only recorded."""
         cells = self.cells(position, width)
         self.touched[cells] = True
 
@@ -136,7 +136,7 @@ class Shadow:
             raise Fault("race", what, int(lane[first]))
 
     def _join_readers(self, cells: Values, lane: Values, order: Order) -> None:
-        """Earlier readers that are ordered before this one need no watching any more; others join it."""
+        """Earlier readers that are ordered before this one need not be tracked any more; it joins the others."""
         before, spread = self.reader[cells], self.readers[cells]
         known = (before >= 0) & ((before != lane) | (spread != LANE))
         if known.any():
@@ -153,7 +153,7 @@ class Shadow:
             self.readers[cells[span == scope]] = scope
 
     def settle(self) -> None:
-        """The launch is over: what it wrote is initialised for the next one, and nothing races with it."""
+        """After a launch: what it wrote is initialised for the next one, and nothing races with it."""
         self.writer[self.writer >= 0] = HOST
         self.reader[:] = NOBODY
         self.touched[:] = False

@@ -1,8 +1,8 @@
-"""Order between blocks through memory: fence, atomic, atomic, fence.
+"""Order between blocks by means of memory: fence, atomic, atomic, fence.
 
 A lane *releases* what it knows when it executes a fence and then an atomic on some address; a lane that later
-executes an atomic on that address and then a fence *acquires* it, and its block has it from the next barrier on.
-What a lane knows at a fence: everything before its block's last barrier, its own accesses, and what it acquired.
+executes an atomic on that address and then a fence *acquires* it, and the lane's block knows it from the next barrier
+on. What a lane knows at a fence: everything before its block's last barrier, its own accesses, and what it acquired.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .formats import Values
 
 
 class Known(NamedTuple):
-    """What has been released of one block: all before `synced`, and all of `lane` before `step`."""
+    """What has been released about one block: everything before `synced`, and everything of `lane` before `step`."""
 
     synced: int
     lane: int
     step: int
 
 
-Knowledge = dict[int, Known]  # block -> what is known of it; never changed in place
+Knowledge = dict[int, Known]  # block -> what is known about it; never changed in place
 
 
 def _merge(one: Knowledge, other: Knowledge) -> Knowledge:
@@ -38,16 +38,16 @@ def _merge(one: Knowledge, other: Knowledge) -> Knowledge:
 
 
 class Signals:
-    """Knowledge that fences and atomics carry between the blocks of one launch."""
+    """Knowledge that fences and atomics pass between the blocks of one launch."""
 
     def __init__(self, block_synced: NDArray[np.int32], stride: int) -> None:
         self.block_synced = block_synced
         self.stride = stride
         self.fenced: dict[int, Knowledge] = {}  # lane -> what its last fence covers
-        self.loaded: dict[int, Knowledge] = {}  # lane -> seen through atomics, no fence yet
+        self.loaded: dict[int, Knowledge] = {}  # lane -> seen through atomics, not yet covered by a fence
         self.lane_knows: dict[int, Knowledge] = {}
         self.block_knows: dict[int, Knowledge] = {}
-        self.posted: dict[int, Knowledge] = {}  # address -> released there
+        self.posted: dict[int, Knowledge] = {}  # address -> what was released there
 
     @property
     def used(self) -> bool:
@@ -63,7 +63,7 @@ class Signals:
             self.fenced[lane] = {**learnt, **own}
 
     def take(self, lane: int, address: int) -> None:
-        """Loads what others released at this address; it counts from the lane's next fence on."""
+        """Loads what others released at this address; it takes effect with the lane's next fence."""
         if posted := self.posted.get(address):
             self.loaded[lane] = _merge(self.loaded.get(lane, {}), posted)
 
@@ -73,7 +73,7 @@ class Signals:
             self.posted[address] = _merge(self.posted.get(address, {}), self.fenced[lane])
 
     def sync_blocks(self, blocks: Values) -> None:
-        """A block barrier tells the whole block what its lanes acquired."""
+        """A block barrier makes what its lanes acquired known to the whole block."""
         if not self.lane_knows:
             return
         synced = set(blocks.tolist())

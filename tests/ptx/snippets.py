@@ -1,4 +1,4 @@
-"""Small PTX kernels for the interpreter's own tests: a module around a body, one instruction over arrays."""
+"""Small PTX kernels for the interpreter's own tests: a module around a body, and one instruction applied to arrays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def packed_params(*addresses: int) -> bytes:
 
 
 def evaluate(code: str, *inputs: NDArray[Any], out: Any) -> NDArray[Any]:
-    """Runs `code` with one thread per element: it reads $0, $1, ... and writes $d, a register of the size of `out`.
+    """Runs `code` with one thread per element: it reads $0, $1, ... and writes $d, a register as wide as `out`.
 
     With out=bool, $d is a predicate.
     """

@@ -1,4 +1,4 @@
-"""State spaces: every load and store finds its bytes here, after all checks."""
+"""State spaces: every load and store gets its bytes here, after all checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .memory import POISON, GlobalMemory
 from .order import Order
 from .shadow import WIDEST, Shadow
 
-RANK_SHIFT = 24  # a shared::cluster address is (rank in the cluster + 1) << 24 | offset; below that, the own block's
+RANK_SHIFT = 24  # a shared::cluster address is (rank in the cluster + 1) << 24 | offset; smaller ones: own block
 SHARED_WINDOW = 1 << 48  # generic address of shared memory, then local memory
 LOCAL_WINDOW = 1 << 49
 _OFFSET = (1 << RANK_SHIFT) - 1
@@ -53,7 +53,7 @@ class SharedMemory:
         return np.asarray(block * self.stride + offset)
 
     def _remote(self, own: Values, tag: Values, lane: Values) -> Values:
-        """Blocks of distributed shared memory; the other block must live until the access is over."""
+        """Blocks of distributed shared memory; the other block must not exit before the access is over."""
         block = np.where(tag > 0, own - own % self.lanes.cluster + tag - 1, own)
         gone = self.exited[block]
         if gone.any():
@@ -61,14 +61,14 @@ class SharedMemory:
         return np.asarray(block)
 
     def used_by(self, active: Active, position: Values, order: Order) -> None:
-        """Notes accesses from other blocks of the cluster."""
+        """Records accesses from other blocks of the cluster."""
         block = position // self.stride
         other = block != active.index // self.lanes.stride
         self.remote_step[block[other]] = order.step
         self.remote_lane[block[other]] = self.lanes.first + active.index[other]
 
     def exit(self, index: Values, order: Order) -> None:
-        """Blocks of these lanes of the wave exit for good: no other block may still use their memory."""
+        """The blocks of these lanes of the wave exit for good: no other block may still use their memory."""
         blocks = np.unique(index // self.lanes.stride)
         self.exited[blocks] = True
         used = blocks[self.remote_step[blocks] > 0]
@@ -85,7 +85,7 @@ class SharedMemory:
 
 
 class State:
-    """One wave in execution: lanes, memories and clocks."""
+    """The state of one wave in execution: lanes, memories and clocks."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class State:
             yield slice(None), self.params, address
 
     def asynchronous(self, kind: str, active: Active, address: Values, width: int) -> Values:
-        """Positions in shared memory that the hardware accesses for the lanes: an mbarrier says when it is done."""
+        """Positions in shared memory that the hardware accesses for the lanes; an mbarrier tells when it is done."""
         self._check_alignment(address, width, kind, self.lanes.first + active.index)
         return self.shared.positions(address, width, kind, active)
 
@@ -180,7 +180,7 @@ class State:
             raise Fault("alignment", what, int(lane[first]))
 
     def _resolve(self, space: str, address: Values, lane: Values) -> tuple[str, Values]:
-        """The state space proper, and addresses in it."""
+        """The concrete state space, and addresses in it."""
         if space.startswith("shared") and (address < 1 << 32).all():
             return "shared", address
         if space in ("global", "const"):
@@ -213,7 +213,7 @@ class State:
         self.order.signals.fence(self.lanes.first + active.index, self.order.step)
 
     def signal(self, active: Active, address: Values, kind: str) -> None:
-        """A strong access that may carry order to another block: a write posts, a read takes, an atomic does both."""
+        """A strong access that may pass order to another block: a write posts, a read takes, an atomic does both."""
         for index, where in zip(active.index.tolist(), address.tolist(), strict=True):
             if kind != "write":
                 self.order.signals.take(self.lanes.first + index, where)
@@ -230,7 +230,7 @@ class State:
 
 
 def module_buffers(memory: GlobalMemory, program: Any) -> None:
-    """Module variables become buffers at the addresses that their symbols carry."""
+    """Adds module variables as buffers at the addresses of their symbols."""
     for variable in program.variables:
         name = f"{variable.symbol.space} {variable.symbol.name}"
         if name not in memory.buffers:

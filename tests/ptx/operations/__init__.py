@@ -1,4 +1,4 @@
-"""Every PTX instruction that the interpreter knows, by family."""
+"""Every PTX instruction that the interpreter supports, by family."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["compile_program"]
 
 
 def compile_program(program: Program) -> tuple[Code, ...]:
-    """Each instruction with its operands decoded, ready to execute."""
+    """Each instruction with its operands decoded, ready for execution."""
     return tuple(_compile(instruction) for instruction in program.instructions)
 
 
@@ -46,7 +46,7 @@ def _build(instruction: Instruction) -> Step:
 
 
 def _failing(what: str) -> Step:
-    """An instruction that is not supported is a fault when it is executed, not when it merely stands there."""
+    """An unsupported instruction is a fault when it is executed, but not if it is merely present."""
 
     def step(state: State, active: Active) -> None:
         raise Fault("unsupported", what, state.lanes.first + int(active.index[0]))

@@ -26,7 +26,7 @@ def build_init(instruction: Instruction) -> Step:
 
 @operation("mbarrier.arrive")
 def build_arrive(instruction: Instruction) -> Step:
-    """Without the state of the phase as a result: waits are by parity."""
+    """Supported only without the phase's state as a result: waits are by parity."""
     found = modifiers(instruction, {"expect_tx", *_SCOPES}, skip=2)
     target, place, *rest = instruction.operands
     if not (isinstance(target, Name) and target.name == "_") or len(rest) != ("expect_tx" in found):

@@ -42,7 +42,7 @@ def build_red(instruction: Instruction) -> Step:
 
 
 def _atomic(instruction: Instruction, place: Operand, operands: tuple[Operand, ...], target: Any) -> Step:
-    """One lane after the other, in lane order."""
+    """Executes one lane after the other, in lane order."""
     found = modifiers(instruction, {*_SPACES, *_SEMANTICS, *_UPDATE})
     kind, space = instruction.type, next(iter(found & _SPACES), "")
     names = [part for part in instruction.parts[1:] if part in _UPDATE]
@@ -93,5 +93,5 @@ def build_fence(instruction: Instruction) -> Step:
 
 @operation("griddepcontrol", "nanosleep", "pmevent", "setmaxnreg")
 def build_nothing(instruction: Instruction) -> Step:
-    """Hints on scheduling."""
+    """Scheduling hints, which do nothing."""
     return lambda state, active: None

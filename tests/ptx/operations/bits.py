@@ -31,7 +31,7 @@ def build_logic(instruction: Instruction) -> Step:
 
 @operation("shl", "shr")
 def build_shift(instruction: Instruction) -> Step:
-    """Shift amounts are unsigned and clamped: past the width nothing but the sign is left."""
+    """Shift amounts are unsigned and clamped: a shift beyond the width leaves only the sign."""
     modifiers(instruction, ())
     kind, left = instruction.type, instruction.parts[0] == "shl"
     width = bits_of(kind)
@@ -64,7 +64,7 @@ def build_funnel(instruction: Instruction) -> Step:
 
 @operation("lop3")
 def build_lop3(instruction: Instruction) -> Step:
-    """Any function of three bits: bit 4a+2b+c of the table."""
+    """Any function of three bits: it looks up bit 4a+2b+c of the table."""
     modifiers(instruction, ())
     table = instruction.operands[4]
     if not isinstance(table, Immediate):
@@ -101,7 +101,7 @@ def build_bfi(instruction: Instruction) -> Step:
 
 
 def _low_mask(length: Values, dtype: Any, width: int) -> Values:
-    """The low `length` bits set."""
+    """A value whose low `length` bits are set."""
     return np.where(length >= width, ~dtype(0), (dtype(1) << np.minimum(length, width - 1).astype(dtype)) - dtype(1))
 
 
@@ -111,7 +111,7 @@ def _shift_left(value: Values, by: Values, dtype: Any, width: int) -> Values:
 
 @operation("bfe")
 def build_bfe(instruction: Instruction) -> Step:
-    """Extracts `length` bits at `start`; a signed field is extended by its top bit, or the sign past the width."""
+    """Extracts `length` bits at `start`; a signed field is extended by its top bit, or by the sign beyond the width."""
     kind, width = instruction.type, bits_of(instruction.type)
     dtype = UNSIGNED[width // 8]
     signed = is_signed(kind)

@@ -1,7 +1,7 @@
 """cp.async: copies from global to shared memory that complete when the lane waits for them.
 
-A copy takes part in the race check twice: when it is issued (the bytes are in flight from then on, and reading them
-is an error) and when it completes.
+A copy is checked for races twice: when it is issued (from then on the bytes are in flight, and reading them is an
+error) and when it completes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .registry import operation
 
 
 class Copy(NamedTuple):
-    """Copies issued by one instruction: one entry per lane. `size` bytes are read, the rest of `width` is zero."""
+    """Copies issued by one instruction: one entry per lane. `size` bytes are read; the rest of `width` becomes zero."""
 
     lanes: Values
     group: Values
@@ -63,7 +63,7 @@ def _issue(instruction: Instruction) -> Step:
         count = np.full(active.size, width) if size is None else np.broadcast_to(size(state, active), active.size)
         for _ in state.places(active, "shared", to, width, "write"):
             pass
-        state.count["shared", "write", width] -= active.size  # counted when it completes
+        state.count["shared", "write", width] -= active.size  # counted on completion
         positions = state.shared.positions(to, width, "write", active)
         state.shared.shadow.forget(positions, width)
         group = state.groups[active.index]
@@ -77,7 +77,7 @@ def _commit(state: State, active: Active) -> None:
 
 
 def _wait(instruction: Instruction) -> Step:
-    """cp.async.wait_group n: all groups of this lane but the newest n are complete."""
+    """cp.async.wait_group n: completes all groups of this lane except the newest n."""
     allowed = instruction.operands[0]
     if not isinstance(allowed, Immediate):
         raise unsupported("cp.async.wait_group of a number that is not a constant")
@@ -85,7 +85,7 @@ def _wait(instruction: Instruction) -> Step:
 
 
 def complete(state: State, active: Active, allowed: int | None) -> None:
-    """Carries out the copies that the active lanes wait for; `allowed` None: all, committed or not."""
+    """Performs the copies that the active lanes wait for; `allowed` None: all copies, committed or not."""
     waits = np.zeros(state.lanes.count, np.bool_)
     waits[active.index] = True
     pending: list[Copy] = []

@@ -1,6 +1,6 @@
 """Floating-point arithmetic. NaN, infinity, subnormal numbers and signed zero follow the PTX manual.
 
-The approximate functions (.approx, .full) are computed to full precision: a kernel must not depend on their error.
+Approximate functions (.approx, .full) are computed to full precision: a kernel must not depend on their error.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _KNOWN = {*_MODES, "ftz", "sat", "relu", "approx", "full", "NaN"}
 
 
 def _in_f64(function: Function) -> Function:
-    """Computes in float64 and rounds to the type of the argument once."""
+    """Computes in float64 and rounds once to the type of the argument."""
     return lambda a: function(a.astype(np.float64)).astype(a.dtype)
 
 
 def maximum(a: Values, b: Values) -> Values:
-    """The larger; a number rather than NaN; +0 rather than -0."""
+    """The larger of the two; prefers a number to NaN, and +0 to -0."""
     return _pick(np.fmax(a, b), a, b, np.bitwise_and)
 
 
@@ -51,7 +51,7 @@ def _pick(chosen: Values, a: Values, b: Values, join_signs: Function) -> Values:
 
 
 def _or_nan(function: Function) -> Function:
-    """.NaN: NaN if any source is, with the canonical bits."""
+    """.NaN: NaN if any source is NaN, with the canonical bits."""
 
     def apply(*values: Values) -> Values:
         found = np.isnan(values[0])
@@ -64,7 +64,7 @@ def _or_nan(function: Function) -> Function:
 
 
 def _folded(function: Function) -> Function:
-    """min and max of three."""
+    """Extends min or max to three operands."""
     return lambda a, b, *rest: function(function(a, b), *rest) if rest else function(a, b)
 
 
@@ -108,7 +108,7 @@ _FMA: dict[str, Function] = {
 
 
 def scalar_function(name: str, kind: str, found: set[str]) -> Function:
-    """The operation on values of one float type, all its modifiers applied."""
+    """The operation on values of one float type, with all its modifiers applied."""
     mode = next((mode for mode in _MODES if mode in found), "rn")
     if kind == "bf16":
         function = _bf16_function(name, found)
@@ -137,7 +137,7 @@ def _native_function(name: str, kind: str, mode: str) -> Function:
 
 
 def _bf16_function(name: str, found: set[str]) -> Function:
-    """On bits: computed in float32, or fused in float64, then rounded once."""
+    """The operation on bits: computed in float32, or fused in float64, then rounded once."""
     if name in ("fma", "mad"):
         return bf16_fma
     if name in ("neg", "abs"):
@@ -176,7 +176,7 @@ def _relu(function: Function, kind: str) -> Function:
 
 
 def _gross_reciprocal(a: Values) -> Values:
-    """rcp.approx.ftz.f64: of the upper halves of numbers, the upper half of the result; subnormals are 0."""
+    """rcp.approx.ftz.f64: takes the upper halves of numbers, gives the upper half of the result; subnormals are 0."""
 
     def upper(values: Values) -> Values:
         halves = values.view(np.uint64) & np.uint64(0xFFFFFFFF00000000)

@@ -26,7 +26,7 @@ _SIMPLE: dict[str, Callable[..., Any]] = {
 
 
 def divide(a: Values, b: Values) -> Values:
-    """Quotient towards zero; division by zero gives all ones, as the hardware does."""
+    """Quotient rounded towards zero; division by zero gives all ones, as on the hardware."""
     safe = np.where(b == 0, b.dtype.type(1), b)
     quotient = (a - np.fmod(a, safe)) // safe
     return np.where(b == 0, ~b.dtype.type(0), quotient)
@@ -57,7 +57,7 @@ def _saturating(name: str, kind: str) -> Callable[[Values, Values], Values]:
 
 
 def product(kind: str, half: str) -> Callable[[Any, Any], Any]:
-    """a * b: its low half, its high half, or all of it (wide)."""
+    """a * b: its low half, its high half, or the whole product (wide)."""
     if half == "lo":
         return lambda a, b: a * b
     if half == "wide":

@@ -61,7 +61,7 @@ def _pack(kind: str, target: Operand, source: Vector) -> Step:
 
 
 class Form:
-    """State space, element type and vector length of a load or store, out of its modifiers."""
+    """State space, element type and vector length of a load or store, parsed from its modifiers."""
 
     def __init__(self, instruction: Instruction) -> None:
         self.space, self.count, self.kind = "", 1, instruction.type
@@ -130,7 +130,7 @@ def build_store(instruction: Instruction) -> Step:
 
 @operation("prefetch", "prefetchu", "applypriority", "discard")
 def build_prefetch(instruction: Instruction) -> Step:
-    """A hint: it may touch any address and changes nothing."""
+    """A hint, which may name any address and changes nothing."""
     return lambda state, active: None
 
 
@@ -142,7 +142,7 @@ _WINDOWS = {"global": 0, "const": 0, "shared": SHARED_WINDOW, "local": LOCAL_WIN
 
 @operation("cvta")
 def build_cvta(instruction: Instruction) -> Step:
-    """Between the address in a state space and the generic one."""
+    """Conversion between an address in a state space and the generic address."""
     found = modifiers(instruction, {"to", *_SPACES})
     space = next(iter(found - {"to"}), "").split("::")[0]
     if space not in _WINDOWS or instruction.type != "u64":

@@ -1,4 +1,4 @@
-"""The table of operations, and what their builders share."""
+"""The table of operations, and helpers that their builders share."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lookup(table: dict[str, Any], instruction: Instruction) -> Any:
 
 
 def modifiers(instruction: Instruction, known: Collection[str], skip: int = 1) -> set[str]:
-    """Modifiers between the name (of `skip` parts) and the type; one that the builder does not know is an error."""
+    """Modifiers between the name (of `skip` parts) and the type; raises for one that the builder does not know."""
     found = set(instruction.parts[skip:-1])
     if strange := found - set(known):
         raise unsupported(f"modifier .{' .'.join(sorted(strange))}")
@@ -88,7 +88,7 @@ def _binary(out: Any, function: Callable[[Any, Any], Any], first: Reader, second
 
 
 def packed(kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of scalars of half the width as one of packed registers: it works on both halves at once."""
+    """Turns a function of scalars of half the width into one of packed registers, applied to both halves at once."""
     dtype = {"f16": np.float16, "bf16": np.uint16, "f32": np.float32}[PACKED[kind]]
     whole = UNSIGNED[2 * np.dtype(dtype).itemsize]
 

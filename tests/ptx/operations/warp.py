@@ -20,7 +20,7 @@ from .registry import modifiers, operation, warp_operation
 
 
 def _destinations(operand: Operand) -> tuple[Writer, Writer]:
-    """d or d|p; what is not asked for goes to the sink."""
+    """d or d|p; a missing destination is the sink."""
     pair = operand if isinstance(operand, Pair) else Pair(operand, Name("_"))
     return writer(pair.first), writer(pair.second)
 
@@ -76,7 +76,7 @@ def build_shuffle(instruction: Instruction) -> Control:
 
 
 def _masks(state: State, active: Active, holds: Values) -> Values:
-    """For each active lane, the mask of the lanes of its warp where `holds` is true."""
+    """For each active lane, the mask of the lanes of its warp for which `holds` is true."""
     which = np.zeros(state.lanes.count, np.bool_)
     which[active.select] = holds
     return np.asarray(state.lanes.masks(which)[active.index // WARP])
