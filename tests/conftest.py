@@ -1,4 +1,4 @@
-"""What a run executes: the option that widens it, the lines that say it."""
+"""Test runs: the option that executes more, and the lines that say what is executed."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """As a header, but one that -q does not drop."""
+    """Printed like a header, but not suppressed by -q."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and "not kernels" not in session.config.option.markexpr:
         everything = session.config.getoption("--all-architectures")

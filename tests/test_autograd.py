@@ -1,4 +1,4 @@
-"""Gradients: against finite differences and the reference, by autograd and torch.func; what is saved and recorded."""
+"""Gradients against finite differences and the reference, by autograd and torch.func; what is saved and recorded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def bits(*shape: int, seed: int = 1) -> Tensor:
-    """A mask with some of both in it; of several rows the first is hidden whole."""
+    """A mask with both values in it; with several rows, the first one is hidden entirely."""
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
     mask.view(-1, shape[-1])[0] = len(shape) > 1
     mask.view(-1)[-1], mask.view(-1)[-2] = False, True
@@ -75,7 +75,7 @@ def offset_of(shape: tuple[int, ...], arguments: dict[str, Any]) -> int | None:
 
 
 def in_torch(x: Tensor, *, scale: float = 1.0, mask: Tensor | None = None, offset: int | None = None) -> Tensor:
-    """The contract for rows that see something, in operations that torch differentiates by itself."""
+    """The contract for rows that see something, in operations that torch itself can differentiate."""
     hidden = torch.zeros(x.shape[-2:] if x.dim() > 1 else x.shape, dtype=torch.bool)
     if offset is not None:
         hidden = ~torch.ones(hidden.shape, dtype=torch.bool).tril(offset)
@@ -86,7 +86,7 @@ def in_torch(x: Tensor, *, scale: float = 1.0, mask: Tensor | None = None, offse
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small only wait for other threads."""
+    """With tensors this small, more threads would only wait for one another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -106,7 +106,7 @@ def test_first_and_second_derivative_of_the_forward(name: str) -> None:
 
 @every_call
 def test_first_and_second_derivative_of_the_backward(name: str) -> None:
-    """Of any y, not only of one that is a softmax."""
+    """For any y, not only for one that is a softmax."""
     shape, arguments = call(name)
     dy, y = normal(*shape, seed=2).requires_grad_(), normal(*shape, seed=3).requires_grad_()
 
@@ -147,7 +147,7 @@ def test_gradient_and_its_gradient_are_those_of_torch(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_second_derivative_in_16_bits(dtype: torch.dtype) -> None:
-    """It is computed in float32: within some spacings of that of float64 on the same y."""
+    """It is computed in float32: within a few spacings of the float64 result on the same y."""
     dy, y, g = normal(Q, K, seed=2, dtype=dtype), normal(Q, K).softmax(-1).to(dtype), normal(Q, K, seed=3, dtype=dtype)
 
     def gradients(wide: torch.dtype) -> tuple[Tensor, ...]:
@@ -160,7 +160,7 @@ def test_second_derivative_in_16_bits(dtype: torch.dtype) -> None:
 
 
 def test_gradient_of_an_expanded_upstream_gradient() -> None:
-    """What a sum hands over: one number, with strides 0. The rows of a softmax sum to 1 whatever x is."""
+    """As from a sum: one number with strides 0. The rows of a softmax sum to 1 whatever x is."""
     x = normal(B, Q, K).requires_grad_()
     softmax_ops.softmax(x, causal=True).sum().backward()
     assert x.grad is not None and x.grad.abs().max() < 1e-15
@@ -208,7 +208,7 @@ def test_checkpointing_computes_it_again() -> None:
 
 
 def gpu_path(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], None]:
-    """In place as on a GPU: a kernel writes behind torch's back. Here the kernel writes zeros."""
+    """In place as on a GPU, where a kernel writes without torch noticing. Here the kernel writes zeros."""
     monkeypatch.setattr(current, "working_on", contextlib.nullcontext)
     monkeypatch.setattr(dispatch, "_launch", lambda direction, tensors, mask, scalars: tensors[-1].data.zero_())
 
@@ -240,7 +240,7 @@ def test_writing_to_a_saved_tensor_is_noticed(write: str, monkeypatch: pytest.Mo
 
 
 def test_versions_are_incremented_before_torch_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which takes a single tensor, and refuses a tuple in this way."""
+    """Before 2.6, torch's function takes a single tensor, and refuses a tuple as this one does."""
 
     def of_one(tensor: Any) -> None:
         if not isinstance(tensor, Tensor):
@@ -293,7 +293,7 @@ def test_what_needs_no_gradient_is_not_recorded(way: str, monkeypatch: pytest.Mo
 
 
 def test_what_is_recorded_costs_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch looks at the signature of what a transform may use, in every call."""
+    """In every call, torch would inspect the signature of anything that a transform may use."""
 
     def never(*arguments: Any) -> None:
         raise AssertionError("a signature was looked at, or a gradient recorded")
@@ -345,7 +345,7 @@ def test_hessian(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")  # torch's own, when it prepares a jvp
 @pytest.mark.parametrize("how", ["jvp", "jacfwd", "dual"])
 def test_forward_mode_is_refused(how: str) -> None:
-    """Rather than forgotten: a kernel would drop the tangent in silence."""
+    """Forward mode is refused, not ignored: a kernel would silently drop the tangent."""
     x, tangent = normal(Q, K), normal(Q, K, seed=2)
     with pytest.raises(NotImplementedError, match="forward mode AD"):
         if how == "jvp":
@@ -361,7 +361,7 @@ def test_forward_mode_is_refused(how: str) -> None:
 @pytest.mark.parametrize("how", ["jvp", "jvp of grad", "dual"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_forward_mode_by_the_scale_is_refused(how: str, backward: bool) -> None:
-    """A number has no tangent."""
+    """A scale is used as a number, which has no tangent."""
     x, scale = normal(Q, K), torch.tensor(0.5)
 
     def function(scale: Tensor, x: Tensor = x) -> Tensor:
@@ -386,7 +386,7 @@ def test_what_has_no_tangent_is_computed_in_forward_mode() -> None:
         assert torch.equal(softmax_ops.softmax(x, out=out), expected) and torch.equal(out, expected)
 
 
-# Shapes of x and mask with the batch, where it is in each, the other arguments.
+# Shapes of x and mask with the batch, its dimension in each, and the other arguments.
 BATCHES: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int | None, int | None], dict[str, Any]]] = {
     "x": ((7, B, Q, K), None, (0, None), {}),
     "x in the middle": ((B, 7, Q, K), None, (1, None), {"causal": True}),
@@ -431,7 +431,7 @@ def test_vmap_is_one_call_for_each(name: str, through: str) -> None:
     )
     found = torch.vmap(one, in_dims=(x_dim, mask_dim))(x, mask)
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
-    assert torch.equal(found == 0, expected == 0)  # the visible columns, to the bit
+    assert torch.equal(found == 0, expected == 0)  # in visible columns, bit for bit
 
 
 @pytest.mark.parametrize("through", ["function", "operator"])
@@ -488,7 +488,7 @@ def test_vmap_of_grad_and_grad_of_vmap() -> None:
 
 
 def test_vmap_over_upstream_gradients() -> None:
-    """What `torch.autograd.functional` and `is_grads_batched` do."""
+    """As `torch.autograd.functional` and `is_grads_batched` do."""
     x, dy = normal(Q, K).requires_grad_(), normal(7, Q, K, seed=2)
     y = softmax_ops.softmax(x, causal=True)
     (found,) = torch.autograd.grad(y, x, dy, is_grads_batched=True)
@@ -502,7 +502,7 @@ def test_vmap_over_upstream_gradients() -> None:
 
 
 def test_writing_to_out_under_vmap() -> None:
-    """The tensors that vmap hands over have no memory of their own."""
+    """The tensors that vmap passes have no memory of their own."""
     x, out = normal(7, Q, K), torch.empty(7, Q, K, dtype=torch.float64)
     expected = softmax_ops.softmax(x, causal=True)
     torch.vmap(lambda x, out: softmax_ops.softmax(x, causal=True, out=out))(x, out)

@@ -1,4 +1,4 @@
-"""What the benchmark measures, without a GPU: cells, tensors and references; a provider's flaw is seen."""
+"""What the benchmark measures, without a GPU: cells, tensors and references; a provider's mistake is detected."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_what_is_asked_and_ignored_is_seen(cell: Cell) -> None:
 
 @pytest.mark.parametrize("cell", CHECKED, ids=lambda cell: cell.key)
 def test_ours_unmasked_stands_beside_what_a_goal_compares_with_it(cell: Cell) -> None:
-    """Softmax of the very scores, whatever the mask."""
+    """It computes the softmax of the same scores, whatever the mask."""
     one = ours.UNMASKED_PROVIDER
     compared = ("padding", "bool", "bias") if cell.direction == "fwd" else ("causal",)
     assert (one.refuses(cell) is None) == (cell.mask in compared)
@@ -187,7 +187,7 @@ def test_limits_of_peers() -> None:
 
 
 def test_quack_from_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is not installed, a library built elsewhere serves the lengths that it has."""
+    """If QuACK is not installed, a library built elsewhere serves the lengths that it contains."""
     monkeypatch.setattr(quack, "find_spec", lambda name: None if name == "quack" else object())
     monkeypatch.setattr(quack_objects, "LIBRARY", tmp_path / "none.so")
     assert "python -m benchmarks quack" in str(quack.absent())
@@ -206,7 +206,7 @@ def test_quack_from_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize(("program", "interpret"), [("triton_interpreted.py", "1"), ("triton_compiled.py", "0")])
 def test_triton_kernels(program: str, interpret: str) -> None:
-    """In a process of its own: the decorators look at the variable when the module is imported."""
+    """In a separate process, because the decorators read the variable when the module is imported."""
     command = [sys.executable, str(Path(__file__).parent / "support" / program)]
     environment = {**os.environ, "TRITON_INTERPRET": interpret}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

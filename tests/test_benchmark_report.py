@@ -1,4 +1,4 @@
-"""Goals, tables, plots and predictions: drawn from results that these tests make up, in a folder of their own."""
+"""Goals, tables, plots and predictions, drawn from results that these tests make up, in a separate folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PEERS = {"torch chain": 4.0, "torch.softmax": 2.0, "torch.compile": 1.375, "trit
 
 
 def made_up(chosen: Iterable[Cell], us: dict[str, float] | None = None) -> Results:
-    """Copies take 100 us, our kernels 102 (or what `us` says of a cell), each peer so many times that."""
+    """Copies take 100 us, our kernels 102 (or what `us` gives for a cell), peers a multiple of our time."""
     results = Results([{"device": NAME, "multiprocessors": 132, "driver": "1.2"}])
     for cell in chosen:
         ours = (us or {}).get(cell.key, 102.0) * cell.bytes / cell.full_bytes
@@ -70,7 +70,7 @@ def test_spread_is_of_the_rounds() -> None:
 
 
 def test_shares_are_taken_within_a_round() -> None:
-    """A clock that falls by half in half the rounds changes no ratio."""
+    """If the clock drops by half in half of the rounds, no ratio changes."""
     drift = [1.0, 2.0] * 4 + [1.0]
     row = Row(
         *("cell", 1000, ""),
@@ -99,7 +99,7 @@ def test_a_whole_run_meets_goals_or_misses_them() -> None:
     results = made_up(cells())
     states = {each.number: each.state for each in goals.verdicts(results, Costs())}
     assert [states[number] for number in range(1, 10)] == ["met"] * 9
-    assert states[10] == "missed"  # 2 us beyond the copy, 1 us allowed where rows are many
+    assert states[10] == "missed"  # 2 us more than the copy; 1 us is allowed if there are many rows
     assert verdict(10, made_up(cells(), dict.fromkeys(results.rows, 100.5))).state == "met"
 
 
@@ -143,14 +143,14 @@ def test_a_peer_that_is_wrong_is_not_waited_for(number: int, key: str, peer: str
 
 
 def test_a_peer_that_refuses_or_is_absent_is_not_waited_for() -> None:
-    """In cells that are not measured yet."""
+    """Also in cells that are not measured yet."""
     fair = [cell for cell in cells() if not cell.asks]
     forward = [cell for cell in fair if cell.direction == "fwd"]
     aligned = [cell for cell in fair if cell.mask == "none" and cell.aligned]  # QuACK refuses the others
     assert verdict(8, Results()).wanted == len(forward) + len(fair) + 1 + len(aligned) + 1
-    causal = 15 * (1 + 5) - 2  # a copy and five peers, of which QuACK refuses 1500 columns of 16 bits
+    causal = 15 * (1 + 5) - 2  # a copy and five peers; QuACK refuses 1500 columns of 16 bits
     assert verdict(5, Results()).wanted == causal
-    assert verdict(5, made_up(cells()[:1])).wanted == causal - 15  # there is no Liger where that was made up
+    assert verdict(5, made_up(cells()[:1])).wanted == causal - 15  # in the made-up results, Liger is not installed
 
 
 def test_a_cell_that_failed_is_still_wanted() -> None:
@@ -165,7 +165,7 @@ def test_a_cell_that_failed_is_still_wanted() -> None:
 def test_without_a_full_copy_a_causal_cell_has_no_figure_of_it() -> None:
     results = made_up(cells())
     row = results.rows["GPT-2|8x12x1024x1024|f16|causal|fwd"]
-    moved = {**row.ceiling_bytes, "tril": row.bytes}  # copies failed, say
+    moved = {**row.ceiling_bytes, "tril": row.bytes}  # as if copies had failed
     results.rows[row.cell] = replace(row, ceilings={"tril": [60.0] * 9}, ceiling_bytes=moved)
     found = verdict(5, results)
     assert found.state == "met so far" and len(found.checks) == found.wanted - 1
@@ -182,7 +182,7 @@ def test_without_a_full_copy_a_causal_cell_has_no_figure_of_it() -> None:
     ],
 )
 def test_goals_compare_within_a_round(number: int, key: str, beside: str, factor: float, more: float) -> None:
-    """In one round ours was disturbed, which by its place in the drift of the clock is the median of ours."""
+    """Ours was disturbed in one round, which by its place in the drift of the clock is its median round."""
     results = made_up([cell for cell in cells() if cell.key == key])
     row = results.rows[key]
     drift = [90.0] * 4 + [100.0] + [110.0] * 4
@@ -203,7 +203,7 @@ def test_part_of_a_run_meets_a_goal_so_far() -> None:
 
 
 def test_a_sixth_of_the_cells_judges_every_goal() -> None:
-    """Those of few rows and small problems as a whole."""
+    """The goals for few rows and small problems are measured completely."""
     found = goals.verdicts(made_up(cells()[: len(cells()) // 6]), Costs())[:10]
     assert not any(each.state == "not measured" for each in found)
     assert all(len(each.checks) == each.wanted for each in found if each.number in (9, 10))
@@ -216,7 +216,7 @@ def test_goal_of_peers_looks_at_each_and_at_the_mean() -> None:
     slow = replace(row, times={**row.times, "quack": [0.98 * value for value in row.times[OURS]]})
     results.rows[row.cell] = slow
     assert "against quack" in verdict(8, results).figure
-    results.rows[row.cell] = replace(slow, wrong=("quack",))  # wrong numbers are no peer
+    results.rows[row.cell] = replace(slow, wrong=("quack",))  # a peer with wrong numbers does not count
     assert verdict(8, results).state == "met so far"
 
 
@@ -227,7 +227,7 @@ def test_goals_of_costs() -> None:
     known.put("cold_generate_s", 200.0)
     assert verdict(13, Results(), known).state == "missed"
     known.put("first_call_stub_ms", 1.0)
-    assert verdict(12, Results(), known).state == "not measured"  # a stub is no GPU
+    assert verdict(12, Results(), known).state == "not measured"  # a stub does not count as a GPU
 
 
 # ---- pages
@@ -235,7 +235,7 @@ def test_goals_of_costs() -> None:
 
 @pytest.fixture
 def pages(tmp_path: Path) -> dict[str, Path]:
-    """Copies of README and page, and results of a device that is not."""
+    """Copies of README and page, and results of a device that does not exist."""
     made_up(cells()).save(tmp_path / folder_of(NAME) / FILE)
     for page in (report.README, report.PAGE):
         (tmp_path / page.name).write_text(page.read_text())
@@ -283,12 +283,12 @@ def test_failures_stay_in_sight(pages: dict[str, Path]) -> None:
     results.rows[refused.cell] = replace(refused, times={}, refused={OURS: "no bias yet"})
     page = report.every_cell({"x": results})
     assert "wrong by 7.5 times its bound" in page and "cell: out of memory" in page and "no bias yet" in page
-    assert "no compiler" not in page  # which is not why
+    assert "no compiler" not in page  # since that is not the reason
     assert report.table({"x": results}) == report.NOTHING
 
 
 def test_the_committed_pages_are_what_the_commands_write(tmp_path: Path) -> None:
-    """From the committed results: until a GPU has run, none."""
+    """They are written from the committed results, of which there are none until a GPU has run."""
     for page in (report.README, report.PAGE):
         (tmp_path / page.name).write_text(page.read_text())
     written = report.write(FOLDER, tmp_path / "README.md", tmp_path / "benchmarks.md")
@@ -319,7 +319,7 @@ DIGEST = "0" * 64
 
 
 class Counted:
-    """Counts that are said, where `predict` would execute kernels."""
+    """Given counts, instead of those for which `predict` would execute kernels."""
 
     def __init__(self, instructions: float, cubin: Cubin):
         self._instructions = instructions
@@ -336,7 +336,7 @@ def prediction(cell: Cell, instructions: float = 20.0, registers: int = 64) -> p
 
 
 def test_a_prediction_by_hand() -> None:
-    """GPT-2: CTAs of 128 threads with 64 registers, eight of them on an SM, each asks for 4 rows of 2 KiB."""
+    """GPT-2: eight CTAs of 128 threads with 64 registers on an SM; each CTA requests 4 rows of 2 KiB."""
     cell = cells()[0]
     found = prediction(cell)
     assert (found.ctas_per_sm, found.flight_bytes, found.budget) == (8, 8 * 4 * 2048, 29.0)
@@ -349,7 +349,7 @@ def test_a_prediction_by_hand() -> None:
 
 
 def test_a_prediction_of_a_launch_with_fewer_threads_than_the_kernel_may_have() -> None:
-    """2048 columns are two warps, of 48 registers 21 times on an SM; the 16 that there may be would be there twice."""
+    """2048 columns take two warps: 21 CTAs of 48 registers fit on an SM, whereas only 2 of 16 warps would."""
     found = prediction(Cell("", (1, 12, 2048, 2048), "f16"), registers=48)
     assert (found.ctas_per_sm, found.flight_bytes) == (21, 21 * 2 * 2048)
 
@@ -363,7 +363,7 @@ def test_predictions_of_causal_few_and_streamed_rows() -> None:
     streamed = prediction(Cell("", (1, 1, 4096, 278536), "f16"))
     assert streamed.shares["traffic"] == pytest.approx(2 / 3, abs=1e-3)
     assert streamed.planned_bytes == pytest.approx(1.5 * streamed.bytes)
-    in_cache = prediction(Cell("", (1, 1, 8, 524288), "f16"))  # split: 8 MB between the two reads
+    in_cache = prediction(Cell("", (1, 1, 8, 524288), "f16"))  # split: 8 MB between the two reads of a row
     assert in_cache.shares["traffic"] == 1.0
 
 
@@ -441,7 +441,7 @@ def test_rounds_of_eager_calls_take_turns() -> None:
 @pytest.mark.slow
 @isolated
 def test_what_stands_beside_an_eager_call(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of ours all are launches, which the calls of torch are not."""
+    """All calls of ours are launches; those of torch are not."""
     pose(monkeypatch.setattr, STREAM)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(eager, "ROUNDS", 3)

@@ -1,4 +1,4 @@
-"""The benchmark without a GPU: the whole run on a device of the tests."""
+"""The benchmark without a GPU: complete runs on the tests' fake device."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two sets of tensors of any cell here; a Triton that is installed would find no GPU."""
+    """Only two sets of tensors for any cell; and no Triton, which if installed would find no GPU."""
     monkeypatch.setattr(tensors, "sets_of", lambda cell, l2_bytes: 2)
     monkeypatch.setattr("benchmarks.providers.find_spec", lambda name: None)
 
@@ -66,7 +66,7 @@ def test_a_run_measures_every_cell_in_order(tmp_path: Path) -> None:
 
     results, _ = measured(tmp_path, RIGHT, SLOW, say=say)
     keys = [cell.key for cell in SMALL]
-    assert written[-4:] == [keys[: n + 1] for n in range(4)]  # a cell is on disk when it is told of
+    assert written[-4:] == [keys[: n + 1] for n in range(4)]  # a cell is on disk when it is reported
     row = results.rows[keys[0]]
     assert set(row.ceilings) >= {"memcpy", "elementwise", "foreach"} and len(row.times[OURS]) >= 7
     assert row.us(OURS) == (10.0, 10.0, 10.0)
@@ -79,14 +79,14 @@ def test_a_run_measures_every_cell_in_order(tmp_path: Path) -> None:
 
 
 def test_graphs_take_turns_in_another_order_each_round() -> None:
-    """Short ones are replayed until a window is long enough for the clock."""
+    """Short graphs are replayed until a window is long enough for the clock."""
     fake, took = FakeDevice(), {"short": 1.0, "middle": 30.0, "long": 2000.0}
     graphs = {name: device.Graph(lambda us=us: us, []) for name, us in took.items()}  # type: ignore[misc]
     times = timing.interleaved(fake, graphs, seed=1)
     assert times == {name: [us] * timing.ROUNDS for name, us in took.items()} and timing.ROUNDS >= 7
     rounds = list(zip(*[iter(fake.order[-3 * timing.ROUNDS :])] * 3, strict=True))
     assert all(sorted(each) == [1.0, 30.0, 2000.0] for each in rounds) and len(set(rounds)) > 2
-    assert sum(fake.windows[: -3 * timing.ROUNDS]) >= 50_000  # us, in which an idle GPU raises its clocks
+    assert sum(fake.windows[: -3 * timing.ROUNDS]) >= 50_000  # us, during which an idle GPU raises its clocks
     assert fake.windows[-1] >= timing.WINDOW_US and min(fake.windows[-3 * timing.ROUNDS :]) >= timing.WINDOW_US
 
 
@@ -115,7 +115,7 @@ def test_the_ceiling_is_scaled_to_the_bytes_of_the_cell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ASKING, ids=lambda cell: cell.key)
 def test_a_run_measures_what_is_asked(cell: Cell, tmp_path: Path) -> None:
-    """Beside float32 results, copies convert or move the scores alone."""
+    """Next to float32 results, copies either convert the scores or move them unconverted."""
     one = provider(OURS, 10.0, ours.prepare(cell), allowed=1.0)
     results, _ = measured(tmp_path, one, cells=[cell])
     row = results.rows[cell.key]
@@ -146,7 +146,7 @@ def test_a_wrong_kernel_is_a_failure_and_a_wrong_peer_no_peer(tmp_path: Path) ->
 
 
 def test_one_reference_serves_all_that_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though they write into one output, each is judged by its own result."""
+    """Providers write into one output, but each is judged by its own result."""
     compute, computed = correctness._forward, []
 
     def counting(cell: Cell, made: Tensors, place: tensors.Place, plain: bool) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ def test_one_reference_serves_all_that_compute_the_same(tmp_path: Path, monkeypa
 
 
 def test_what_a_replay_does_not_write_is_wrong(tmp_path: Path) -> None:
-    """The result that is checked is that of the graph, over NaN."""
+    """The result that is checked was written by the graph, over NaN."""
     calls = iter(range(10**6))
 
     def once(made: Tensors) -> Tensor:
@@ -229,7 +229,7 @@ def test_what_decides_no_figure_measures_nothing_anew(tmp_path: Path) -> None:
 def test_sources_that_decide_figures(
     fact: str | None, source: str, more: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another line in one of them changes one digest, but for one that says something about Python."""
+    """Another line in one of them changes one digest, unless it is only a comment or docstring in Python."""
     before, read = run.environment(FakeDevice()), Path.read_bytes
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", lambda path: read(path) + more * path.as_posix().endswith(source))
@@ -278,12 +278,12 @@ def test_a_lost_device_ends_the_run_and_is_remembered(tmp_path: Path) -> None:
         measured(tmp_path, RIGHT, provider("fatal", 1.0, fatal), device=fake)
     row = Results.load(tmp_path / "cells.json").rows[SMALL[0].key]
     assert row.is_failure and "fatal: RuntimeError: launch failed" in row.failed["device"]
-    results, _ = measured(tmp_path, RIGHT)  # the next run passes over it
+    results, _ = measured(tmp_path, RIGHT)  # the next run skips it
     assert results.rows[SMALL[0].key].is_failure and len(results.rows) == 4
 
 
 def test_a_lost_device_that_gives_nothing_back_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a fault, torch.cuda.empty_cache raises as everything does."""
+    """After a fault torch.cuda.empty_cache raises, as everything does."""
     fake = FakeDevice()
     monkeypatch.setattr(fake, "release", fake.synchronize)
 
@@ -301,7 +301,7 @@ def raising(*_: Any) -> Any:
 
 
 def late(calls: int) -> Callable[[Tensors], Tensor]:
-    """Raises when it was called more often."""
+    """Raises once it has been called more often than this."""
     left = iter(range(calls))
     return lambda made: made.out if next(left, None) is not None else raising()
 
@@ -346,7 +346,7 @@ def test_a_full_device_costs_one_cell(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def failing(*cells: Cell) -> Provider:
-    """Ours, wrong in some cells."""
+    """Our provider, giving wrong results in some cells."""
 
     def compute(made: Tensors) -> Tensor:
         cell = CELL_OF[made.out.shape, made.out.dtype]
@@ -372,7 +372,7 @@ def test_a_run_stops_where_it_leads_to_nothing(
 
 
 def test_what_failed_is_tried_again_after_the_rest(tmp_path: Path) -> None:
-    """Where others have a figure, its failure is not that of a first cell."""
+    """If other cells have figures, its failure does not count as one in the first cell."""
     measured(tmp_path, failing(OTHER[1]), cells=OTHER[:3])
     results, said = measured(tmp_path, failing(OTHER[1]), cells=OTHER)
     assert "2 of 5 cells measured before" in said[0]
@@ -384,7 +384,7 @@ def test_what_failed_is_tried_again_after_the_rest(tmp_path: Path) -> None:
 
 
 def test_what_is_said_is_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe would hold it back, and lose it with a process that is killed."""
+    """In a pipe it would be buffered, and lost if the process is killed."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
     run.tell("a cell")
@@ -403,11 +403,11 @@ def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
         measured(tmp_path, RIGHT)
 
 
-# ---- the real device, as far as there is one without a GPU
+# ---- the real device, as far as possible without a GPU
 
 
 def test_a_capture_that_fails_leaves_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.cuda.graph does not, where the end of a capture raises."""
+    """torch.cuda.graph does not leave its stream if the end of a capture raises."""
     own, side, inside = (SimpleNamespace(wait_stream=lambda other: None) for _ in range(3))
     current = [own]
 
@@ -421,7 +421,7 @@ def test_a_capture_that_fails_leaves_the_stream(monkeypatch: pytest.MonkeyPatch)
 
     @contextmanager
     def graph(_: object, capture_error_mode: str) -> Iterator[None]:
-        assert capture_error_mode == "thread_local"  # threads of compilers allocate meanwhile
+        assert capture_error_mode == "thread_local"  # compiler threads may allocate meanwhile
         current[0] = inside
         yield
         raise RuntimeError("the capture was invalidated")

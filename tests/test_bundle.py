@@ -1,4 +1,4 @@
-"""The bundle: the same cubins give the same bytes, first use reads three pieces, damage is absence, never wrong bytes.
+"""The bundle: equal cubins give equal bytes, first use reads three pieces, damage means absence, never wrong bytes.
 
 `python -m tests.test_bundle SCENARIO ARGUMENT...` runs one scenario in a process of its own.
 """
@@ -36,7 +36,7 @@ ARCHITECTURES = ("sm_70", "sm_90", "sm_90a", "sm_100")
 
 
 def some_cubins(variants: int = 2, code_bytes: int = 64) -> list[Cubin]:
-    """Cubins whose bytes do not compress, each with facts of its own, in order of architecture and name."""
+    """Cubins whose bytes do not compress, each with its own facts, in order of architecture and name."""
     chance = random.Random(1)
     return [
         replace(
@@ -140,7 +140,7 @@ def test_process_hash_seed_and_directory_do_not_matter(path: Path, tmp_path: Pat
 
 
 def write_shuffled(path: str) -> None:
-    """On another day, by a process that hides its files from others."""
+    """On another day, by a process that hides its files from other users."""
     time.time, time.time_ns = (lambda: 4e9), (lambda: 4 * 10**18)
     os.umask(0o077)
     write(Path(path), list(set(some_cubins())))
@@ -183,7 +183,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 @contextmanager
 def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The length of every pread, in order."""
+    """The lengths of all preads, in order."""
     reads: list[int] = []
     real = os.pread
 
@@ -245,7 +245,7 @@ def test_threads_and_forked_children_share_it(path: Path) -> None:
 
 
 def thread_and_fork(path: str) -> None:
-    """Eight threads ask for everything at once, and so does each of four children forked meanwhile."""
+    """Eight threads request everything at once, and so does each of four children forked meanwhile."""
     bundle, cubins, wrong = Bundle(Path(path)), some_cubins(), []
 
     def ask() -> None:
@@ -271,7 +271,7 @@ def thread_and_fork(path: str) -> None:
 
 
 def regions(path: Path) -> dict[str, range]:
-    """Where the parts of a bundle lie, as its own header and indexes tell."""
+    """Where the parts of a bundle are, according to its own header and indexes."""
     bundle = Bundle(path)
     with bundle._open() as (descriptor, top):
         parts = {"header": range(top.body_at)}
@@ -291,7 +291,7 @@ def test_the_parts_cover_the_file(path: Path) -> None:
 
 
 def test_a_flipped_bit_anywhere_is_found_by_verify_and_never_served(path: Path) -> None:
-    """Damage reaches what lies in that part, and no further."""
+    """Damage affects the contents of that part, and nothing else."""
     image, cubins = path.read_bytes(), some_cubins()
     for part, where in regions(path).items():
         for at in where:
@@ -476,7 +476,7 @@ def test_a_signed_bundle_serves_and_reads_no_more_than_an_unsigned_one(
 def test_whoever_forges_a_part_and_its_hashes_still_lacks_the_signature(
     path: Path, tmp_path: Path, keys: tuple[Path, Path], part: str
 ) -> None:
-    """What an attacker without the key can do best: write a bundle anew."""
+    """The best that an attacker without the key can do: write the bundle anew."""
     sign(path, keys[0])
     first, *others = some_cubins()
     forged = {"header": "toolchain", "sm_70": "registers"}.get(part, "code")
@@ -536,7 +536,7 @@ def test_a_key_that_is_none_opens_nothing(
 
 
 def of_another_kind() -> bytes:
-    """A public key that signs elsewhere."""
+    """A public key for another signature algorithm."""
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -605,7 +605,7 @@ def test_verify_exits_with_what_it_found(
 def test_building_a_bundle_signs_it_and_never_leaves_a_signature_of_another(
     tmp_path: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a builder in the compiler's place."""
+    """With a builder instead of the compiler."""
     codegen = pytest.importorskip("codegen.__main__")
     cubins = tuple(some_cubins())
     monkeypatch.setattr(codegen.builder, "build", lambda *_, **__: codegen.builder.Report(cubins, 8, 0))

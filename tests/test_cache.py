@@ -1,4 +1,4 @@
-"""The cubin cache: whatever happens to its files, `find` serves the right bytes or says why not, and nothing hangs."""
+"""The cubin cache: whatever happens to its files, `find` gives the right bytes or says why not, and nothing hangs."""
 
 import errno
 import logging
@@ -285,7 +285,7 @@ def test_a_symbolic_link_in_place_of_the_root_is_not_followed(cache: Cache, tmp_
     assert not link.store(make(build="c"))
     assert len(link.verify()) == 1 and link.entries() == [] and link.clear().files == 0
     assert len(cache.entries()) == 1
-    inside = Cache(tmp_path / "link" / "sub", max_bytes=1 << 20)  # a link further up is the user's own business
+    inside = Cache(tmp_path / "link" / "sub", max_bytes=1 << 20)  # a link higher up is the user's own business
     assert inside.store(make()) and look(inside, make()) == make()
 
 

@@ -1,4 +1,4 @@
-"""`python -m codegen cache list|verify|gc|clear`, and what every command says of a cache that cannot be used."""
+"""`python -m codegen cache list|verify|gc|clear`, and what every command says about a cache that cannot be used."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""What names an entry of the cache: everything that goes into the bytes, and nothing else.
+"""What identifies an entry of the cache: everything that affects the bytes, and nothing else.
 
-Each ingredient is changed where it is: a compiler's answer, an option, a header of each tree. What is irrelevant is
-changed in a process of its own, on a copy of the checkout.
+Each ingredient is changed at its source: a compiler's answer, an option, a header of each tree. Irrelevant things are
+changed in a separate process, on a copy of the checkout.
 """
 
 import os
@@ -35,7 +35,7 @@ def ptx_build(ptx: bytes, build: bytes) -> bytes:
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    """What the compiler says of itself is asked anew, and forgotten afterwards."""
+    """Makes the compiler's identification be read anew, and forgotten afterwards."""
     toolchain.compiler_build.cache_clear()
     yield
     toolchain.compiler_build.cache_clear()
@@ -66,7 +66,7 @@ def test_two_architectures_of_one_front_end() -> None:
 
 @pytest.mark.parametrize("program", ["compiler", "linker"])
 def test_another_build_of_the_same_version(program: str, monkeypatch: Patch, fresh_compiler: None) -> None:
-    """Of NVRTC, and of nvJitLink: as each states it in the PTX that it writes."""
+    """Of NVRTC, and of nvJitLink, as each identifies itself in the PTX that it writes."""
     before = fingerprint()
     real_compile, real_link = toolchain._compile, toolchain._link
     if program == "compiler":
@@ -127,7 +127,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("package", TREES)
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_header(package: str, change: str, tmp_path: Path, monkeypatch: Patch) -> None:
-    """Of the project, of CuTe, of the CUDA run time, of CCCL."""
+    """A header of the project, of CuTe, of the CUDA run time, or of CCCL."""
     trees = toolchain.headers()
     at = TREES.index(package)
     prints = set()
@@ -150,7 +150,7 @@ def test_the_order_in_which_headers_are_searched(monkeypatch: Patch) -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout at another path, every file of it touched."""
+    """The checkout at another path, with new time stamps on every file."""
     root = tmp_path_factory.mktemp("elsewhere") / "another name"
     for name in ("codegen", "softmax_ops", "templates"):
         shutil.copytree(CHECKOUT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -173,7 +173,7 @@ IRRELEVANT = {
 
 @pytest.mark.parametrize("what", IRRELEVANT)
 def test_place_time_and_process_are_irrelevant(what: str, copy: Path) -> None:
-    """The fingerprint of a checkout elsewhere, and the digest that the catalog has."""
+    """The fingerprint of a checkout elsewhere, and the digest in the catalog."""
     environment, before = IRRELEVANT[what]
     program = (
         f"{before}from codegen import render, sources, toolchain, variants; "
@@ -189,7 +189,7 @@ def test_place_time_and_process_are_irrelevant(what: str, copy: Path) -> None:
 
 
 def test_where_headers_are_installed_is_irrelevant(tmp_path: Path, monkeypatch: Patch) -> None:
-    """All four trees reached by another path."""
+    """All four trees, reached through another path."""
     before, moved = fingerprint(), []
     for number, tree in enumerate(toolchain.headers()):
         (tmp_path / f"{number}").symlink_to(tree.root, target_is_directory=True)
@@ -200,7 +200,7 @@ def test_where_headers_are_installed_is_irrelevant(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.kernels
 def test_the_bytes_are_those_of_the_fingerprint_wherever_they_are_compiled(copy: Path, tmp_path: Path) -> None:
-    """Compiled by a checkout elsewhere, on another day: this one finds the entry, and would compile the same."""
+    """What a checkout elsewhere compiled on another day is found by this one, which would compile the same bytes."""
     program = (
         "import time; time.time = lambda: 4e9\n"
         "from codegen import build, variants\n"

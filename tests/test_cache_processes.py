@@ -1,6 +1,6 @@
-"""The cubin cache among processes and on disks that refuse: racing writers, kill -9, full and read-only places.
+"""The cubin cache among processes and on failing disks: racing writers, kill -9, full and read-only places.
 
-Tests run scenarios of this file in processes of their own: `python -m tests.test_cache_processes SCENARIO ARGUMENT...`.
+Tests run scenarios of this file in separate processes: `python -m tests.test_cache_processes SCENARIO ARGUMENT...`.
 """
 
 import errno
@@ -52,7 +52,7 @@ def test_writers_that_evict_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.kernels
 def test_processes_compile_the_same_variant_at_once(tmp_path: Path) -> None:
-    """From nothing, with the real compiler: each gets the kernel, by whichever way, and one entry results."""
+    """Starting from nothing, with the real compiler: each process gets the kernel somehow, and one entry results."""
     pytest.importorskip("codegen.toolchain")
     cache = roomy(tmp_path / "cache")
     environment = {"SOFTMAX_OPS_CACHE_DIR": str(cache.root), "SOFTMAX_OPS_BUNDLE": "", "SOFTMAX_OPS_COMPILE": "auto"}
@@ -70,7 +70,7 @@ def test_writers_killed_in_the_middle(tmp_path: Path) -> None:
     cache = roomy(tmp_path / "cache")
     left_behind = int(finish(run_scenario("kill_writers", cache.root)))
     partials = hidden(cache, ".part-")
-    assert 0 < left_behind == len(partials)  # some were really hit while writing
+    assert 0 < left_behind == len(partials)  # some were really killed while writing
     for name in partials:
         os.utime(tmp_path / "cache" / name, (1, 1))
     assert cache.gc().files == left_behind
@@ -82,7 +82,7 @@ def test_file_size_limit(tmp_path: Path) -> None:
 
 
 def test_full_and_read_only_disk(tmp_path: Path) -> None:
-    namespace = ("unshare", "-rm")  # where a mount is nobody else's business
+    namespace = ("unshare", "-rm")  # where a mount affects nobody else
     if succeeds(*namespace, "true"):
         finish(run_scenario("on_tiny_then_read_only_disk", tmp_path, "mount", before=namespace))
     else:
@@ -134,7 +134,7 @@ def spoil(path: Path, damage: str, elsewhere: Path) -> None:
 
 @pytest.mark.parametrize("place", ["writable by all", "of another user", "a link", "a file", "no home", "on no disk"])
 def test_a_place_that_cannot_be_used_costs_one_line(tmp_path: Path, place: str) -> None:
-    """The kernel is there all the same: its caller has it."""
+    """The caller gets its kernel all the same."""
     root, said = tmp_path / "cache", "compiled kernels are not kept"
     if place == "writable by all":
         roomy(root).store(make())
@@ -158,7 +158,7 @@ def test_a_place_that_cannot_be_used_costs_one_line(tmp_path: Path, place: str) 
 
 
 def of_another_user(path: Path) -> Path:
-    """A directory that belongs to someone else than this process."""
+    """A directory that belongs to another user than this process's."""
     if os.geteuid() != 0:
         return Path("/")
     path.mkdir(mode=0o700)
@@ -167,7 +167,7 @@ def of_another_user(path: Path) -> Path:
 
 
 def test_a_clock_that_went_backwards_loses_nothing(tmp_path: Path) -> None:
-    """All that is there was written, and used, a day ahead of this clock."""
+    """Everything there was written and used a day ahead of this clock."""
     cache, tomorrow = roomy(tmp_path / "cache"), time.time() + 86400
     assert cache.store(make()) and cache.store(make(build="c"))
     for path in (cache.root or tmp_path).iterdir():
@@ -180,7 +180,7 @@ def test_a_clock_that_went_backwards_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_two_versions_of_the_package_share_a_cache(tmp_path: Path) -> None:
-    """Both at work at once, the newer with another schema: each gets what is right for it, or a miss, silently."""
+    """Both run at once, the newer one with another schema: each silently gets what is right for it, or a miss."""
     newer = tmp_path / "newer"
     shutil.copytree(CHECKOUT / "softmax_ops", newer / "softmax_ops", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(CHECKOUT / "tests", newer / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -196,7 +196,7 @@ def test_two_versions_of_the_package_share_a_cache(tmp_path: Path) -> None:
 
 
 def serve(root: Path | None = None, max_bytes: int = 1 << 30) -> tuple[list[str], list[str]]:
-    """What a process of its own meets that looks for a kernel, stores it and looks again; and what it says."""
+    """What a separate process finds when it looks for a kernel, stores it and looks again; and its output."""
     homeless = {"HOME": "/nonexistent/home", "XDG_CACHE_HOME": "", "SOFTMAX_OPS_CACHE_DIR": ""}
     process = run_scenario("look_store_look", root or "", max_bytes, environment=homeless, stderr=subprocess.PIPE)
     out, err = process.communicate(timeout=60)
@@ -232,12 +232,12 @@ def roomy(root: Path) -> Cache:
 
 
 def numbered(number: int) -> Cubin:
-    """What writer `number` compiled: the same fingerprint, its own bytes, as large as cubins get."""
+    """The cubin compiled by writer `number`: the same fingerprint, different bytes, as large as cubins get."""
     return replace(make(code=bytes([number]) * (1 << 17)), registers=number)
 
 
 def write_one_entry(root: str, number: str) -> None:
-    """Store and find in turn; others do so too, and none ever sees a miss or a mixture."""
+    """Stores and finds in turn, while others do so too; none ever sees a miss or a mixture."""
     cache, mine = roomy(Path(root)), numbered(int(number))
     for _ in range(4):
         assert cache.store(mine)
@@ -260,14 +260,14 @@ def write_under_pressure(root: str, number: str) -> None:
 
 
 def resolve_one_variant() -> None:
-    """As serving does; prints the digest of the code, and where it came from."""
+    """Resolves as serving does; prints the digest of the code, and where it came from."""
     resolve.PACKAGED_BUNDLE = Path("/nonexistent")
     found = resolve.resolve(catalog.load().variants[NAME], "sm_90")
     print(hashlib.sha256(found.cubin.code).hexdigest(), found.place)
 
 
 def look_store_look(root: str, max_bytes: str) -> None:
-    """As a server does that compiles what it misses. What is said goes where Python sends it by default."""
+    """Like a server that compiles what it misses. Warnings go where Python sends them by default."""
     logging.getLogger().handlers.clear()
     cache = Cache(Path(root), max_bytes=int(max_bytes)) if root else resolve.user_cache()
     for step in (look, None, look):
@@ -280,7 +280,7 @@ def look_store_look(root: str, max_bytes: str) -> None:
 
 
 def work_beside_another_version(root: str) -> None:
-    """Its own builds and one that both have. Prints the schema."""
+    """Uses its own builds and one that both versions have. Prints the schema."""
     cache = roomy(Path(root))
     mine, shared = make(build=str(SCHEMA)), make(build="f")
     for _ in range(50):
@@ -293,11 +293,11 @@ def work_beside_another_version(root: str) -> None:
 
 
 def kill_writers(root: str) -> None:
-    """Kill -9 one writer after the other at a random moment: then every entry is right, or was never there."""
+    """Kills (-9) one writer after another at a random moment: then every entry is right, or was never there."""
     cache, chance, hits = roomy(Path(root)), random.Random(0), 0
     names = [replace(numbered(0), fingerprint=f"{name}" * 64) for name in "0123"]
     for round_ in range(KILLS):
-        cache.clear()  # what was killed half-way stays
+        cache.clear()  # what killed writers left unfinished stays
         ready, started = os.pipe()
         child = os.fork()
         if child == 0:
@@ -333,7 +333,7 @@ def under_file_size_limit(root: str) -> None:
 
 
 def on_tiny_then_read_only_disk(folder: str, how: str) -> None:
-    """A tmpfs of 64 KiB, read-only later; where no mount is permitted, system calls that answer as it would."""
+    """A tmpfs of 64 KiB, later read-only; if mounting is not permitted, system calls that fail in the same way."""
     mounted = how == "mount" and succeeds("mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", folder)
     cache = Cache(Path(folder, "cache"), max_bytes=1 << 20)
     assert cache.store(make())

@@ -1,4 +1,4 @@
-"""What a call of the forward may look like: every rule of `check_softmax`, by a call that keeps it or breaks it."""
+"""Valid and invalid calls of the forward: every rule of `check_softmax`, by a call that keeps it or breaks it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refuse(error: type[Exception], *words: str, x: Any = None, **arguments: Any)
 
 
 def on_cuda(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A CUDA tensor without memory, and without a GPU."""
+    """A CUDA tensor without memory, created without a GPU."""
     with FakeTensorMode():
         return torch.empty(shape, dtype=dtype, device="cuda:0")
 
@@ -95,7 +95,7 @@ def test_x_is_refused(x: torch.Tensor, words: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_prototype_tensors_are_refused() -> None:
-    """Quantized, nested and compressed layouts: making one of them already warns."""
+    """Quantized, nested and compressed layouts; creating some of these already warns."""
     refuse(ValueError, "quint8", "x.dequantize()", x=torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.quint8))
     ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
     refuse(ValueError, "nested float32", "to_padded_tensor", x=ragged)
@@ -227,12 +227,12 @@ def test_mask_must_be_a_tensor(mask: Any) -> None:
     [
         ((B, H, 4, 6), None, 2),  # bottom-right: K - Q
         ((6, 4), None, -2),
-        ((6,), None, 5),  # [K] is Q = 1
+        ((6,), None, 5),  # [K] means Q = 1
         ((4, 6), 0, 0),
         ((4, 6), np.int64(-1), -1),
         ((4, 6), -4, -4),
         ((4, 6), 6, 6),
-        ((4, 6), -5, -4),  # clamped to [-Q, K], where the result stays the same
+        ((4, 6), -5, -4),  # clamped to [-Q, K], which does not change the result
         ((4, 6), 7, 6),
         ((4, 6), -(10**30), -4),
         ((4, 6), 10**30, 6),
@@ -299,7 +299,7 @@ def test_empty_out_is_validated() -> None:
     assert check(empty, out=torch.zeros(1, K).expand(1, K)[:0]).out is not None
     refuse(ValueError, "(0, 7)", x=empty, out=torch.zeros(0, K + 1))
     buffer = torch.zeros(Q, K)
-    assert check(empty, out=buffer[2:2], mask=buffer.view(torch.uint8)[2, :K]) is not None  # shares no byte
+    assert check(empty, out=buffer[2:2], mask=buffer.view(torch.uint8)[2, :K]) is not None  # they share no byte
 
 
 def test_out_of_one_column_may_have_any_last_stride() -> None:
@@ -329,7 +329,7 @@ def test_out_may_be_x() -> None:
 
 
 def test_out_may_interleave_with_x() -> None:
-    """One buffer, scores in its left half and results in its right one."""
+    """One buffer: scores in its left half, results in its right half."""
     buffer = torch.zeros(B, Q, 2 * K)
     left, right = buffer[..., :K], buffer[..., K:]
     assert check(left, out=right).out is right

@@ -1,4 +1,4 @@
-"""What a call of the backward may look like: every rule of `check_softmax_backward`, kept or broken."""
+"""Valid and invalid calls of the backward: every rule of `check_softmax_backward`, kept or broken."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INF, NAN = math.inf, math.nan
 
 
 def check(dy: Any = None, y: Any = None, **arguments: Any) -> BackwardRequest:
-    """dy and y are zeros, each like the other where one is given."""
+    """dy and y are zeros; if one is given, the other is zeros like it."""
     if dy is None:
         dy = torch.zeros(B, H, Q, K) if y is None else torch.zeros_like(y)
     if y is None:
@@ -110,7 +110,7 @@ def test_tensors_are_refused(tensor: torch.Tensor, words: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_prototype_tensors_are_refused() -> None:
-    """Quantized, nested and compressed layouts: making one of them already warns."""
+    """Quantized, nested and compressed layouts; creating some of these already warns."""
     y = torch.ones(2, 3)
     quantized = torch.quantize_per_tensor(y, 0.1, 0, torch.quint8)
     refuse(ValueError, "quint8", "dy.dequantize()", dy=quantized, y=y)
@@ -182,9 +182,9 @@ def test_scale_must_be_finite_in_the_accumulation_type() -> None:
     [
         ((B, H, 4, 6), None, 2),  # bottom-right: K - Q
         ((6, 4), None, -2),
-        ((6,), None, 5),  # [K] is Q = 1
+        ((6,), None, 5),  # [K] means Q = 1
         ((4, 6), np.int64(-1), -1),
-        ((4, 6), -5, -4),  # clamped to [-Q, K], where the result stays the same
+        ((4, 6), -5, -4),  # clamped to [-Q, K], which does not change the result
         ((4, 6), 10**30, 6),
         ((0, 6), -3, 0),
     ],
@@ -270,7 +270,7 @@ def test_out_may_be_y_where_dy_is_one_element() -> None:
 
 
 def test_out_may_interleave_with_both() -> None:
-    """One buffer of three parts a row."""
+    """One buffer with three parts per row."""
     parts = torch.zeros(B, Q, 3, K).unbind(2)
     assert check(parts[0], parts[1], out=parts[2]).out is parts[2]
     assert check(parts[2], parts[1], out=parts[0]).out is parts[0]
@@ -280,7 +280,7 @@ def test_out_may_interleave_with_both() -> None:
 @pytest.mark.parametrize("shift", [1, K - 1, K, K + 1, -1, -K])
 @pytest.mark.parametrize("elsewhere", ["apart", "out", "shared"])
 def test_out_may_not_overlap_partly(shift: int, elsewhere: str) -> None:
-    """Neither dy nor y, wherever the other one is: apart, exactly out, or the same as the first."""
+    """It may overlap neither dy nor y, wherever the other one is: apart, exactly out, or the same as the first."""
     buffer = torch.zeros(3 * Q * K)
     tensor, out = (buffer[Q * K + at :][: Q * K].view(Q, K) for at in (0, shift))
     other = {"apart": torch.zeros(Q, K), "out": out, "shared": tensor}[elsewhere]

@@ -1,4 +1,4 @@
-"""What a general call may look like: every rule of `check_general` and `check_general_backward`, kept or broken."""
+"""Valid and invalid general calls: every rule of `check_general` and `check_general_backward`, kept or broken."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refuse(error: type[Exception], *words: str, backward: bool = False, **argume
         assert word in message, message
 
 
-# what becomes of what is given
+# how arguments are converted
 
 
 def test_everything_is_passed_on() -> None:
@@ -330,7 +330,7 @@ def test_out_of_the_backward_is_not_differentiable(which: str) -> None:
 
 
 def parts(buffer: Tensor) -> dict[str, Tensor]:
-    """Arguments that lie in a float32 buffer."""
+    """Arguments that are views of a float32 buffer."""
     return {
         "scale": buffer.view(-1)[:1],
         "bias": buffer.view(-1)[:K],
@@ -354,7 +354,7 @@ def test_out_of_another_dtype_is_not_x() -> None:
     memory = torch.zeros(Q, K, dtype=torch.float32)
     x = memory.view(torch.float16)[:, :K]
     refuse(ValueError, "overlaps x", "new tensor", x=x, out=memory)
-    refuse(ValueError, "overlaps x", x=memory[0].view(torch.float16)[:K], out=memory[0])  # of one address and stride
+    refuse(ValueError, "overlaps x", x=memory[0].view(torch.float16)[:K], out=memory[0])  # same address and stride
     y = torch.zeros(Q, K)
     refuse(ValueError, "overlaps y", backward=True, y=y, out=y.view(torch.float16)[:, :K])
     assert check(x, out=torch.zeros(Q, K)).dtype is torch.float32

@@ -1,4 +1,4 @@
-"""The generator: names, plans, the shipped set, rendering, the catalog, who imports whom."""
+"""The generator: names, plans, the shipped set, rendering, the catalog, and which module imports which."""
 
 import ast
 import json
@@ -42,7 +42,7 @@ def test_name_and_spec_determine_each_other(spec: Spec) -> None:
 
 
 def test_names_decode() -> None:
-    """By the grammar in the docs, also the parts that few names have."""
+    """By the grammar in the docs, including the parts that occur in few names."""
     cluster = Spec(Direction.BACKWARD, DType.F16, Mask.CAUSAL, Plan.CLUSTER, 262144, 8, 512, 1, cluster=16)
     assert cluster.name == "softmax_bwd_f16_causal_cluster_k262144_v8_t512r1c16"
     stream = Spec(Direction.FORWARD, DType.F64, Mask.BOOLCAUSAL, Plan.STREAM, ANY_K, 1, 256, 1)
@@ -106,7 +106,7 @@ every_table = pytest.mark.parametrize(
 
 @every_table
 def test_row_plans_of_one_alignment_leave_no_gap_up_to_the_longest(direction: Direction, dtype: DType) -> None:
-    """Those that any number of rows takes on any architecture."""
+    """Considering only plans for any number of rows, on any architecture."""
     for vec in (1, dtype.vector):
         row_plans = [plan for plan in plans.row_plans(direction, dtype) if plan.vec == vec and not plan.architectures]
         lengths = [plan.k for plan in row_plans if not plan.max_rows]
@@ -118,7 +118,7 @@ def test_row_plans_of_one_alignment_leave_no_gap_up_to_the_longest(direction: Di
 
 @every_table
 def test_edge_columns_have_registers_beside_the_vectors(direction: Direction, dtype: DType) -> None:
-    """A row may be longer than the vectors of its variant by what is no vector, where edges hold the rest."""
+    """A row may exceed the vectors of its variant by less than a vector, if edge columns hold the rest."""
     for mask in variants.MASKS[direction, dtype]:
         for plan, spec in variants.dispatch(direction, dtype, mask) or ():
             beside = spec.access - 1 if spec.ragged and plan.plan in (Plan.WARP, Plan.BLOCK) else 0
@@ -188,7 +188,7 @@ def test_write_touches_only_what_changed_and_removes_what_is_gone(tmp_path: Path
 
 
 def test_what_is_not_generated_is_left_alone(tmp_path: Path) -> None:
-    """But for what a run that was killed left of its own."""
+    """Except what a killed run left of its own."""
     codegen_catalog.write(tmp_path)
     (tmp_path / "folder.cu").mkdir()
     (tmp_path / "notes").mkdir()
@@ -229,7 +229,7 @@ def test_an_absent_feature_leaves_no_trace(spec: Spec) -> None:
 
 
 def test_every_template_is_rendered() -> None:
-    """One for each direction and plan."""
+    """There is one template for each direction and plan."""
     used = {render.template_of(spec) for spec in SHIPPED}
     assert {path.name for path in render.TEMPLATES.glob("softmax_*.jinja")} == used
     assert used == {f"softmax_{direction.label}_{plan.label}.cu.jinja" for direction in Direction for plan in Plan}
@@ -256,7 +256,7 @@ def test_catalog_survives_json_and_knows_every_variant() -> None:
 
 
 def test_catalog_entries_are_of_variants_that_serve_them() -> None:
-    """The rows of an entry are no longer than its variant takes, on architectures that it ships for."""
+    """The rows of an entry are no longer than its variant allows, on architectures for which it ships."""
     catalog = codegen_catalog.build_catalog(render.source_files(SHIPPED))
     assert catalog.architectures == variants.ARCHITECTURES
     for (direction, dtype, _), table in catalog.tables.items():
@@ -305,7 +305,7 @@ def test_parameter_struct_has_the_size_that_the_kernel_asserts(spec: Spec) -> No
     assert f"static_assert(sizeof(Params) == {size}" in render.render(spec)
 
 
-# ---- who imports whom
+# ---- which module imports which
 
 
 def imported(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""The CPU path against the reference: shapes, strides, masks, causal offsets, and what is not finite."""
+"""The CPU path against the reference: shapes, strides, masks, causal offsets, and non-finite values."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def random_mask(*shape: int, seed: int = 1) -> torch.Tensor:
 
 @pytest.fixture(params=[None, 10], ids=["one block", "blocks of 10"])
 def block_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors of the tests fit one block; with 10 elements a block, a [5, 7] matrix is computed row by row."""
+    """The tests' tensors fit into one block; with 10 elements per block, a [5, 7] matrix is computed row by row."""
     if request.param is not None:
         monkeypatch.setattr(cpu, "_BLOCK_ELEMENTS", request.param)
 
@@ -177,7 +177,7 @@ def test_only_exactly_one_hides(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("q, k", [(5, 7), (7, 5), (1, 7), (5, 1)])
 @pytest.mark.parametrize("offset", [None, 0, -1, 1, -5, -9, 4, 12, 10**20])
 def test_causal(q: int, k: int, offset: int | None, block_elements: None) -> None:
-    """What lies beyond the diagonal is NaN or inf: nothing of it may be seen."""
+    """Columns beyond the diagonal are NaN or inf, which must not affect anything."""
     x = scores(2, q, k)
     edge = k - q if offset is None else offset
     future = torch.tensor([[j > i + edge for j in range(k)] for i in range(q)])
@@ -187,7 +187,7 @@ def test_causal(q: int, k: int, offset: int | None, block_elements: None) -> Non
 
 
 def test_causal_row() -> None:
-    """[K] is the last query of a bottom-right causal square; with offset 1 it is the second one of a top-left one."""
+    """[K] is the last query of a bottom-right causal square; with offset 1, the second one of a top-left one."""
     x = scores(6)
     assert torch.equal(softmax(x, causal=True), softmax(x))
     assert verify(x, causal=True, causal_offset=1)[2:].eq(0).all()
@@ -205,13 +205,13 @@ def test_rows_that_see_nothing_are_zero(dtype: torch.dtype) -> None:
     assert (verify(-x, scale=-1.0, mask=hidden) == 0).all()
 
 
-# What is not finite
+# Non-finite values
 
 
 @every_dtype
 @pytest.mark.parametrize("value", [NAN, INF], ids=["nan", "inf"])
 def test_visible_nan_and_inf_make_their_row_nan(dtype: torch.dtype, value: float) -> None:
-    """The whole row, hidden columns included; other rows are untouched."""
+    """The whole row, hidden columns included; other rows are unaffected."""
     x, mask = scores(3, 6, dtype=dtype), torch.tensor([False, True, False, False, True, True])
     x[1, 2] = value
     y = verify(x, mask=mask)
@@ -241,7 +241,7 @@ def test_infinity_times_zero_is_nan() -> None:
 @every_dtype
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_fill(dtype: torch.dtype, causal: bool, block_elements: None) -> None:
-    """Hidden columns take part with the score of the fill, whatever they hold; causality still excludes."""
+    """Hidden columns take part with the fill as their score, whatever they contain; causality still excludes."""
     x, mask = scores(3, 5, 7, dtype=dtype), random_mask(3, 1, 7)
     x[mask.expand(x.shape)] = NAN
     for fill in (-10000.0, 2.0, 94.5):
@@ -289,7 +289,7 @@ def test_in_place(dtype: torch.dtype, block_elements: None) -> None:
 
 
 def test_blocks_cover_large_tensors() -> None:
-    """Larger than a block, with rows that do not divide it, and a single row larger than a block."""
+    """A tensor larger than a block, whose rows do not divide it, and a single row larger than a block."""
     x = scores(3, 700, 1001)
     verify(x, causal=True, mask=random_mask(3, 1, 1001))
     verify(scores(2, 2**20 + 1, dtype=torch.bfloat16))
@@ -303,7 +303,7 @@ Call = tuple[torch.Tensor, dict[str, Any]]  # x, keyword arguments
 
 @st.composite
 def calls(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(DTYPES.values())) -> Call:
-    """x of random shape, strides and magnitude; arguments that hide some of it, with NaN where the mask does."""
+    """x of random shape, strides and magnitude; arguments that hide some of it, with NaN where the mask hides."""
     dtype, seed = draw(st.sampled_from(dtypes)), draw(st.integers(0, 2**32))
     shape = [*draw(st.lists(st.integers(1, 4), max_size=3)), draw(st.integers(1, 40))]
     generator = torch.Generator().manual_seed(seed)
@@ -345,7 +345,7 @@ def test_rows_sum_to_one_and_hidden_columns_are_zero(call: Call) -> None:
 @given(calls(dtypes=(torch.float64,)), st.integers(-1000, 1000))
 @properties(60)
 def test_shift_invariance(call: Call, shift: int) -> None:
-    """For scores of few bits and a scale of a power of two x + shift is exact, and so is z - max: the same bits."""
+    """With scores of few bits and a power of two as scale, x + shift and z - max are exact: the bits are the same."""
     x, arguments = call
     x = (x * 1024).round() / 1024
     arguments["scale"] = math.copysign(0.25, arguments["scale"])
@@ -371,7 +371,7 @@ def test_permutation(call: Call, random: Any) -> None:
 @given(calls(), st.data())
 @properties(60)
 def test_a_row_does_not_depend_on_its_neighbours(call: Call, data: st.DataObject) -> None:
-    """Rows replaced by NaN leave the bits of the others as they are."""
+    """Replacing other rows by NaN does not change a row's bits."""
     x, arguments = call
     spoilt = torch.rand(x.shape[:-1], generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99)))) < 0.5
     y = softmax(x, **arguments)

@@ -1,4 +1,4 @@
-"""The CPU path of the backward against the reference: shapes, strides, causal offsets, out, and what is not finite."""
+"""The CPU path of the backward against the reference: shapes, strides, causal offsets, out, and non-finite values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def verify(dy: torch.Tensor, y: torch.Tensor, **arguments: Any) -> torch.Tensor:
     offset = arguments.get("causal_offset")
     if arguments.get("causal") and offset is None:
         offset = y.shape[-1] - (y.shape[-2] if y.dim() > 1 else 1)
-    inputs = (to_numpy(dy).copy(), to_numpy(y).copy(), float(arguments.get("scale", 1.0)), offset)  # out may be theirs
+    inputs = (to_numpy(dy).copy(), to_numpy(y).copy(), float(arguments.get("scale", 1.0)), offset)  # out may be either
     with np.errstate(invalid="ignore"):  # inf times 0
         expected, magnitude = reference.softmax_backward(*inputs), reference.backward_magnitude(*inputs)
 
@@ -59,7 +59,7 @@ def call(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor,
 
 @pytest.fixture(params=[None, 10], ids=["one block", "blocks of 10"])
 def block_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors of the tests fit one block; with 10 elements a block, a [5, 7] matrix is computed row by row."""
+    """The tests' tensors fit into one block; with 10 elements per block, a [5, 7] matrix is computed row by row."""
     if request.param is not None:
         monkeypatch.setattr(cpu, "_BLOCK_ELEMENTS", request.param)
 
@@ -70,7 +70,7 @@ SHAPES = [(7,), (5, 7), SHAPE, (2, 1, 2, 3, 2, 7), (3, 1), (3, 1000), (2, 9, 4)]
 
 
 def sliced(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values within a larger tensor, between NaN."""
+    """The same values as a part of a larger tensor, surrounded by NaN."""
     inside = torch.full([n + 3 for n in tensor.shape], NAN, dtype=tensor.dtype)
     for dim, size in enumerate(tensor.shape):
         inside = inside.narrow(dim, 1, size)
@@ -96,7 +96,7 @@ def test_shapes_and_strides(dtype: torch.dtype, shape: tuple[int, ...], causal: 
 @pytest.mark.parametrize("kept", [(), (1,), (7,), (5, 1), (3, 1, 1), (2, 1, 1, 7), (1, 1, 5, 7)], ids=str)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_expanded_dy(dtype: torch.dtype, kept: tuple[int, ...], causal: bool, block_elements: None) -> None:
-    """What sums over the result hand over: stride 0 in some dimensions, or in all of them."""
+    """As from sums over the result: stride 0 in some dimensions, or in all of them."""
     dy, y = gradients(*kept, dtype=dtype).expand(SHAPE), probabilities(*SHAPE, dtype=dtype)
     dx = verify(dy, y, scale=-0.3, causal=causal)
     assert dx.is_contiguous()
@@ -115,7 +115,7 @@ def test_scale(dtype: torch.dtype, scale: Any) -> None:
 
 @every_dtype
 def test_small_probabilities_of_large_gradients(dtype: torch.dtype) -> None:
-    """Products below float16's range, and sums above it, are intermediate values only."""
+    """Products below float16's range, and sums above it, occur only as intermediate values."""
     dy, y = torch.full((3, 64), 60000.0, dtype=dtype), torch.full((3, 64), 2.0**-14, dtype=dtype)
     dy[0], dy[1, ::2], y[1, 0] = 2.0**-12, -60000.0, 0.5
     verify(dy, y, scale=0.5)
@@ -150,7 +150,7 @@ def test_gradient_of_the_forward(causal: bool) -> None:
 @pytest.mark.parametrize("q, k", [(5, 7), (7, 5), (1, 7), (5, 1)])
 @pytest.mark.parametrize("offset", [None, 0, -1, 1, -5, -9, 4, 12, 10**20])
 def test_causal(dtype: torch.dtype, q: int, k: int, offset: int | None, block_elements: None) -> None:
-    """What lies beyond the diagonal is NaN or inf: nothing of it may be seen, in y no more than in dy."""
+    """Columns beyond the diagonal are NaN or inf, which must not affect anything, in y as in dy."""
     dy, y = call(2, q, k, dtype=dtype)
     edge = k - q if offset is None else offset
     future = torch.tensor([[j > i + edge for j in range(k)] for i in range(q)])
@@ -161,7 +161,7 @@ def test_causal(dtype: torch.dtype, q: int, k: int, offset: int | None, block_el
 
 
 def test_causal_row() -> None:
-    """[K] is the last query of a bottom-right causal square; with offset 1 it is the second one of a top-left one."""
+    """[K] is the last query of a bottom-right causal square; with offset 1, the second one of a top-left one."""
     dy, y = call(6)
     assert torch.equal(softmax_backward(dy, y, causal=True), softmax_backward(dy, y))
     assert verify(dy, y, causal=True, causal_offset=1)[2:].eq(0).all()
@@ -175,14 +175,14 @@ def test_rows_that_saw_nothing_are_zero(dtype: torch.dtype) -> None:
     assert (verify(dy, y * NAN, causal=True, causal_offset=-3) == 0).all()
 
 
-# What is not finite
+# Non-finite values
 
 
 @every_dtype
 @pytest.mark.parametrize("value", [NAN, INF, -INF], ids=["nan", "inf", "-inf"])
 @pytest.mark.parametrize("name", ["dy", "y"])
 def test_what_is_not_finite_stays_in_its_row(dtype: torch.dtype, value: float, name: str) -> None:
-    """As the formula has it, columns that causality hides included: 0 * (0 - sum) is NaN."""
+    """As in the formula, also in columns that causality hides: 0 * (0 - sum) is NaN."""
     dy, y = call(3, 6, dtype=dtype)
     expected = verify(dy, y, causal=True)
     (dy if name == "dy" else y)[1, 2] = value
@@ -192,7 +192,7 @@ def test_what_is_not_finite_stays_in_its_row(dtype: torch.dtype, value: float, n
 
 
 def test_infinity_times_zero_is_nan() -> None:
-    """In the sum, where it makes the whole row NaN, and in a scale of 0."""
+    """In the sum, where it makes the whole row NaN, and with a scale of 0."""
     dy, y = call(2, 5)
     dy[0, 3], y[0, 3] = INF, 0.0
     assert verify(dy, y).isnan().any(-1).tolist() == [True, False]
@@ -249,6 +249,6 @@ def test_over_y_with_an_expanded_dy(block_elements: None) -> None:
 
 
 def test_blocks_cover_large_tensors() -> None:
-    """Larger than a block, with rows that do not divide it, and a single row larger than a block."""
+    """A tensor larger than a block, whose rows do not divide it, and a single row larger than a block."""
     verify(*call(3, 700, 1001), causal=True)
     verify(torch.tensor(1.5).expand(2, 2**20 + 1), probabilities(2, 2**20 + 1))

@@ -1,7 +1,7 @@
-"""The wheel on a host that has torch and cuda-bindings and nothing else: it installs, finds its kernels and launches.
+"""The wheel on a host with only torch and cuda-bindings: it installs, finds its kernels and launches them.
 
-The host is a fresh environment without pip, compiler, network, jinja2 or click. Its site-packages are read-only, its
-user has no HOME and is no one the system knows, where this process may become such a user. Kernels are stubs.
+The host is a fresh environment without pip, compiler, network, jinja2 or click. Its site-packages are read-only, and
+its user has no HOME and is unknown to the system, if this process may become such a user. Kernels are stubs.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ BESIDE_TORCH = (
     *("torch", "torchgen", "functorch", "filelock", "fsspec", "mpmath", "networkx", "sympy", "typing_extensions"),
     *("cuda", "nvidia"),
 )
-"""Modules of torch, of what it imports, and of cuda-bindings."""
+"""Modules of torch and of what it imports, and of cuda-bindings."""
 
 SOURCES = ("softmax_ops", "generated/catalog.json", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")
 A_USER = 54321
@@ -45,7 +45,7 @@ CONTAINER = ("torch", "cuda")
 
 
 def stub_cubins() -> list[Cubin]:
-    """Of every variant, for every architecture that it ships for, as the stub driver reads them."""
+    """Stubs of every variant, for every architecture for which it ships, in the stub driver's format."""
     found = catalog.load()
     return [
         Cubin(
@@ -63,7 +63,7 @@ def stub_cubins() -> list[Cubin]:
 
 
 def checkout_with(folder: Path, cubins: list[Cubin], *, of: bytes | None = None) -> Path:
-    """What a wheel is made from, with a bundle as `make bundle` leaves it."""
+    """The sources of a wheel, with a bundle as `make bundle` writes it."""
     for name in (*SOURCES, "transformer_softmax_lib.py"):
         source, target = CHECKOUT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class Host:
     site_packages: Path
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Python with these arguments, as a container starts it."""
+        """Runs Python with these arguments, as a container would start it."""
         python = str(self.folder / "venv" / "bin" / "python")
         return subprocess.run(
             [*_as_a_user(python), python, *arguments],
@@ -107,7 +107,7 @@ class Host:
         )
 
     def python(self, program: str, **environment: str) -> dict[str, Any]:
-        """What a program prints as JSON, alone on its last line. It must say nothing on stderr."""
+        """What a program prints as JSON on its last line, with nothing else. It must print nothing to stderr."""
         result = self.run("-c", WATCH + textwrap.dedent(program), **environment)
         assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
         found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -116,9 +116,9 @@ class Host:
 
 @cache
 def _as_a_user(python: str) -> tuple[str, ...]:
-    """A command before the command, for root: become a user without name, home or rights.
+    """A command prefix for root, which becomes a user without name, home or rights.
 
-    Empty where that user would not reach the interpreter, which may lie in root's home.
+    Empty if that user could not reach the interpreter, which may be in root's home.
     """
     setpriv = shutil.which("setpriv")
     if os.geteuid() != 0 or setpriv is None:
@@ -155,7 +155,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def host(wheel: Path) -> Iterator[Host]:
-    folder = Path(tempfile.mkdtemp(prefix="deployed_"))  # where other users may look, as pytest's own may not be
+    folder = Path(tempfile.mkdtemp(prefix="deployed_"))  # readable by other users, unlike pytest's own folder
     folder.chmod(0o755)
     try:
         yield installed(wheel, folder)
@@ -299,7 +299,7 @@ LAUNCH = """
 
 
 def test_it_dispatches_down_to_the_launch(host: Host) -> None:
-    """From the bundle of the package, of which it reads three pieces; nothing else is looked into or written."""
+    """From the bundle in the package, of which it reads three pieces; nothing else is read or written."""
     found = host.python(
         LAUNCH
         + """
@@ -325,7 +325,7 @@ def test_it_dispatches_down_to_the_launch(host: Host) -> None:
     assert (found["written"], found["connected"], found["modules"]) == ([], [], [])
     bundle = host.site_packages / "softmax_ops" / "softmax_ops.bundle"
     assert set(found["opened"]) == {str(bundle)}
-    assert len(found["reads"]) == 3 and found["reads"][2] < 200  # header, one index, one entry: that of this variant
+    assert len(found["reads"]) == 3 and found["reads"][2] < 200  # header, one index, and the entry of this variant
     assert sum(found["reads"]) < bundle.stat().st_size / 4
 
 
@@ -395,7 +395,7 @@ def test_the_doctor_finds_the_host_in_order(host: Host) -> None:
 
 
 def test_a_kernel_that_is_not_there_is_told_with_every_place(host: Host) -> None:
-    """A GPU that came later, on a host that cannot compile."""
+    """A GPU newer than the package, on a host that cannot compile."""
     found = host.python(f"""
         from softmax_ops import KernelNotFound, resolve
         from softmax_ops.artifacts import catalog

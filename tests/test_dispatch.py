@@ -1,4 +1,4 @@
-"""From tensors to launches, on the stub driver: CPU tensors pose as those of a GPU; what is launched is recorded."""
+"""From tensors to launches on the stub driver: CPU tensors pose as GPU tensors, and launches are recorded."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.support.launches import STREAM, Serve, serve, serve_all
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
 
-pytestmark = pytest.mark.slow  # a process for each test
+pytestmark = pytest.mark.slow  # a process per test
 
 __all__ = ["serve"]  # a fixture
 
@@ -73,7 +73,7 @@ def test_addresses_of_the_backward_in_place(serve: Serve) -> None:
 
 @isolated
 def test_what_has_no_memory_is_refused(serve: Serve) -> None:
-    """Zeros that torch leaves out, such as some gradients; a storage that was freed, as sharded training does."""
+    """Zeros that torch does not store, as in some gradients; a freed storage, as in sharded training."""
     serve_all(serve, "f16_none_warp")
     x, freed = torch.randn(4, 64).half(), torch.empty(4, 64).half()
     freed.untyped_storage().resize_(0)
@@ -94,7 +94,7 @@ def test_a_mask_of_ones_and_zeros_has_kernels_of_its_own(serve: Serve) -> None:
 
 @isolated
 def test_a_last_stride_other_than_1_is_copied(serve: Serve) -> None:
-    """x transposed, as a whole; an expanded dy, one row of it; a mask too."""
+    """x transposed is copied whole; of an expanded dy, only one row; a mask too."""
     serve_all(serve, "fwd_f32_boolcausal_warp", "bwd_f32_causal_warp")
     x = torch.randn(300, 7).t()
     compute("fwd", (x,), torch.zeros(300, 7, dtype=torch.bool).t())
@@ -111,7 +111,7 @@ def test_a_last_stride_other_than_1_is_copied(serve: Serve) -> None:
 
 @isolated
 def test_strides_that_no_kernel_can_follow_are_copied(serve: Serve) -> None:
-    """Five leading dimensions, none of which continues another; the result goes where it should."""
+    """Five leading dimensions, none of which continues another; the result still goes to the right place."""
     serve_all(serve, "fwd_f32_none_warp")
     whole = torch.randn(3, 3, 3, 3, 3, 600)
     x, out = whole[::2, ::2, ::2, ::2, ::2, :300], torch.zeros(3, 3, 3, 3, 3, 600)[::2, ::2, ::2, ::2, ::2, :300]

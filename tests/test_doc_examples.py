@@ -1,6 +1,6 @@
-"""The programs of the pages run: on the CPU in place of "cuda", but for what needs a GPU, which has to parse.
+"""The documentation's programs run, on the CPU instead of "cuda"; those that need a GPU must at least parse.
 
-On the CPU rows and queries of 512 are 32: random numbers and softmax of 33 million scores take it 12 s.
+On the CPU, 512 rows or queries are reduced to 32: random numbers and softmax of 33 million scores would take 12 s.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LINK = re.compile(r"\]\(([^)#]+)\)")
 
 
 def blocks(page: str) -> Iterator[tuple[int, str]]:
-    """Line and text of the python blocks of a page."""
+    """Line number and text of a page's python blocks."""
     text = (CHECKOUT / page).read_text()
     for block in FENCE.finditer(text):
         if block[1] == "python":
@@ -35,7 +35,7 @@ def blocks(page: str) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_programs_run(page: str) -> None:
-    """From top to bottom, each block after those before it."""
+    """Runs a page from top to bottom, each block after the previous ones."""
     torch._dynamo.reset()
     names: dict[str, Any] = {"__name__": page}
     gpu = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""docs/plans.md and docs/plans.svg are what the generator writes, and what dispatch does."""
+"""docs/plans.md and docs/plans.svg are what the generator writes, and match what dispatch does."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_page_without_one_block_is_refused(page: str) -> None:
     "kind", plan_tables.KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}{'-general' if kind[2] else ''}"
 )
 def test_spans_are_what_dispatch_chooses(kind: plan_tables.Kind, rows: int, arch: str) -> None:
-    """At both ends of each, aligned and not."""
+    """At both ends of each span, aligned and not."""
     direction, dtype, general = kind
     for vec in (dtype.vector, 1):
         for span in plan_tables.spans(kind, arch, vec, rows):
@@ -50,7 +50,7 @@ def test_spans_are_what_dispatch_chooses(kind: plan_tables.Kind, rows: int, arch
 
 
 def named(kind: plan_tables.Kind, row_plan: plan_tables.RowPlan) -> str:
-    """Of the variant without a mask, or of the general one."""
+    """The name of the variant without a mask, or of the general one."""
     direction, dtype, general = kind
     table = variants.dispatch(direction, dtype, Mask.GENERAL if general else Mask.NONE)
     return next(spec.name for own, spec in table or () if own == row_plan)

@@ -1,4 +1,4 @@
-"""`python -m softmax_ops doctor`: what it tells on hosts with and without a GPU, and that nothing makes it fail."""
+"""`python -m softmax_ops doctor`: what it reports on hosts with and without a GPU, and that nothing makes it fail."""
 
 import json
 import os
@@ -28,7 +28,7 @@ Facts = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With an empty cache, no bundle, and no permission to compile."""
+    """A host with an empty cache, no bundle, and no permission to compile."""
     monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")
     for name in ("SOFTMAX_OPS_BUNDLE", "SOFTMAX_OPS_CACHE_MAX_BYTES", "SOFTMAX_OPS_PUBLIC_KEY"):
@@ -39,7 +39,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> Facts:
-    """By --json, whose facts are all in the text too."""
+    """The facts from --json, all of which also appear in the text."""
     assert command_line(["doctor", "--json"]) == 0
     parts: Facts = json.loads(capsys.readouterr().out)
     assert command_line(["doctor"]) == 0
@@ -125,8 +125,8 @@ def test_the_health_of_the_cache(host: Path, capsys: pytest.CaptureFixture[str])
 def test_devices_and_where_their_kernels_would_come_from(
     host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the stub driver: two of one kind, and one newer than its bundle."""
-    monkeypatch.setitem(doctor._PARTS, "torch", dict)  # it takes seconds, and has no part in this
+    """On the stub driver: two GPUs of one kind, and one newer than its bundle."""
+    monkeypatch.setitem(doctor._PARTS, "torch", dict)  # it takes seconds, and is not needed here
     stub_driver.devices("sm_90", "sm_121", "sm_90")
     write_bundle(host / "packaged", [*cubins(5, "sm_90"), *cubins(9, "sm_120")], catalog=b"{}", toolchain="mine")
     cached = Cache(host / "cache", max_bytes=1 << 30)
@@ -149,7 +149,7 @@ def test_devices_and_where_their_kernels_would_come_from(
 
 @isolated
 def test_of_the_cache_counts_what_would_serve(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cubins for the architecture itself; none where kernels have to be signed."""
+    """It counts cubins for the architecture itself; none if kernels have to be signed."""
     stub_driver.devices("sm_86")
     cached = Cache(host / "cache", max_bytes=1 << 30)
     first, second, third = cubins(3, "sm_86")
@@ -171,7 +171,7 @@ def test_a_driver_that_fails_is_a_sentence(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_on_a_host_without_any_of_it(tmp_path: Path) -> None:
-    """No torch, no cuda-bindings, no codegen, no cryptography; and nothing is written or created."""
+    """No torch, no cuda-bindings, no codegen, no cryptography; nothing is written or created."""
     blocked = {"torch", "numpy", "cuda", "codegen", "cryptography", "jinja2", "click"}
     code = "    from softmax_ops.__main__ import main\n    print(main(['doctor', '--json']))"
     *lines, status = python(WATCH + BLOCK.format(blocked=blocked).split("\n", 1)[1] + code).splitlines()

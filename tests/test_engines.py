@@ -1,4 +1,4 @@
-"""The driver engine where there is no GPU: it launches what the interpreter executes."""
+"""The driver engine without a GPU: it launches what the interpreter executes."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.support import stub_driver
 from tests.support.cases import cases
 from tests.support.engines import DriverEngine, gpu_architecture
 
-pytestmark = pytest.mark.slow  # a process for each test
+pytestmark = pytest.mark.slow  # a process per test
 
 WHICH = (
     (Direction.FORWARD, Mask.BOOLCAUSAL, Plan.TILE),
@@ -20,13 +20,13 @@ WHICH = (
     (Direction.FORWARD, Mask.GENERAL, Plan.BLOCK),
     (Direction.BACKWARD, Mask.GENERAL, Plan.SPLIT),
 )
-"""Masked or not, with two tensors or three, in clusters, in two launches with a workspace; with everything else."""
+"""Masked or not, with two or three tensors, in clusters, in two launches with a workspace; with everything else."""
 
 
 @stub_driver.isolated
 @pytest.mark.parametrize(("direction", "mask", "plan"), WHICH, ids=lambda part: part.name.lower())
 def test_driver_engine_launches_the_plan(direction: Direction, mask: Mask, plan: Plan) -> None:
-    """On the stub: the plan's grids and parameter structs, at the addresses of the operands' first elements."""
+    """On the stub: the plan's grids and parameter structs, with the addresses of the operands' first elements."""
     assert gpu_architecture() == "sm_90"
     spec = next(
         spec
@@ -39,7 +39,7 @@ def test_driver_engine_launches_the_plan(direction: Direction, mask: Mask, plan:
         call = case.call()
         stub_driver.forget()
         outcome = engine.run(call.plan, call.operands)
-        # The stub allocates at 0.
+        # The stub allocates at address 0.
         tensors = {name: call.operand(name) for name in direction.tensors}
         if call.operands.mask is not None:
             tensors["mask"] = call.operands.mask

@@ -1,4 +1,4 @@
-"""What compiled kernels may cost: registers, shared memory, code, widths of accesses, instructions per element."""
+"""Limits on what kernels cost: registers, shared memory, code size, access widths, instructions per element."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SHIPPED = [Target(targets.WHOLE, spec) for spec in targets.shipped(targets.WHOLE
 
 @dataclass(frozen=True)
 class Compiled:
-    """A cubin and its instructions, where they can be disassembled."""
+    """A cubin and its instructions, if it can be disassembled."""
 
     cubin: Cubin
     listing: list[sass.Instruction]
 
     @cached_property
     def sass(self) -> Counter[str]:
-        """By opcode."""
+        """Number of instructions by opcode."""
         return sass.counted(self.listing)
 
     def count(self, pattern: str) -> int:
@@ -52,7 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Target, Compiled]:
-    """Of every target in this file."""
+    """The compiled kernels of every target in this file."""
     chosen = targets.wanted(request.session, __name__)
     cubins = targets.images(chosen, "cubin", tmp_path_factory.getbasetemp().parent)
     found = {}
@@ -69,9 +69,9 @@ def compiled(target: Target, images: dict[Target, Compiled]) -> Compiled:
 
 
 def test_registers_and_shared_memory(target: Target, compiled: Compiled) -> None:
-    """The CTAs that are to share an SM fit. Static shared memory: a partial per warp that shares a row, no more.
+    """The CTAs meant to share an SM fit on it. Static shared memory holds one partial per warp that shares a row.
 
-    In a cluster also the mbarrier that counts them.
+    In a cluster, it also holds the mbarrier that counts them.
     """
     spec, cubin = target.spec, compiled.cubin
     assert cubin.registers <= SM_REGISTERS // (spec.threads * ctas_per_sm(spec).on(target.arch))
@@ -81,7 +81,7 @@ def test_registers_and_shared_memory(target: Target, compiled: Compiled) -> None
 
 
 def test_accesses_of_the_machine_code(target: Target, compiled: Compiled) -> None:
-    """No local memory. 16-byte loads and stores of rows, and no others where every row is aligned to them."""
+    """No local memory. Rows use 16-byte loads and stores, and no others if every row is aligned to them."""
     spec = target.spec
     if not compiled.sass:
         assert not sass.disassembles(target.arch)
@@ -94,24 +94,24 @@ def test_accesses_of_the_machine_code(target: Target, compiled: Compiled) -> Non
     if spec.plan is Plan.TILE or spec.access * spec.dtype.bytes == 16:
         assert wide_loads and wide_stores
     if spec.plan is not Plan.TILE and spec.vec > 1:
-        assert stores - wide_stores == (1 if spec.mask is Mask.GENERAL else 0)  # a number per row
+        assert stores - wide_stores == (1 if spec.mask is Mask.GENERAL else 0)  # a value per row
         assert wide_loads == loads or spec.mask not in (Mask.NONE, Mask.CAUSAL)
 
 
 IN_TWO_ROUNDS = {
-    # The dot product leaves out chunks beyond the row's end, and ptxas moves the loads of the last behind that branch.
+    # The dot product skips chunks beyond the row's end, and ptxas moves the loads of the last one behind that branch.
     "softmax_bwd_f32_causal_block_k16384_v4_t1024r1",
     "softmax_bwd_f32_general_block_k4096_v4_t512r1",
     "softmax_bwd_f32tobf16_general_block_k4096_v4_t512r1",
     "softmax_bwd_f32tof16_general_block_k4096_v4_t512r1",
-    # Five vectors and their masks, or eight and their features, leave no register for the last.
+    # Five vectors and their masks, or eight and their features, leave no register for the last one.
     "softmax_fwd_bf16_boolcausal_warp_k640_v8_t128r8",
     "softmax_fwd_bf16_like_warp_k640_v8_t128r8",
     "softmax_fwd_f16_like_warp_k640_v8_t128r8",
     "softmax_fwd_f32_general_cluster_k131072_v4_t512r1c16",
     # A vector and two edges, each with its features.
     *(f"softmax_fwd_{dtype}_general_warp_k64_v1_t128r16" for dtype in ("f16", "bf16", "f16tof32", "bf16tof32")),
-    # ptxas lets the elements of a bias of f32 that is not aligned, eight loads, pass those of the scores: in each pass.
+    # In each pass ptxas moves the eight loads of an unaligned f32 bias ahead of those of the scores.
     *(
         f"softmax_fwd_{dtype}_general_{plan}_kany_v1_t256r1"
         for dtype in ("f16", "bf16", "f16tof32", "bf16tof32", "f32")
@@ -122,16 +122,17 @@ IN_TWO_ROUNDS = {
     "softmax_fwd_f64_causal_split_kany_v1_t256r1",
     "softmax_fwd_f64_none_split_kany_v1_t256r1",
 }
-"""What waits once between the loads of a pass, as compiled (CUDA 13.0, sm_90)."""
+"""Kernels that wait once between the loads of a pass, as compiled (CUDA 13.0, sm_90)."""
 
 IN_REGISTERS = [each for each in SHIPPED if each.spec.plan is not Plan.TILE]
 
 
 @pytest.mark.parametrize("target", IN_REGISTERS, ids=str)
 def test_loads_are_under_way_together(target: Target, compiled: Compiled) -> None:
-    """A thread asks for all of its row, or piece, before it waits for any of it: what plans count as bytes in flight.
+    """A thread issues the loads of its whole row, or piece, before it waits for any: plans count them as bytes in
+    flight.
 
-    The PTX has the loads first, so that the interpreter sees nothing else; it is ptxas that may move them.
+    In the PTX the loads always come first, so the interpreter cannot detect this; only ptxas may move them.
     """
     passes = 2 if target.spec.plan is Plan.STREAM and target.spec.direction is Direction.BACKWARD else 1
     rounds = sass.rounds(compiled.listing, r"LDG.*\.128")
@@ -143,13 +144,13 @@ IN_CLUSTERS = [each for each in SHIPPED if each.spec.plan is Plan.CLUSTER]
 
 @pytest.mark.parametrize("target", IN_CLUSTERS, ids=str)
 def test_no_fence_holds_up_a_cluster(compiled: Compiled) -> None:
-    """Partials go to the other CTAs by stores that an mbarrier counts: no barrier that waits for memory."""
+    """Partials go to the other CTAs by stores that an mbarrier counts, without a barrier that waits for memory."""
     assert compiled.count("STAS") == compiled.count("UCGABAR_ARV") == 1
     assert not compiled.count("MEMBAR|ERRBAR")
 
 
 def test_size_of_the_code(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Of a bundle's entries, before compression. Those of the general kind have code for every feature."""
+    """Size of a bundle's entries before compression. Those of the general kind contain code for every feature."""
     cubins = targets.images(SHIPPED, "cubin", tmp_path_factory.getbasetemp().parent)[targets.WHOLE]
     sizes = {name: len(cubin.code) for name, cubin in cubins.items()}
     assert max(sizes.values()) <= 32768, max(sizes, key=lambda name: sizes[name])
@@ -164,13 +165,13 @@ def test_counts_are_those_of_a_disassembly_alone(target: Target, compiled: Compi
 # ---- instructions
 
 GOAL = {"none": 12.0}
-"""Lane-instructions per 16-bit element of long rows: half of what hides under an H200's memory traffic."""
+"""Lane-instructions per 16-bit element of long rows: half of what an H200's memory traffic hides."""
 
 GOAL_MASKED = 16.0
-"""The same of masked rows, and of the backward."""
+"""The same for masked rows, and for the backward."""
 
 EXCEPTIONS = {
-    # A factor per warp, the exchange of 16 partials, and a branch around each chunk that lies beyond a shorter row.
+    # A factor per warp, the exchange of 16 partials, and a branch around each chunk beyond the end of a shorter row.
     ("none", Plan.BLOCK, True): 13.5,
     ("boolcausal", Plan.BLOCK, True): 19.8,
     ("like", Plan.BLOCK, True): 17.8,
@@ -179,7 +180,7 @@ EXCEPTIONS = {
     ("boolcausal", Plan.BLOCK, False): 19.7,
     ("like", Plan.BLOCK, False): 17.5,
     ("bias", Plan.BLOCK, False): 19.2,
-    # What every row costs, spread over three vectors of a lane instead of four (k384).
+    # The fixed cost of a row, spread over three vectors per lane instead of four (k384).
     ("boolcausal", Plan.WARP, True): 17.4,
     ("like", Plan.WARP, True): 16.6,
     ("bias", Plan.WARP, True): 17.2,
@@ -202,8 +203,8 @@ EXCEPTIONS = {
     ("general bwd", Plan.BLOCK, True): 25.9,
     ("general bwd", Plan.BLOCK, False): 29.0,
 }
-"""What misses the goal, as measured (CUDA 13.0, sm_90; rounded up): by mask or direction, plan, and whether the rows
-are aligned."""
+"""Kernels that miss the goal, as measured (CUDA 13.0, sm_90; rounded up): by mask or direction, plan, and whether the
+rows are aligned."""
 
 COUNTED = [each for each in SHIPPED if each.spec.dtype.bytes == 2 and each.spec.plan in (Plan.WARP, Plan.BLOCK)]
 COUNTED = [each for each in COUNTED if each.spec.max_k >= 256]
@@ -223,8 +224,8 @@ TILES: dict[tuple[str, bool], tuple[float, ...]] = {
     ("bwd", True): (39.3, 62.0),
     ("bwd", False): (41.5, 64.6),
 }
-"""The same of tiles, of 16-bit elements and f32: on the shortest rows from 8 columns on, and on the longest of one
-range. 29 and 58 hide, in the backward 43.5 and 87."""
+"""The same for tiles, for 16-bit elements and f32: on the shortest rows from 8 columns on, and on the longest of each
+range. Traffic hides 29 and 58, in the backward 43.5 and 87."""
 
 SHORT = [each for each in SHIPPED if each.spec.dtype is not DType.F64 and each.spec.plan is Plan.TILE]
 
@@ -238,7 +239,7 @@ def interpreter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize("target", COUNTED, ids=str)
 def test_instructions_per_element(target: Target, compiled: Compiled, interpreter: InterpreterEngine) -> None:
-    """On rows as long as the variant takes, in a full CTA."""
+    """On rows as long as the variant allows, in a full CTA."""
     spec = target.spec
     found = lane_instructions(spec, compiled, interpreter, interval(spec)[1])
     print(f"{spec.name}: {found:.1f} lane-instructions per element")
@@ -261,8 +262,8 @@ def test_instructions_of_a_tile(target: Target, compiled: Compiled, interpreter:
 
 
 def lane_instructions(spec: Spec, compiled: Compiled, interpreter: InterpreterEngine, k: int) -> float:
-    """Instructions issued per lane and element: those of the executed PTX, times how many machine instructions the
-    kernel has for one of PTX. The latter is taken over the whole kernel, for SASS names no PTX line."""
+    """Instructions issued per lane and element: those of the executed PTX, times the kernel's machine instructions per
+    PTX instruction. That ratio is taken over the whole kernel, because SASS does not name PTX lines."""
     call = full_cta(spec, k).call()
     (report,) = interpreter.run(call.plan, call.operands).reports
     ratio = compiled.sass.total() / len(report.program.instructions)
