@@ -1,4 +1,4 @@
-"""General requests on the CPU against the reference: what changes scores, alone and in pairs; what is not finite."""
+"""General requests on the CPU against the reference: each feature alone and in pairs; non-finite values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HIDDEN = torch.rand(B, 1, Q, K, generator=torch.Generator().manual_seed(3)) < 0.
 ADDED = normal(H, Q, K, seed=4, dtype=torch.float32)
 ADDED[:, :2, 3:] = -INF
 
-# Each is what a call may ask for beside x. Values are float32 where a tensor of them has to be.
+# Each is something that a call may ask for besides x. Tensors of values are float32 where they must be.
 FEATURES: dict[str, dict[str, Any]] = {
     "scale": {"scale": -0.7},
     "scale in a tensor": {"scale": torch.tensor([0.4])},
@@ -71,7 +71,7 @@ def in_numpy(value: Any) -> Any:
 
 
 def of_reference(arguments: dict[str, Any], shape: tuple[int, ...] = SHAPE) -> dict[str, Any]:
-    """The arguments as `reference.general` takes them."""
+    """The arguments in the form that `reference.general` takes."""
     given = {name: in_numpy(value) for name, value in arguments.items()}
     names = {"scale": "scale", "mask": "mask", "bias": "bias", "key_lengths": "lengths", "alibi_slopes": "slopes"}
     names |= {"sinks": "sinks", "softcap": "softcap"}
@@ -92,7 +92,7 @@ def expect(x: Tensor, arguments: dict[str, Any]) -> General:
 
 
 def verify(x: Tensor, **arguments: Any) -> General:
-    """Compares y, log y and lse of a call with the reference, and gives that back."""
+    """Compares y, log y and lse of a call with the reference, and returns the reference's values."""
     expected = expect(x, arguments)
     allowed = bounds.forward(expected, bounds.TANH * np.abs(expected.s) if "softcap" in arguments else None)
     wanted = arguments.get("dtype") or x.dtype
@@ -132,7 +132,7 @@ def test_in_pairs(pair: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("elements", [1, 10, 40, 120])
 def test_in_blocks(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors of the tests fit one block; of smaller ones each has its part of everything."""
+    """The tests' tensors fit into one block; with smaller blocks, each one has its part of every operand."""
     monkeypatch.setattr(cpu, "_BLOCK_ELEMENTS", elements)
     names = ("scale of each row", "mask", "bias", "lengths", "slopes", "sinks")
     verify(normal(*SHAPE), window=(4, 3), causal_offset=1, **joined(names))
@@ -161,7 +161,7 @@ def test_of_any_rank(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("window", [(0, 0), (2, None), (None, 2), (0, 99), (3, 1)], ids=str)
 @pytest.mark.parametrize("offset", [-99, -5, -1, 0, 2, 4, 9, 99])
 def test_windows_off_both_ends(window: tuple[int | None, int | None], offset: int, queries: int) -> None:
-    """The offset in a number and in a tensor; distances from queries far away too."""
+    """The offset as a number and as a tensor; also with large distances from the queries."""
     x, slopes = normal(1, queries, 5), torch.tensor([0.25])
     for given in (offset, torch.tensor([offset], dtype=torch.int32)):
         verify(x, window=window, causal_offset=given)
@@ -198,7 +198,7 @@ def test_no_window_is_the_plain_call() -> None:
         assert torch.equal(softmax_ops.softmax(x, causal=True, **arguments), plain)
 
 
-# what is not finite, and what sees nothing
+# non-finite values, and rows that see nothing
 
 
 def test_a_row_that_sees_nothing() -> None:
@@ -223,7 +223,7 @@ def test_a_row_that_sees_nothing() -> None:
 @pytest.mark.parametrize("where", ["x", "bias", "sinks", "scale"])
 @pytest.mark.parametrize("log", [False, True])
 def test_values_that_are_not_finite(where: str, value: float, log: bool) -> None:
-    """In one row, or head; what is hidden is not read into the result, wherever it stands."""
+    """In one row, or one head. Hidden columns never affect the result, wherever they are."""
     x, bias, sinks, scale = normal(*SHAPE), normal(*SHAPE, seed=1), normal(H, seed=2), normal(B, H, Q, seed=3).abs()
     mask, lengths = torch.zeros(K, dtype=torch.bool), torch.tensor([K - 1, K - 1], dtype=torch.int32)
     mask[0] = True
@@ -254,7 +254,7 @@ def test_softcap_bounds_what_is_infinite() -> None:
 
 
 def test_large_scores_keep_their_logarithm() -> None:
-    """The largest score is taken off before the logarithm is: at 10000 the f32 spacing is 2^-10. exp(-200) is 0."""
+    """The largest score is subtracted before the logarithm is: at 10000 the f32 spacing is 2^-10. exp(-200) is 0."""
     x = torch.tensor([10000.0, 9999.0, 9950.0, 9800.0])
     expected = torch.log_softmax(x.double(), -1)
     torch.testing.assert_close(softmax_ops.log_softmax(x).double(), expected, rtol=1e-6, atol=0)
@@ -322,7 +322,7 @@ def test_inputs_stay_as_they_are() -> None:
 
 
 def verify_backward(dy: Tensor, y: Tensor, *, log: bool = False, **arguments: Any) -> Tensor:
-    """dx by the function, after comparing it, and the sum d that comes before it, with the reference."""
+    """dx by the function, after comparing it, and the sum d that precedes it, with the reference."""
     given = {"grad_lse": in_numpy(arguments.get("grad_lse")), "lse": in_numpy(arguments.get("lse")), "log": log}
     given |= of_reference(arguments, tuple(y.shape))
     expected, expected_d = reference.general_backward(to_numpy(dy), to_numpy(y), **given)
@@ -348,7 +348,7 @@ OF_BACKWARD = {
 @pytest.mark.parametrize("log", [False, True], ids=["y", "log y"])
 @pytest.mark.parametrize("name", OF_BACKWARD)
 def test_backward_alone(name: str, log: bool, dtype: torch.dtype) -> None:
-    """Of what the forward gave, hidden columns poisoned: they are not read."""
+    """On the results of the forward, with hidden columns poisoned: they are not read."""
     arguments = dict(OF_BACKWARD[name])
     grad_lse = arguments.pop("grad_lse", None)
     forward = softmax_ops.log_softmax if log else softmax_ops.softmax
@@ -365,12 +365,12 @@ def test_backward_alone(name: str, log: bool, dtype: torch.dtype) -> None:
 
 
 def test_backward_of_log_reads_no_gradient_where_nothing_was_seen() -> None:
-    """A mask plays no part in the backward: what it hid is -inf."""
+    """The mask plays no part in the backward: where it hid, log y is -inf."""
     x, mask = normal(Q, K), HIDDEN[0, 0]
     y, dy = softmax_ops.log_softmax(x, mask=mask), normal(Q, K, seed=1)
     dx = verify_backward(dy.masked_fill(mask, NAN), y, log=True)
     assert (dx[mask] == 0).all() and torch.equal(dx, softmax_ops.log_softmax_backward(dy, y))
-    dy[~mask] = NAN  # makes its row NaN, but for what was hidden
+    dy[~mask] = NAN  # makes its row NaN, except hidden columns
     dx = verify_backward(dy, y, log=True)
     assert (dx[mask] == 0).all() and dx[~mask].isnan().all()
 
@@ -388,7 +388,7 @@ def test_gradient_in_16_bits_of_a_float32_result(dtype: torch.dtype, log: bool) 
 
 
 def test_softcap_beyond_what_rounding_allows() -> None:
-    """Where log y + lse comes out beyond softcap the slope is 0, not below."""
+    """If rounding puts log y + lse beyond softcap, the slope is 0, not negative."""
     y, lse = torch.tensor([[0.75, 0.25]]), torch.tensor([4.0])
     dy = torch.tensor([[1.0, 0.0]])
     dx = softmax_ops.softmax_backward(dy, y, softcap=3.0, lse=lse)

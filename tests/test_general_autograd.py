@@ -1,4 +1,4 @@
-"""Gradients of general calls: against finite differences and operations of torch; what is saved, launched, refused."""
+"""Gradients of general calls against finite differences and torch's operations; what is saved, launched, refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MASK = torch.rand(B, 1, Q, K, generator=torch.Generator().manual_seed(1)) < 0.3
 HIDING = normal(H, 1, K, seed=3)
 HIDING[1, 0, 2] = -torch.inf
 
-# Arguments, and which of them are differentiated beside x.
+# Arguments, and which of them are differentiated besides x.
 CALLS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "scale": {"scale": -0.7},
@@ -70,7 +70,7 @@ either = pytest.mark.parametrize("function", [softmax_ops.softmax, softmax_ops.l
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small only wait for other threads."""
+    """With tensors this small, more threads would only wait for one another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -78,7 +78,7 @@ def one_thread() -> Iterator[None]:
 
 
 def of(name: str) -> tuple[list[Tensor], Callable[..., dict[str, Any]]]:
-    """What is differentiated, x first; and the arguments with the rest of that in place."""
+    """The tensors to differentiate, x first; and a function that puts all but x into the arguments."""
     arguments = CALLS[name]
     names = [each for each in ("bias", "sinks") if each in arguments]
     inputs = [leaf(B, H, Q, K), *(arguments[each].clone().requires_grad_() for each in names)]
@@ -86,7 +86,7 @@ def of(name: str) -> tuple[list[Tensor], Callable[..., dict[str, Any]]]:
 
 
 def finite(*outputs: Tensor) -> tuple[Tensor, ...]:
-    """0 for -inf, which log y and lse have where there is nothing to differentiate."""
+    """Replaces -inf, which log y and lse have where there is nothing to differentiate, by 0."""
     return tuple(torch.where(output == -torch.inf, 0.0, output) for output in outputs)
 
 
@@ -138,7 +138,7 @@ def test_bias_gradient_sums_what_was_broadcast(shape: tuple[int, ...]) -> None:
 def test_bias_gradient_is_rounded_once_summed(
     dtype: torch.dtype, result: torch.dtype | None, bias_dtype: torch.dtype, each: float
 ) -> None:
-    """What each row adds may be too small for the bias's dtype, or differ from the sum before where that ends."""
+    """What each row adds may be too small for the bias's dtype, or lose digits when added to the sum so far."""
     x, bias = torch.zeros(600, 1, 2, dtype=dtype), torch.zeros(2, dtype=bias_dtype, requires_grad=True)
     y = softmax_ops.softmax(x, bias=bias, dtype=result)
     dy = torch.tensor([each / 10, 0.0], dtype=y.dtype).expand(y.shape)
@@ -154,7 +154,7 @@ def test_bias_gradient_is_rounded_once_summed(
 def test_dtypes_of_gradients(
     scale: float, bias_wide: bool, wide: bool, dtype: torch.dtype, function: Callable[..., Any]
 ) -> None:
-    """Each of its input's, and within some units of those in float64 from the same y."""
+    """Each has its input's dtype, and is within a few units of the float64 gradients from the same y."""
     x, sinks = leaf(B, H, Q, K, dtype=dtype), leaf(H, seed=1, dtype=torch.float32)
     bias = leaf(H, 1, K, seed=2, dtype=torch.float32 if bias_wide else dtype)
     inputs = [x, bias, sinks]
@@ -172,7 +172,7 @@ def test_dtypes_of_gradients(
         torch.testing.assert_close(gradient.double(), close, rtol=4 * eps, atol=8 * eps)
     if bias_wide:  # summed in float32
         assert not torch.equal(found[1], found[1].to(dtype).float())
-    if wide and bias_wide:  # nothing was rounded to 16 bits on the way
+    if wide and bias_wide:  # nothing was rounded to 16 bits in between
         torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-5)
 
 
@@ -242,7 +242,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[BackwardRequest]:
 def test_launches_of_the_backward(
     wanted: str, scale: float, launched: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One, and another one only where x wants scale * dz and a bias dz. The row values only for sinks."""
+    """One, and a second one only if x wants scale * dz and a bias dz. Row values only for sinks."""
     requests = launches(monkeypatch)
     tensors: dict[str, Any] = {"x": normal(B, H, Q, K), "bias": normal(Q, K), "sinks": normal(H)}
     for name in wanted.split():
@@ -253,7 +253,7 @@ def test_launches_of_the_backward(
 
 
 def test_bounds_reach_the_backward_and_slopes_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the forward did not read the backward does not read either; for a mask it has y."""
+    """The backward does not read what the forward did not; instead of a mask it has y."""
     requests = launches(monkeypatch)
     offset = torch.tensor([1])
     arguments: dict[str, Any] = {"window": (2, None), "causal": True, "causal_offset": offset, "key_lengths": LENGTHS}
@@ -376,7 +376,7 @@ def test_autocast_keeps_the_dtype() -> None:
 
 @pytest.mark.parametrize("name", ["bias", "sinks, softcap", "most"])
 def test_checkpointing_computes_it_again(name: str) -> None:
-    """What was saved is asked for once, which is all that a checkpoint allows."""
+    """Saved tensors are unpacked only once, which is all that a checkpoint allows."""
     inputs, arguments = of(name)
     dy = normal(B, H, Q, K, seed=9)
 
@@ -390,7 +390,7 @@ def test_checkpointing_computes_it_again(name: str) -> None:
 
 
 def test_what_has_no_gradient_may_require_one_where_nothing_is_recorded() -> None:
-    """A learned temperature, or slopes, at inference."""
+    """Such as a learned temperature, or slopes, at inference."""
     x, scale, slopes = normal(B, H, Q, K), leaf(1, seed=1), leaf(H, seed=2)
     calls: list[Callable[[], Any]] = [
         lambda: softmax_ops.softmax(x, scale=scale),
@@ -411,7 +411,7 @@ def test_what_has_no_gradient_may_require_one_where_nothing_is_recorded() -> Non
 
 @pytest.mark.parametrize("function", [softmax_ops.softmax, softmax_ops.log_softmax, softmax_ops.softmax_backward])
 def test_a_scale_of_each_sample_has_no_rule(function: Callable[..., Any]) -> None:
-    """It looks like a number on the CPU, and is not one."""
+    """It looks like a single number on the CPU, but is not."""
     x, scale = normal(B, Q, K), torch.ones(B)
     rows = (x, x) if function is softmax_ops.softmax_backward else (x,)
     with pytest.raises(NotImplementedError, match="numbers as scale"):

@@ -1,4 +1,4 @@
-"""General requests through the torch interface, down to kernels on the interpreter, beside the CPU path."""
+"""General requests through the torch interface, executed by kernels on the interpreter, compared with the CPU path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cubin]:
 
 @pytest.fixture(autouse=True)
 def gpu(images: dict[str, Cubin], monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """What undoes it, for the CPU's side of a comparison."""
+    """Poses as a GPU; the patch returned undoes this, for the CPU's side of a comparison."""
     with monkeypatch.context() as patch:
         interpreted.install(patch.setattr, images)
         yield patch
@@ -48,7 +48,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def arguments(k: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
-    """By what is asked for."""
+    """Arguments, by name of what they ask for."""
     row_dtype = torch.float64 if dtype is torch.float64 else torch.float32
     lengths = torch.tensor([0, k, k // 2 + 1], dtype=torch.int32)
     slopes, sinks = torch.tensor([0.5, 0.25], dtype=row_dtype), torch.tensor([-1.0, 2.0], dtype=row_dtype)
@@ -77,7 +77,7 @@ ASKED = tuple(arguments(1, torch.float32))
 
 
 def posed(name: str, dtype: torch.dtype) -> tuple[int, Callable[..., Any], dict[str, Any]]:
-    """K, the function and its arguments. Logarithms are asked for by two dtypes of each name, in turn."""
+    """K, the function and its arguments. Two dtypes of each name, in turn, use the logarithm."""
     number = ASKED.index(name)
     k = (40, 77)[number % 2]
     log = (number // 2 + DTYPES.index(dtype)) % 2
@@ -108,7 +108,7 @@ def test_forward(dtype: torch.dtype, name: str, gpu: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 def test_an_offset_of_tensors_that_are_copied(dtype: torch.dtype, gpu: pytest.MonkeyPatch) -> None:
-    """Five dimensions that do not continue each other are more than kernels follow; the offset stays one number."""
+    """Five dimensions that do not continue each other are more than kernels can follow; the offset stays one number."""
     x = made(40, torch.float32, 4, 4, 4, 4, Q)[::2, ::2, ::2, ::2, ::2]
     offset = torch.tensor([7], dtype=dtype)
     found = softmax_ops.softmax(x, causal=True, causal_offset=offset)
@@ -118,7 +118,7 @@ def test_an_offset_of_tensors_that_are_copied(dtype: torch.dtype, gpu: pytest.Mo
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_logarithms_of_large_scores(dtype: torch.dtype) -> None:
-    """Their digits are those of the differences of scores, not of lse."""
+    """Their accuracy is that of the differences of scores, not that of lse."""
     x = 1e6 + made(77, torch.float32, B, H, Q).round()
     found = softmax_ops.log_softmax(x.to(dtype))
     expected = torch.log_softmax(x.double(), -1)
@@ -128,7 +128,7 @@ def test_logarithms_of_large_scores(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["lengths", "device offset", "device scale", "bias, mask", "softcap", "bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients(dtype: torch.dtype, name: str, gpu: pytest.MonkeyPatch) -> None:
-    """Of x, bias and sinks, for random gradients of the result and of lse."""
+    """Gradients of x, bias and sinks, for random gradients of the result and of lse."""
     k, softmax, given = posed(name, dtype)
     rows = made(k, dtype, B, H, Q)
 
@@ -149,7 +149,7 @@ def test_gradients(dtype: torch.dtype, name: str, gpu: pytest.MonkeyPatch) -> No
 
 
 def test_a_bias_alone_has_kernels_of_its_own() -> None:
-    """Of the scores' own 16-bit type; with anything else, or of another type, the general ones."""
+    """If it has the scores' 16-bit type; with anything else, or with another type, the general kernels run."""
     x, bias = made(77, torch.bfloat16, B, H, Q), made(77, torch.bfloat16, 1, H, Q)
     explained = softmax_ops.explain(x, bias=bias, scale=0.5, dtype=torch.bfloat16, out=torch.empty_like(x))
     assert "_bf16_bias_warp_k128_v1_" in str(explained.variant)
@@ -173,7 +173,7 @@ def test_a_bias_alone_has_kernels_of_its_own() -> None:
 
 
 def test_explain_says_which_kernel_and_what_it_moves() -> None:
-    """Of the window's columns only, of a bias each element once; the results in their own type; the way back."""
+    """Reads cover only a window's columns, and a bias once; results have a type of their own. Also for the backward."""
     x, bias = made(77, torch.float16, B, H, Q), made(77, torch.float16, 1, H, Q)
     said = softmax_ops.explain(x, bias=bias, window=(3, 0), causal_offset=10, dtype=torch.float32, return_lse=True)
     assert said.variant is not None and said.variant.startswith("softmax_fwd_f16tof32_general_warp_k128_v1")

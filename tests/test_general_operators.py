@@ -1,4 +1,4 @@
-"""torch.ops.softmax_ops.general and its backward: what torch.library asks, compiled and exported programs, fakes."""
+"""torch.ops.softmax_ops.general and its backward: torch.library's checks, compiled and exported programs, fakes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small only wait for other threads."""
+    """With tensors this small, more threads would only wait for one another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,13 +67,13 @@ def of_operator(x: Tensor, arguments: dict[str, Any], log: bool) -> dict[str, An
 
 
 def tensors(*results: Any) -> list[Tensor]:
-    """Those that have elements, of results that may be pairs."""
+    """The tensors with elements among results that may be pairs."""
     flat = [each for result in results for each in (result if isinstance(result, tuple) else (result,))]
     return [tensor for tensor in flat if tensor.numel()]
 
 
 def same(found: Any, expected: Any, inputs: list[Tensor]) -> None:
-    """Values and gradients, of y alone or with lse."""
+    """Compares values and gradients, of y alone or with lse."""
     pairs = list(zip(tensors(found), tensors(expected), strict=True))
     for ours, theirs in pairs:
         assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
@@ -156,7 +156,7 @@ def test_compiled_backward_of_ones_own() -> None:
 
 
 def test_one_graph_serves_every_shape_offset_and_scale() -> None:
-    """And a window that depends on the shape."""
+    """And every window, even one that depends on the shape."""
     counter = CompileCounterWithBackend("aot_eager")
 
     def program(x: Tensor, bias: Tensor, scale: Tensor, offset: int) -> Any:
@@ -188,7 +188,7 @@ def test_exported_program_holds_the_operator() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_fake_tensors(device: str) -> None:
-    """Shape, dtype, device and strides, without a GPU; values stay unread."""
+    """Shape, dtype, device and strides, without a GPU; values are not read."""
     with FakeTensorMode():
         x = torch.empty(H, B, K, Q, dtype=torch.float16, device=device).permute(1, 0, 3, 2)
         one, lengths = torch.ones(1, device=device), torch.ones(B, dtype=torch.int32, device=device)
@@ -247,7 +247,7 @@ def test_eager_calls_do_not_reach_the_dispatcher(monkeypatch: pytest.MonkeyPatch
 
 
 def test_causality_reaches_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the forward did not read the backward does not read."""
+    """The backward does not read what the forward did not."""
     requests: list[Any] = []
     compute = dispatch.backward
 

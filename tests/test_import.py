@@ -1,4 +1,4 @@
-"""What importing does not do: touch a GPU, write anywhere, need torch. The command line needs none either."""
+"""What importing does not do: use a GPU, write files, need torch. The command line needs none of this either."""
 
 import json
 import re
@@ -53,7 +53,7 @@ BLOCK = """if True:
 
 
 def python(code: str, *arguments: str) -> str:
-    """What a fresh python prints, which writes no bytecode. Anything on stderr fails."""
+    """The output of a fresh Python that writes no bytecode. Anything on stderr is a failure."""
     command = [sys.executable, "-B", "-c", code, *arguments]
     result = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, ""), result
@@ -74,7 +74,7 @@ def test_import_writes_nothing_and_brings_in_neither_torch_nor_cuda(module: str)
 
 
 def test_import_of_the_launcher_loads_no_driver() -> None:
-    """cuda-bindings opens libcuda at its first call; that of 12.9 runs `ldconfig -p` when it is imported."""
+    """cuda-bindings opens libcuda at its first call; version 12.9 runs `ldconfig -p` on import."""
     import_it = "    import softmax_ops.launcher\n"
     ask = "    print('libcuda' in open('/proc/self/maps').read(), 'torch' in sys.modules)"
     said = python(WATCH + import_it + ask)
@@ -94,7 +94,7 @@ def test_the_torch_interface_says_that_torch_is_missing() -> None:
 
 
 def test_what_needs_torch_is_nothing_else() -> None:
-    """The rest of the package: the torch interface, and what calls the driver."""
+    """Everything except the torch interface and what calls the driver."""
     needing = {name.split(".")[1] for name in MODULES - {*TORCH_FREE}}
     assert needing == OF_TORCH | OF_CUDA
     assert {"softmax_ops.launch_plan", "softmax_ops.problem", "softmax_ops.explanation"} <= {*TORCH_FREE}
@@ -125,7 +125,7 @@ def explained(arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, A
 
 
 def test_the_command_line_tells_traffic_and_workspace(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of both directions: the backward reads two tensors, and no mask."""
+    """For both directions: the backward reads two tensors, and no mask."""
     size = 2 * 8 * 50257
     for arch, plan, times in [("sm_90", "cluster", 1), ("sm_80", "split", 2)]:
         said = explained(f"--shape 8,50257 --arch {arch}", capsys)

@@ -1,4 +1,4 @@
-"""The InfiniOP causal softmax: what each function answers, without a GPU."""
+"""The InfiniOP causal softmax: what each function returns, without a GPU."""
 
 import ctypes
 import inspect
@@ -79,11 +79,11 @@ def test_functions_take_what_the_c_functions_take_in_their_order() -> None:
     }
 
 
-# Whatever it is given
+# Arguments of any kind
 
 
 class Hostile:
-    """Fails at everything, and its failure fails to be told."""
+    """Raises on every access, and its exception raises when converted to text."""
 
     class Error(Exception):
         def __str__(self) -> str:
@@ -105,7 +105,7 @@ def strange() -> list[Any]:
 
 
 def calls() -> dict[str, tuple[Any, ...]]:
-    """Valid arguments of every function."""
+    """Valid arguments for every function."""
     ready = softmax((4, 7))
     return {
         "infiniopCreateHandle": (Ref(), 1, 0),
@@ -121,7 +121,7 @@ def calls() -> dict[str, tuple[Any, ...]]:
 
 @without_driver
 def test_what_is_of_no_use_is_a_bad_parameter_wherever_it_stands() -> None:
-    """Alone among right arguments, and all of them wrong at once."""
+    """Alone among valid arguments, and with all arguments invalid at once."""
     for name, arguments in calls().items():
         function = getattr(api, name)
         for wrong in strange():
@@ -132,7 +132,7 @@ def test_what_is_of_no_use_is_a_bad_parameter_wherever_it_stands() -> None:
 
 @without_driver
 def test_right_arguments_are_right() -> None:
-    """Those of the test before."""
+    """The arguments that the previous test replaces are valid."""
     for name, arguments in calls().items():
         wanted = "DEVICE_NOT_INITIALIZED" if name == "infiniopCausalSoftmax" else "SUCCESS"
         is_(getattr(api, name)(*arguments), wanted)
@@ -198,7 +198,7 @@ def test_the_last_error_is_that_of_the_thread() -> None:
     assert said == [""]
     assert last() == "infiniopDestroyHandle: handle is None; want an infiniopHandle_t"
     handle()
-    assert last().startswith("infiniopDestroyHandle")  # a success leaves it
+    assert last().startswith("infiniopDestroyHandle")  # a success leaves it unchanged
 
 
 # Handles and tensors
@@ -242,7 +242,7 @@ def test_what_c_could_not_take(ndim: int, shape: Any, strides: Any, dtype: int) 
     is_(api.infiniopCreateTensorDescriptor(Ref(), ndim, shape, strides, dtype), "BAD_PARAM")
 
 
-# What can be computed
+# Which tensors are supported
 
 
 @without_driver
@@ -288,10 +288,10 @@ def test_bad_dtypes(dtype: int) -> None:
         ((4, 7), (100, 1)),
         ((3, 4, 7), (7, 21, 1)),  # queries outermost in memory
         ((3, 4, 7), (10, 30, 1)),
-        ((1, 4, 7), (0, 7, 1)),  # a stride that moves nothing
+        ((1, 4, 7), (0, 7, 1)),  # a stride of 0
         ((3, 1, 7), (7, 0, 1)),
         ((4, 4, 7), (28, 7, 1)),
-        ((0, 4, 7), (0, 0, 1)),  # no elements to share an address
+        ((0, 4, 7), (0, 0, 1)),  # no elements that could share an address
         ((2, 4, 2**20), (2**42, 2**20, 1)),
     ],
 )
@@ -333,7 +333,7 @@ def test_rows_longer_than_any_kernel_takes() -> None:
 
 @without_driver
 def test_one_launch_holds_any_number_of_rows_that_memory_does() -> None:
-    """Planning takes no time that a caller would notice as a hang."""
+    """Planning does not take so long that a caller would notice."""
     assert len(softmax((2**40, 1, 8)).plans("sm_90")[0].launches) > 1
 
 
@@ -354,7 +354,7 @@ def test_workspace_is_the_largest_of_all_architectures_where_none_is_known(shape
 
 @without_driver
 def test_a_run_without_a_driver() -> None:
-    """Says so, after it has looked at its arguments."""
+    """It checks its arguments first, then reports the missing driver."""
     descriptor = softmax((3, 20000))
     size = workspace_size(descriptor)
     is_(run(descriptor, workspace=WORKSPACE, size=size), "DEVICE_NOT_INITIALIZED", "no CUDA driver: there is none")
@@ -412,7 +412,7 @@ BLOCK = """if True:
     [(["torch", "numpy"], "no CUDA driver: "), (["torch", "numpy", "cuda"], "cuda-bindings is not installed: ")],
 )
 def test_on_a_host_without_torch_and_without_a_driver(tmp_path: Path, blocked: list[str], reason: str) -> None:
-    """A libcuda.so.1 that is an empty file is as good as none."""
+    """A libcuda.so.1 that is an empty file counts as missing."""
     (tmp_path / "libcuda.so.1").touch()
     result = subprocess.run(
         [sys.executable, "-c", BLOCK.format(blocked) + NOWHERE],

@@ -1,4 +1,4 @@
-"""The InfiniOP causal softmax, executed: the plans that descriptors hold, on the PTX interpreter."""
+"""The InfiniOP causal softmax, executed: descriptors' plans on the PTX interpreter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DTYPES = {
 
 
 class Case(NamedTuple):
-    """A tensor in place: at an address that is aligned, or `layout.phase` elements behind one."""
+    """A tensor in place: at an aligned address, or `layout.phase` elements after one."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
     @property
     def plan(self) -> LaunchPlan:
-        """As a descriptor holds it. No driver is asked, not even where there is one."""
+        """The plan that a descriptor holds. The driver is never asked, even if there is one."""
         handle, tensor, softmax = Ref(), Ref(), Ref()
         strides = self.layout.strides(self.shape)
         created = [
@@ -68,12 +68,12 @@ STRIDED = [
     Case("f64", (2, 3, 40), Layout(phase=1, gap=3, order=(1, 0))),
     Case("f32", (2, 3, 16389), Layout(gap=3), arch="sm_80"),
 ]
-"""The last is `split`: in two launches, with a workspace."""
+"""The last one is `split`: two launches, with a workspace."""
 
 
 @pytest.fixture(scope="module")
 def interpreters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, InterpreterEngine]:
-    """By architecture."""
+    """Interpreters by architecture."""
     specs = variants.by_name()
     chosen = {Target(case.arch, specs[case.plan.variant.name]) for case in (*EXAMPLE, *STRIDED)}
     images = targets.images(chosen, "ptx", tmp_path_factory.getbasetemp().parent)
@@ -81,10 +81,10 @@ def interpreters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Interpre
 
 
 def execute(case: Case, x: torch.Tensor, interpreter: InterpreterEngine) -> torch.Tensor:
-    """What is left in x's place; every byte of it was written, and none around it."""
+    """The result in x's place; every byte of it must have been written, and none around it."""
     operand = layouts.place(x, case.layout)
     plan = case.plan
-    assert layouts.alignment(operand) % plan.geometry.output.alignment == 0  # it is no plan of better aligned data
+    assert layouts.alignment(operand) % plan.geometry.output.alignment == 0  # the plan assumes no more
     outcome = interpreter.run(plan, Operands({"x": operand}, "x", None, scale=1.0, fill=-np.inf))
     assert outcome.unwritten is not None and not outcome.unwritten.any()
     assert (outcome.output[~operand.valid] == POISON).all()
@@ -93,12 +93,12 @@ def execute(case: Case, x: torch.Tensor, interpreter: InterpreterEngine) -> torc
 
 @pytest.mark.parametrize("case", EXAMPLE, ids=lambda case: f"{case.dtype} phase {case.layout.phase}")
 def test_the_example_of_the_interface(case: Case, interpreters: dict[str, InterpreterEngine]) -> None:
-    """Q = 4, K = 7: the first query sees four columns, the last one all seven. What is hidden is NaN, and becomes 0."""
+    """Q = 4, K = 7: the first query sees four columns, the last one all seven. Hidden elements are NaN and become 0."""
     x = torch.arange(28, dtype=torch.float64).reshape(4, 7) / 8
     visible = torch.tensor([[column <= query + 3 for column in range(7)] for query in range(4)])
     x = x.where(visible, torch.nan).to(reference.DTYPES[case.dtype])
     y = execute(case, x, interpreters[case.arch])
-    weight = torch.exp(torch.arange(7, dtype=torch.float64) / 8)  # along every row alike
+    weight = torch.exp(torch.arange(7, dtype=torch.float64) / 8)  # the same in every row
     wanted = torch.stack([(weight * seen) / (weight * seen).sum() for seen in visible])
     assert torch.equal(y != 0, visible)
     assert (y.double() - wanted).abs().max() < 4 * torch.finfo(y.dtype).eps

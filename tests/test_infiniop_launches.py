@@ -1,4 +1,4 @@
-"""What the InfiniOP causal softmax launches, on a stub of the driver, how that fails, and the examples of its page."""
+"""What the InfiniOP causal softmax launches on a stub of the driver, how that fails, and the examples of its page."""
 
 import re
 import sys
@@ -39,11 +39,11 @@ from tests.support.stub_driver import isolated
 __all__ = ["no_driver", "served"]  # fixtures
 
 
-# What is launched
+# Launches
 
 
 def expected(launch_plan: LaunchPlan, data: int = DATA, workspace: int = 0) -> list[bytes]:
-    """The parameters of every launch: in place, nothing scaled."""
+    """The parameters of every launch: in place, with scale 1."""
     values: dict[str, float] = {"x.address": data, "y.address": data, "workspace.address": workspace, "scale": 1.0}
     return [launch_plan.arguments(part, values) for part in launch_plan.launches]
 
@@ -152,7 +152,7 @@ def test_many_threads_share_a_descriptor_on_streams_of_their_own() -> None:
 
 
 def current() -> int:
-    """The number of the thread's context: 0 none, n + 1 that of device n."""
+    """The number of the thread's context: 0 for none, n + 1 for that of device n."""
     return int(driver.check("cuCtxGetCurrent", driver.cuda.cuCtxGetCurrent()))
 
 
@@ -160,9 +160,9 @@ def current() -> int:
 @on_the_stub
 @pytest.mark.parametrize("own", [0, 1, 2])
 def test_the_context_is_the_devices_inside_and_the_threads_own_outside(own: int) -> None:
-    """None, that of device 0, or that of device 1: when created and run for device 1, and when that fails."""
+    """None, that of device 0, or that of device 1: in creating and running for device 1, and when either fails."""
     stub_driver.devices("sm_90", "sm_90")
-    softmax((4, 7))  # the driver is initialised
+    softmax((4, 7))  # initialises the driver
     driver.check("cuCtxSetCurrent", driver.cuda.cuCtxSetCurrent(own))
     descriptor = softmax((5, 7), device=1)
     assert current() == own
@@ -209,7 +209,7 @@ def test_what_is_not_loaded_is_not_captured() -> None:
 @isolated
 @on_the_stub
 def test_what_is_not_loaded_cannot_be_created_during_a_capture() -> None:
-    """That the default stream would wait for. Nor after freeze(), until it is undone."""
+    """The default stream would wait for that. Nor after freeze(), until it is undone."""
     softmax((4, 7))
     stub_driver.capture(STREAM)
     is_(create((4, 1000))[0], "EXECUTION_FAILED", "NotLoaded: ")
@@ -248,7 +248,7 @@ def test_a_gpu_that_is_not_there() -> None:
 @isolated
 @on_the_stub
 def test_a_driver_that_works_later() -> None:
-    """The descriptor was made without it: its first run loads, and finds what creating could not."""
+    """The descriptor was created without it: its first run loads the kernels, and finds what creating could not."""
     stub_driver.fail("cuInit", 100)
     descriptor, absent, long = softmax((4, 7)), softmax((4, 7), device=1), softmax((3, 20000))
     is_(run(descriptor), "DEVICE_NOT_INITIALIZED", "cuInit: CUDA_ERROR_NO_DEVICE")
@@ -256,7 +256,7 @@ def test_a_driver_that_works_later() -> None:
     is_(run(descriptor), "SUCCESS")
     is_(run(absent), "DEVICE_NOT_FOUND")
     size = workspace_size(long)
-    assert size == 120  # of sm_80, though this GPU needs none
+    assert size == 120  # what sm_80 needs, although this GPU needs none
     is_(run(long), "INSUFFICIENT_WORKSPACE")
     is_(run(long, workspace=WORKSPACE, size=size), "SUCCESS")
     stub_driver.forget()
@@ -273,7 +273,7 @@ def test_a_driver_that_is_too_old() -> None:
 @isolated
 @pytest.mark.parametrize("arch", ["sm_60", "sm_120"])
 def test_an_architecture_without_kernels(served: Callable[..., None], arch: str) -> None:
-    """One that nothing ships for, and one that this bundle has nothing for; when created, and when first run."""
+    """One for which nothing ships, and one that this bundle does not contain; on creation, and in the first run."""
     stub_driver.devices(arch)
     stub_driver.fail("cuInit", 100)
     descriptor = softmax((4, 7))
@@ -286,7 +286,7 @@ def test_an_architecture_without_kernels(served: Callable[..., None], arch: str)
 @isolated
 @on_the_stub
 def test_a_forked_process_has_no_driver() -> None:
-    """Nor does the failure to use it there crash."""
+    """Trying to use it there does not crash either."""
     descriptor = softmax((4, 7))
 
     def child() -> None:

@@ -1,4 +1,4 @@
-"""Every shipped kernel, executed: on the PTX interpreter, and on the GPU where there is one."""
+"""Every shipped kernel, executed on the PTX interpreter, and on the GPU if there is one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_OPERANDS = [
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`test_kernel` executes more than the others, or everything."""
+    """`test_kernel` runs on more targets than the other tests, or on all."""
     if metafunc.function is test_kernel:
         chosen = targets.targets(metafunc.config.getoption("--all-architectures"))
         metafunc.parametrize("target", chosen, ids=str)
@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def interpreters(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, InterpreterEngine]:
-    """By architecture."""
+    """Interpreters by architecture."""
     chosen = targets.wanted(request.session, __name__)
     images = targets.images(chosen, "ptx", tmp_path_factory.getbasetemp().parent)
     return {arch: InterpreterEngine(found) for arch, found in images.items()}
@@ -52,9 +52,10 @@ def interpreter(target: Target, interpreters: dict[str, InterpreterEngine]) -> I
 
 
 def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
-    """Right numbers, every access in bounds, aligned, ordered, and as wide as promised, in all its cases.
+    """Right numbers, and every access in bounds, aligned, ordered, and as wide as promised, in all cases of the
+    variant.
 
-    Every case is one that dispatch gives to the variant, and runs several CTAs; the first leaves one short of rows.
+    Dispatch gives every case to this variant, and each runs several CTAs; in the first case the last CTA is not full.
     """
     calls = [case.call() for case in cases(target.spec)]
     launches = [launch for call in calls for launch in call.plan.launches]
@@ -66,8 +67,8 @@ def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
 
 @pytest.mark.parametrize("target", SHIPPED, ids=str)
 def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: InterpreterEngine) -> None:
-    """In a batch of any size: the last ones of a batch, and alone. Rows that start anywhere: at the same phase, for
-    where they are cut into vectors decides the order of the sum."""
+    """In a batch of any size: the last rows of a batch, and alone. Rows that start anywhere are compared at the same
+    phase, since the order of the sum depends on where they are cut into vectors."""
     longest, in_place, *_ = cases(target.spec)
     case = in_place if target.spec.plan in LONG else longest
     call = (in_one_phase(case) if target.spec.ragged else case).call()
@@ -76,14 +77,14 @@ def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: Inte
 
 
 def in_one_phase(case: Case) -> Case:
-    """With gaps between rows, so that all start at one phase."""
+    """With gaps between rows, so that all of them start at the same phase."""
     gap = -case.shape[-1] % case.spec.access
     *inputs, output = (replace(layout, gap=gap) for layout in case.layouts.values())
     return replace(case, inputs=tuple(inputs), output=case.output if isinstance(case.output, str) else output)
 
 
 def output(engine: InterpreterEngine, call: Call) -> torch.Tensor:
-    """As integers, so that NaN equals itself."""
+    """The output as integers, so that NaN equals itself."""
     return call.output(engine.run(call.plan, call.operands).output).view(torch.uint8)
 
 
@@ -102,9 +103,10 @@ if GPU is not None:
 
     @pytest.mark.parametrize("target", SHIPPED, ids=str)
     def test_gpu_agrees(target: Target, interpreter: InterpreterEngine, driver: DriverEngine) -> None:
-        """The same cases through the driver: right by the reference, and NaN, 0 and subnormal where the interpreter is.
+        """The same cases through the driver: right by the reference, and NaN, 0 and subnormal where the interpreter's
+        are.
 
-        Elsewhere both are within the tolerance of the same numbers; ex2 and rcp are approximations of the hardware's.
+        Elsewhere both are within the tolerance of the same numbers; the hardware's ex2 and rcp are approximations.
         """
         for case in cases(target.spec):
             call = case.call()

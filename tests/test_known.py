@@ -1,4 +1,4 @@
-"""The short way of calls that were made before agrees with the long one, in what is launched and in what is refused."""
+"""The fast path of known calls agrees with the full path in what is launched and in what is refused."""
 
 import inspect
 import random
@@ -25,7 +25,7 @@ from tests.support.stub_driver import isolated
 from tests.support.ways import way
 from transformer_softmax_lib import scaled_masked_softmax_forward
 
-pytestmark = pytest.mark.slow  # many calls, or a process for each test
+pytestmark = pytest.mark.slow  # many calls, or a process per test
 
 __all__ = ["serve", "way"]  # fixtures
 
@@ -39,7 +39,7 @@ def posing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def long_way() -> Iterator[None]:
-    """Nothing is known inside, and nothing remembered."""
+    """Inside, no call is known, and none is remembered."""
     with pytest.MonkeyPatch.context() as patch:
         for direction in (calls.forward, calls.backward, calls.masked_fill):
             for name in ("run", "found", "remember"):
@@ -48,7 +48,7 @@ def long_way() -> Iterator[None]:
 
 
 def outcome(call: Call, *watched: Tensor) -> Any:
-    """What a call launches and returns, in words that another call can share, or how it fails."""
+    """What a call launches and returns, or how it fails, in a form that can be compared with another call's."""
     stub_driver.forget()
     before = [tensor._version for tensor in watched]
     try:
@@ -62,7 +62,7 @@ def outcome(call: Call, *watched: Tensor) -> Any:
     writes = next((place for place, tensor in enumerate(watched) if tensor is result), None)
     fixed = writes is not None and all(
         tensor.stride(-1) == 1 for tensor in watched
-    )  # neither result nor copies are new
+    )  # neither the result nor a copy is new
     return facts, launched, at if fixed else [], bumped, writes
 
 
@@ -72,7 +72,7 @@ def serve_everything(served: Serve) -> None:
 
 @pytest.fixture
 def long_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The directions of calls that took the long way."""
+    """Records the directions of calls that take the full path."""
     taken: list[str] = []
     compute = dispatch.compute
 
@@ -86,7 +86,7 @@ def long_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "softmax_backward", "log_softmax_backward"])
 def test_both_ways_are_given_what_the_signature_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The short way goes by the order of arguments, the long one by their names."""
+    """The fast path goes by the order of arguments, the full path by their names."""
     function, backward = getattr(softmax_ops, name), name.endswith("_backward")
     direction, inputs = (calls.backward, 2) if backward else (calls.forward, 1)
     given = {argument: object() for argument in inspect.signature(function).parameters}
@@ -101,7 +101,7 @@ def test_both_ways_are_given_what_the_signature_names(name: str, monkeypatch: py
 
 @isolated
 def test_the_second_call_is_short(serve: Serve, long_calls: list[str]) -> None:
-    """With other scales, other tensors and any offset too; interleaved with others."""
+    """Also with other scales, other tensors and any offset; interleaved with others."""
     serve_everything(serve)
     shapes = [(3, 5, 1000), (2, 5, 1000)]
     for number in range(4):
@@ -116,7 +116,7 @@ def test_the_second_call_is_short(serve: Serve, long_calls: list[str]) -> None:
 
 @isolated
 def test_a_scale_is_any_number(serve: Serve, long_calls: list[str]) -> None:
-    """Of one value, whatever its type; what is no number or none that fits goes the long way, and is refused there."""
+    """Any type of number with one value; other values take the full path, and are refused there."""
     serve_everything(serve)
     x, out = torch.zeros(3, 5, 1000).half(), torch.zeros(3, 5, 1000).half()
     for scale in (2, 2.0, np.float64(2.0), np.sqrt(4.0)):
@@ -130,7 +130,7 @@ def test_a_scale_is_any_number(serve: Serve, long_calls: list[str]) -> None:
 @isolated
 @pytest.mark.parametrize("mask_dtype", [torch.float16, torch.bool, None])
 def test_masked_fill_is_short_too(serve: Serve, long_calls: list[str], mask_dtype: torch.dtype | None) -> None:
-    """With its own score of what is hidden, beside a softmax of the same tensors."""
+    """With its own score for hidden columns, alternating with softmax on the same tensors."""
     serve_everything(serve)
     x = torch.zeros(3, 5, 1000).half()
     mask = None if mask_dtype is None else torch.zeros(5, 1000, dtype=mask_dtype)
@@ -161,7 +161,7 @@ def test_split_rows_get_a_workspace(serve: Serve, long_calls: list[str]) -> None
 
 
 def some_call(choose: random.Random) -> tuple[Call, list[Tensor]]:
-    """A call, valid or not, and the tensors to watch: few shapes, so that the same come again, at any alignment."""
+    """A call, valid or not, and the tensors to watch: few shapes, so that they recur, at any alignment."""
     dtype = choose.choice([torch.float16, torch.float32])
     memory = torch.zeros(1 << 16, dtype=dtype)
     q, k = choose.choice([(4, 24), (1, 24), (3, 7)])
@@ -204,7 +204,7 @@ def test_both_ways_agree(serve: Serve, long_calls: list[str]) -> None:
 
 @isolated
 def test_all_checks_hold_for_known_calls(serve: Serve) -> None:
-    """Every call of the tests of the checks, good and bad, after good ones with tensors like theirs: as if alone."""
+    """Every call from the tests of the checks, good or bad, acts the same after good ones with tensors like its own."""
     serve_everything(serve)
 
     class Warm:
@@ -255,7 +255,7 @@ def test_all_checks_hold_for_known_calls(serve: Serve) -> None:
 
 @isolated
 def test_circumstances_of_a_known_call(serve: Serve) -> None:
-    """Each after the same call in plain ones."""
+    """Each special circumstance comes right after the same call in plain ones."""
     serve_everything(serve)
     x, out = torch.zeros(4, 24), torch.zeros(4, 24)
     plain = partial(softmax_ops.softmax, x, out=out)
@@ -283,7 +283,7 @@ def test_circumstances_of_a_known_call(serve: Serve) -> None:
 @isolated
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_trace_records_an_operator(serve: Serve) -> None:
-    """Of a known call too: what a kernel writes is nothing to a trace, which would keep memory that nobody writes."""
+    """Also of a known call: a trace would miss what a kernel writes, and keep memory that nobody writes."""
     serve_everything(serve)
     x = torch.zeros(4, 24)
     softmax_ops.softmax(x)
@@ -297,7 +297,7 @@ def test_a_trace_records_an_operator(serve: Serve) -> None:
 
 @isolated
 def test_a_freed_storage_is_noticed(serve: Serve) -> None:
-    """Of a tensor that is otherwise what it was."""
+    """The tensor is otherwise the same as before."""
     serve_everything(serve)
     x, out = torch.zeros(4, 24), torch.zeros(4, 24)
     softmax_ops.softmax(x, out=out)
@@ -329,7 +329,7 @@ def test_what_is_forgotten_is_found_again(serve: Serve, monkeypatch: pytest.Monk
 @isolated
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*nested tensors")  # of the first dual, and of nested tensors
 def test_calls_that_differ_in_what_is_looked_at_each_time(serve: Serve) -> None:
-    """Where tensors lie, types of flags, modes that no tensor shows: after a good call that is like them otherwise."""
+    """Addresses, types of flags, modes that no tensor shows: each after a good call that is otherwise like it."""
     serve_everything(serve)
     memory = torch.zeros(1 << 12)
 
@@ -368,7 +368,7 @@ def test_calls_that_differ_in_what_is_looked_at_each_time(serve: Serve) -> None:
         for call in good:
             assert len(outcome(call)[1]) == 1
         for refused, error in bad:
-            for call in good:  # each is the latest once
+            for call in good:  # each is once the latest
                 call()
                 assert outcome(refused)[::2] == (error, True), refused
         with torch.autograd.forward_ad.dual_level():

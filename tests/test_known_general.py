@@ -1,4 +1,4 @@
-"""Known calls of the general kind agree with the long way, in what is launched and in what is refused."""
+"""Known calls of the general kind agree with the full path, in what is launched and in what is refused."""
 
 import struct
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tests.support.stub_driver import isolated
 from tests.support.ways import way
 from tests.test_known import Call, long_calls, long_way, outcome
 
-pytestmark = pytest.mark.slow  # a process for each test
+pytestmark = pytest.mark.slow  # a process per test
 
 __all__ = ["long_calls", "serve", "way"]  # fixtures
 
@@ -61,7 +61,7 @@ ASKED: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def answer(call: Call, *watched: Tensor) -> Any:
-    """As `outcome`, of the first of a pair; where a new lse lies is blotted out."""
+    """Like `outcome`, for the first of a pair; the address of a new lse is masked out."""
     addresses: list[bytes] = []
 
     def first() -> Tensor:
@@ -81,7 +81,7 @@ def answer(call: Call, *watched: Tensor) -> Any:
 @isolated
 @pytest.mark.parametrize("asked", ASKED.values(), ids=list(ASKED))
 def test_the_second_call_is_short(serve: Serve, long_calls: list[str], asked: Callable[[], dict[str, Any]]) -> None:
-    """And launches the same, with new tensors or old ones, to a new result, to another tensor and in place."""
+    """And launches the same, with new tensors or old ones, into a new result, another tensor, or in place."""
     serve_everything(serve)
     kept = asked()
     for op in (softmax_ops.softmax, softmax_ops.log_softmax):
@@ -112,7 +112,7 @@ def test_results_are_of_their_dtype(serve: Serve, long_calls: list[str]) -> None
 
 @isolated
 def test_a_wider_result_over_the_scores_is_refused(serve: Serve) -> None:
-    """Which starts where they do, has their strides, and is twice as long."""
+    """A wider result has the address and strides of the scores, but is twice as long."""
     serve_everything(serve)
     memory = torch.zeros(2 * B * H * Q * K, dtype=torch.float16)
     x, out = memory[: B * H * Q * K].view(B, H, Q, K), memory.view(torch.float32).view(B, H, Q, K)
@@ -143,7 +143,7 @@ def test_what_must_be_converted_takes_the_long_way(serve: Serve, long_calls: lis
 @isolated
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*nested tensors")  # of the first dual, and of nested tensors
 def test_calls_that_differ_a_little(serve: Serve) -> None:
-    """Each right after a good call that it is like otherwise: as if alone."""
+    """Each comes right after a good call that it otherwise resembles, and behaves as if alone."""
     serve_everything(serve)
     memory = torch.zeros(1 << 12)
     bias, out = memory[:K], memory[K : K + B * H * Q * K].view(B, H, Q, K)

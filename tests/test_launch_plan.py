@@ -29,7 +29,7 @@ from tests.support.planning import examples, expected_rows, geometries, offset, 
 @given(geometries(), st.sampled_from(ARCHITECTURES))
 @examples
 def test_rows_are_where_the_strides_say(of: Geometry, arch: str) -> None:
-    """Every row once, with the mask row and the causal edge that belong to it, whatever was merged and reordered."""
+    """Every row once, with its own mask row and causal edge, however dimensions were merged and reordered."""
     try:
         launch_plan = planned(of, arch)
     except TooManyDimensions:
@@ -44,7 +44,7 @@ def test_rows_are_where_the_strides_say(of: Geometry, arch: str) -> None:
 @given(geometries(), st.integers(1, 30))
 @examples
 def test_launches_have_the_rows_in_order(of: Geometry, limit: int) -> None:
-    """For limits that cut at every depth."""
+    """With limits that cut at every depth."""
 
     def walk(dimensions: tuple[Dimension, ...]) -> list[tuple[int, ...]]:
         steps = [(*dimension.strides, dimension.query) for dimension in dimensions]
@@ -64,7 +64,7 @@ def test_launches_have_the_rows_in_order(of: Geometry, limit: int) -> None:
 
 
 def test_launches_beyond_32_bit_row_numbers() -> None:
-    """Few, and cut where a whole number of the outermost steps fits."""
+    """They are few, and cut at a multiple of the outermost steps."""
     heads, queries = Dimension(2**20, (2**20, 2**20, 0), 0), Dimension(2**13, (64, 64, 64), 1)
     cut = launch_rows((heads, queries))
     assert [part.total for part in cut] == [2**31 - 2**13] * 4 + [2**15]
@@ -80,7 +80,7 @@ def test_launches_beyond_32_bit_row_numbers() -> None:
 
 
 def test_launches_beyond_32_bit_strides() -> None:
-    """A launch for each step of the dimension, wherever it stands, and of no other."""
+    """A launch for each step of the dimension, wherever it is, and for no other dimension."""
     heads, batch = Dimension(3, (4096, 64, 0), 0), Dimension(2, (64, MAX_STRIDE + 1, 0), 0)
     cut = launch_rows((heads, batch, Dimension(5, (8, 8, 1), 1)))
     assert [(part.total, part.offset) for part in cut] == [(15, (0, 0, 0)), (15, (64, MAX_STRIDE + 1, 0))]
@@ -91,7 +91,7 @@ def test_launches_beyond_32_bit_strides() -> None:
 
 
 def test_a_causal_problem_beyond_32_bit_row_numbers() -> None:
-    """The query number that a later launch begins with is in its offset."""
+    """The query number at which a later launch begins is part of its offset."""
     found = planned(geometry((2**31 + 5, 64), mask_kind="boolcausal", causal_offset=-3))
     first, second = found.launches
     assert (first.rows, second.rows) == (MAX_ROWS, 2**31 + 5 - MAX_ROWS)
@@ -103,7 +103,7 @@ def test_a_causal_problem_beyond_32_bit_row_numbers() -> None:
 
 
 def test_the_largest_launch() -> None:
-    """Almost 2^31 rows through three divisors, looked at where they carry."""
+    """Almost 2^31 rows through three divisors, checked where they carry."""
     sizes = (MAX_ROWS // (3 * 7 * 11), 3, 7, 11)
     shape = (*sizes, 64)
     strides = (*(stride + 8 * (3 - d) for d, stride in enumerate(contiguous_strides(shape)[:-1])), 1)
@@ -119,7 +119,7 @@ def test_the_largest_launch() -> None:
 @pytest.mark.parametrize("k", [33, 100, 1000, 4096, 16384, 2**17, 2**18, 2**18 + 1])
 @pytest.mark.parametrize("alignment", [16, 1])
 def test_row_and_cta_numbers_stay_32_bit(k: int, alignment: int) -> None:
-    """Also the rows that the last CTA counts beyond the last one, and all CTAs of clusters."""
+    """Including rows that the last CTA counts beyond the last row, and all CTAs of clusters."""
     found = planned(geometry((MAX_ROWS, k), alignment=alignment))
     assert sum(launch.rows for launch in found.launches) == MAX_ROWS
     for launch in found.launches:
@@ -140,7 +140,7 @@ def quotients(size: int, numerators: np.ndarray) -> np.ndarray:
 
 
 def test_divisors_at_the_edges() -> None:
-    """Every notable divisor with every notable numerator, and the numerators around its multiples."""
+    """Every notable divisor with every notable numerator, and with the numerators around its multiples."""
     for size in NOTABLE:
         multiples = size * np.linspace(1, (2**31 - 1) // size, 50).astype(np.int64)
         numerators = np.concatenate([[0], NOTABLE, multiples - 1, multiples, np.minimum(multiples + 1, 2**31 - 1)])
@@ -166,12 +166,12 @@ def test_contiguous_dimensions_merge() -> None:
     assert dimensions((2, 3, 5, 8)) == [(30, 0)]
     assert dimensions((2, 3, 5, 8), direction="bwd") == [(30, 0)]
     assert dimensions((1, 1, 8)) == [(1, 0)]
-    assert dimensions((4, 1, 5, 8), strides={"x": (40, 999, 8, 1)}) == [(20, 0)]  # a size of 1 takes no steps
+    assert dimensions((4, 1, 5, 8), strides={"x": (40, 999, 8, 1)}) == [(20, 0)]  # a dimension of size 1 takes no steps
 
 
 def test_what_differs_keeps_dimensions_apart() -> None:
-    assert dimensions((2, 3, 5, 8), strides={"x": (240, 80, 16, 1)}) == [(30, 0)]  # padded rows, one after the other
-    gap = (128, 40, 8, 1)  # in one tensor alone
+    assert dimensions((2, 3, 5, 8), strides={"x": (240, 80, 16, 1)}) == [(30, 0)]  # padded rows, one after another
+    gap = (128, 40, 8, 1)  # in one tensor only
     assert dimensions((2, 3, 5, 8), strides={"x": gap}) == [(2, 0), (15, 0)]
     assert dimensions((2, 3, 5, 8), strides={"y": gap}) == [(2, 0), (15, 0)]
     for name in OPERANDS["bwd"]:
@@ -179,7 +179,7 @@ def test_what_differs_keeps_dimensions_apart() -> None:
     assert dimensions((2, 3, 5, 8), mask_kind="bool", mask_shape=(2, 1, 1, 8)) == [(2, 0), (15, 0)]
     assert dimensions((2, 3, 5, 8), mask_kind="bool", mask_shape=(5, 8)) == [(6, 0), (5, 0)]
     assert dimensions((2, 3, 5, 8), mask_kind="causal") == [(6, 0), (5, 1)]  # queries are counted
-    assert dimensions((2, 3, 1, 8), mask_kind="causal") == [(6, 0)]  # a single one needs no count
+    assert dimensions((2, 3, 1, 8), mask_kind="causal") == [(6, 0)]  # a single query needs no count
 
 
 def test_broadcast_dimensions_merge() -> None:
@@ -197,7 +197,7 @@ def test_too_many_dimensions() -> None:
 
 @pytest.mark.parametrize("k", [1000, 4096, 20000, 300000])
 def test_heads_that_share_a_mask_row_run_one_after_the_other(k: int) -> None:
-    """[B, H, Q, K] with a mask [B, 1, Q, K]: heads become the fastest dimension, for all plans but tiles."""
+    """[B, H, Q, K] with a mask [B, 1, Q, K]: heads become the fastest dimension, in all plans except tiles."""
     heads = 3
     of = geometry((2, heads, 5, k), mask_kind="bool", mask_shape=(2, 1, 5, k))
     masks = [mask for _, _, mask, _ in rows_of(of, planned(of))]
@@ -205,7 +205,7 @@ def test_heads_that_share_a_mask_row_run_one_after_the_other(k: int) -> None:
 
 
 def test_rows_of_a_tile_stay_in_order() -> None:
-    """They are one range of memory, whatever the mask."""
+    """They form one range of memory, whatever the mask."""
     tile = geometry((2, 3, 5, 7), mask_kind="bool", mask_shape=(2, 1, 5, 7))
     found = planned(tile)
     assert found.variant.plan == "tile"
@@ -213,7 +213,7 @@ def test_rows_of_a_tile_stay_in_order() -> None:
 
 
 def test_more_than_65535_batches_and_heads() -> None:
-    """One dimension of the grid, which may have 2^31 - 1 CTAs."""
+    """They share one dimension of the grid, which may have 2^31 - 1 CTAs."""
     (launch,) = planned(geometry((300, 300, 7, 1000))).launches
     assert launch.grid == -(-300 * 300 * 7 // 4)
     (launch,) = planned(geometry((70000, 1, 4096))).launches

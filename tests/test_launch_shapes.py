@@ -43,7 +43,7 @@ from tests.test_selection import CLUSTER_CTAS, cluster_columns
         (geometry((3, 16376)), 512),
         (geometry((3, 16384)), 512),
         (geometry((3, 8192), "bf16", direction="bwd"), 256),
-        # Anywhere: seven more, beside the vectors.
+        # Rows that start anywhere: seven more, outside whole vectors.
         (geometry((3, 1500)), 64),
         (geometry((3, 2055)), 64),
         (geometry((3, 2057)), 96),
@@ -63,7 +63,7 @@ from tests.test_selection import CLUSTER_CTAS, cluster_columns
         (geometry((3, 520), mask_kind="general"), 64),
         (geometry((3, 1025), mask_kind="general"), 64),
         (geometry((3, 260), "f32", "general"), 32),
-        # Clusters: what a CTA has of the row, in whole vectors.
+        # Clusters: a CTA's part of the row, in whole vectors.
         (geometry((3, 16392)), 288),  # 8200
         (geometry((3, 18432)), 288),  # 9216
         (geometry((3, 18433)), 320),  # 9224
@@ -71,7 +71,7 @@ from tests.test_selection import CLUSTER_CTAS, cluster_columns
         (geometry((3, 34816)), 544),
         (geometry((3, 34817)), 288),  # 8712 in each of four
         (geometry((3, 140000), "f32"), 288),  # 8752 in each of 16
-        # Others have all that they are compiled for.
+        # Other plans have all the warps that they are compiled for.
         (geometry((3, 7)), 256),
         (geometry((3, 40)), 128),
         (geometry((3, 1024)), 128),
@@ -88,7 +88,7 @@ def test_as_many_warps_as_hold_the_row(of: Geometry, threads: int) -> None:
 
 @every_kind
 def test_no_warp_too_few_and_none_too_many(direction: str, dtype: str, mask_kind: str) -> None:
-    """The vectors of a row in any phase have their registers, and a warp less would not hold them."""
+    """The registers hold all vectors of a row in any phase, and with one warp less they would not."""
     entries = [entry for entry in CATALOG.tables[direction, dtype, mask_kind] if CATALOG.variants[entry.name].by_warp]
     for entry in entries:
         variant = CATALOG.variants[entry.name]
@@ -105,18 +105,18 @@ def test_no_warp_too_few_and_none_too_many(direction: str, dtype: str, mask_kind
             assert launch.threads % 32 == 0 and launch.threads <= variant.threads
 
 
-# Rows that several CTAs share
+# Rows shared by several CTAs
 
 
 def pieces(k: int, head: int, count: int, columns: int) -> list[tuple[int, int]]:
-    """(begin, size) of every piece, by piece_of_row of pieces.cuh; `head` columns lie before the row's first vector."""
+    """(begin, size) of every piece, as piece_of_row of pieces.cuh; `head` columns precede the row's first vector."""
     begins = [0, *(min(head + i * columns, k) for i in range(1, count))]
     ends = [min(head + (i + 1) * columns, k) for i in range(count)]
     return [(begin, end - begin) for begin, end in zip(begins, ends, strict=True)]
 
 
 def assert_pieces_cover(k: int, count: int, columns: int, vector: int) -> None:
-    """Wherever the row begins: without gap or overlap, each cut at a vector, none with more whole vectors than fit."""
+    """For any start of the row: no gap or overlap, each cut at a vector, and none with more whole vectors than fit."""
     for head in range(vector):
         cut = pieces(k, head, count, columns)
         assert [begin for begin, _ in cut[1:]] == list(itertools.accumulate(size for _, size in cut[:-1]))
@@ -154,7 +154,7 @@ def test_a_cluster_is_as_small_as_holds_the_row(direction: str, dtype: str, arch
 @every_direction
 @pytest.mark.parametrize("k", [16392, 20000, 32769, 50257, 100000, 131072])
 def test_how_a_row_is_shared_depends_on_its_length_alone(direction: str, k: int) -> None:
-    """So that its bits do not depend on what else is in the batch, nor on the GPU's kind."""
+    """So its bits do not depend on what else is in the batch, nor on the kind of GPU."""
     shared = {
         (launch.cluster, *parameters(found)["cluster.columns"], launch.threads)
         for arch in CLUSTER_CTAS
@@ -175,14 +175,14 @@ def test_how_a_row_is_shared_depends_on_its_length_alone(direction: str, k: int)
 
 
 PARTIAL_BYTES = {("fwd", "f16"): 8, ("fwd", "f64"): 16, ("bwd", "f32"): 4, ("bwd", "f64"): 8}
-"""Maximum and sum, or the sum of products alone, in the accumulation type."""
+"""Maximum and sum, or only the sum of products, in the accumulation type."""
 
 
 @pytest.mark.parametrize(("kind", "partial"), PARTIAL_BYTES.items(), ids=["-".join(kind) for kind in PARTIAL_BYTES])
 @pytest.mark.parametrize("rows", [1, 3, 128])
 @pytest.mark.parametrize("k", [278529, 278528 + 4096, 10**6, ANY_K])
 def test_few_rows_are_split(kind: tuple[str, str], partial: int, rows: int, k: int) -> None:
-    """Two launches that differ in nothing but the pass: one CTA for every piece of every row, a partial of each."""
+    """Two launches that differ only in the pass: one CTA and one partial for every piece of every row."""
     direction, dtype = kind
     size = DTYPE_BYTES[dtype]
     found = planned(geometry((rows, k), dtype, direction=direction))
@@ -202,7 +202,7 @@ def test_few_rows_are_split(kind: tuple[str, str], partial: int, rows: int, k: i
 @every_direction
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
 def test_many_rows_stream(direction: str, arch: str) -> None:
-    """One CTA for a row, and no workspace: beyond 128 rows, or where the number of rows must not matter."""
+    """One CTA per row, and no workspace: with more than 128 rows, or if the number of rows must not matter."""
     for rows, invariant in [(129, False), (2, True), (1, True), (128, True)]:
         of = geometry((rows, 300000), direction=direction, batch_invariant=invariant)
         found = planned(of, arch)
@@ -217,7 +217,7 @@ def test_many_rows_stream(direction: str, arch: str) -> None:
 @given(geometries(), st.sampled_from(ARCHITECTURES))
 @examples
 def test_batch_invariant_plans_do_not_look_at_the_rows(of: Geometry, arch: str) -> None:
-    """One row of the call alone runs the same variant in clusters of the same size."""
+    """A single row of the call runs the same variant in clusters of the same size."""
     if len(leading_dimensions(of)) > MAX_RANK:
         return
     alone = of._replace(shape=(1,) * (len(of.shape) - 1) + of.shape[-1:], batch_invariant=True)
@@ -234,9 +234,9 @@ def test_batch_invariant_plans_do_not_look_at_the_rows(of: Geometry, arch: str) 
 @every_direction
 @pytest.mark.parametrize("dtype", ["f16", "f32", "f64"])
 def test_rows_of_a_tile(direction: str, dtype: str) -> None:
-    """As many as fit, in whole periods where one fits: then every CTA begins at the 16-byte phase of the first.
+    """As many rows as fit, in whole periods if one fits: then every CTA begins at the 16-byte phase of the first.
 
-    Rows that are not aligned and would start in few banks are apart.
+    Unaligned rows that would start in few banks are kept apart.
     """
     for k in range(1, 513):
         of = geometry((1000, k), dtype, direction=direction, alignment=2)
@@ -258,11 +258,11 @@ def test_rows_of_a_tile(direction: str, dtype: str) -> None:
 
 
 def bank_conflict(found: LaunchPlan) -> int:
-    """Words that one of the 32 banks has to deliver at once, when lanes read the first vector or element of theirs."""
+    """The most words that any of the 32 banks delivers at once when lanes read their first vector or element."""
     variant, size = found.variant, found.geometry.element_bytes
     (pitch,) = parameters(found)["tile.pitch"]
     width = variant.vec * size
-    apart = variant.vec if variant.vec > 1 or size == 8 else 4  # elements from lane to lane
+    apart = variant.vec if variant.vec > 1 or size == 8 else 4  # elements from one lane to the next
     first = [(n // variant.lanes * pitch + n % variant.lanes * apart) * size for n in range(min(128 // width, 32))]
     words = {(start + byte) // 4 for start in first for byte in range(width)}
     return max(Counter(word % 32 for word in words).values())
@@ -272,7 +272,7 @@ def bank_conflict(found: LaunchPlan) -> int:
 @pytest.mark.parametrize("dtype", ["f16", "f32", "f64"])
 @pytest.mark.parametrize("alignment", [16, 8])
 def test_banks_of_a_tile(direction: str, dtype: str, alignment: int) -> None:
-    """Of lanes that read at once at most four meet in a bank; in aligned rows of f16 and f32 two."""
+    """Of the lanes that read at once, at most four use the same bank; two in aligned rows of f16 and f32."""
     for k in range(1, 33):
         of = geometry((1000, k), dtype, direction=direction, alignment=alignment)
         apart = of._replace(operands=tuple(each._replace(strides=(64, 1)) for each in of.operands))
@@ -281,7 +281,7 @@ def test_banks_of_a_tile(direction: str, dtype: str, alignment: int) -> None:
 
 
 def test_flat_tiles() -> None:
-    """Only where rows of each tensor follow each other without a gap."""
+    """Only if the rows of each tensor are adjacent."""
 
     def flat(**changes: Any) -> bool:
         return bool(parameters(planned(geometry((2, 3, 5, 7), **changes)))["tile.flat"][0])

@@ -1,6 +1,6 @@
-"""The launcher against a stub of the CUDA driver: what is called when, with which bytes, and how failures read.
+"""The launcher on a stub of the CUDA driver: what is called when, with which bytes, and how failures read.
 
-Each test runs in a python of its own: what a process loads and initialises, it does once.
+Each test runs in a separate Python process, because loading and initialising happen once per process.
 """
 
 import struct
@@ -47,12 +47,12 @@ from tests.support.ways import way
 
 __all__ = ["serve", "way"]  # fixtures, the second for every test
 
-# What is launched
+# Launches
 
 
 @isolated
 def test_every_argument_layout_is_passed_as_planned(serve: Serve) -> None:
-    """In both directions, by every plan: those with several CTAs per row, and several launches, too."""
+    """In both directions, by every plan, including those with several CTAs per row or several launches."""
     plans: dict[str, LaunchPlan] = {}
     for direction, dtype, mask_kind in sorted(catalog.load().tables):
         for k in (7, 100, 1000, 3000, 20000, 300000):
@@ -72,7 +72,7 @@ def test_every_argument_layout_is_passed_as_planned(serve: Serve) -> None:
             assert call.block == (part.threads, 1, 1)
             assert call.cluster == ((0, 0, 0) if part.cluster == 1 else (part.cluster, 1, 1))
             assert call.shared_bytes == found.variant.shared_bytes
-            assert (call.stream, call.arguments[1]) == (STREAM, 0)  # and nothing in `extra`
+            assert (call.stream, call.arguments[1]) == (STREAM, 0)  # and no `extra`
 
 
 CALLED = {
@@ -98,7 +98,7 @@ def test_arguments_do_not_linger_from_call_to_call(serve: Serve, of: Geometry) -
 @isolated
 @every_call
 def test_what_stands_in_the_parameters_is_replaced(serve: Serve, of: Geometry) -> None:
-    """Any one of them, behind a launch with others; by each thread in its own."""
+    """Any of them, after a launch with other values; each thread replaces its own."""
     found = planned(serve, of)
     varied = [{**CALL, name: value + 16} for name, value in CALL.items()]
 
@@ -122,7 +122,7 @@ def test_what_stands_in_the_parameters_is_replaced(serve: Serve, of: Geometry) -
 @isolated
 @pytest.mark.parametrize(("direction", "mask_kind", "first"), [("fwd", "bool", "x"), ("bwd", "none", "dy")])
 def test_rows_beyond_one_launch(serve: Serve, direction: str, mask_kind: str, first: str) -> None:
-    """2^33 rows: launches that start where the one before ends, each with its own addresses, in every call anew."""
+    """2^33 rows: each launch starts where the previous one ends, with its own addresses, computed in every call."""
     found = planned(serve, geometry((2**20, 2**13, 8), mask_kind=mask_kind, direction=direction))
     assert len(found.launches) == 5
     for _ in range(2):
@@ -151,7 +151,7 @@ def test_a_split_row_is_launched_twice(serve: Serve, direction: str) -> None:
 
 
 def test_plans_are_of_an_architecture() -> None:
-    """Equal geometries share a plan on one architecture."""
+    """Equal geometries share a plan only on the same architecture."""
     on = {arch: plan_for(geometry((3, 20000)), arch) for arch in ("sm_80", "sm_90", "sm_120")}
     assert {arch: found.variant.plan for arch, found in on.items()} == {
         "sm_80": "split",
@@ -173,7 +173,7 @@ def test_the_stream_is_passed_through(serve: Serve) -> None:
 @isolated
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
 def test_a_cluster_is_an_attribute(serve: Serve, direction: str) -> None:
-    """Of as many CTAs as the plan of the row length has, whatever the kernel's largest is."""
+    """Of as many CTAs as the plan has for this row length, whatever the kernel's largest cluster."""
     for k, ctas in [(20000, 2), (50000, 4), (139264, 8), (139265, 16)]:
         launch(planned(serve, geometry((3, k), direction=direction)))
         call = stub_driver.launches()[-1]
@@ -187,7 +187,7 @@ def test_a_cluster_is_an_attribute(serve: Serve, direction: str) -> None:
 
 @isolated
 def test_a_kernel_is_loaded_once(serve: Serve) -> None:
-    """However many plans it serves."""
+    """However many plans use it."""
     first, second = planned(serve), plan_for(geometry((9, 1000)))
     assert first.variant == second.variant
     for found in (first, second, first, second):
@@ -235,7 +235,7 @@ def test_shared_memory_beyond_48_kib_is_asked_for_once_per_device(serve: Serve, 
 
 @isolated
 def test_an_enumeration_that_takes_no_subscript(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of cuda-bindings from 13.2 on."""
+    """Like that of cuda-bindings from 13.2 on."""
     members = SimpleNamespace(**cuda.CUfunction_attribute.__members__)
     monkeypatch.setattr(cuda, "CUfunction_attribute", members)
     launch(changed(serve, shared_bytes=48 * 1024 + 1))
@@ -245,7 +245,7 @@ def test_an_enumeration_that_takes_no_subscript(serve: Serve, monkeypatch: pytes
 @isolated
 @pytest.mark.parametrize("k", [139264, 139272])
 def test_clusters_beyond_8_are_asked_for_once_per_device(serve: Serve, k: int) -> None:
-    """By the first plan that has them; smaller ones of the same kernel ask for nothing."""
+    """By the first plan that has them; smaller clusters of the same kernel ask for nothing."""
     stub_driver.devices("sm_90", "sm_90")
     small, large, other = planned(serve, geometry((3, 20000))), plan_for(geometry((3, k))), plan_for(geometry((5, k)))
     assert small.variant == large.variant == other.variant
@@ -275,7 +275,7 @@ def test_plans_are_forgotten_but_kernels_are_not(serve: Serve, monkeypatch: pyte
 
 @isolated
 def test_a_thread_without_a_context_gets_the_primary_one(serve: Serve) -> None:
-    """Of the device, retained once per process: the default stream is that of the current context."""
+    """The device's, retained once per process, because the default stream is that of the current context."""
     stub_driver.devices("sm_90", "sm_90")
     found = planned(serve)
     for _ in range(3):
@@ -286,7 +286,7 @@ def test_a_thread_without_a_context_gets_the_primary_one(serve: Serve) -> None:
 
 @isolated
 def test_a_thread_that_lost_its_context_gets_it_again(serve: Serve) -> None:
-    """Somebody set none, or popped one. Where that does not help, the launch is tried twice and no more."""
+    """It was set to none, or popped. If restoring it does not help, the launch is tried twice and no more."""
     found = planned(serve)
     launch(found, stream=0)
     for _ in range(2):
@@ -303,7 +303,7 @@ def test_a_thread_that_lost_its_context_gets_it_again(serve: Serve) -> None:
 
 @isolated
 def test_a_thread_keeps_its_context(serve: Serve) -> None:
-    """A kernel for device 1 is made ready in a context of device 1 by a thread that works on device 0."""
+    """A thread that works on device 0 prepares a kernel for device 1 in a context of device 1."""
     stub_driver.devices("sm_90", "sm_90")
     found = planned(serve)
     launch(found, device=0)
@@ -336,7 +336,7 @@ def test_first_use_by_many_threads_at_once(serve: Serve) -> None:
 @isolated
 @every_call
 def test_threads_share_no_parameters(serve: Serve, of: Geometry) -> None:
-    """Four threads on one executable; the driver, which runs without the interpreter lock, takes its time to read."""
+    """Four threads on one executable; the driver runs without the interpreter lock and takes its time to read."""
     found = planned(serve, of)
     launch(found)
     stub_driver.forget()
@@ -359,7 +359,7 @@ def test_threads_share_no_parameters(serve: Serve, of: Geometry) -> None:
 
 
 def numbered(n: int) -> dict[str, Any]:
-    """A call whose every value tells the number."""
+    """A call in which every value depends on the number."""
     addresses = (name for name in CALL if name.endswith(".address"))
     return {name: n + (place << 41) for place, name in enumerate(addresses)} | {
         "scale": float(n),
@@ -374,7 +374,7 @@ def numbered(n: int) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [STREAM, 0], ids=["captured stream", "default stream"])
 def test_nothing_is_loaded_during_a_capture(serve: Serve, stream: int) -> None:
     other, found = planned(serve, geometry((3, 5, 7))), plan_for(ROWS)
-    launch(other)  # the driver is in use, this thread has a context
+    launch(other)  # the driver is in use, and this thread has a context
     serve(found.variant)
     stub_driver.capture(STREAM)
     stub_driver.forget()
@@ -388,7 +388,7 @@ def test_nothing_is_loaded_during_a_capture(serve: Serve, stream: int) -> None:
 
 @isolated
 def test_loading_beside_a_capture(serve: Serve) -> None:
-    """On a stream that is not captured, as by another thread, which may capture in the mode that forbids it."""
+    """On a stream that is not captured, as by another thread, which may capture in the mode that forbids loading."""
     found = changed(serve, shared_bytes=100 * 1024)
     stub_driver.capture(STREAM)
     launch(found, stream=STREAM + 1)
@@ -487,7 +487,7 @@ def test_a_cluster_that_was_not_permitted_is_asked_for_again(serve: Serve) -> No
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("k", "largest", "cluster"), [(262144, 8, 16), (262144, 1, 16), (50000, 2, 4), (50000, 1, 4)])
 def test_clusters_that_a_device_has_no_place_for(serve: Serve, k: int, largest: int, cluster: int) -> None:
-    """Others serve, and have the workspace that they need; it is said once, and told afterwards by an explanation."""
+    """Others run instead, with the workspace that they need; it is reported once, and afterwards in explanations."""
     stub_driver.largest_cluster(largest)
     serve_all(serve, "fwd_f16_none_")
     first, second = plan_for(geometry((3, k))), plan_for(geometry((5, k)))
@@ -539,7 +539,7 @@ def test_no_kernel_for_the_device(serve: Serve) -> None:
 
 
 def test_no_driver(tmp_path: Path) -> None:
-    """In one sentence, whichever call comes first. A libcuda.so.1 that is an empty file is as good as none."""
+    """In one sentence, whichever call comes first. A libcuda.so.1 that is an empty file counts as missing."""
     (tmp_path / "libcuda.so.1").touch()
     code = """if True:
         from softmax_ops import driver
@@ -562,7 +562,7 @@ def test_no_driver(tmp_path: Path) -> None:
 
 @isolated
 def test_fork_after_use_is_refused(serve: Serve) -> None:
-    """By loaded and by new kernels, in the child only, whose driver is not called at all."""
+    """For loaded and new kernels, only in the child, where the driver is not called at all."""
     first, second = planned(serve), plan_for(geometry((3, 5, 7)))
     launch(first)
     for found in (first, second):

@@ -1,4 +1,4 @@
-"""Whether a tensor is like another: each thing that a known call depends on, changed alone, by both ways to compare."""
+"""Whether a tensor is like another: each property that a known call depends on, changed alone, for both comparisons."""
 
 import types
 from collections.abc import Callable
@@ -17,7 +17,7 @@ every_way = pytest.mark.parametrize("matcher", [likeness.matcher, likeness.compa
 
 
 def test_the_guards_are_there() -> None:
-    """Else both ways are one, and calls cost more than measured_facts says."""
+    """Otherwise both comparisons would be the same, and calls would cost more than measured_facts says."""
     assert isinstance(likeness.matcher(torch.zeros(1)), types.BuiltinMethodType)
 
 
@@ -92,7 +92,7 @@ def test_circumstances(matcher: Callable[..., Any], circumstance: Callable[[], A
 
 @every_way
 def test_inference_tensors(matcher: Callable[..., Any]) -> None:
-    """Have no version to bump."""
+    """They have no version to increment."""
     with torch.inference_mode():
         made_inside = torch.zeros(Q, K)
     assert not matcher(torch.zeros(Q, K))(made_inside)
@@ -101,7 +101,7 @@ def test_inference_tensors(matcher: Callable[..., Any]) -> None:
 @every_way
 @pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad, torch.func.functionalize], ids=lambda t: t.__name__)
 def test_transforms(matcher: Callable[..., Any], transform: Callable[..., Any]) -> None:
-    """Of what is transformed, and of what is not but stands beside it."""
+    """For the transformed tensor, and for another one next to it."""
     x = torch.zeros(Q, K)
     is_like, of_samples = matcher(x), matcher(torch.zeros(K))
 

@@ -1,4 +1,4 @@
-"""The layer: it is the function."""
+"""The layer computes the same as the function."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def test_causal_offset_needs_causal() -> None:
     ("scale", "shown"), [(Fraction(1, 8), "0.125"), (torch.tensor([0.5]), "tensor([0.5000])"), ("2", "'2'")], ids=str
 )
 def test_every_scale_is_shown(scale: Any, shown: str) -> None:
-    """Also one that the function refuses: a model is printed to see what is wrong with it."""
+    """Including one that the function refuses: a model is printed to see what is wrong with it."""
     assert repr(softmax_ops.FusedSoftmax(scale)) == f"FusedSoftmax(scale={shown})"

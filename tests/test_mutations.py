@@ -1,8 +1,8 @@
 """Plausible mistakes in the templates, each of which the checks of an executed kernel must catch: `mutations.txt`.
 
 A mutation replaces one piece of text in a copy of the templates. The kernel is compiled from that copy and runs its
-variant's cases. One that nothing catches, or another check than those named, that does not compile or whose text no
-longer occurs exactly once, is a failure.
+variant's cases. It is a failure if nothing catches a mutation or a check other than those named does, if it does not
+compile, or if its text no longer occurs exactly once.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tests.support.targets import Target
 pytestmark = pytest.mark.kernels
 
 PRECOMPILED = 1 << 29
-"""Bytes, more than CuTe takes."""
+"""Bytes for the precompiled header, more than CuTe takes."""
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` becomes `new` in a file under templates/; on `variant` a Wrong or Fault of a kind in `caught` says so."""
+    """`old` becomes `new` in a file of templates/; `variant` must then raise Wrong or Fault of a kind in `caught`."""
 
     name: str
     file: str
@@ -48,7 +48,7 @@ class Mutation:
 
 
 def _parsed(entry: str) -> Mutation:
-    """From the lines `# name`, `@ file, variant: kind, kind`, `-old`, `+new`."""
+    """Parses the lines `# name`, `@ file, variant: kind, kind`, `-old`, `+new`."""
     name, place, *lines = entry.strip().splitlines()
     where = re.fullmatch(r"@ (\S+), (\w+): (.+)", place)
     assert where is not None and name.startswith("# "), entry
@@ -60,7 +60,7 @@ MUTATIONS = [_parsed(entry) for entry in Path(__file__).with_name("mutations.txt
 
 
 def mutated(mutation: Mutation, directory: Path) -> Path:
-    """A copy of the templates with the mutation in it."""
+    """A copy of the templates with the mutation applied."""
     templates = directory / "templates"
     shutil.copytree(render.TEMPLATES, templates)
     path = templates / mutation.file
@@ -74,8 +74,8 @@ INCLUDE = re.compile(r"#include <(\S+)>")
 
 
 def flattened(source: str, include: Path) -> str:
-    """The source with the project's headers pasted in, for the compiler's search path leads to those of the checkout.
-    It begins like that of every other mutation: with all headers that are not the project's."""
+    """The source with the project's headers pasted in, because the compiler's search path leads to those of the
+    checkout. It begins with all other headers, like that of every other mutation."""
     pasted: set[str] = set()
     headers = {path.relative_to(include).as_posix(): path.read_text() for path in include.glob("softmax/*.cuh")}
     others = sorted({name for text in headers.values() for name in INCLUDE.findall(text)} - {*headers})
@@ -94,7 +94,7 @@ def flattened(source: str, include: Path) -> str:
 
 @pytest.fixture(scope="module")
 def precompiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where this process keeps what all mutations begin with, as a precompiled header of that size."""
+    """This process's folder for the precompiled header of that common beginning, with a heap of the size above."""
     toolchain._check(nvrtc.nvrtcSetPCHHeapSize(PRECOMPILED))
     folder = tmp_path_factory.mktemp("precompiled")
     yield folder
@@ -109,7 +109,7 @@ def engine(spec: Spec, templates: Path, precompiled: Path) -> InterpreterEngine:
 
 
 def what_catches(spec: Spec, interpreter: InterpreterEngine) -> str:
-    """The kind of the first failed check; "nothing" when the variant passes them all."""
+    """The kind of the first failed check; "nothing" if the variant passes them all."""
     try:
         for case in cases(spec):
             call = case.call()
@@ -139,7 +139,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> InterpreterEngine:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_a_mutation_nothing_is_caught(variant: str, shipped: InterpreterEngine, precompiled: Path) -> None:
-    """It is the kernel that ships, instruction by instruction, whose cases are those of test_kernels.py."""
+    """The kernel is the one that ships, instruction by instruction, whose cases are those of test_kernels.py."""
     spec = variants.by_name()[variant]
     copy = engine(spec, render.TEMPLATES, precompiled).program(variant)
     assert [each.text for each in copy.instructions] == [each.text for each in shipped.program(variant).instructions]

@@ -1,7 +1,7 @@
-"""The compiled part by itself: what it refuses, what it keeps, and when Python stands in for it.
+"""The compiled part by itself: what it refuses, what it keeps, and when Python replaces it.
 
-That both do the same is for the tests of launches and known calls, each of which runs both ways
-(tests/support/ways.py).
+The tests of launches and known calls, each of which runs both ways (tests/support/ways.py), check that both do the
+same.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ from tests.support.stub_driver import isolated
 from tests.support.ways import only_compiled, way
 from tests.test_known import long_calls
 
-pytestmark = pytest.mark.slow  # a process for each test
+pytestmark = pytest.mark.slow  # a process per test
 
 __all__ = ["long_calls", "serve", "way"]  # fixtures
 
@@ -48,7 +48,7 @@ def rows() -> Tensor:
 
 
 def plan_of(x: Tensor, out: Tensor) -> LaunchPlan:
-    """Of the plain call, once it was made."""
+    """The plan of the plain call, after it was made once."""
     found = dispatch.executable("fwd", (x, out), {}, Scalars(1.0, 0.0, None, False))
     assert found is not None
     return found.plan
@@ -84,7 +84,7 @@ def test_the_setting_decides(serve: Serve, way: str) -> None:
 def test_what_cannot_be_launched_is_not(
     serve: Serve, way: str, argument: str, value: Any, error: type[Exception]
 ) -> None:
-    """And the next launch is right. Python takes more; what comes to it was checked before."""
+    """And the next launch is right. Python accepts more, but its arguments were checked before."""
     found = launcher.executable(planned(serve), 0)
     arguments: dict[str, Any] = {"addresses": (CALL["x.address"], CALL["y.address"]), "scale": 0.5, "stream": STREAM}
     with pytest.raises(error):
@@ -97,7 +97,7 @@ def test_what_cannot_be_launched_is_not(
 
 @isolated
 def test_nothing_is_kept_but_what_is_known(serve: Serve, way: str) -> None:
-    """References: of tensors none at all, and of a call that is forgotten everything goes."""
+    """References: none to tensors, and nothing is left of a call that is forgotten."""
     serve_all(serve, "f16")
     x, y, out, mask = rows(), rows(), rows(), torch.zeros(1000, dtype=torch.bool)
     made: list[Callable[[], object]] = [
@@ -124,7 +124,7 @@ def test_nothing_is_kept_but_what_is_known(serve: Serve, way: str) -> None:
     grown = [after - count for after, count in zip(references(), before, strict=True)]
     assert grown[:4] == [0] * 4, "tensors"
     assert max(grown[4:]) < 50, "launches, by the places that are remembered; None, True and False by others too"
-    # Forgotten.
+    # Everything is forgotten.
     calls.forward.forget()
     calls.backward.forget()
     gc.collect()
@@ -145,7 +145,7 @@ def test_new_results_belong_to_the_caller(serve: Serve) -> None:
 
 @isolated
 def test_more_places_than_it_remembers(serve: Serve) -> None:
-    """Of forty results in turn each is written to."""
+    """With forty results in turn, each one is written to."""
     serve_all(serve, "f16_none_warp")
     x, outs = rows(), [rows() for _ in range(40)]
     for _ in range(3):
@@ -162,7 +162,7 @@ def test_more_places_than_it_remembers(serve: Serve) -> None:
 
 @isolated
 def test_many_kinds_in_turn(serve: Serve, long_calls: list[str]) -> None:
-    """More than are tried one after the other; then those of one kind."""
+    """More than are tried one after the other; then calls of one kind."""
     serve_all(serve, "f16_none_warp")
     kinds = [(torch.zeros(count, 1000, dtype=torch.float16), torch.zeros(count, 1000).half()) for count in range(1, 41)]
     for x, out in kinds:
@@ -180,7 +180,7 @@ def test_many_kinds_in_turn(serve: Serve, long_calls: list[str]) -> None:
 @isolated
 @only_compiled
 def test_as_many_kinds_in_turn_as_a_server_has(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Need no key."""
+    """They are found without computing a key."""
     serve_all(serve, "f16_none_warp")
     kinds = [(torch.zeros(count, 1000).half(), torch.zeros(count, 1000).half()) for count in range(1, 33)]
     for x, out in kinds:
@@ -221,7 +221,7 @@ def test_threads_at_once_launch_what_each_asked_for(serve: Serve, shapes: str) -
 
 @only_compiled
 def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
-    """As on a host where nothing could be compiled: it says why."""
+    """As on a host where nothing could be compiled; the reason is available."""
     program = (
         "import sys; sys.modules['softmax_ops.native.calls'] = None\n"
         "from softmax_ops import native; print(native.compiled(), native.problem)"
@@ -233,7 +233,7 @@ def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
 @only_compiled
 @pytest.mark.parametrize("exchange", [None, "another"])
 def test_another_torch_has_another_exchange(monkeypatch: pytest.MonkeyPatch, exchange: str | None) -> None:
-    """And then known calls are Python's, whatever was compiled."""
+    """Then known calls run in Python, whatever was compiled."""
     monkeypatch.setattr(Tensor, "__dlpack_c_exchange_api__", exchange, raising=False)
     known = Known({"x": rows(), "out": None}, ["x", "out"], rows())
     assert known.run == known._run
@@ -242,7 +242,7 @@ def test_another_torch_has_another_exchange(monkeypatch: pytest.MonkeyPatch, exc
 @isolated
 @only_compiled
 def test_other_bindings_export_another_launch(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And then launches are Python's."""
+    """Then launches run in Python."""
     for exported in ({}, {"cuLaunchKernelEx": object()}):
         monkeypatch.setattr(launcher.cydriver, "__pyx_capi__", exported)
         monkeypatch.setattr(launcher, "_executables", {})
@@ -253,11 +253,11 @@ def test_other_bindings_export_another_launch(serve: Serve, monkeypatch: pytest.
 
 
 TABLE = (ctypes.c_uint64 * 7)()
-"""Of functions, none of them there."""
+"""A table of functions, all of them null."""
 
 
 def table(version: int) -> object:
-    """A capsule of such a table of DLPack."""
+    """A capsule of a DLPack table of this version."""
     TABLE[0] = version
     new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
     return new(("PyCapsule_New", ctypes.pythonapi))(ctypes.addressof(TABLE), b"dlpack_exchange_api", None)
@@ -278,7 +278,7 @@ def test_what_is_no_exchange_is_refused(version: int, said: str) -> None:
 
 @isolated
 def test_what_autograd_records_is_not_looked_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key of all arguments takes longer than the launch, and finds nothing; the call inside is the one before."""
+    """A key of all arguments takes longer than the launch and finds nothing; the inner call matches the latest one."""
     serve_all(serve, "f16_none_warp", "f16_causal_warp")
     x, dy = rows().requires_grad_(), rows()
     looked_up: list[str] = []
@@ -301,7 +301,7 @@ def test_what_autograd_records_is_not_looked_up(serve: Serve, monkeypatch: pytes
 def test_the_device_is_current_for_a_call(
     serve: Serve, long_calls: list[str], monkeypatch: pytest.MonkeyPatch, current_before: int
 ) -> None:
-    """And what was current before is so again, after a failure too."""
+    """And the previously current one is restored, after a failure too."""
     working_on = [current_before]
     at_work: list[tuple[int, int]] = []
 

@@ -1,4 +1,4 @@
-"""docs/numerics.md says of the general kind what its kernels do here."""
+"""What docs/numerics.md says about the general kind matches what its kernels do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STALE = f"{numerics_general.COMMAND} brings it up to date"
 
 
 def on_the_page() -> list[list[str]]:
-    """The cells of every line in the tables of the general kind, heads among them."""
+    """The cells of every line in the tables of the general kind, headers included."""
     _, _, after = numerics.PAGE.read_text().partition(f"<!-- begin: {numerics_general.COMMAND} -->")
     block, _, _ = after.partition("<!-- end -->")
     lines = [line for line in block.splitlines() if line.startswith("| ") and "---" not in line]
@@ -53,7 +53,7 @@ def test_page_says_what_the_kernels_do(
 
 
 def test_the_largest_error_stands_beside_what_is_allowed_there() -> None:
-    """And the largest part of what is allowed may be elsewhere."""
+    """The largest part of what is allowed may occur elsewhere."""
     error, allowed, unit = np.array([[3.0, 1.0], [8.0, 1.25], [2.0, 2.0]])
     seen = Seen.of(error, allowed, unit)
     assert (seen.error, seen.allowed, seen.part) == (1.5, 4.0, 0.8)

@@ -1,4 +1,4 @@
-"""torch.ops.softmax_ops: what torch.library asks of an operator, compiled and exported programs, fakes, modes."""
+"""torch.ops.softmax_ops: torch.library's checks, compiled and exported programs, fakes, modes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small only wait for other threads."""
+    """With tensors this small, more threads would only wait for one another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -55,11 +55,11 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     return torch.compile(function, backend="aot_eager", fullgraph=True, **options)
 
 
-# what torch.library asks
+# torch.library's checks
 
 
 def test_schemas_can_be_inferred_before_torch_2_5() -> None:
-    """From types: strings, which `from __future__ import annotations` makes of them, were refused."""
+    """From types: strings, into which `from __future__ import annotations` turns them, were refused."""
     for operator in (ops.softmax, ops.softmax_backward, ops.general, ops.general_backward):
         assert str not in map(type, inspect.get_annotations(operator._init_fn).values())
 
@@ -183,7 +183,7 @@ def test_compiled_out_and_in_place(causal: bool) -> None:
     ids=["more", "fewer", "float64"],
 )
 def test_compiled_out_is_validated(out: Tensor) -> None:
-    """A copy_ alone would broadcast and convert."""
+    """copy_ alone would broadcast and convert."""
     program = torch.compile(lambda x, out: softmax_ops.softmax(x, out=out), backend="aot_eager")
     with pytest.raises(ValueError, match=r"out is a .* want one dtype, shape and device for both"):
         program(normal(B, Q, K), out)
@@ -214,7 +214,7 @@ def test_one_graph_serves_every_shape() -> None:
 
 
 def test_one_graph_serves_every_offset() -> None:
-    """As a decoder steps, its offset grows."""
+    """The offset grows as a decoder steps."""
     counter = CompileCounterWithBackend("aot_eager")
 
     def program(x: Tensor, offset: int) -> Tensor:
@@ -227,7 +227,7 @@ def test_one_graph_serves_every_offset() -> None:
         assert torch.equal(y, program(x, offset))
         (found,) = torch.autograd.grad(y, x, normal(B, Q, K, seed=2))
         assert torch.equal(found, torch.autograd.grad(program(x, offset), x, normal(B, Q, K, seed=2))[0])
-    assert counter.frame_count <= 2  # negative ones may get one of their own
+    assert counter.frame_count <= 2  # negative ones may get a graph of their own
 
 
 def test_offset_and_scale_from_shapes() -> None:
@@ -262,7 +262,7 @@ with_rules = pytest.mark.skipif(not hasattr(ops.softmax, "register_vmap"), reaso
 @with_rules
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_vmap_of_the_operator_is_one_call(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one for each sample, which is what torch does without a rule."""
+    """Not one per sample, as torch would do without a rule."""
     shapes: list[torch.Size] = []
     compute = getattr(dispatch, direction)
 
@@ -352,7 +352,7 @@ def test_errors_while_compiling_say_the_same() -> None:
     assert str(eager.value) in str(raised.value)
 
 
-# who sees the operator, and who does not
+# which calls reach the operator
 
 
 class Seen(TorchDispatchMode):
@@ -368,7 +368,7 @@ class Seen(TorchDispatchMode):
 
 
 class Marked(Tensor):
-    """A subclass that knows of a call only what comes through torch."""
+    """A subclass that only sees calls that go through torch."""
 
     seen: list[Any] = []  # noqa: RUF012 (annotating a class attribute of a Tensor as ClassVar changes nothing)
 
@@ -413,7 +413,7 @@ def test_a_tensor_subclass_sees_the_operator() -> None:
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the operators called through torch.ops, from now on."""
+    """Records the names of the operators called through torch.ops from now on."""
     called: list[str] = []
 
     class Counting:
@@ -426,7 +426,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_eager_calls_do_not_reach_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It costs more than a launch: not for plain tensors, parameters, or what autograd records."""
+    """It costs more than a launch, so plain tensors, parameters, and calls that autograd records avoid it."""
     called = calls(monkeypatch)
     x, mask = normal(Q, K), bits(K)
     softmax_ops.softmax(x, mask=mask, scale=0.5, causal=True)
@@ -444,7 +444,7 @@ def test_eager_calls_do_not_reach_the_dispatcher(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors")
 def test_ragged_tensors_are_refused_in_words() -> None:
-    """They are a subclass without rules for operators, which says no more than the operator's name."""
+    """They are a subclass without rules for operators, for which torch would name only the operator."""
     rows = [torch.zeros(2, K), torch.zeros(3, K)]
     ragged = torch.nested.nested_tensor(rows, layout=torch.jagged)
     plain = torch.zeros(2, 3, K)

@@ -1,5 +1,5 @@
-"""Planned calls: what `softmax` returns for tensors as planned, and nothing but errors for others. On the CPU and, with
-the stub driver, as on a GPU."""
+"""Planned calls: the results of `softmax` for tensors as planned, and only errors for others. On the CPU and, with the
+stub driver, as on a GPU."""
 
 import threading
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tests.support.stub_driver import isolated
 from tests.support.ways import way
 from tests.test_known import outcome
 
-pytestmark = pytest.mark.slow  # a process for each test
+pytestmark = pytest.mark.slow  # a process per test
 
 __all__ = ["serve", "way"]  # fixtures
 
@@ -62,7 +62,7 @@ def test_the_backward() -> None:
 
 
 def shifted(elements: int) -> Tensor:
-    """Like scores(), that many elements behind a 64-byte boundary."""
+    """Like scores(), starting that many elements after a 64-byte boundary."""
     return torch.zeros(30 * K + 64, dtype=torch.float16)[elements : elements + 30 * K].view(3, 2, Q, K)
 
 
@@ -168,7 +168,7 @@ def never(*_: Any) -> None:
 @isolated
 @pytest.mark.parametrize("masked", [False, True])
 def test_launches(gpu: None, monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
-    """What softmax launches, on torch's current stream, in any mode, with no look at the plan."""
+    """It launches what softmax launches, on torch's current stream, in any mode, without looking up the plan."""
     mask = MASK if masked else None
     run = softmax_ops.plan(scores(), scale=0.5, mask=mask)
     assert stub_driver.launches() == [] and len(stub_driver.calls("cuLibraryLoadData")) == 1
@@ -200,7 +200,7 @@ def test_launches_of_the_backward(gpu: None, monkeypatch: pytest.MonkeyPatch) ->
 
 @isolated
 def test_one_kernel_whatever_the_alignment(gpu: None) -> None:
-    """A plan for tensors anywhere serves aligned ones too, with the kernel that was planned."""
+    """A plan for tensors anywhere also runs aligned ones, with the kernel that was planned."""
     run = softmax_ops.plan(shifted(1), out=shifted(1))
     for elements in (1, 0, 8, 3, 1):
         run(shifted(elements), out=shifted(elements))

@@ -26,7 +26,7 @@ from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
 
 ARCHITECTURE = "sm_90"
 KINDS = {"f16": "boolcausal", "bf16": "bool", "f32": "causal", "f64": "none"}
-"""What is executed of each dtype: every mask kind once."""
+"""The mask kind that is executed for each dtype: every kind once."""
 
 BACKWARD_KINDS = {"f16": "causal", "bf16": "none", "f32": "none", "f64": "causal"}
 
@@ -50,7 +50,7 @@ class BackwardCall(NamedTuple):
 
 
 def strided(draw: st.DrawFn, shape: list[int], dtype: torch.dtype, *, padding: int) -> torch.Tensor:
-    """Uninitialised: anywhere in its storage, leading dimensions permuted, all cut out of more, last stride 1."""
+    """Uninitialised; anywhere in its storage, leading dimensions permuted, cut out of larger ones, last stride 1."""
     rank = len(shape)
     order = [*draw(st.permutations(range(rank - 1))), rank - 1]
     extra = [draw(st.sampled_from([0, 0, padding])) for _ in shape]
@@ -64,7 +64,7 @@ def strided(draw: st.DrawFn, shape: list[int], dtype: torch.dtype, *, padding: i
 
 
 def random_mask(draw: st.DrawFn, shape: list[int], generator: torch.Generator) -> torch.Tensor:
-    """Broadcast in some dimensions; uint8 values other than 1 do not hide."""
+    """Broadcast in some dimensions; contains uint8 values other than 1, which do not hide."""
     kept = shape[draw(st.integers(0, len(shape))) :]
     mask_shape = [size if draw(st.booleans()) else 1 for size in kept]
     if draw(st.booleans()):
@@ -80,7 +80,7 @@ def shapes(draw: st.DrawFn, longest: int) -> list[int]:
 
 @st.composite
 def calls(draw: st.DrawFn, kinds: Mapping[str, str] | None = None, longest: int = 64) -> Call:
-    """Any dtype with any mask, or those of `kinds`. What is hidden is NaN, and so is out."""
+    """Any dtype with any mask, or those of `kinds`. Hidden scores are NaN, and so is out."""
     dtype = draw(st.sampled_from(sorted(kinds or DTYPES)))
     kind = kinds[dtype] if kinds else draw(st.sampled_from(["none", "causal", "bool", "boolcausal"]))
     shape = draw(shapes(longest))
@@ -104,8 +104,8 @@ def calls(draw: st.DrawFn, kinds: Mapping[str, str] | None = None, longest: int 
 def backward_calls(
     draw: st.DrawFn, kinds: Mapping[str, str] | None = None, longest: int = 64, *, constant: bool = False
 ) -> BackwardCall:
-    """Any dtype, causal or not, or as in `kinds`; y is a softmax, 0 where a mask hid. What causality hides is NaN, and
-    so is out. If `constant`, dy is one number, and nothing was masked."""
+    """Any dtype, causal or not, or as in `kinds`; y is a softmax, 0 where a mask hid. Columns that causality hides are
+    NaN, and so is out. If `constant`, dy is a single number and nothing was masked."""
     dtype = draw(st.sampled_from(sorted(kinds or DTYPES)))
     kind = kinds[dtype] if kinds else draw(st.sampled_from(["none", "causal"]))
     shape = draw(shapes(longest))
@@ -143,7 +143,7 @@ def backward_calls(
 
 
 def verify(y: torch.Tensor, x: torch.Tensor, request: Request) -> None:
-    """y against the reference for scores x."""
+    """Compares y with the reference for scores x."""
     mask = None if request.mask is None else to_numpy(request.mask)
     inputs = (to_numpy(x), request.scale, mask, request.causal_offset)
     expected, rounding = reference.softmax(*inputs), reference.score_rounding(*inputs)
@@ -152,7 +152,7 @@ def verify(y: torch.Tensor, x: torch.Tensor, request: Request) -> None:
 
 
 def verify_backward(dx: torch.Tensor, dy: torch.Tensor, y: torch.Tensor, request: BackwardRequest) -> None:
-    """dx against the reference for dy and y."""
+    """Compares dx with the reference for dy and y."""
     inputs = (to_numpy(dy), to_numpy(y), request.scale, request.causal_offset)
     magnitude = reference.backward_magnitude(*inputs)
     assert_close(dx, reference.softmax_backward(*inputs), DTYPE_NAMES[y.dtype], magnitude=magnitude)
@@ -170,7 +170,7 @@ def checked_backward(call: BackwardCall) -> BackwardRequest:
 
 
 class Prepared(NamedTuple):
-    """A call as the torch interface hands it to planning: the operands' tensors, the output last, and the mask."""
+    """A call as the torch interface passes it to planning: the operands' tensors, the output last, and the mask."""
 
     direction: str
     tensors: tuple[torch.Tensor, ...]
@@ -179,7 +179,7 @@ class Prepared(NamedTuple):
 
 
 def prepared(call: Call | BackwardCall) -> Prepared:
-    """A new output is NaN."""
+    """The tensors of a call; a new output is filled with NaN."""
     request = checked(call) if isinstance(call, Call) else checked_backward(call)
     inputs = (call.x,) if isinstance(call, Call) else (call.dy, call.y)
     mask = request.mask if isinstance(request, Request) else None
@@ -234,7 +234,7 @@ def test_explain(call: Call, backward: bool) -> None:
 @given(calls() | backward_calls())
 @settings(examples, max_examples=300)
 def test_geometry_moves_like_the_tensors(call: Call | BackwardCall) -> None:
-    """Strides of what broadcasts are 0; those of a dimension of size 1 are never used."""
+    """Strides are 0 where a tensor broadcasts; those of a dimension of size 1 are never used."""
     direction, tensors, mask, metadata = prepared(call)
     geometry = layouts.geometry_of(metadata)
     assert [operand.name for operand in geometry.operands] == [
@@ -254,7 +254,7 @@ def test_geometry_moves_like_the_tensors(call: Call | BackwardCall) -> None:
 @given(backward_calls())
 @settings(examples, max_examples=200)
 def test_what_is_expanded_is_copied_once(call: BackwardCall) -> None:
-    """A gradient whose last stride is 0 becomes one row for all that are the same; no other dimension is filled in."""
+    """A gradient whose last stride is 0 is copied to one row for all equal rows; no other dimension is expanded."""
     dy = layouts.with_unit_stride(call.dy)
     if call.dy.shape[-1] == 1 or call.dy.stride(-1) == 1:
         assert dy is call.dy
@@ -269,7 +269,7 @@ def test_the_gradient_of_a_sum_is_copied_as_one_row() -> None:
     dy = torch.ones(()).expand(y.shape)
     copy = layouts.with_unit_stride(dy)
     assert copy.stride() == (0, 0, 0, 1) and copy.untyped_storage().nbytes() == 4 * 1000
-    per_query = layouts.with_unit_stride(torch.rand(4, 16, 128, 1).expand(y.shape))  # of y.sum(-1)
+    per_query = layouts.with_unit_stride(torch.rand(4, 16, 128, 1).expand(y.shape))  # as from y.sum(-1)
     assert per_query.is_contiguous()
     transposed = y.transpose(-1, -2)
     assert layouts.with_unit_stride(transposed).is_contiguous()
@@ -293,7 +293,7 @@ def test_softmax_backward(call: BackwardCall) -> None:
 @given(backward_calls(constant=True))
 @settings(examples, max_examples=100)
 def test_the_gradient_of_a_constant_is_nothing(call: BackwardCall) -> None:
-    """But for what the rounded y lacks to a sum of 1."""
+    """Except for what the rounded y lacks to a sum of 1."""
     dy, y, request = to_numpy(call.dy).copy(), to_numpy(call.y).copy(), checked_backward(call)
     seen = reference.visible(y.shape, None, request.causal_offset)
     y = np.where(seen, y, 0.0)
@@ -307,7 +307,7 @@ def test_the_gradient_of_a_constant_is_nothing(call: BackwardCall) -> None:
 @given(backward_calls())
 @settings(examples, max_examples=100)
 def test_the_backward_is_linear_in_dy(call: BackwardCall) -> None:
-    """Twice the gradient gives twice the result, exactly; a sum of gradients gives the sum, but for its rounding."""
+    """Doubling the gradient doubles the result, exactly; a sum of gradients gives the sum, except for its rounding."""
     dtype, y = DTYPE_NAMES[call.y.dtype], call.y
     generator = torch.Generator().manual_seed(y.numel())
     one, other = (torch.randint(-8, 9, y.shape, generator=generator).to(y.dtype) for _ in range(2))
@@ -330,7 +330,7 @@ def test_the_backward_is_linear_in_dy(call: BackwardCall) -> None:
 @given(calls())
 @settings(examples, max_examples=100)
 def test_forward_and_backward_agree_with_autograd(call: Call) -> None:
-    """In float64, on rows that see something; torch's softmax gives NaN to the others."""
+    """In float64, on rows that see something; torch's softmax gives NaN for the others."""
     x = call.x.double().contiguous()
     request = check_softmax(x, **({"mask": None, "causal": False, "causal_offset": None} | call.arguments), out=None)
     seen = torch.from_numpy(
@@ -353,7 +353,7 @@ def test_forward_and_backward_agree_with_autograd(call: Call) -> None:
 
 
 def test_explain_follows_what_softmax_would_copy() -> None:
-    """More dimensions than kernels tell apart, and a last stride other than 1: the plan is that of the copies."""
+    """More dimensions than kernels distinguish, and a last stride other than 1: the plan is for the copies."""
     x = torch.zeros(8, 2, 2, 2, 2, 2).permute(1, 3, 5, 2, 4, 0)  # [2, 2, 2, 2, 2, 8], last stride 32
     assert "_f32_none_tile_k16_v4_" in str(softmax_ops.explain(x).variant)
     x = torch.zeros(4, 4, 4, 4, 4, 8)[::2, ::2, ::2, ::2, ::2]  # five dimensions that do not merge
@@ -377,13 +377,13 @@ def test_explain_of_alignment_and_architecture() -> None:
     assert "out starts on a boundary of 2 bytes" in softmax_ops.explain(x, out=odd).reason
     assert "dy starts on a boundary of 2 bytes" in softmax_ops.explain(odd, backward=True).reason
     assert str(softmax_ops.explain(x[:0])) == "empty: nothing is launched"
-    wide = softmax_ops.explain(x, dtype=torch.float32, backward=True)  # its y is nowhere
+    wide = softmax_ops.explain(x, dtype=torch.float32, backward=True)  # its y does not exist
     assert "softmax_bwd_f32tof16_general_" in str(wide.variant) and wide.arch == "sm_90"
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_explain_of_long_rows(backward: bool) -> None:
-    """In a cluster where there are some; else read twice, and split with a workspace where they are few."""
+    """In a cluster if the architecture has them; else read twice, and split with a workspace if they are few."""
     few = torch.zeros(2, 50257, dtype=torch.float16)
     many = few[:1].expand(129, 50257)
     inputs = 2 if backward else 1
@@ -407,7 +407,7 @@ def test_a_vocabulary() -> None:
     assert softmax_ops.softmax(x).sum(-1).allclose(torch.ones(2))
 
 
-# What is refused leaves everything as it was
+# Refused calls change nothing
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception]]] = {
     "scale": ({"scale": math.nan}, ValueError),
@@ -457,7 +457,7 @@ def test_refused_arguments_of_the_backward() -> None:
 
 @cache
 def interpreter() -> engines.InterpreterEngine:
-    """Holds every variant that the executed calls can arrive at."""
+    """Has every variant that the executed calls can use."""
     tables = [("fwd", *kind) for kind in KINDS.items()] + [("bwd", *kind) for kind in BACKWARD_KINDS.items()]
     names = {entry.name for key in tables for entry in catalog.load().tables[key] if entry.k[0] <= LONGEST}
     specs = [variants.by_name()[name] for name in sorted(names)]
@@ -467,7 +467,7 @@ def interpreter() -> engines.InterpreterEngine:
 
 
 def operand(tensor: torch.Tensor) -> engines.Operand:
-    """A tensor where it lies: its whole storage, of which only its own elements may be touched."""
+    """A tensor where it is: its whole storage, of which only its own elements may be touched."""
     storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
     size = tensor.element_size()
     elements = torch.arange(storage.numel() // size).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
@@ -485,7 +485,7 @@ def operand(tensor: torch.Tensor) -> engines.Operand:
 @given(calls(KINDS, LONGEST) | backward_calls(BACKWARD_KINDS, LONGEST))
 @settings(examples, max_examples=100)
 def test_planned_and_executed(call: Call | BackwardCall) -> None:
-    """The geometry that the torch interface makes, its plan, and the kernel on the tensors' memory as it lies."""
+    """The geometry made by the torch interface, its plan, and the kernel on the tensors' memory in place."""
     direction, (*inputs, output), mask, metadata = prepared(call)
     try:
         plan = dispatch._plan(metadata)

@@ -14,7 +14,7 @@ SETUP = "mov.u32 %r1, %tid.x; mov.u32 %r2, buf; mov.u32 %r3, %ctaid.x; mov.u32 %
 
 
 def launch(body: str, grid: int = 1, block: int = 64, cluster: int = 1) -> list[int]:
-    """Each block's thread 0 stores %r9, if the body ends there."""
+    """Thread 0 of each block stores %r9, if it reaches the end of the body."""
     memory = GlobalMemory()
     y = memory.add("y", 4 * grid, access="write")
     store = """setp.ne.u32 %p9, %r1, 0; @%p9 ret; ld.param.u64 %rd1, [k_param_0]; mul.wide.u32 %rd2, %r3, 4;
@@ -150,14 +150,14 @@ def test_cluster_barriers_diverge_too() -> None:
 
 
 def test_a_block_barrier_across_a_cluster_barrier_hangs() -> None:
-    """Half of the block waits for the block, half for the cluster."""
+    """Half of the block waits at the block's barrier, half at the cluster's."""
     body = f"setp.lt.u32 %p1, %r1, 32; @%p1 bra L; bar.sync 0; {CLUSTER} bra E; L: {CLUSTER} bar.sync 0; E:"
     fault("divergent barrier", body, grid=2, cluster=2)
 
 
 # ---- mbarriers
 
-BOX = "add.u32 %r20, %r2, 64;"  # the mbarrier, behind the bytes that it counts
+BOX = "add.u32 %r20, %r2, 64;"  # the mbarrier, after the bytes that it counts
 EXPECT = "@%p1 mbarrier.arrive.expect_tx.relaxed.cluster.shared::cta.b64 _, [%r20], 8;"
 FENCE = "@%p1 fence.mbarrier_init.release.cluster;"
 RELAXED = "barrier.cluster.arrive.relaxed.aligned;" + WAIT

@@ -114,7 +114,7 @@ def test_f64_to_narrower() -> None:
         )
     down = evaluate("cvt.rm.f32.f64 $d, $0;", a, out=np.float32)
     assert down[0] == 1 and down[1] == np.finfo(np.float32).max and float(down[3]) < -0.1
-    tie = np.array([1 + 2.0**-8 + 2.0**-40], np.float64)  # rounded to float32 first it would be a tie, and fall
+    tie = np.array([1 + 2.0**-8 + 2.0**-40], np.float64)  # via float32 it would be a tie, and round down
     assert bf16_to_f32(evaluate("cvt.rn.bf16.f64 $d, $0;", tie, out=np.uint16))[0] == 1 + 2.0**-7
 
 
@@ -200,7 +200,7 @@ def test_scopes_of_inline_assembly() -> None:
 
 
 def test_an_unwritten_register_is_poisoned() -> None:
-    """Also for the lanes that did not write it, when others did."""
+    """Even for lanes that did not write it while others did."""
     a = np.array([0, 1], np.uint32)
     assert np.isnan(evaluate("add.f32 $d, %f40, 0f3F800000;", a, out=np.float32)).all()
     found = evaluate("setp.eq.u32 %p1, $0, 1; @%p1 mov.u32 %r40, 5; mov.u32 $d, %r40;", a, out=np.uint32)

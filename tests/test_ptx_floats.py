@@ -38,11 +38,11 @@ def test_fma_rounds_once(dtype: Any) -> None:
     found = evaluate(f"fma.rn.f{bits} $d, $0, $1, $2;", a, b, c, out=dtype)
     exact = [Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)) for x, y, z in zip(a, b, c, strict=True)]
     assert found.tolist() == [nearest(value, dtype) for value in exact]
-    assert (found != (a * b + c)).any()  # two roundings would not do
+    assert (found != (a * b + c)).any()  # two roundings would give other results
 
 
 def test_fma_f32_is_not_rounded_to_f64_first() -> None:
-    """a * b + c lies 2**-70 below the middle of two float32; float64 rounds it to the middle, and that to even: up."""
+    """a * b + c is 2**-70 below the midpoint of two float32; float64 rounds it to the midpoint, and that up to even."""
     a = np.array([2.0**-12 * (1 + 2.0**-23)], np.float32)
     b = np.array([2.0**-12 * (1 - 2.0**-23)], np.float32)
     c = np.array([1 + 2.0**-23], np.float32)
@@ -51,7 +51,7 @@ def test_fma_f32_is_not_rounded_to_f64_first() -> None:
 
 
 def test_fma_f64_is_not_rounded_through_its_parts() -> None:
-    """a * b + c lies 2**-111 below the middle of two float64, less than its lower part alone can hold."""
+    """a * b + c is 2**-111 below the midpoint of two float64, less than its lower part alone can represent."""
     a, b = np.array([2.0**-53 * (1 + 2.0**-29)]), np.array([1 - 2.0**-29])
     c = np.array([1 + 2.0**-52])
     assert evaluate("fma.rn.f64 $d, $0, $1, $2;", a, b, c, out=np.float64)[0] == c[0]

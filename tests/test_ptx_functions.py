@@ -1,4 +1,4 @@
-"""Calls of a module's functions: their bodies, in the caller's place."""
+"""Calls of a module's functions, whose bodies are inlined."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TWICE = """
 
 
 def test_each_call_has_registers_and_labels_of_its_own() -> None:
-    """Threads that leave by different returns meet behind the call."""
+    """Threads that return at different places meet again after the call."""
     memory = GlobalMemory()
     result = memory.add("result", 32 * 8, "write")
     program = parse(module(TWICE, params=1, outside=HALVED))

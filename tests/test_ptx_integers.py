@@ -17,7 +17,7 @@ RNG = np.random.default_rng(20)
 
 
 def pairs(bits: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Corner cases and random values, each with each."""
+    """Corner cases and random values, in all combinations."""
     dtype = np.dtype(f"u{bits // 8}").type
     some = RNG.integers(0, 2**bits, 6, dtype=np.uint64)
     top = np.array([2 ** (bits - 1), 2**bits - 1, 2 ** (bits - 1) - 1], np.uint64)
@@ -32,7 +32,7 @@ def signed(value: int, bits: int) -> int:
 
 
 def truncated(a: int, b: int) -> int:
-    """C's division."""
+    """Division as in C."""
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
@@ -108,7 +108,7 @@ def test_bit_fields() -> None:
         mask = (1 << count) - 1
         assert new == (y & ~(mask << first) | (x & mask) << first) & 0xFFFFFFFF
         assert field == (x >> first) & mask
-        bits = [x >> min(place, 31) & 1 for place in range(first, first + count)]  # past the top: the sign
+        bits = [x >> min(place, 31) & 1 for place in range(first, first + count)]  # beyond the top: the sign
         assert wide == (signed(sum(bit << i for i, bit in enumerate(bits)), count) if 0 < count <= 32 else wide)
 
 

@@ -148,7 +148,7 @@ def test_bytes_that_no_thread_wrote_are_listed() -> None:
 
 @pytest.mark.parametrize("buffer", ["x", "y"])
 def test_guard_bytes_around_strided_rows(buffer: str) -> None:
-    """Rows of 3 elements, 4 apart: the fourth belongs to nobody."""
+    """Rows of 3 elements, 4 apart: every fourth element is a guard."""
     memory = GlobalMemory()
     rows = np.tile(np.array([True, True, True, False]), 8).repeat(4)
     x = memory.add("x", np.zeros(32, np.uint32), valid=rows if buffer == "x" else None)
@@ -294,7 +294,7 @@ def test_launches_that_the_driver_would_refuse() -> None:
 
 
 def test_many_blocks_run_in_waves() -> None:
-    """More lanes than run at once: everything still adds up."""
+    """More lanes than run at once: the totals are still right."""
     memory = GlobalMemory()
     data = np.arange(400 * 128, dtype=np.uint32)
     x, y = memory.add("x", data), memory.add("y", data.nbytes, access="write")

@@ -1,4 +1,4 @@
-"""Races: each kernel here gives the right numbers on the interpreter, and would not always on a GPU."""
+"""Races: each kernel here gives the right numbers on the interpreter, but not always on a GPU."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_warp_barrier_orders_its_members_only() -> None:
 
 
 def test_all_readers_count_not_only_the_last() -> None:
-    """Everybody reads word 0; thread 0 waits for its own warp only, and writes it."""
+    """All threads read word 0; thread 0 waits only for its own warp, then writes it."""
     broadcast = "setp.ne.u32 %p1, %r1, 0; @!%p1 st.shared.u32 [%r2], %r1; bar.sync 0; ld.shared.u32 %r6, [%r2];"
     launch(broadcast + BLOCK + "@!%p1 st.shared.u32 [%r2], %r1;")
     message = race(broadcast + WARP + "@!%p1 st.shared.u32 [%r2], %r1;")
@@ -85,7 +85,7 @@ def test_all_readers_count_not_only_the_last() -> None:
 
 
 def test_a_warp_barrier_does_not_order_the_readers_of_other_warps() -> None:
-    """Everybody reads word 0; a thread of the last warp writes it."""
+    """All threads read word 0; a thread of the last warp writes it."""
     broadcast = "setp.eq.u32 %p1, %r1, 63; @%p1 st.shared.u32 [%r2], %r1; bar.sync 0; ld.shared.u32 %r6, [%r2];"
     launch(broadcast + BLOCK + "@%p1 st.shared.u32 [%r2], %r1;")
     race(broadcast + WARP + "@%p1 st.shared.u32 [%r2], %r1;")
@@ -156,7 +156,7 @@ def test_a_block_barrier_does_not_order_other_blocks() -> None:
 
 @pytest.mark.parametrize("blocks", [2, 600])
 def test_blocks_of_different_waves_race_too(blocks: int) -> None:
-    """The last block reads what the first wrote, with or without thousands of lanes between them."""
+    """The last block reads what the first one wrote, with or without thousands of lanes in between."""
     memory = GlobalMemory()
     y = memory.add("y", 4 * blocks, access="write")
     body = f"""ld.param.u64 %rd1, [k_param_0]; mov.u32 %r8, %ctaid.x;

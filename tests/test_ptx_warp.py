@@ -1,4 +1,4 @@
-"""Shuffles, votes, matches and reductions of a warp, and lanes that are missing from them."""
+"""Shuffles, votes, matches and reductions of a warp, also with missing lanes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_votes() -> None:
 
 
 def test_masks_split_a_warp_into_groups() -> None:
-    """Even and odd lanes vote apart."""
+    """Even and odd lanes vote separately."""
     code = """and.b32 %r8, $0, 1; setp.eq.u32 %p1, %r8, 0; selp.b32 %r9, 0x55555555, 0xAAAAAAAA, %p1;
         setp.gt.u32 %p2, $0, 29; vote.sync.ballot.b32 $d, %p2, %r9;"""
     assert evaluate(code, LANES[:32].copy(), out=np.uint32).tolist() == [1 << 30, 1 << 31] * 16
@@ -97,7 +97,7 @@ def test_elect_and_activemask() -> None:
     assert evaluate(code, LANES, out=np.uint32).nonzero()[0].tolist() == [0, 32]
 
 
-# ---- lanes that are not there
+# ---- missing lanes
 
 
 def launch(body: str, block: int = 32) -> None:
@@ -141,13 +141,13 @@ def test_a_source_outside_the_mask_is_missing() -> None:
 
 
 def test_a_source_that_the_block_does_not_have_is_missing() -> None:
-    """48 threads: the second warp has 16, and nobody answers for the others."""
+    """48 threads: the second warp has only 16, and its other lanes do not answer."""
     launch(SHUFFLE.format(-1), block=48)
     assert "thread 32" in missing("shfl.sync.bfly.b32 %r2, %r1, 16, 31, -1;", block=48)
 
 
 def test_lanes_may_arrive_one_group_after_the_other() -> None:
-    """A loop with a trip count of its own for each lane, and a shuffle placed before the loop's body."""
+    """A loop with a different trip count for each lane, and a shuffle placed before the loop's body."""
     launch(
         f"""mov.u32 %r5, 0; bra TEST;
         DONE: {SHUFFLE.format(-1)} bra END;

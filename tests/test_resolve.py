@@ -1,4 +1,4 @@
-"""Where a cubin comes from: the order of the places, what each says when it has none, which architectures share."""
+"""Where a cubin comes from: the order of places, why each has none, and which architectures share cubins."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ VARIANT = catalog.load().variants["softmax_fwd_f16_none_warp_k1024_v8_t128r4"]
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of its own for every place, all of them empty."""
+    """A separate folder for every place, all of them empty."""
     monkeypatch.setenv("SOFTMAX_OPS_BUNDLE", str(tmp_path / "named"))
     monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")
@@ -35,7 +35,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def cubin(place: str, arch: str = "sm_90", source: str = VARIANT.source) -> Cubin:
-    """Its code tells where it lay."""
+    """A cubin whose code names its place."""
     return Cubin(VARIANT.name, arch, place.encode(), 32, 0, source=source, fingerprint="f" * 64)
 
 
@@ -49,7 +49,7 @@ def keep(folder: Path, *cubins: Cubin) -> None:
 
 
 def compiler(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
-    """Puts a codegen in place that ships the variant and builds it like this."""
+    """Installs a codegen that ships the variant and builds it like this."""
 
     modules = {
         "build": SimpleNamespace(build=build),
@@ -134,7 +134,7 @@ def test_an_explanation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     compiler(monkeypatch, lambda *_, **__: pytest.fail("compiled"))
     with pytest.raises(KernelNotFound, match="compiler: not asked to compile; the first call does"):
         resolve.resolve(VARIANT, "sm_90", may_compile=False)
-    monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")  # what will stand in its way is told
+    monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")  # the message names what prevents it
     with pytest.raises(KernelNotFound, match="compiler: SOFTMAX_OPS_COMPILE=never"):
         resolve.resolve(VARIANT, "sm_90", may_compile=False)
 
@@ -154,7 +154,7 @@ def test_an_explanation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         (("sm_90",), "sm_100", None),
         (("sm_86",), "sm_87", None),  # Orin: CUDA promises nothing between desktop and Tegra
         (("sm_70",), "sm_72", None),
-        (("sm_90a",), "sm_90", None),  # of that one architecture only
+        (("sm_90a",), "sm_90", None),  # only for that one architecture
     ],
 )
 def test_architectures_of_a_bundle(places: Path, held: tuple[str, ...], arch: str, served: str | None) -> None:
@@ -173,7 +173,7 @@ def test_the_cache_serves_its_own_architecture_only(places: Path) -> None:
 
 
 def test_another_source_is_passed_over(places: Path) -> None:
-    """A cubin of this name that other sources gave: an older bundle or cache beside a newer package."""
+    """A cubin of this name from other sources: an older bundle or cache beside a newer package."""
     bundle(places / "named", cubin("old", source="0" * 64))
     keep(places / "cache", cubin("older", source="1" * 64))
     bundle(places / "packaged", cubin("packaged"))
@@ -182,11 +182,11 @@ def test_another_source_is_passed_over(places: Path) -> None:
         resolve.resolve(replace(VARIANT, source="2" * 64), "sm_90")
 
 
-# What stands in the way
+# Reasons for passing over a place
 
 
 def passed_over(arch: str = "sm_90") -> list[str]:
-    """The reasons in the message of a failure, one line each."""
+    """The reasons in the message of a failure, one per line."""
     with pytest.raises(KernelNotFound) as error:
         found(arch)
     assert str(error.value).splitlines()[1:-1] == [f"  {reason}" for reason in error.value.passed_over]
@@ -234,13 +234,13 @@ def test_every_architecture_of_a_bundle_that_would_run_says_why_it_does_not_serv
     assert named.index("sm_86") < named.index("sm_80")
 
 
-# GPUs that came later
+# GPUs newer than the package
 
 
 def test_a_later_minor_is_served_by_what_was_compiled_for_an_earlier_one(
     places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sm_121 came after this package, and runs what is built for sm_120."""
+    """sm_121 is newer than this package, and runs what is built for sm_120."""
     asked = []
 
     def build(specs: Any, architectures: list[str], *_: Any, **__: Any) -> Any:

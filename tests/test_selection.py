@@ -16,7 +16,7 @@ from tests.support.geometries import geometry
 from tests.support.planning import ANY_K, CATALOG, every_direction, every_kind, planned, rows_of
 
 CLUSTER_CTAS = {"sm_90": 16, "sm_100": 16, "sm_103": 16, "sm_120": 8}
-"""In which rows are held by several CTAs; GPUs before sm_90 have no clusters."""
+"""Most CTAs that share a row in a cluster; GPUs before sm_90 have no clusters."""
 
 
 LONGEST_BLOCK = {"f16": 16384, "bf16": 16384, "f32": 16384, "f64": 8192}
@@ -24,23 +24,23 @@ LONGEST_BLOCK_OF_GENERAL = {
     **{("fwd", dtype): k for dtype, k in {"f16": 8192, "bf16": 8192, "f32": 8192, "f64": 2048}.items()},
     **{("bwd", dtype): k for dtype, k in {"f16": 8192, "bf16": 8192, "f32": 4096, "f64": 2048}.items()},
 }
-"""Columns that one CTA holds, of a cluster too."""
+"""Columns that one CTA holds, also in a cluster."""
 
 
 def whole_vectors(dtype: str, k: int) -> int:
-    """Columns of a row that the registers of its vectors must hold: those beside them have others, but in f64."""
+    """Columns of a row that need registers in vectors: in all types but f64, edge columns have their own."""
     return k if dtype == "f64" else k - k % (16 // DTYPE_BYTES[dtype])
 
 
 def cluster_columns(dtype: str, aligned: bool) -> int:
-    """Of each CTA, other than of the general kind: those of a block, and of a warp more where nothing spills."""
+    """Columns of each CTA, except in the general kind: those of a block, and one warp more if that does not spill."""
     more = DTYPE_BYTES[dtype] == 2 or (dtype == "f32" and aligned)
     return LONGEST_BLOCK[dtype] * 17 // 16 if more else LONGEST_BLOCK[dtype]
 
 
 def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, general: bool, aligned: bool) -> str:
-    """Who holds a row: the whole policy in a few lines, apart from codegen.plans where it is made. Alignment has a part
-    in it in clusters of f32 only; direction and mask where the general kind holds half as much, in no tiles."""
+    """Who holds a row: the whole policy in a few lines, independent of codegen.plans, which makes it. Alignment matters
+    only in clusters of f32; the general kind, which has no tiles, holds half as much, depending on direction."""
     held = whole_vectors(dtype, k)
     longest = LONGEST_BLOCK_OF_GENERAL[direction, dtype.split("to")[0]] if general else LONGEST_BLOCK[dtype]
     if k <= 32 and not general:
@@ -55,8 +55,8 @@ def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, ge
 
 
 def row_lengths(table: tuple[catalog.Entry, ...]) -> Iterator[tuple[int, str, int]]:
-    """(K, architecture, rows): at the ends of every bucket all of them; for every K up to 2100, and many up to 300000,
-    one of each in turn."""
+    """(K, architecture, rows): all combinations at the ends of every bucket; one combination each, in turn, for every K
+    up to 2100 and many up to 300000."""
     ends = {end + d for entry in table for end in entry.k for d in (-1, 0, 1)}
     yield from itertools.product(sorted(k for k in ends if 0 < k <= ANY_K), ARCHITECTURES, (1, 128, 129))
     turn = itertools.cycle(itertools.product(ARCHITECTURES, (1, 128, 129)))
@@ -95,7 +95,7 @@ def test_a_plan_says_whether_its_tile_was_measured_on_the_architecture() -> None
 @every_kind
 @pytest.mark.parametrize("alignment", [16, 1])
 def test_the_first_variant_that_fits_is_taken(direction: str, dtype: str, mask_kind: str, alignment: int) -> None:
-    """At the ends of every bucket, at all short lengths, and at many between."""
+    """At the ends of every bucket, at all short lengths, and at many in between."""
     table = CATALOG.tables[direction, dtype, mask_kind]
     ends = {end + d for entry in table for end in entry.k for d in (-1, 0, 1)}
     for k in sorted((ends | {*range(1, 70), *range(72, 300000, 10036)}) & {*range(1, 300000)}):
@@ -125,7 +125,7 @@ def test_the_first_variant_that_fits_is_taken(direction: str, dtype: str, mask_k
     ids=lambda value: value if isinstance(value, str) else value.mask_kind,
 )
 def test_a_kernel_that_could_hide_more_does_not(of: Geometry, arch: str, kernel: str) -> None:
-    """Of a causal kernel without an offset: its edge is beyond the last column."""
+    """A causal kernel without an offset: its edge is beyond the last column."""
     found = planned(of, arch)
     assert f"{found.variant.mask} {found.variant.plan}" == kernel
     assert {edge for *_, edge in rows_of(of, found)} == {of.k}
@@ -197,11 +197,11 @@ def test_rows_that_are_not_aligned_go_elsewhere(obstacle: str, of: Geometry) -> 
 @pytest.mark.parametrize(
     "of",
     [
-        bool_masked(alignments={"mask": 8}),  # eight mask bytes are one access of 8
-        bool_masked(strides={"mask": (5, 1, 0)}, alignments={"mask": 1}),  # one mask byte for a row
+        bool_masked(alignments={"mask": 8}),  # eight mask bytes are read at once
+        bool_masked(strides={"mask": (5, 1, 0)}, alignments={"mask": 1}),  # one mask byte per row
         bool_masked(strides={"mask": (0, 0, 1)}),
-        geometry((1, 1, 1000), strides={"x": (7, 7, 1)}),  # nothing moves along a size of 1
-        backward(strides={"dy": (0, 0, 1)}),  # one row for all
+        geometry((1, 1, 1000), strides={"x": (7, 7, 1)}),  # a size of 1 takes no steps
+        backward(strides={"dy": (0, 0, 1)}),  # all rows are the same
     ],
 )
 def test_rows_that_are_aligned_after_all(of: Geometry) -> None:
@@ -209,7 +209,7 @@ def test_rows_that_are_aligned_after_all(of: Geometry) -> None:
 
 
 def test_no_variant() -> None:
-    """What is missing, and what there is instead."""
+    """What is missing, and the nearest alternative."""
     longest = r"^no fwd f16 none kernel ships for rows of 2146435073 columns; the longest is 2146435072$"
     with pytest.raises(NoVariant, match=longest):
         planned(geometry((3, ANY_K + 1)))
@@ -240,14 +240,14 @@ def test_there_are_no_clusters_before_sm_90(direction: str, arch: str) -> None:
     [("sm_91", "sm_90"), ("sm_104", "sm_103"), ("sm_121", "sm_120"), ("sm_87", "sm_86")],
 )
 def test_a_newer_gpu_of_the_same_major_runs_as_its_sibling(arch: str, runs_like: str) -> None:
-    """sm_121 with clusters of 8, as sm_120 does."""
+    """sm_121 with clusters of 8, like sm_120."""
     for k in (1000, 16384, 16392, 131072, 131073, 262144, 262145):
         found, sibling = (planned(geometry((3, k)), each) for each in (arch, runs_like))
         assert (found.variant, found.launches) == (sibling.variant, sibling.launches), k
 
 
 def test_an_older_gpu_of_the_same_major_does_not() -> None:
-    """Its cubins may use what the older one lacks."""
+    """Its cubins may use features that the older one lacks."""
     key, k = ("fwd", "f16", "none"), 20000
     newer = [replace(entry, architectures=("sm_103",)) for entry in CATALOG.tables[key] if "cluster" in entry.name]
     only = replace(CATALOG, tables={key: (*newer, *CATALOG.tables[key][-2:])})
@@ -257,5 +257,5 @@ def test_an_older_gpu_of_the_same_major_does_not() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_99", "sm_110", "sm_130"])
 def test_another_major_does_not(arch: str) -> None:
-    """sm_110 is between two that have clusters, and no cubin of theirs is for it."""
+    """sm_110 is between two architectures with clusters, but can run the cubins of neither."""
     assert planned(geometry((3, 20000)), arch).variant.plan == ("cluster" if arch == "sm_99" else "split")

@@ -1,4 +1,4 @@
-"""Kernels loaded before the first request, and what `freeze` forbids, against the stub driver."""
+"""Kernels loaded before the first request, and what `freeze` forbids, on the stub driver."""
 
 import re
 from typing import Any
@@ -30,7 +30,7 @@ def test_a_shape_loads_the_kernels_of_either_alignment(serve: Serve) -> None:
 
 @isolated
 def test_calls_of_every_kind(serve: Serve) -> None:
-    """A mask, the backward, rows that share CTAs of a cluster; a single row; nothing to compute."""
+    """A mask, the backward, rows shared by the CTAs of a cluster; a single row; nothing to compute."""
     serve_all(serve, "f16_boolcausal_warp", "bwd_f16_causal_warp", "fwd_f32_none_cluster")
     call = softmax_ops.Call
     masked = softmax_ops.warm_up(call((3, 5, 1000), "f16", mask_shape=(3, 1, 1000)))
@@ -45,7 +45,7 @@ def test_calls_of_every_kind(serve: Serve) -> None:
 
 @isolated
 def test_general_calls(serve: Serve) -> None:
-    """Other kernels; those of a result of another element type read what the others write in the backward."""
+    """Other kernels; the backward of a wider result reads the dtype that its forward writes."""
     serve_all(serve, "f16_general_warp", "f16_bias_warp", "f16tof32_general_warp", "f32tof16_general_warp")
     call = softmax_ops.Call
     found = [
@@ -60,7 +60,7 @@ def test_general_calls(serve: Serve) -> None:
 
 @isolated
 def test_masks_of_float_dtypes(serve: Serve) -> None:
-    """Those of transformer_softmax_lib: of the scores' dtype they have kernels, others become bool."""
+    """Those of transformer_softmax_lib: masks of the scores' dtype have kernels, others are converted to bool."""
     serve_all(serve, "fwd_f16_like_warp", "fwd_f32_like_warp", "fwd_f32_boolcausal_warp", "fwd_f64_boolcausal_warp")
     shape = (2, 4, 16, 64)
 
@@ -78,7 +78,7 @@ def test_masks_of_float_dtypes(serve: Serve) -> None:
 
 @isolated
 def test_what_was_warmed_up_runs_in_a_capture_and_frozen(serve: Serve) -> None:
-    """With other strides too: another plan, the same kernel."""
+    """With other strides too: another plan, but the same kernel."""
     serve_all(serve, "fwd_f16_none_warp")
     softmax_ops.warm_up((3, 5, 1000))
     softmax_ops.freeze()
@@ -123,7 +123,7 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
     """None, that of device 0, or that of device 1, where kernels are loaded."""
     stub_driver.devices("sm_90", "sm_90")
     serve_all(serve, "fwd_f16_none_warp")
-    driver.architecture(0)  # the driver is initialised
+    driver.architecture(0)  # initialises the driver
     driver.check("cuCtxSetCurrent", driver.cuda.cuCtxSetCurrent(own))
     softmax_ops.warm_up((3, 5, 1000), device=1)
     assert int(driver.check("cuCtxGetCurrent", driver.cuda.cuCtxGetCurrent())) == own

@@ -166,7 +166,7 @@ def test_the_command_fails_for_a_value_that_cannot_be_used_and_prints_the_others
 
 
 def test_every_variable_that_the_package_reads_is_in_the_table() -> None:
-    """No code looks at the environment by itself."""
+    """No other code reads the environment."""
     read = {
         path.name: set(re.findall(r"SOFTMAX_OPS_[A-Z_]+", path.read_text())) - set(NAMES)
         for path in [*(CHECKOUT / "softmax_ops").rglob("*.py"), *(CHECKOUT / "codegen").rglob("*.py")]

@@ -69,7 +69,7 @@ def test_every_ingredient_changes_the_fingerprint(
 
 
 def test_place_and_time_do_not_change_the_fingerprint(tmp_path: Path) -> None:
-    """Headers installed elsewhere, touched later, seen by another process: the same fingerprint."""
+    """Headers installed elsewhere, touched later, read by another process: the same fingerprint."""
     moved = tmp_path / "elsewhere"
     shutil.copytree(render.INCLUDE, moved / "include")
     for path in moved.rglob("*.cuh"):
@@ -153,7 +153,7 @@ def test_an_architecture_is_added_without_recompiling_the_others(cache: Cache) -
 
 
 def test_a_variant_is_built_for_what_it_ships_for(cache: Cache) -> None:
-    """No cluster kernel for GPUs without clusters, which the same call builds others for."""
+    """No cluster kernel for GPUs without clusters, for which the same call builds others."""
     report = build.build([CLUSTER], ["sm_80", "sm_89"], cache, jobs=1, progress=False)
     assert (report.cubins, report.compiled) == ((), 0)
     report = build.build([CLUSTER, SPEC], ["sm_80", "sm_90"], cache, jobs=1, progress=False)

@@ -1,4 +1,4 @@
-"""What kernels move and compute, counted: planned bytes, balance of causal rows, short rows, rows beyond 2^20."""
+"""Counts of what kernels move and compute: planned bytes, balance of causal rows, short rows, rows beyond 2^20."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(interpreter: InterpreterEngine, call: Call) -> None:
 
 
 def sampled(direction: str, kind: str, arch: str) -> list[tuple[Target, int]]:
-    """Row lengths from 1 to 300000 in even steps of their logarithm, each with the kernel that dispatch gives it."""
+    """Row lengths from 1 to 300000, evenly spaced in their logarithm, each with the kernel that dispatch picks."""
     found = []
     for k in np.unique(np.geomspace(1, 300_000, 30).astype(int)).tolist():
         of = geometry((2, 1, k), "f16", kind, direction=direction, alignment=16)
@@ -58,7 +58,7 @@ LENGTHS = [
 
 @pytest.mark.parametrize(("target", "k"), LENGTHS, ids=str)
 def test_planned_bytes_are_the_bytes_counted(target: Target, k: int, interpreter: InterpreterEngine) -> None:
-    """Of two contiguous rows. What is read of a causal row is rounded up to a vector."""
+    """For two contiguous rows. Reads of a causal row are rounded up to a vector."""
     spec = target.spec
     causal = spec.mask is Mask.CAUSAL and spec.direction is Direction.FORWARD
     case = Case(f"K = {k}", spec, (2, 1, k), 1.0, causal_offset=k // 2 if causal else None)
@@ -86,7 +86,7 @@ CAUSAL = [
 
 @pytest.mark.parametrize("target", CAUSAL, ids=str)
 def test_neighbouring_ctas_share_long_and_short_rows(target: Target, interpreter: InterpreterEngine) -> None:
-    """What two CTAs (or clusters) next to each other read adds up to the same wherever they stand, but for one column a
+    """The bytes read by two neighbouring CTAs (or clusters) add up to the same everywhere, except for one column per
     row. Split rows are so few that all of their CTAs run at once."""
     spec = target.spec
     k = interval(spec)[0] + (spec.vec == 1) if spec.plan is Plan.CLUSTER else middle(spec)
@@ -124,8 +124,8 @@ SHORT = [
 
 @pytest.mark.parametrize(("target", "k"), SHORT, ids=str)
 def test_short_rows_move_like_a_copy(target: Target, k: int, interpreter: InterpreterEngine) -> None:
-    """16 bytes an access but at the ends of a CTA's range or a lane group's row, and no more than as many columns again
-    are computed as there are."""
+    """16 bytes per access, except at the ends of a CTA's range or of a lane group's row; and at most twice as many
+    columns are computed as there are."""
     spec = target.spec
     case = full_cta(spec, k)
     rows = 3 * case.shape[0]
@@ -164,7 +164,7 @@ WINDOWED = [
 
 @pytest.mark.parametrize("target", [Target(targets.WHOLE, spec) for spec in WINDOWED], ids=str)
 def test_a_window_is_read_from_the_piece_where_it_begins(target: Target, interpreter: InterpreterEngine) -> None:
-    """The first pass goes over that piece only, the second over all 16; an element before a window takes a few more."""
+    """The first pass covers only that piece, the second all 16; an element before a window costs a few instructions."""
     spec = target.spec
     case = Case("all columns", spec, (1, 1, 2, 16 * spec.piece), 0.5, features=Features())
     window = replace(case, why="the last 100", features=Features(left=99), causal_offset=16 * spec.piece - 2)
@@ -178,7 +178,7 @@ def test_a_window_is_read_from_the_piece_where_it_begins(target: Target, interpr
 
 @pytest.mark.parametrize("target", [Target(targets.WHOLE, spec) for spec in WINDOWED], ids=str)
 def test_a_window_that_begins_in_the_last_columns_of_a_piece(target: Target, interpreter: InterpreterEngine) -> None:
-    """Of the second row, whose first piece has 7 columns before its first vector."""
+    """In the second row, whose first piece has 7 columns before its first vector."""
     spec = target.spec
     k = 8 * spec.piece + 1
     features = Features(left=k - 1 - (spec.piece + 3))

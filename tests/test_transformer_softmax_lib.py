@@ -1,4 +1,4 @@
-"""The two functions of transformer_softmax_lib against the reference, and its program."""
+"""The two functions of transformer_softmax_lib against the reference, and the example program."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_row_hidden_whole_is_uniform(dtype: torch.dtype) -> None:
 
 
 def test_what_is_hidden_takes_part_with_a_score_of_its_own() -> None:
-    """Scores below -VAL lose to it; `softmax_ops.softmax` would exclude it."""
+    """Scores below -VAL have less weight than a hidden one; `softmax_ops.softmax` would exclude it."""
     x = torch.tensor([-20000.0, -20001.0, 0.0])
     mask = torch.tensor([0, 0, 1], dtype=torch.uint8)
     assert verify(x, mask).tolist() == [0, 0, 1]
@@ -140,7 +140,7 @@ def test_ranks(shape: tuple[int, ...]) -> None:
 
 
 def test_nothing_is_recorded() -> None:
-    """As in the document, the gradient is the business of who wraps the functions."""
+    """As in the documentation, the gradient is left to whoever wraps the functions."""
     x = scores(Q, K).requires_grad_()
     y = scaled_masked_softmax_forward(x, None, 1.0)
     assert not y.requires_grad and not scaled_masked_softmax_backward(x, y, 1.0).requires_grad
@@ -158,7 +158,7 @@ def test_who_knows_operators_only_sees_those_of_torch() -> None:
 
 @every_dtype
 def test_backward_is_the_formula_on_every_column(dtype: torch.dtype) -> None:
-    """On those of a row that is hidden whole too: its y is not 0."""
+    """Including those of a completely hidden row, whose y is not 0."""
     mask = ones(Q, K)
     mask[1] = True
     y = scaled_masked_softmax_forward(scores(B, H, Q, K, dtype=dtype), mask, 0.7)
@@ -234,12 +234,12 @@ def test_backward_refuses(arguments: tuple[Any, ...], error: type[Exception], wo
         scaled_masked_softmax_backward(*arguments)
 
 
-# the program
+# the example program
 
 
 @pytest.mark.slow
 def test_the_program() -> None:
-    """Output within a unit in the last place of torch's, the gradients as close to the exact one as torch's."""
+    """The output is within a unit in the last place of torch's, the gradients as close to the exact one as torch's."""
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(CHECKOUT / "examples" / "transformer_softmax.py")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""`python -m codegen tune` without a GPU: its candidates, their launch, and what a measurement proposes."""
+"""`python -m codegen tune` without a GPU: its candidates, their launches, and what a measurement proposes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KINDS = [(direction, dtype) for direction in Direction for dtype in (DType.F16, 
 @pytest.mark.parametrize("k", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}")
 def test_candidates_serve_the_length_on_their_architecture(kind: tuple[Direction, DType], k: int) -> None:
-    """Each launches, holds the row whole, and has lanes for all its rows."""
+    """Each one launches, holds the whole row, and has lanes for all its rows."""
     direction, dtype = kind
     for arch, most in (("sm_80", 1), ("sm_90", 16), ("sm_120", 8)):
         found = tuning.candidates(*kind, k, arch)
@@ -63,7 +63,7 @@ def test_the_shipped_tile_is_what_dispatch_chooses() -> None:
 
 
 def test_what_spills_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest is built together, and other errors are not taken for a spill."""
+    """The other candidates are built together, and other errors are not mistaken for a spill."""
     specs = tuning.candidates(Direction.FORWARD, DType.F16, 1024, "sm_90")
     spilling = {specs[0].name, specs[2].name}
 
@@ -83,7 +83,7 @@ def test_what_spills_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_candidates_prepared_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By name, architecture and source, and nothing is compiled."""
+    """They are found by name, architecture and source, and nothing is compiled."""
     one, two, three = tuning.compared(Direction.FORWARD, DType.F16, 1024, "sm_90")[:3]
     cubins = [cubin_of(one), replace(cubin_of(two), source="0" * 64)]
     monkeypatch.setattr(tuning, "compiled", lambda specs, arch: (cubins, {three.name: "it spills"}))
@@ -98,7 +98,7 @@ def test_candidates_prepared_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_command_prepares_without_a_gpu(tmp_path: Path) -> None:
-    """Compiled in earnest, for two lengths that share candidates."""
+    """With real compilation, for two lengths that share candidates."""
     path, command = tmp_path / "tune.bundle", ["tune", "24", "32", "--prepare", "sm_90"]
     assert "--bundle" in CliRunner().invoke(command_line, command).output
     result = CliRunner().invoke(command_line, [*command, "--bundle", str(path)])
