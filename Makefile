@@ -1,8 +1,8 @@
-# `make help` lists the targets. Each does its own set-up: it needs Python 3.11 or newer, and for tests a C compiler.
+# `make help` lists the targets. Each sets up what it needs, given Python 3.11 or newer and, for tests, a C compiler.
 
 PYTHON ?= python3
 
-# What ships is for every architecture, and serves drivers of CUDA 12 too: 13.0 starts at sm_75.
+# What ships covers every architecture and also works with drivers of CUDA 12: toolchain 13.0 starts at sm_75.
 CUDA   ?= $(if $(filter bundle wheel,$(MAKECMDGOALS)),12,13)
 
 VENV    := $(if $(filter 13,$(CUDA)),.venv,.venv-cuda$(CUDA))
@@ -22,23 +22,23 @@ FLAGS   := $(foreach arch,$(ARCH),--arch $(arch))
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  BENCHFLAGS='--budget 480s' is for bench."
-	@echo "  CUDA=12 selects the 12.9 toolchain (sm_70; bundle and wheel take it), ARCH='sm_80 sm_90' the architectures."
+	@echo "  BENCHFLAGS='--budget 480s' sets the options of bench."
+	@echo "  CUDA=12 selects the 12.9 toolchain (for sm_70; used by bundle and wheel), ARCH='sm_80 sm_90' the architectures."
 
 generate: $(TOOLS)  ## Render the kernels into generated/ and compile them for the GPUs found, or for sm_90
 	$(BIN)/python -m codegen write
 	$(BIN)/python -m codegen compile $(FLAGS)
 
-check-generated: $(TOOLS)  ## Fail when generated/ is not what the templates render
+check-generated: $(TOOLS)  ## Fail if generated/ is not what the templates render
 	$(BIN)/python -m codegen check
 
 test: $(TESTING) $(NATIVE)  ## Run every test; without a GPU the kernels run on the PTX interpreter
 	$(BIN)/python -m pytest $(TESTFLAGS)
 
-test-quick: $(TESTING) $(NATIVE)  ## Run what is quick: all but the executed kernels and tests of many processes
+test-quick: $(TESTING) $(NATIVE)  ## Run the quick tests: all except executed kernels and tests that start many processes
 	$(BIN)/python -m pytest -m "not kernels and not slow" $(TESTFLAGS)
 
-test-all: $(TESTING) $(NATIVE)  ## Run every test, every kernel for every architecture in reach
+test-all: $(TESTING) $(NATIVE)  ## Run every test, and every kernel for every architecture that the toolchain supports
 	$(BIN)/python -m pytest --all-architectures $(TESTFLAGS)
 
 lint: $(TESTING)  ## Check style, format and types
@@ -54,10 +54,10 @@ bundle: $(TOOLS)  ## Compile every kernel for every architecture into build/soft
 	$(if $(KEY),$(BIN)/python -m pip install --quiet --disable-pip-version-check 'cryptography>=42')
 	$(BIN)/python -m codegen bundle $(FLAGS) $(if $(KEY),--sign '$(KEY)')
 
-wheel: bundle  ## Build the wheel with that bundle in it into dist/
+wheel: bundle  ## Build the wheel, which includes that bundle, into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
-bench: $(TESTING) $(NATIVE)  ## Measure the kernels and their peers on the GPU here, in rank order; goes on where it stopped
+bench: $(TESTING) $(NATIVE)  ## Measure the kernels and their peers on this machine's GPU, in rank order; continues where it stopped
 	@$(BENCH) gpu
 	@$(MAKE) --no-print-directory $(PEERS)
 	$(BIN)/python -m codegen compile
@@ -78,7 +78,7 @@ predictions: $(TESTING)  ## Predict every cell on an H200 from instructions and 
 bench-host: $(TESTING) $(NATIVE)  ## Measure what a launch costs on the CPU; needs no GPU
 	$(BIN)/python -m benchmarks.host
 
-clean:  ## Remove environments and build products; the cache of kernels stays
+clean:  ## Remove environments and build products; keeps the cache of kernels
 	rm -rf .venv .venv-cuda12 build dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -3,8 +3,8 @@
     output = scaled_masked_softmax_forward(input, mask, scale)
     grad_input = scaled_masked_softmax_backward(grad_output, output, scale)
 
-The kernels are those of `softmax_ops`; only the mask differs. What it hides is not excluded: its score becomes -VAL, a
-finite number, and takes part. Wrap the two in a `torch.autograd.Function` as `examples/transformer_softmax.py` does.
+The kernels are those of `softmax_ops`; only the mask differs. A hidden score is not excluded: it becomes -VAL, a finite
+number, and takes part. Wrap the two in a `torch.autograd.Function` as `examples/transformer_softmax.py` does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from softmax_ops.known.calls import masked_fill
 __all__ = ["VAL", "scaled_masked_softmax_backward", "scaled_masked_softmax_forward"]
 
 VAL = 10000.0
-"""What a hidden score becomes, negated."""
+"""The negative of what a hidden score becomes."""
 
 
 def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: float | Tensor) -> Tensor:
@@ -30,14 +30,14 @@ def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: flo
     input   [batches, attn_heads, query_seq_len, key_seq_len]; float16, bfloat16, float32 or float64, on a GPU or the
             CPU.
     mask    broadcasts to input; bool, uint8, float16 or input's dtype. Exactly 1 hides. None hides nothing.
-    scale   a number, or a tensor of one element. One on a GPU is read back, which waits for the device; during a CUDA
-            graph capture that is an error.
+    scale   a number, or a tensor of one element. A tensor on a GPU is read back, which waits for the device; during a
+            CUDA graph capture that is an error.
 
     Returns a contiguous tensor of input's shape and dtype. Sums and exponentials are computed in float32 (float64 for
-    float64). A row that is hidden as a whole is uniform.
+    float64). A completely hidden row becomes uniform.
 
-    Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together, and what
-    `softmax_ops.softmax` raises beyond.
+    Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together, and
+    otherwise what `softmax_ops.softmax` raises.
     """
     number = _number("forward", scale)
     if not is_dynamo_compiling():
@@ -50,10 +50,10 @@ def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: flo
 def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: float | Tensor) -> Tensor:
     """scale * output * (grad_output - sum_j output_j grad_output_j), the gradient with respect to `input`.
 
-    grad_output, output   of one shape and dtype, as the forward gave it; grad_output may be expanded.
+    grad_output, output   of the same shape and dtype, output as the forward returned it; grad_output may be expanded.
     scale                 that of the forward.
 
-    The formula is applied to every column, hidden ones too: a row that is hidden as a whole has a gradient. Returns a
+    The formula is applied to every column, hidden ones too, so a completely hidden row has a gradient. Returns a
     contiguous tensor; raises what `softmax_ops.softmax_backward` raises.
     """
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""The first program to run: attention scores of a real model, fused against the chain that it replaces.
+"""The first program to run: the attention scores of a real model, by a fused kernel and by the chain that it replaces.
 
     python examples/attention_scores.py
 
-On a GPU it runs the fused kernel and prints both times. Without one it runs a smaller batch of the same contract by
-torch operations, and says which kernel a GPU would run.
+On a GPU it runs the fused kernel and prints both times. Without one it computes a smaller batch with the same meaning
+by torch operations, and prints which kernel a GPU would run.
 """
 
 import torch

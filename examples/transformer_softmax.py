@@ -1,9 +1,9 @@
-"""The program of `transformer_softmax_lib`: its two functions as an autograd.Function, beside torch.softmax.
+"""Example for `transformer_softmax_lib`: its two functions as an autograd.Function, compared with torch.softmax.
 
     python examples/transformer_softmax.py
 
-Prints whether output and gradient agree with torch's at atol = rtol = 1e-5, how many units in the last place the
-outputs are apart, and how far both gradients are from that of float64 when the upstream gradient is random. The first
+Prints whether output and gradient agree with torch's at atol = rtol = 1e-5, by how many units in the last place the
+outputs differ, and how far both gradients are from the float64 gradient for a random upstream gradient. The first
 line is False as soon as one number is rounded the other way: float16 numbers near 0.1 are 6e-5 apart.
 """
 
@@ -34,7 +34,7 @@ def gradient(leaf):
 
 
 def ulp_difference(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Largest distance of two float16 tensors without negative numbers, counted in neighbouring numbers."""
+    """Largest distance between non-negative float16 tensors, counted in neighbouring numbers."""
     return int((a.detach().view(torch.int16).int() - b.detach().view(torch.int16).int()).abs().max())
 
 
@@ -51,13 +51,13 @@ out_put = FusedSoftmax.apply(data_input, mask, factor)
 print("output:", torch.allclose(check, out_put, atol=1e-05, rtol=1e-05))
 print("largest difference of the output in ULP:", ulp_difference(check, out_put))
 
-# Backward. The gradient of a sum is 0 but for rounding, so it says little.
+# Backward. The gradient of a sum is 0 except for rounding, so it says little.
 with torch.autocast(device_type=device, dtype=torch.float16, enabled=False):
     out_put.sum().backward(retain_graph=True)
     check.sum().backward(retain_graph=True)
 print("gradient:", torch.allclose(gradient(data_input), gradient(data_input_check), atol=1e-05, rtol=1e-05))
 
-# Backward with numbers that say more.
+# Backward with a more telling gradient.
 data_input.grad = data_input_check.grad = None
 upstream = torch.randn_like(out_put)
 out_put.backward(upstream)
