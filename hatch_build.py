@@ -1,6 +1,6 @@
-"""What the wheel carries beside Python: the compiled part, a bundle with its signature, a module of one file.
+"""What the wheel contains besides Python: the compiled part, a bundle with its signature, and a single-file module.
 
-Run as a program it puts the compiled part into the checkout.
+Run as a program, it puts the compiled part into the checkout.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 
 class Hook(BuildHookInterface):
-    """A bundle of other kernels than those of generated/ would never serve beside them: that fails the build."""
+    """Fails the build if the bundle's kernels are not those of generated/: the package would never use them."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
@@ -39,9 +39,9 @@ class Hook(BuildHookInterface):
 
 
 def compile_native(root: Path, into: Path) -> Path | None:
-    """Compiles softmax_ops/native/*.c into that package in `into`; None, and a warning, where nothing compiles C.
+    """Compiles softmax_ops/native/*.c into that package in `into`. Returns None, and warns, if that fails.
 
-    Everything works without it, at a higher cost per call. The limited API makes one module of it for every Python.
+    Everything works without it, at a higher cost per call. The limited API makes one binary work with every Python.
     """
     sources = sorted(str(path) for path in (root / "softmax_ops" / "native").glob("*.c"))
     flags = [] if sys.platform == "win32" else ["-O2", "-g0", "-Wall", "-Wextra"]

@@ -154,5 +154,5 @@ def _verify(options: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # paths may have bytes that the terminal's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths may have bytes that the terminal's encoding lacks
     sys.exit(main())

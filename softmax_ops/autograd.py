@@ -53,7 +53,7 @@ class SoftmaxBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
-        """Of L = sum_i g_i dx_i = scale * sum_i g_i y_i (dy_i - sum_j y_j dy_j):
+        """The gradients of L = sum_i g_i dx_i = scale * sum_i g_i y_i (dy_i - sum_j y_j dy_j):
 
         dL/ddy = scale * y * (g - sum_j y_j g_j)
         dL/dy  = scale * (g * (dy - sum_j y_j dy_j) - dy * sum_j y_j g_j)
@@ -87,7 +87,7 @@ class TransformedSoftmax(Softmax):
 
 
 class TransformedSoftmaxBackward(SoftmaxBackward):
-    """As `TransformedSoftmax`."""
+    """Like `TransformedSoftmax`."""
 
     @staticmethod
     def forward(dy: Tensor, y: Tensor, scale, causal, causal_offset, batch_invariant) -> Tensor:
@@ -220,15 +220,15 @@ def _summed(dz: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """dz [..., Q, K] summed over the broadcast dimensions, to the bias's shape and dtype."""
     aligned = (1,) * (dz.dim() - len(shape)) + tuple(shape)
     dims = [dim for dim, (size, of_dz) in enumerate(zip(aligned, dz.shape, strict=True)) if size != of_dz]
-    wide = torch.promote_types(dz.dtype, dtype)  # a sum in a dtype rounds what it adds to it first
+    wide = torch.promote_types(dz.dtype, dtype)  # adding in a narrow dtype would round every term first
     total = dz.sum(dims, keepdim=True, dtype=wide) if dims else dz
     return total.to(dtype).reshape(shape)
 
 
 def _of_sinks(sinks: Tensor, lse: Tensor, d: Tensor) -> Tensor:
     """[H]: - sum over rows of exp(sink - lse) * d, for d and lse [..., H, Q]."""
-    share = (sinks.to(lse.dtype).unsqueeze(-1) - lse).exp()  # of the row's sum
-    share = share.masked_fill(lse == -torch.inf, 0.0)  # no column and no sink: -inf less -inf
+    share = (sinks.to(lse.dtype).unsqueeze(-1) - lse).exp()  # the sink's share of the row's sum
+    share = share.masked_fill(lse == -torch.inf, 0.0)  # neither columns nor a sink: -inf minus -inf
     total = (share * d).sum([dim for dim in range(d.dim()) if dim != d.dim() - 2])
     return -total.to(sinks.dtype)
 
@@ -251,7 +251,7 @@ def vmap_softmax(
 def vmap_softmax_backward(
     apply: Callable[..., Tensor], info: Any, in_dims: tuple, dy: Tensor, y: Tensor, *rest
 ) -> tuple[Tensor, int]:
-    """As `vmap_softmax`."""
+    """Like `vmap_softmax`."""
     rank = y.dim() - (in_dims[1] is not None)
     dy = _batched(dy, in_dims[0], max(rank, 2), info.batch_size)
     y = _batched(y, in_dims[1], max(rank, 2), info.batch_size)
@@ -275,7 +275,7 @@ def _softmax_backward(dy: Tensor, y: Tensor, scale, causal, causal_offset, batch
 
 
 def _backward(ctx: Any, dy: Tensor, y: Tensor) -> Tensor:
-    """The gradient, differentiable itself. The batched tensors of `is_grads_batched=True` only operators can take."""
+    """The gradient, itself differentiable. Only operators can take the batched tensors of `is_grads_batched=True`."""
     batched = torch._C._functorch.is_legacy_batchedtensor(dy)
     compute = torch.ops.softmax_ops.softmax_backward if batched else _softmax_backward
     return compute(dy, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant)

@@ -12,7 +12,7 @@ from functools import cache
 from cuda.bindings import driver as cuda
 
 _OLDEST = (12, 0)
-"""CUDA that the driver has to serve: it brought libraries, which kernels are loaded as."""
+"""Oldest CUDA version that the driver must support: it introduced libraries, as which kernels are loaded."""
 
 _DEFAULT_SHARED_LIMIT = 48 * 1024
 """Dynamic shared memory in bytes that a kernel may use without setting an attribute."""
@@ -47,7 +47,7 @@ def _initialise() -> None:
 
 @cache
 def cuda_version() -> tuple[int, int]:
-    """Of CUDA that the driver serves, such as (12, 4)."""
+    """The CUDA version that the driver supports, such as (12, 4)."""
     number = check("cuDriverGetVersion", cuda.cuDriverGetVersion())
     return number // 1000, number % 1000 // 10
 
@@ -154,7 +154,7 @@ class Kernel:
     def __init__(self, name: str, code: bytes, shared_bytes: int, threads: int = 0, cluster: int = 1):
         """`threads` (per CTA) and `cluster` (CTAs per cluster) are the most that a launch may have."""
         _initialise()
-        call = f"cuLibraryLoadData of {name} ({_described()})"  # a later toolchain's cubins want a later driver
+        call = f"cuLibraryLoadData of {name} ({_described()})"  # cubins of a later toolchain need a later driver
         library = check(call, cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0))
         self.name = name
         self._kernel = check("cuLibraryGetKernel", cuda.cuLibraryGetKernel(library, name.encode()))

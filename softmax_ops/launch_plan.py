@@ -15,7 +15,7 @@ SCALARS = ("scale", "mask.fill")
 """Fields that a launch fills in, like every `<operand>.address`; all others are fixed by the plan."""
 
 WARP = 32
-"""Threads."""
+"""Threads of a warp."""
 
 EVERYWHERE = 2**40
 """Window bound in columns that hides nothing: more than any row has."""

@@ -53,8 +53,8 @@ class FusedSoftmax(torch.nn.Module):
         bias: Tensor | None = None,
         key_lengths: Tensor | None = None,
     ) -> Tensor:
-        """Of scores x, [..., Q, K] or [K], with a mask that broadcasts to them and hides where it is 1, a bias to add
-        to them, and lengths [B] of what there is to see.
+        """The softmax of scores x, [..., Q, K] or [K]; with a mask that broadcasts to them and hides where it is 1, a
+        bias to add to them, and lengths [B] of the visible part.
         """
         function = api.log_softmax if self.log else api.softmax
         return function(
@@ -72,7 +72,7 @@ class FusedSoftmax(torch.nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """What differs from the defaults, and scale."""
+        """Arguments that differ from the defaults, and scale."""
         said = [f"scale={float(self.scale):g}" if isinstance(self.scale, Real) else f"scale={self.scale!r}"]
         if self.causal:
             said.append("causal=True")

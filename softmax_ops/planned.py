@@ -76,7 +76,7 @@ def plan(
     """
     if backward and mask is not None:
         raise ValueError(f"{_OP}: mask is given, and backward is True; y is 0 where the mask hid: leave the mask out")
-    with torch.no_grad():  # what these tensors require is no matter: calls are looked at one by one
+    with torch.no_grad():  # requires_grad does not matter here: each call is checked
         request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     flags = _Flags(causal, causal_offset, bool(batch_invariant))
     if backward:

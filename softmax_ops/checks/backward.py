@@ -62,14 +62,14 @@ def check_softmax_backward(
 ) -> BackwardRequest:
     """Validate one plain call of the backward and bring its scalars to plain Python numbers.
 
-    dy             [..., Q, K] or [K], like y; any strides, 0 included: out.sum().backward() hands over one element.
+    dy             [..., Q, K] or [K], like y; any strides, 0 included: out.sum().backward() passes an expanded element.
     y              what the forward returned: float16, bfloat16, float32 or float64; strided, on cpu or cuda, any
                    strides.
     scale          that of the forward, under the same limits.
-    causal_offset  that of the forward: with causal=True only; K - Q by default; clamped to [-Q, K].
-    out            dtype, shape and device of y; last stride 1 unless K <= 1; no two elements at one address. It is dy
-                   exactly, or y exactly, and shares no byte with what it is not. Not while autograd records dy, y or
-                   out.
+    causal_offset  that of the forward; only with causal=True; K - Q by default; clamped to [-Q, K].
+    out            dtype, shape and device of y; last stride 1 unless K <= 1; no two elements at one address. It may be
+                   exactly dy or exactly y, but shares no byte with the others. Not allowed while autograd records dy, y
+                   or out.
 
     Raises TypeError for an argument of the wrong Python type, ValueError for anything else.
     """

@@ -30,10 +30,10 @@ def check_softmax(
     scale          finite number, or 0-d CPU tensor that requires no gradient. Unless x is float64 its magnitude is at
                    most 2^127, so that it is finite in the float32 it is applied in.
     mask           bool or uint8 on x's device; no more dimensions than x, each 1 or equal to x's, aligned at the right.
-    causal_offset  any integer, with causal=True only, not in a tensor; K - Q (bottom-right) by default. Clamped to
-                   [-Q, K]: beyond it every offset hides all columns, or none.
+    causal_offset  any integer, not a tensor, and only with causal=True; K - Q (bottom-right) by default. Clamped to
+                   [-Q, K]: beyond that every offset hides all columns, or none.
     out            dtype, shape and device of x; last stride 1 unless K <= 1; no two elements at one address. It is x
-                   exactly, or shares no byte with x and mask. Not while autograd records x or out.
+                   exactly, or shares no byte with x and mask. Not allowed while autograd records x or out.
 
     Raises TypeError for an argument of the wrong Python type, ValueError for anything else.
     """
@@ -53,7 +53,8 @@ def check_softmax(
 def check_masked_fill(input: Tensor, mask: Tensor | None, scale: float | Tensor, fill: float) -> Request:
     """Validate a call of `transformer_softmax_lib.scaled_masked_softmax_forward`.
 
-    As `check_softmax`, but that a mask may be float16 or of input's dtype too, and what it hides scores `fill`.
+    Like `check_softmax`, except that a mask may also be float16 or of input's dtype, and that hidden scores become
+    `fill`.
     """
     check_rows(_MASKED_FILL, input, "input")
     number = finite_scale(_MASKED_FILL, scale, input)

@@ -85,7 +85,7 @@ def check_general(
 
 
 def _check_added(op: str, request: Request, alibi_slopes: Tensor | None) -> None:
-    """What only a general request has."""
+    """Checks what only a general request has."""
     if request.bias is not None:
         check_bias(op, request.bias, request.x)
     if request.key_lengths is not None:
@@ -97,7 +97,7 @@ def _check_added(op: str, request: Request, alibi_slopes: Tensor | None) -> None
 
 
 def _check_written(op: str, request: Request) -> None:
-    """Refuse an out of a request that cannot be written, is recorded, or would overwrite what is still to be read."""
+    """Refuse an out that cannot be written, is recorded by autograd, or would overwrite what is still to be read."""
     out, x, bias, sinks = request.out, request.x, request.bias, request.sinks
     assert out is not None
     check_out(op, out, x, "x", request.dtype)

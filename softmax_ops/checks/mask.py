@@ -12,7 +12,7 @@ MASK_DTYPES = frozenset((torch.bool, torch.uint8))
 
 
 def check_mask(op: str, mask: Tensor, x: Tensor) -> None:
-    """Refuse all but bool or uint8 that broadcasts to x, [..., Q, K], on its device."""
+    """Refuse anything but a bool or uint8 tensor that broadcasts to x, [..., Q, K], on its device."""
     if isinstance(mask, Tensor) and mask.dtype not in MASK_DTYPES:
         raise _mask_dtype_error(op, mask)
     check_broadcast(op, mask, x, "x")

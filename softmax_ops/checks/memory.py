@@ -23,14 +23,14 @@ def may_overlap_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def ranges_meet(a: Tensor, b: Tensor) -> bool:
-    """Whether one's first to last byte meets the other's, gaps between elements included."""
+    """Whether the address ranges of two tensors meet, counting gaps between elements as part of the range."""
     first_a, end_a = _byte_range(a)
     first_b, end_b = _byte_range(b)
     return first_a < end_b and first_b < end_a
 
 
 def same_elements(a: Tensor, b: Tensor) -> bool:
-    """Whether tensors of one shape and dtype have each element at the same address."""
+    """Whether two tensors of the same shape and dtype have each element at the same address."""
     return a.data_ptr() == b.data_ptr() and all(
         n == 1 or s == t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True)
     )
@@ -54,7 +54,7 @@ def may_share(a: Tensor, b: Tensor) -> bool:
 
 
 def bytes_reached(tensor: Tensor) -> int:
-    """From the first byte to one past the last one, gaps between elements included."""
+    """Number of bytes from the first to the last, gaps between elements included."""
     if tensor.is_contiguous():
         return tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -62,7 +62,7 @@ def bytes_reached(tensor: Tensor) -> int:
 
 
 def _byte_range(tensor: Tensor) -> tuple[int, int]:
-    """First address and one past the last one; nothing between them for an empty tensor, which is contiguous."""
+    """First address and one past the last; an empty range for an empty tensor, which is contiguous."""
     first = tensor.data_ptr()
     return first, first + bytes_reached(tensor)
 

@@ -45,7 +45,7 @@ def _agreed(op: str, dtype: Any, out: Any, rows: Tensor, name: str, others: tupl
 def check_out(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dtype | None = None) -> None:
     """Refuse an out that differs from `like`, [..., K], in more than strides, or that cannot be written row by row.
 
-    With a dtype it is to have that one.
+    If a dtype is given, out must have it.
     """
     if not isinstance(out, Tensor):
         raise TypeError(f"{op}: out is of type {type_name(out)}; want a torch.Tensor like {name}, or None")
@@ -74,7 +74,7 @@ def _unlike_error(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dt
 
 
 def check_apart(op: str, out: Tensor, other: Tensor, name: str) -> None:
-    """Refuse an out, as `check_out` wants it, of which one write could change another element of `other`, [..., K]."""
+    """Refuse an out that satisfies `check_out` if one write to it could change another element of `other`, [..., K]."""
     if out is other or not ranges_meet(out, other):
         return
     if out.dtype is not other.dtype or (not same_elements(out, other) and may_share(out, other)):
@@ -96,7 +96,7 @@ def check_unmet(op: str, out: Tensor, other: Tensor | None, name: str) -> None:
 
 
 def check_unrecorded(op: str, **tensors: Tensor | None) -> None:
-    """Refuse to write to out, one of the tensors, while autograd would have to record that for one of them."""
+    """Refuse to write to out, one of the tensors, if autograd would have to record that for any of them."""
     if not torch.is_grad_enabled():
         return
     for name, tensor in tensors.items():

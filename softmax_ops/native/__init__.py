@@ -1,7 +1,7 @@
-"""The compiled part: launches, and calls made before, without the interpreter between their steps.
+"""The compiled part: launches and repeated calls, without running the interpreter between their steps.
 
-calls.h says what is in it; building a wheel compiles it, and `make` does in a checkout. Where that was not possible, or
-SOFTMAX_OPS_NATIVE is `never`, launcher.py and known/call.py do the same in Python.
+calls.h says what it contains. Building a wheel compiles it, and so does `make` in a checkout. If that was not possible,
+or if SOFTMAX_OPS_NATIVE is `never`, launcher.py and known/call.py do the same in Python.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ else:
 
 
 def compiled() -> ModuleType | None:
-    """What was compiled, if it was built and is wanted."""
+    """The compiled module, if it was built and is wanted."""
     return None if settings.read("SOFTMAX_OPS_NATIVE") == "never" else _module

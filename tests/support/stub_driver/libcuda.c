@@ -1,8 +1,8 @@
-// A libcuda.so.1 without a GPU: enough of the driver API to load a kernel and launch it, all of it recorded.
+// A libcuda.so.1 without a GPU: enough of the driver API to load and launch kernels, recording every call.
 //
-// It is as strict as the driver where callers go wrong: nothing before cuInit or after a fork, no context that was not
-// made current, no load during a capture but in relaxed mode, no more dynamic shared memory and no larger clusters than
-// were asked for, no clusters where the GPU has none. An image is not code, but the text "parameter-bytes kernel-name".
+// It is as strict as the driver about common mistakes: no calls before cuInit or after a fork, none without a current
+// context, no load during a capture except in relaxed mode, no more dynamic shared memory and no larger clusters than
+// were requested, no clusters on GPUs without them. An image is not code but the text "parameter-bytes kernel-name".
 // Other entry points of the API succeed and do nothing.
 
 #include <dlfcn.h>
@@ -15,7 +15,7 @@ enum { kSuccess, kInvalidValue, kNotInitialized = 3, kInvalidDevice = 101, kInva
        kNotFound = 500, kCaptureUnsupported = 900, kCaptureImplicit = 906, kInvalidClusterSize = 912 };
 enum { kMaxDevices = 4, kMaxKernels = 64, kMaxCalls = 1 << 15, kMaxParameters = 1024, kDefaultShared = 48 * 1024,
        kPortableCluster = 8, kLargestCluster = 16 };
-enum { kRelaxed = 2 };  // mode of a thread towards captures
+enum { kRelaxed = 2 };  // a thread's capture mode
 enum { kDynamicSharedSize = 8, kNonPortableCluster = 14, kClusterDimension = 4 };  // attributes
 
 typedef struct {
@@ -34,15 +34,15 @@ typedef struct {
   unsigned char parameters[kMaxParameters];
 } Call;
 
-// Set and read by the tests.
-int stub_version                        = 13000;  // of CUDA
+// Set and read by tests.
+int stub_version                        = 13000;  // CUDA version
 int stub_devices                        = 1;
 int stub_capabilities[2 * kMaxDevices]  = {9, 0, 9, 0, 9, 0, 9, 0};  // major, minor
-int stub_largest_cluster                = 16;  // that a device has place for
+int stub_largest_cluster                = 16;  // largest cluster that a device has room for
 uint64_t stub_captured_stream           = 0;  // 0: no capture
 char stub_failing_call[40]              = "";
 int stub_failure                        = 0;
-int stub_pause_us                       = 0;  // of every recorded call, before anything else
+int stub_pause_us                       = 0;  // pause at the start of every recorded call
 int stub_recording                      = 1;
 int stub_call_count                     = 0;
 Call stub_calls[kMaxCalls];
@@ -51,7 +51,7 @@ static Kernel kernels[kMaxKernels];
 static int kernel_count      = 0;
 static pid_t initialised_by  = 0;
 static __thread int current  = -1;  // device of the thread's context
-static __thread int mode     = 0;   // of the thread: what it may do during captures
+static __thread int mode     = 0;   // the thread's capture mode
 
 static Call* record(char const* name, uint64_t a, uint64_t b, uint64_t c)
 {
