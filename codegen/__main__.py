@@ -133,14 +133,14 @@ def tune(direction: str, dtype: str, bundle: Path | None, prepare: str | None, l
     """Time candidate tiles for rows of K columns on the GPU here, and propose rows of plans.py."""
     chosen = next(each for each in Direction if each.label == direction)
     if prepare is not None or bundle is None:
-        _user_cache()  # where what is compiled will be looked for: a setting that cannot be used is said first
+        _user_cache()  # where compiled kernels will be looked up: a setting that cannot be used is reported first
     if prepare is not None:
         if bundle is None:
             raise click.UsageError("--prepare writes the file that --bundle names")
         specs = {spec: None for k in lengths for spec in tuning.compared(chosen, DType(dtype), k, prepare)}
         click.echo(tuning.prepare(specs, prepare, bundle))
         return
-    from benchmarks import tuning as timing  # with torch, which nothing else here needs
+    from benchmarks import tuning as timing  # imports torch, which nothing else here needs
     from benchmarks.device import NoDevice
 
     prepared = None if bundle is None else Bundle(bundle)
@@ -203,7 +203,7 @@ def inspect(name: str, arch: str, sass: bool, as_json: bool) -> None:
 def bundle(architectures: tuple[str, ...], output: Path, sign: Path | None, jobs: int | None) -> None:
     """Compile every variant and write one file that deploys without a compiler. Default: all architectures in reach."""
     start = time.monotonic()
-    private_key = _private_key(sign)  # before the work of minutes that it is for
+    private_key = _private_key(sign)  # fails before minutes of work, not after
     chosen = toolchain.check_architectures(architectures or toolchain.supported_architectures())
     report = builder.build(variants.shipped(), chosen, _user_cache(), jobs=jobs)
     output.parent.mkdir(parents=True, exist_ok=True)

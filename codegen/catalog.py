@@ -35,7 +35,7 @@ def build_catalog(sources: dict[str, str]) -> Catalog:
 
 
 def alone(spec: Spec) -> Catalog:
-    """A catalog of one kernel, shipped or not, which serves every row that it can: for launching just that kernel."""
+    """A catalog of one kernel, shipped or not, which serves every row that it can: for launching only that kernel."""
     entry = Entry(spec.name, (1, spec.max_k), spec.vec, 0, ())
     served = [mask.label for mask in Mask if computed_by(spec.direction, mask) is spec.mask or mask is spec.mask]
     return Catalog(
@@ -91,7 +91,7 @@ def generated_files() -> dict[str, str]:
 
 
 def _present(directory: Path) -> list[Path]:
-    """The sources and the catalog that are there; whatever else is in the folder is somebody's, and left alone."""
+    """The existing sources and catalog; anything else in the folder belongs to someone else and is left alone."""
     return [path for path in (*directory.glob("*.cu"), directory / CATALOG) if path.is_file()]
 
 
@@ -108,7 +108,7 @@ def write(directory: Path = GENERATED) -> tuple[int, int]:
             os.replace(partial, path)
             written += 1
     stale = [path for path in _present(directory) if path.name not in wanted]
-    for path in (*stale, *directory.glob(".*.partial")):  # of a run that was killed
+    for path in (*stale, *directory.glob(".*.partial")):  # left by a run that was killed
         path.unlink()
     return written, len(stale)
 

@@ -19,7 +19,7 @@ def default_architectures(named: Iterable[str]) -> tuple[tuple[str, ...], str]:
 
 
 def _devices() -> list[str]:
-    """Architectures of the GPUs here; none where there is no driver."""
+    """Architectures of the GPUs here; none without a driver."""
     try:
         if driver.cuInit(0)[0] != driver.CUresult.CUDA_SUCCESS:
             return []

@@ -14,12 +14,12 @@ class Section:
 
     @property
     def format(self) -> str:
-        """In native alignment, followed by the padding that C++ adds to a struct with 64-bit members."""
+        """The format in native alignment, followed by the padding that C++ adds to a struct with 64-bit members."""
         return "".join(format for _, format in self.fields) + "0q"
 
 
 def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
-    """Fields of values that each row has one of: RowValue in C++."""
+    """Fields of values that every row has one of: RowValue in C++."""
     return tuple(field for name in names for field in ((f"{name}.address", "P"), (f"{name}.strides", "4i")))
 
 

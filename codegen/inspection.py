@@ -19,7 +19,7 @@ OLDEST_DISASSEMBLED = 75
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts of one cubin. `sass` counts instructions by opcode and modifiers; empty where no disassembler reads it."""
+    """Facts of one cubin. `sass` counts instructions by opcode and modifiers; empty if no disassembler can read it."""
 
     variant: str
     arch: str
@@ -66,7 +66,7 @@ def disassemble(cubin: Cubin) -> str:
 
 
 def _count_instructions(sass: str) -> dict[str, int]:
-    """By opcode; the NOPs that pad the end are not counted."""
+    """Instructions by opcode, without the NOPs that pad the end."""
     counts = Counter(_INSTRUCTION.findall(sass))
     del counts["NOP"]
     return dict(sorted(counts.items()))

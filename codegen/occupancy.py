@@ -1,6 +1,6 @@
 """Minimum CTAs per SM for `__launch_bounds__`, which sets the register budget of a kernel.
 
-As many as fit without spilling, as compiled with each toolchain for each architecture; nothing here was timed.
+The largest numbers that fit without spilling, as compiled with each toolchain for each architecture; not timed.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from .spec import Spec
 
 
 class CtasPerSm(NamedTuple):
-    """By architecture; `sm_100` is that of sm_103 too."""
+    """CTAs per SM by architecture; `sm_100` is also used for sm_103."""
 
     any: int
     sm_90: int
@@ -23,8 +23,10 @@ class CtasPerSm(NamedTuple):
 
 
 def ctas_per_sm(spec: Spec) -> CtasPerSm:
-    """The memory of sm_90 and sm_100 needs two to four times as many bytes in flight on an SM as that of sm_80. For
-    sm_120 ptxas takes up to a third more registers for the same code; not for the loop of a forward stream.
+    """The CTAs per SM that a kernel should leave room for.
+
+    The memory of sm_90 and sm_100 needs two to four times as many bytes in flight on an SM as that of sm_80. For the
+    same code ptxas takes up to a third more registers on sm_120, except in the loop of a forward stream.
     """
     threads = (_threads(spec), _threads_on_sm_90(spec), _threads_on_sm_100(spec))
     least, on_sm_90, on_sm_100 = (max(of_sm // spec.threads, 1) for of_sm in threads)
@@ -33,13 +35,13 @@ def ctas_per_sm(spec: Spec) -> CtasPerSm:
 
 
 def _first(*rules: tuple[bool, int]) -> int:
-    """Threads on an SM by the first rule that holds: 1024 leave 64 registers to each, 1536 leave 40."""
+    """Threads on an SM by the first rule that holds: 1024 leave 64 registers to each thread, 1536 leave 40."""
     return next(threads for holds, threads in rules if holds)
 
 
 def _threads(spec: Spec) -> int:
-    """The default, 1024, is what the smallest SM (sm_75) holds. Fewer wherever one ptxas or another spills at 64
-    registers.
+    """Threads on an SM for any architecture. The default, 1024, is what the smallest SM (sm_75) holds; fewer wherever
+    one ptxas or another spills at 64 registers.
     """
     forward, ragged = spec.direction is Direction.FORWARD, spec.ragged
     masked = spec.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
@@ -51,7 +53,7 @@ def _threads(spec: Spec) -> int:
     return _first(
         (spec.plan is Plan.TILE and spec.dtype is DType.F64, 512),
         (spec.dtype is DType.F32 and masked, 512),
-        (backward_warp and ragged and many_edges, 640),  # a good part of a short row, twice
+        (backward_warp and ragged and many_edges, 640),  # edges are a large part of a short row, in two tensors
         (backward_warp and not ragged and many_vectors, 640),
         (backward_warp and (many_vectors or not ragged), 768),
         (warp and forward and ragged and (general_scores or many_edges or many_vectors), 768),
@@ -65,7 +67,7 @@ def _threads(spec: Spec) -> int:
 
 
 def _threads_on_sm_100(spec: Spec) -> int:
-    """More where 40 or 48 registers cost few instructions or none."""
+    """Threads on an SM of sm_100: more where 40 or 48 registers cost few or no instructions."""
     forward, half = spec.direction is Direction.FORWARD, spec.dtype.bytes == 2
     general_scores = forward and spec.mask.general
     stream = spec.plan is Plan.STREAM and spec.mask is not Mask.BOOLCAUSAL
@@ -86,7 +88,7 @@ def _threads_on_sm_100(spec: Spec) -> int:
 
 
 def _threads_on_sm_90(spec: Spec) -> int:
-    """As on sm_100, and more where only its ptxas spills: in rows of 16 bits that start anywhere."""
+    """As on sm_100, and more where only the ptxas of sm_100 spills: in 16-bit rows that start anywhere."""
     forward, ragged_half = spec.direction is Direction.FORWARD, spec.ragged and spec.dtype.bytes == 2
     warp = spec.plan is Plan.WARP and forward and ragged_half
     causal_f16 = spec.mask is Mask.CAUSAL and spec.dtype is DType.F16

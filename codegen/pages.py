@@ -12,7 +12,7 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def with_block(page: str, block: str, command: str) -> str:
-    """The page with the text between the comments that mark the command's output replaced by `block`."""
+    """The page with `block` in place of the text between the comments that mark the command's output."""
     marked = re.compile(rf"(<!-- begin: {re.escape(command)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if len(marked.findall(page)) != 1:
         raise ValueError(f"the page has no single block between <!-- begin: {command} --> and <!-- end -->")

@@ -68,7 +68,7 @@ def draw() -> str:
 
 
 def _fill(axes: Any) -> None:
-    """Groups of lanes under what they serve, a lane for each group of architectures, the axis of K and the legend."""
+    """Draws the lanes in groups, one lane per group of architectures, with titles, the axis of K and the legend."""
     groups = alike(KINDS, lambda kind: tuple(tuple(boxes(kind, archs[0])) for archs in ARCHITECTURE_GROUPS))
     names, bottoms = [], []
     for number, kinds in enumerate(groups):
@@ -88,7 +88,7 @@ def _fill(axes: Any) -> None:
 
 
 def _lane(axes: Any, bottom: float, lane: list[Box]) -> None:
-    """Boxes in the colours of their plans, hatched where rows start anywhere; each plan's name once, in its widest."""
+    """Draws boxes in the colours of their plans, hatched where rows start anywhere; a plan's name in its widest box."""
     from matplotlib.patches import Rectangle
 
     for box in lane:
@@ -107,7 +107,7 @@ def _paint(colour: str, hatched: bool = False) -> dict[str, Any]:
 
 
 def _legend(axes: Any) -> None:
-    """What the two halves of a lane are."""
+    """Explains the two halves of a lane."""
     from matplotlib.patches import Patch
 
     handles = [
@@ -120,7 +120,7 @@ def _legend(axes: Any) -> None:
 
 
 def _short(k: int) -> str:
-    """In units of 1024 or 1024^2.
+    """A length in units of 1024 or 1024^2.
 
     >>> [_short(k) for k in (16, 2048, 2**20)]
     ['16', '2k', '1M']

@@ -77,7 +77,7 @@ def _rows() -> list[tuple[Kind, RowPlan]]:
 
 
 def _measured(rows: list[tuple[Kind, RowPlan]]) -> str:
-    """Which rows a measurement chose, and where."""
+    """How many rows a measurement chose, and a list of these."""
     found = [
         f"* {direction.label} {dtype.value}, {plan.plan.label} up to {plan.max_k}: {plan.measured}"
         for (direction, dtype, _), plan in rows
@@ -126,7 +126,7 @@ def _extent(some: list[Span]) -> str:
 
 
 def _either(texts: dict[str, str]) -> str:
-    """One text for both alignments where they agree."""
+    """A single text for both alignments if they agree."""
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
     return "; ".join(f"{name} {text}" for name, text in texts.items())
@@ -147,7 +147,7 @@ def names_of(kinds: list[Kind]) -> str:
 
 
 def _ctas() -> list[list[str]]:
-    """Who shares a row, by plan and longest row."""
+    """Lanes that share a row, by plan and longest row."""
     columns = alike(KINDS, lambda kind: tuple(_cells(kind).items()))
     cells = [_cells(kinds[0]) for kinds in columns]
     keys = sorted({key for column in cells for key in column}, key=lambda key: (list(Plan).index(key[0]), key[1]))
@@ -175,5 +175,5 @@ def _cells(kind: Kind) -> dict[tuple[Plan, int], str]:
 
 
 def write() -> None:
-    """Brings the page up to date."""
+    """Updates the page."""
     PAGE.write_text(with_block(PAGE.read_text(), table(), COMMAND))

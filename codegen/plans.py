@@ -130,9 +130,9 @@ def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:
 def _clusters(dtype: DType, block: RowPlan, general: bool) -> list[RowPlan]:
     """Longer rows in the registers of 2 to 16 CTAs; the launch takes as few as hold the row.
 
-    Each is one of the largest block, or a warp more, as vocabularies go a little beyond 2^18 (262,208 columns): rows of
-    16 bits and aligned ones of f32, in five vectors to a lane where 32 warps hold 16384 columns in four. Rows of f32
-    that start anywhere would spill.
+    A CTA is one of the largest block, or has one warp more, since vocabularies go a little beyond 2^18 (262,208
+    columns). The latter holds for rows of 16 bits and aligned ones of f32, with five vectors per lane where 32 warps
+    hold 16384 columns in four. Rows of f32 that start anywhere would spill.
     """
     plans = []
     for vec in (dtype.vector, 1):

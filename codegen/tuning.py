@@ -139,7 +139,7 @@ def prepare(specs: Iterable[Spec], arch: str, path: Path) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate's median time, and the share that the copy's time is of it."""
+    """A candidate's median time, and the copy's time as a share of it."""
 
     spec: Spec
     us: float
