@@ -52,7 +52,7 @@ FLIGHT_BYTES = 48 << 10
 MULTIPROCESSORS = 132
 L2_BYTES = 60 << 20
 SM_REGISTERS, SM_THREADS, SM_CTAS, SM_SHARED, CTA_SHARED = 65536, 2048, 32, 228 << 10, 1 << 10
-"""Of an H200: registers, threads, CTAs and shared memory of an SM, and shared memory that each CTA takes for itself."""
+"""H200: registers, threads, CTAs and shared memory of an SM, and the shared memory that each CTA takes for itself."""
 
 IMPLIED = {
     ("causal", "fwd"): 0.75 / 0.78,

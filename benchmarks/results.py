@@ -54,7 +54,7 @@ class Row:
 
     @property
     def is_failure(self) -> bool:
-        """Whether ours raised or was wrong, or no ceiling was measured, without which there is no figure either."""
+        """Whether ours raised or was wrong, or no ceiling was measured, so that there is no figure."""
         return OURS in self.failed or OURS in self.wrong or not self.ceilings
 
     @property

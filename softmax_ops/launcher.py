@@ -24,7 +24,7 @@ PLANS = 4096
 _lock = threading.Lock()
 _kernels: dict[tuple[str, str], driver.Kernel] = {}
 _executables: dict[tuple[int, int], "Executable"] = {}
-"""By id of the plan (hashing a plan takes longer than a launch) and device. An executable keeps its plan alive."""
+"""Executables by id of the plan (hashing it takes longer than a launch) and device. They keep their plans alive."""
 
 _frozen = False
 

@@ -125,7 +125,7 @@ def with_unit_stride(tensor: Tensor) -> Tensor:
 def contiguous(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
     """Contiguous copies of everything that is read, and a new output if y has gaps. Per-row results have none anyway.
 
-    0-d tensors are left alone: a kernel reads the lower half of a 64-bit offset, which is no row of numbers.
+    0-d tensors are left alone: a kernel reads the lower half of a 64-bit offset, which is not a row of numbers.
     """
     *inputs, y = tensors
     output = y if y.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)

@@ -208,7 +208,7 @@ class Planned(_Planned):
         x, out, mask  as planned, `x` and `mask` at any address of the planned alignment; a mask if one was planned.
 
         Raises ValueError for tensors that differ from the planned ones, that overlap, or that autograd would have to
-        record, TypeError for what is no tensor, and DriverError when CUDA refuses the launch.
+        record, TypeError for what is not a tensor, and DriverError if CUDA refuses the launch.
         """
         y = self._run[out is None](x, out, mask)
         if y is not None:

@@ -32,7 +32,7 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
 
     Returns the names of the kernels, in order. The calls are then safe inside a CUDA graph capture, and after
     `freeze()`. Raises ValueError for an invalid call, TypeError for facts if every call is a Call and for a device that
-    is no ordinal, and what a launch raises: KernelNotFound, NoVariant, DriverError.
+    is not an ordinal, and what a launch raises: KernelNotFound, NoVariant, DriverError.
     """
     if facts and all(isinstance(call, Call) for call in calls):
         raise TypeError(

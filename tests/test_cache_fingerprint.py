@@ -66,7 +66,7 @@ def test_two_architectures_of_one_front_end() -> None:
 
 @pytest.mark.parametrize("program", ["compiler", "linker"])
 def test_another_build_of_the_same_version(program: str, monkeypatch: Patch, fresh_compiler: None) -> None:
-    """Of NVRTC, and of nvJitLink, as each identifies itself in the PTX that it writes."""
+    """Another build of NVRTC, or of nvJitLink, as each identifies itself in the PTX that it writes."""
     before = fingerprint()
     real_compile, real_link = toolchain._compile, toolchain._link
     if program == "compiler":

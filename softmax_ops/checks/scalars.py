@@ -17,7 +17,7 @@ SCALE_LIMIT_F32 = 2.0**127
 _SCALE_LIMIT_F64 = sys.float_info.max
 
 _INSTEAD = {"scale": "leave scale at 1 and multiply by it in torch", "alibi_slopes": "add them as a bias"}
-"""What gives a gradient to arguments that have none."""
+"""What to do instead, for arguments that have no gradient."""
 
 
 def finite_scale(op: str, given: Any, rows: Tensor) -> float:

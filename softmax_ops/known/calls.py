@@ -134,14 +134,14 @@ forward = Calls(
     *("x", "scale", "mask", "bias", "key_lengths", "causal", "causal_offset", "window", "alibi_slopes", "sinks"),
     *("softcap", "dtype", "return_lse", "batch_invariant", "out", "log"),
 )
-"""In the order of the arguments of `softmax`; `log` is that of `log_softmax`."""
+"""Known calls of the forward; names in the order of `softmax`'s arguments. `log` tells `log_softmax` from it."""
 
 backward = Calls(
     "bwd",
     *("dy", "y", "scale", "causal", "causal_offset", "window", "key_lengths", "softcap", "lse", "grad_lse", "dtype"),
     *("batch_invariant", "out", "log"),
 )
-"""In the order of the arguments of `softmax_backward`."""
+"""Known calls of the backward; names in the order of `softmax_backward`'s arguments."""
 
 masked_fill = Calls("fwd", "x", "scale", "mask", "fill", "out")
-"""In the order of the arguments of `routes.masked_fill`; its `out` is always None."""
+"""Known calls of `routes.masked_fill`; names in the order of its arguments. `out` is always None."""

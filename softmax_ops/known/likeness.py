@@ -41,7 +41,7 @@ def compared(*tensors: Tensor) -> Callable[..., bool]:
 
 
 def _facts(tensors: tuple[Tensor, ...]) -> Any:
-    """What is compared; for tensors without such facts a new object, which equals nothing."""
+    """The facts to compare; for tensors without them a new object, which equals nothing else."""
     try:
         facts = [_facts_of(tensor) for tensor in tensors]
     except (AttributeError, TypeError, RuntimeError, NotImplementedError):

@@ -288,7 +288,7 @@ def _biased(spec: Spec) -> list[Case]:
 
 
 def _forward_features(spec: Spec) -> list[Case]:
-    """Of the general kind: many features at once, and almost none."""
+    """Cases of the general kind: many features at once, and almost none."""
     shortest, longest = interval(spec)
     between = middle(spec)
     in_place = spec.dtype.output is spec.dtype
@@ -346,7 +346,7 @@ def _forward_features(spec: Spec) -> list[Case]:
 
 
 def _backward_features(spec: Spec) -> list[Case]:
-    """Of the general kind, overwriting each input in turn."""
+    """Cases of the general kind, overwriting each input in turn."""
     shortest, longest = interval(spec)
     between = middle(spec)
     anywhere = Layout(phase=0 if spec.vec > 1 else 1)

@@ -50,7 +50,7 @@ ASKED = {
         "together": Features(LEFT, 1, CAP, row_scale="bhq", lengths=True, dlse=True),
     },
 }
-"""By the page's name for it. Each is measured for probabilities and for logarithms, with numbers per row."""
+"""Features by their name on the page. Each is measured for probabilities and for logarithms, with numbers per row."""
 
 RESULTS = {Direction.FORWARD: ("y", "log y", "lse"), Direction.BACKWARD: ("dx of y", "dx of log y", "d")}
 """Results for probabilities, for logarithms, and the number per row of either."""
