@@ -34,6 +34,10 @@ def ctas_per_sm(spec: Spec) -> CtasPerSm:
     return CtasPerSm(least, on_sm_90, on_sm_100, least if whole else least * 3 // 4)
 
 
+_TWO_OF_17_WARPS = 2 * 17 * 32
+"""Threads of two CTAs of a cluster that have a warp more than those of a block: 56 registers each."""
+
+
 def _first(*rules: tuple[bool, int]) -> int:
     """Threads on an SM by the first rule that holds: 1024 leave 64 registers to each thread, 1536 leave 40."""
     return next(threads for holds, threads in rules if holds)
@@ -61,7 +65,7 @@ def _threads(spec: Spec) -> int:
         (block and ragged and (general_scores or (not forward and spec.dtype.bytes == 2)), 768),
         (cluster and ragged and (f32_scores or spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS)), 768),
         (spec.plan is Plan.STREAM and ragged and general_scores, 768),
-        (cluster and spec.threads == 544, 1088),
+        (cluster and spec.warps == 17, _TWO_OF_17_WARPS),
         (True, 1024),
     )
 
@@ -96,6 +100,6 @@ def _threads_on_sm_90(spec: Spec) -> int:
         (warp and spec.mask is Mask.NONE and spec.chunks <= 2, 1536),
         (warp and causal_f16 and spec.chunks <= 4 and spec.edges <= 2, 1280),
         (spec.plan is Plan.BLOCK and not forward and ragged_half, 1024),
-        (spec.plan is Plan.CLUSTER and not spec.mask.general and ragged_half, 1088),
+        (spec.plan is Plan.CLUSTER and not spec.mask.general and ragged_half, _TWO_OF_17_WARPS),
         (True, _threads_on_sm_100(spec)),
     )
