@@ -32,7 +32,7 @@ from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import LaunchPlan, plan
-from softmax_ops.problem import BIASED, General, Operand, broadcast_strides, contiguous_strides
+from softmax_ops.problem import BIASED, General, Operand, broadcast_strides, contiguous_strides, kind_of_general
 from tests.support import sass
 from tests.support.cases import full_cta
 from tests.support.engines import InterpreterEngine
@@ -111,8 +111,10 @@ def launch_plan(cell: Cell) -> LaunchPlan:
     kind = {"padding": "bool"}.get(cell.mask, cell.mask)
     dtype = cell.dtype if cell.result == cell.dtype else f"{cell.dtype}to{cell.result}"
     if is_general(cell) and not _is_biased(cell):
-        of = geometry(cell.shape, dtype, "general", direction=cell.direction, general=General(logarithms=_log(cell)))
-        of = of._replace(operands=(*of.operands, *_operands(cell)))
+        general, operands = General(logarithms=_log(cell)), tuple(_operands(cell))
+        kind = kind_of_general(cell.direction, general, (operand.name for operand in operands))
+        of = geometry(cell.shape, dtype, kind, direction=cell.direction, general=general)
+        of = of._replace(operands=(*of.operands, *operands))
     else:
         of = geometry(cell.shape, dtype, kind, direction=cell.direction, mask_shape=cell.mask_shape)
     return plan(of, catalog.load(), ARCH)
@@ -132,7 +134,7 @@ def _log(cell: Cell) -> bool:
 
 
 def _operands(cell: Cell) -> Iterator[Operand]:
-    """What the general kind reads besides its inputs."""
+    """What a general request reads besides its inputs."""
     size = ELEMENT_BYTES[cell.dtype]
     if cell.mask == "bias" and cell.mask_shape:
         yield Operand("bias", broadcast_strides(cell.mask_shape, cell.shape), ALIGNMENT, size)
@@ -143,7 +145,7 @@ def _operands(cell: Cell) -> Iterator[Operand]:
 
 
 def features(cell: Cell) -> Features | None:
-    """The cell's features for a full CTA; None for kinds other than the general one."""
+    """The cell's features for a full CTA; None if it asks for none."""
     if not is_general(cell):
         return None
     return Features(

@@ -37,7 +37,7 @@ def build_catalog(sources: dict[str, str]) -> Catalog:
 def alone(spec: Spec) -> Catalog:
     """A catalog of one kernel, shipped or not, which serves every row that it can: for launching only that kernel."""
     entry = Entry(spec.name, (1, spec.max_k), spec.vec, 0, ())
-    served = [mask.label for mask in Mask if computed_by(spec.direction, mask) is spec.mask or mask is spec.mask]
+    served = [mask.label for mask in Mask if computed_by(spec.direction, spec.dtype, mask) is spec.mask or mask is spec.mask]
     return Catalog(
         variants={spec.name: _variant(spec, render(spec))},
         layouts={_layout_key(spec): spec.arguments},

@@ -75,19 +75,21 @@ EPILOGUE = Feature(
     "Epilogue<{numeric}>",
     Section((("epilogue.logarithms", "q"), *_of_rows("row_scale", "sinks", "lse"))),
 )
-GENERAL_GRADIENT = Feature(
-    "gradient",
-    "general_gradient.cuh",
-    "GeneralGradient<{element}>",
-    Section((("gradient.logarithms", "q"), *_of_rows("row_scale", "lse", "dlse", "d"), ("gradient.inverse_cap", "d"))),
+_GRADIENT = Section(
+    (("gradient.logarithms", "q"), *_of_rows("row_scale", "lse", "dlse", "d"), ("gradient.inverse_cap", "d"))
 )
+ROWWISE_GRADIENT = Feature(
+    "gradient", "general_gradient.cuh", "GeneralGradient<{element}, /*MayCap=*/false>", _GRADIENT
+)
+GENERAL_GRADIENT = Feature("gradient", "general_gradient.cuh", "GeneralGradient<{element}>", _GRADIENT)
 
 
 class Mask(Enum):
     """Mask kinds: the features that change the scores between the load and the softmax, in the order in which they act.
 
     BOOL is a bool or uint8 mask, LIKE a mask of the scores' own dtype. GENERAL has every feature of attention and
-    sampling; a launch turns off those that it does not use by a null address or a neutral number.
+    sampling; a launch turns off those that it does not use by a null address or a neutral number. ROWWISE has those of
+    them that treat all columns alike: logarithms, log-sum-exp, sinks, a scale per row, results of another type.
     """
 
     NONE = "none", ()
@@ -96,6 +98,7 @@ class Mask(Enum):
     BOOLCAUSAL = "boolcausal", (CAUSALITY, _tensor_mask("TensorMask<uint8_t, {accumulator}>"))
     LIKE = "like", (_tensor_mask("TensorMask<{element}, {accumulator}>"),)
     BIAS = "bias", (_bias("Bias<{element}, {element}>"),)
+    ROWWISE = "rowwise", ()
     GENERAL = "general", (SOFTCAP, BAND, OPTIONAL_BIAS, _tensor_mask("Optional<TensorMask<uint8_t, {accumulator}>>"))
 
     def __init__(self, label: str, features: tuple[Feature, ...]):
@@ -107,9 +110,14 @@ class Mask(Enum):
         return self is Mask.GENERAL
 
     @property
+    def has_epilogue(self) -> bool:
+        """Whether a row may end in something else than its probabilities, or their plain gradient."""
+        return self in (Mask.ROWWISE, Mask.GENERAL)
+
+    @property
     def sums(self) -> bool:
-        """Whether a bias or a slope may be added to the scores."""
-        return self in (Mask.BIAS, Mask.GENERAL)
+        """Whether a bias, a slope or a sink may join the scores."""
+        return self is Mask.BIAS or self.has_epilogue
 
     @property
     def causal(self) -> bool:

@@ -78,6 +78,7 @@ def _threads_on_sm_100(spec: Spec) -> int:
     warp = spec.plan is Plan.WARP and forward
     wide = warp and not half
     cluster, ragged_half = spec.plan is Plan.CLUSTER and not spec.mask.general, half and spec.ragged
+    widens = spec.dtype.output is DType.F32
     return _first(
         (stream and general_scores and spec.dtype is DType.F64, _threads(spec)),
         (stream and general_scores and half, 1280),
@@ -86,7 +87,7 @@ def _threads_on_sm_100(spec: Spec) -> int:
         (wide and spec.mask is Mask.BOOLCAUSAL and not spec.ragged, 1536),
         (wide and spec.mask is Mask.GENERAL and spec.dtype is DType.F32 and not spec.ragged, 1536),
         (warp and spec.mask is Mask.CAUSAL and not spec.ragged and spec.chunks <= 4, 1280),
-        (cluster and ragged_half and (not forward or spec.mask is Mask.LIKE), 768),
+        (cluster and ragged_half and (not forward or spec.mask is Mask.LIKE or widens), 768),
         (True, _threads(spec)),
     )
 

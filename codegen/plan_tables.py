@@ -9,14 +9,14 @@ from .features import Mask
 from .pages import DOCS, markdown, with_block
 from .plans import CLUSTERS, MAX_SPLIT_ROWS, RowPlan, row_plans
 from .spec import ANY_K
-from .variants import ARCHITECTURES, MASKS, dispatch
+from .variants import ARCHITECTURES, MASKS, computed_by, dispatch
 
 PAGE = DOCS / "plans.md"
 COMMAND = "python -m codegen plans --write"
 
 Key = TypeVar("Key")
-Kind = tuple[Direction, DType, bool]
-"""What `row_plans` depends on: direction, element types, and whether it is the general mask kind."""
+Kind = tuple[Direction, DType, Mask]
+"""What `row_plans` depends on: direction, element types, and mask kind; NONE stands for all those planned like it."""
 
 FEW, MANY = MAX_SPLIT_ROWS, MAX_SPLIT_ROWS + 1
 """Numbers of rows on either side of the only threshold in rows."""
@@ -59,9 +59,9 @@ def alike(keys: Iterable[Key], of: Callable[[Key], Hashable]) -> list[list[Key]]
 
 
 KINDS: list[Kind] = [
-    (direction, dtype, general)
-    for general, direction, dtype in product((False, True), Direction, DType)
-    if any(mask.general is general for mask in MASKS.get((direction, dtype), ()))
+    (direction, dtype, mask)
+    for mask, direction, dtype in product((Mask.NONE, Mask.ROWWISE, Mask.GENERAL), Direction, DType)
+    if mask in MASKS.get((direction, dtype), ()) and (not mask.has_epilogue or computed_by(direction, dtype, mask) is mask)
 ]
 ARCHITECTURE_GROUPS = alike(ARCHITECTURES, lambda arch: tuple(arch in some for some, _ in CLUSTERS))
 """Architectures grouped so that dispatch treats those of a group alike."""
@@ -138,12 +138,13 @@ def interval(first: Any, last: Any) -> str:
 
 def names_of(kinds: list[Kind]) -> str:
     """The element types of some kinds; after the direction if the two directions differ."""
-    general = "general " if all(each for *_, each in kinds) else ""
+    mask = kinds[0][-1]
+    kind = f"{mask.label} " if mask.has_epilogue else ""
     found = [", ".join(dtype.value for own, dtype, _ in kinds if own is direction) for direction in Direction]
     if found[0] == found[1]:
-        return general + found[0]
+        return kind + found[0]
     named = zip(Direction, found, strict=True)
-    return general + "; ".join(f"{direction.label} {names}" for direction, names in named if names)
+    return kind + "; ".join(f"{direction.label} {names}" for direction, names in named if names)
 
 
 def _ctas() -> list[list[str]]:
@@ -161,8 +162,7 @@ def _ctas() -> list[list[str]]:
 def _cells(kind: Kind) -> dict[tuple[Plan, int], str]:
     """The CTA of each plan, by its longest row."""
     found: dict[tuple[Plan, int], dict[str, str]] = {}
-    direction, dtype, general = kind
-    for plan, spec in dispatch(direction, dtype, Mask.GENERAL if general else Mask.CAUSAL) or ():
+    for plan, spec in dispatch(*kind) or ():
         text = f"{spec.lanes} x {spec.rows}"
         if spec.by_warp:
             text = f"to {text}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from softmax_ops.artifacts.constants import MAX_CLUSTER
 
 from .axes import Direction, DType, Plan
+from .features import Mask
 from .spec import ANY_K
 
 MAX_SPLIT_ROWS = 128
@@ -41,19 +42,23 @@ class RowPlan:
     measured: str = ""
 
 
-def row_plans(direction: Direction, dtype: DType, general: bool = False) -> list[RowPlan]:
+def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> list[RowPlan]:
     """All row plans of an element type, in the order in which dispatch tries them; the first one that is long enough
     and whose conditions the rows meet is taken. The aligned plan of a bucket comes before the one for rows that start
     anywhere.
 
     The general kind has no tiles: its shortest rows use WARP. Its lanes hold half as many columns, because its code
-    per column is long and is repeated for each column that a lane holds.
+    per column is long and is repeated for each column that a lane holds. The rowwise kind has the general plans, but
+    clusters like those of the other kinds: a vocabulary is too long for the general ones.
     """
+    general = mask.has_epilogue
     held = ([] if general else _tiles(direction, dtype)) + _warps(dtype, general) + _blocks(direction, dtype, general)
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
     held = _without_overlap(held, dtype)
     longest = held[-1]
-    return held + _clusters(dtype, longest, general) + _pieces(longest.k[1] + 1, general)
+    block = _blocks(direction, dtype, general=False)[-1] if mask is Mask.ROWWISE else longest
+    beyond = longest.k[1] + 1
+    return held + _clusters(direction, dtype, mask, block, beyond) + _pieces(beyond, general)
 
 
 def _without_overlap(plans: list[RowPlan], dtype: DType) -> list[RowPlan]:
@@ -127,25 +132,30 @@ def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:
     return [RowPlan(Plan.BLOCK, longest, vec, longest // per_thread, 1) for vec in (dtype.vector, 1)]
 
 
-def _clusters(dtype: DType, block: RowPlan, general: bool) -> list[RowPlan]:
+def _clusters(direction: Direction, dtype: DType, mask: Mask, block: RowPlan, min_k: int) -> list[RowPlan]:
     """Longer rows in the registers of 2 to 16 CTAs; the launch takes as few as hold the row.
 
-    A CTA is one of the largest block, or has one warp more, since vocabularies go a little beyond 2^18 (262,208
-    columns). The latter holds for rows of 16 bits and aligned ones of f32, with five vectors per lane where 32 warps
-    hold 16384 columns in four. Rows of f32 that start anywhere would spill.
+    A CTA is one of the block, or has one warp more, since vocabularies go a little beyond 2^18 (262,208 columns). The
+    latter holds for rows of 16 bits and aligned ones of f32, with five vectors per lane where 32 warps hold 16384
+    columns in four. Rows of f32 that start anywhere would spill; in the rowwise backward, on sm_120, they would with
+    more than 28 warps.
     """
     plans = []
     for vec in (dtype.vector, 1):
         columns, threads = block.max_k, block.threads
-        if not general and (dtype.bytes == 2 or (dtype is DType.F32 and vec > 1)):
+        aligned_f32 = dtype.input is DType.F32 and vec > 1
+        if not mask.general and (dtype.bytes == 2 or aligned_f32):
             columns += columns // 16
             threads = min(threads + threads // 16, 1024)
+        elif mask is Mask.ROWWISE and direction is Direction.BACKWARD:
+            columns -= columns // 8
+            threads -= threads // 8
         plans += [
             RowPlan(
                 *(Plan.CLUSTER, columns * MAX_CLUSTER, vec, threads),
                 rows=1,
                 cluster=MAX_CLUSTER,
-                k=(block.k[1] + 1, columns * ctas),
+                k=(min_k, columns * ctas),
                 architectures=architectures,
             )
             for architectures, ctas in CLUSTERS

@@ -21,21 +21,28 @@ _PLAN_HEADERS = {
 }
 
 _FORMULAS = {
-    (Direction.FORWARD, False): (
+    (Direction.FORWARD, Mask.NONE): (
         "y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij",
     ),
-    (Direction.BACKWARD, False): ("dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere",),
-    (Direction.FORWARD, True): (
+    (Direction.BACKWARD, Mask.NONE): ("dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere",),
+    (Direction.FORWARD, Mask.ROWWISE): (
+        "z_ij = scale_i * x_ij;  lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm",
+    ),
+    (Direction.BACKWARD, Mask.ROWWISE): (
+        "d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i) over visible j, 0 elsewhere",
+        "y and dy may be those of the logarithms",
+    ),
+    (Direction.FORWARD, Mask.GENERAL): (
         "s_ij = scale_i * x_ij, capped by softcap;  z_ij = s_ij - slope_i * |i + offset - j| + bias_ij",
         "lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm",
         "over j visible to window, length and mask, 0 or -inf elsewhere",
     ),
-    (Direction.BACKWARD, True): (
+    (Direction.BACKWARD, Mask.GENERAL): (
         "d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i), times the derivative of the softcap",
         "over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms",
     ),
 }
-"""By direction, and whether the mask kind is the general one."""
+"""By direction and mask kind; other kinds have that of NONE."""
 
 
 @cache
@@ -78,7 +85,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             dx_pointer=f"{spec.output}* const dx".ljust(len("Element const* const dy")),
             operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
             numeric=spec.numeric,
-            keep=", epilogue.keeps_exponents()" if spec.mask.general else "",
+            keep=", epilogue.keeps_exponents()" if spec.epilogue else "",
             features=[_named(spec, feature) for feature in spec.features],
             epilogue=_named(spec, spec.epilogue) if spec.epilogue else None,
             visible=_named(spec, spec.features[0]) if spec.features else None,
@@ -94,11 +101,11 @@ def _named(spec: Spec, feature: Feature) -> dict[str, str]:
 
 
 def _scale(spec: Spec) -> str:
-    return "epilogue.scale(p.operands.scale)" if spec.mask.general else "p.operands.scale"
+    return "epilogue.scale(p.operands.scale)" if spec.epilogue else "p.operands.scale"
 
 
 def _formula(spec: Spec) -> tuple[str, ...]:
-    lines = _FORMULAS[spec.direction, spec.mask.general]
+    lines = _FORMULAS.get((spec.direction, spec.mask), _FORMULAS[spec.direction, Mask.NONE])
     return tuple(line.replace("scale * x,", "scale * x + bias,") for line in lines) if spec.mask is Mask.BIAS else lines
 
 
@@ -146,7 +153,8 @@ def _work(spec: Spec) -> str:
     if spec.direction is Direction.FORWARD:
         each = "two exponentials" if spec.piece else "one exponential"
         return f"{each}; with a softcap {'two' if spec.piece else 'one'} more" if spec.mask.general else each
-    return "with logarithms one exponential, with a softcap one logarithm" if spec.mask.general else "no exponential"
+    with_cap = ", with a softcap one logarithm" if spec.mask.general else ""
+    return f"with logarithms one exponential{with_cap}" if spec.epilogue else "no exponential"
 
 
 def source_files(specs: tuple[Spec, ...], templates: Path = TEMPLATES) -> dict[str, str]:

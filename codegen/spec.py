@@ -11,7 +11,7 @@ from functools import cached_property
 from softmax_ops.artifacts.constants import ACCESS_BYTES
 
 from .axes import Direction, DType, Plan
-from .features import BAND, EPILOGUE, GENERAL_GRADIENT, Feature, Mask, Section
+from .features import BAND, CAUSALITY, EPILOGUE, GENERAL_GRADIENT, ROWWISE_GRADIENT, Feature, Mask, Section
 
 ANY_K = 2**31 - 2**20
 """Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors
@@ -91,16 +91,18 @@ class Spec:
     def features(self) -> tuple[Feature, ...]:
         """The features of the kernel. A backward starts from the results of the forward and only needs to know which
         columns are visible."""
-        if self.mask.general and self.direction is Direction.BACKWARD:
-            return (BAND,)
+        if self.mask.has_epilogue and self.direction is Direction.BACKWARD:
+            return (BAND if self.mask.general else CAUSALITY,)
         return self.mask.features
 
     @property
     def epilogue(self) -> Feature | None:
-        """In the general kind, the feature that finishes a row once its reduction is known."""
-        if not self.mask.general:
+        """The feature that finishes a row once its reduction is known; None where that is a single factor or sum."""
+        if not self.mask.has_epilogue:
             return None
-        return EPILOGUE if self.direction is Direction.FORWARD else GENERAL_GRADIENT
+        if self.direction is Direction.FORWARD:
+            return EPILOGUE
+        return GENERAL_GRADIENT if self.mask.general else ROWWISE_GRADIENT
 
     @property
     def lanes(self) -> int:

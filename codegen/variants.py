@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from .axes import Direction, DType
+from .axes import Direction, DType, Plan
 from .features import Mask
 from .plans import CLUSTERS, RowPlan, row_plans
 from .spec import Spec
@@ -13,33 +13,41 @@ MAX_VARIANTS = 600
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
 """The architectures that variants ship for: all of them, except that clusters need sm_90 or later."""
 
-_ALL = (Mask.NONE, Mask.CAUSAL, Mask.BOOL, Mask.BOOLCAUSAL, Mask.GENERAL)
+_ALL = (Mask.NONE, Mask.CAUSAL, Mask.BOOL, Mask.BOOLCAUSAL, Mask.ROWWISE, Mask.GENERAL)
 
 MASKS: dict[tuple[Direction, DType], tuple[Mask, ...]] = {
     (Direction.FORWARD, DType.F16): (*_ALL, Mask.LIKE, Mask.BIAS),
     (Direction.FORWARD, DType.BF16): (*_ALL, Mask.LIKE, Mask.BIAS),
     (Direction.FORWARD, DType.F32): (*_ALL, Mask.LIKE),
     (Direction.FORWARD, DType.F64): _ALL,
-    (Direction.FORWARD, DType.F16TOF32): (Mask.GENERAL,),
-    (Direction.FORWARD, DType.BF16TOF32): (Mask.GENERAL,),
-    (Direction.BACKWARD, DType.F16): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
-    (Direction.BACKWARD, DType.BF16): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
-    (Direction.BACKWARD, DType.F32): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
-    (Direction.BACKWARD, DType.F64): (Mask.NONE, Mask.CAUSAL, Mask.GENERAL),
-    (Direction.BACKWARD, DType.F32TOF16): (Mask.GENERAL,),
-    (Direction.BACKWARD, DType.F32TOBF16): (Mask.GENERAL,),
+    (Direction.FORWARD, DType.F16TOF32): (Mask.ROWWISE, Mask.GENERAL),
+    (Direction.FORWARD, DType.BF16TOF32): (Mask.ROWWISE, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F16): (Mask.NONE, Mask.CAUSAL, Mask.ROWWISE, Mask.GENERAL),
+    (Direction.BACKWARD, DType.BF16): (Mask.NONE, Mask.CAUSAL, Mask.ROWWISE, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F32): (Mask.NONE, Mask.CAUSAL, Mask.ROWWISE, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F64): (Mask.NONE, Mask.CAUSAL, Mask.ROWWISE, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F32TOF16): (Mask.ROWWISE, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F32TOBF16): (Mask.ROWWISE, Mask.GENERAL),
 }
 """Mask kinds that ship, at every row length, by direction and element types."""
 
 
-def computed_by(direction: Direction, mask: Mask) -> Mask:
+_WITHOUT_ROWWISE = [(Direction.FORWARD, DType.F64)] + [
+    (Direction.BACKWARD, dtype) for dtype in (DType.F16, DType.BF16, DType.F64)
+]
+"""Element types whose rowwise calls the general kernels serve: logarithms and their gradients are mostly f32."""
+
+
+def computed_by(direction: Direction, dtype: DType, mask: Mask) -> Mask:
     """The mask kind of the kernels that serve a mask kind: itself, or a more capable one if that costs little.
 
     A causal kernel can serve calls that are not causal: launched with an offset that hides nothing, it only compares
     columns with the end of the row, once per vector. That cost hides behind the traffic of a tensor mask, and in the
     backward, which computes no exp.
     """
-    if mask is Mask.GENERAL:
+    if mask is Mask.ROWWISE and (direction, dtype) in _WITHOUT_ROWWISE:
+        return Mask.GENERAL
+    if mask.has_epilogue:
         return mask
     if direction is Direction.BACKWARD:
         return Mask.CAUSAL
@@ -50,11 +58,14 @@ def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[tuple[RowPl
     """The variants that serve a mask kind, in the order in which dispatch tries them; None where it is not shipped."""
     if mask not in MASKS.get((direction, dtype), ()):
         return None
-    mask = computed_by(direction, mask)
-    return [(plan, _spec(direction, dtype, mask, plan)) for plan in row_plans(direction, dtype, mask.general)]
+    mask = computed_by(direction, dtype, mask)
+    return [(plan, _spec(direction, dtype, mask, plan)) for plan in row_plans(direction, dtype, mask)]
 
 
 def _spec(direction: Direction, dtype: DType, mask: Mask, plan: RowPlan) -> Spec:
+    """The kernel of a row plan; rowwise kernels exist for clusters only."""
+    if mask is Mask.ROWWISE and plan.plan is not Plan.CLUSTER:
+        mask = Mask.GENERAL
     return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
 
 

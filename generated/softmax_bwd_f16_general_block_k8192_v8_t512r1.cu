@@ -49,7 +49,7 @@ softmax_bwd_f16_general_block_k8192_v8_t512r1(Params const __grid_constant__ p)
 
   Band<float> const visible(p.band, rows, index);
   int const end = visible.end(k);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<cutlass::half_t> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*2)

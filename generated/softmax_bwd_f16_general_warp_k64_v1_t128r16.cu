@@ -50,7 +50,7 @@ softmax_bwd_f16_general_warp_k64_v1_t128r16(Params const __grid_constant__ p)
 
   Band<float> const visible(p.band, rows, index);
   int const end = visible.end(k);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<cutlass::half_t> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(lane, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*1+2)

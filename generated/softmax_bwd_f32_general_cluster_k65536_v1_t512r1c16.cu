@@ -53,7 +53,7 @@ softmax_bwd_f32_general_cluster_k65536_v1_t512r1c16(Params const __grid_constant
   Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const visible = Band<float>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*2+1)

@@ -54,7 +54,7 @@ softmax_bwd_f32tobf16_general_split_kany_v1_t256r1(Params const __grid_constant_
   Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, segment, /*columns=*/1024);
   auto const visible = Band<float>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*1+1)

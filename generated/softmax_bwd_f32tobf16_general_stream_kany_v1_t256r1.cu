@@ -50,7 +50,7 @@ softmax_bwd_f32tobf16_general_stream_kany_v1_t256r1(Params const __grid_constant
   cutlass::bfloat16_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Band<float> const visible(p.band, rows, index);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Partial seen    = Partial::nothing();
   int const reads = (visible.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column

@@ -49,7 +49,7 @@ softmax_bwd_f32tof16_general_block_k4096_v4_t512r1(Params const __grid_constant_
 
   Band<float> const visible(p.band, rows, index);
   int const end = visible.end(k);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*2)

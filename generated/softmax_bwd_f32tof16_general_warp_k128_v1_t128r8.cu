@@ -50,7 +50,7 @@ softmax_bwd_f32tof16_general_warp_k128_v1_t128r8(Params const __grid_constant__ 
 
   Band<float> const visible(p.band, rows, index);
   int const end = visible.end(k);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(lane, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*2+1)

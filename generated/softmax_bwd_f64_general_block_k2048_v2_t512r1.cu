@@ -49,7 +49,7 @@ softmax_bwd_f64_general_block_k2048_v2_t512r1(Params const __grid_constant__ p)
 
   Band<double> const visible(p.band, rows, index);
   int const end = visible.end(k);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (2*2)

@@ -54,7 +54,7 @@ softmax_bwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, segment, /*columns=*/512);
   auto const visible = Band<double>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (1*2)

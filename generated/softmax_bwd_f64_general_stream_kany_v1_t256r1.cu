@@ -49,7 +49,7 @@ softmax_bwd_f64_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Band<double> const visible(p.band, rows, index);
-  GeneralGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
+  GeneralGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Partial seen    = Partial::nothing();
   int const reads = (visible.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column

@@ -175,7 +175,7 @@ def _launches(geometry: Geometry, variant: Variant, layout: Layout, rows: Launch
     rows_per_cta = tile.rows_per_cta if tile else variant.rows
     cluster = _cluster(geometry, variant)
     pieces = _pieces(geometry, variant)
-    offset = geometry.causal_offset if geometry.causal_offset is not None else geometry.k
+    offset = geometry.causal_offset if geometry.is_causal and geometry.causal_offset is not None else geometry.k
     values: dict[str, tuple[float, ...]] = {
         **_zeros(layout),
         "rows.count": (rows.total,),

@@ -4,6 +4,7 @@
 call (addresses, scale, fill, stream) is passed at the launch.
 """
 
+from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
@@ -40,7 +41,8 @@ class Operand(NamedTuple):
 
 
 class General(NamedTuple):
-    """Arguments of the general mask kind besides its operands. Query i has position p = i + the geometry's offset."""
+    """Arguments of the kinds `general` and `rowwise` besides their operands. Query i has position p = i + the geometry's
+    offset."""
 
     left: int | None = None  # columns before p that it sees; None: all
     right: int | None = None  # columns after p that it sees; None: all. 0 is causal
@@ -53,12 +55,12 @@ class Geometry(NamedTuple):
 
     direction: str  # fwd, bwd
     dtype: str
-    mask_kind: str  # none, causal, bool, boolcausal, like, bias, general
+    mask_kind: str  # none, causal, bool, boolcausal, like, bias, rowwise, general
     shape: tuple[int, ...]
     operands: tuple[Operand, ...]  # in the order of OPERANDS, then the mask and others if there are any
     causal_offset: int | None = None
     batch_invariant: bool = False
-    general: General | None = None  # of mask kind general
+    general: General | None = None  # of mask kinds rowwise and general
 
     @property
     def k(self) -> int:
@@ -71,6 +73,11 @@ class Geometry(NamedTuple):
     @property
     def element_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a query sees no column beyond its position. An offset alone may only place slopes or a window."""
+        return self.causal_offset is not None and (self.general is None or self.general.right == 0)
 
     @property
     def output(self) -> Operand:
@@ -87,6 +94,18 @@ class Geometry(NamedTuple):
 
     def operand(self, name: str) -> Operand | None:
         return next((operand for operand in self.operands if operand.name == name), None)
+
+
+_BY_COLUMN = frozenset(("mask", "bias", "slopes", "offsets", "lengths"))
+"""Operands that treat the columns of a row differently."""
+
+
+def kind_of_general(direction: str, general: General, operands: Iterable[str]) -> str:
+    """The mask kind of a general request, its operands given by name: `rowwise` if it treats all columns alike, apart
+    from causality in the backward, whose rowwise kernels are causal ones."""
+    rows = None, 0 if direction == "bwd" else None
+    alike = general.left is None and general.right in rows and not general.softcap
+    return "rowwise" if alike and _BY_COLUMN.isdisjoint(operands) else "general"
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ from click.testing import CliRunner
 
 from codegen import pages, plan_picture, plan_tables, variants
 from codegen.__main__ import main as command_line
-from codegen.features import Mask
 from codegen.plans import MAX_SPLIT_ROWS
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import plan
@@ -36,21 +35,18 @@ def test_a_page_without_one_block_is_refused(page: str) -> None:
 @pytest.mark.parametrize("arch", variants.ARCHITECTURES)
 @pytest.mark.parametrize("rows", [1, MAX_SPLIT_ROWS, MAX_SPLIT_ROWS + 1])
 @pytest.mark.parametrize(
-    "kind", plan_tables.KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}{'-general' if kind[2] else ''}"
+    "kind", plan_tables.KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}-{kind[2].label}"
 )
 def test_spans_are_what_dispatch_chooses(kind: plan_tables.Kind, rows: int, arch: str) -> None:
     """At both ends of each span, aligned and not."""
-    direction, dtype, general = kind
+    direction, dtype, mask = kind
     for vec in (dtype.vector, 1):
         for span in plan_tables.spans(kind, arch, vec, rows):
             for k in {-(-span.first // vec) * vec, span.last // vec * vec}:
-                mask = "general" if general else "none"
-                of = geometry((rows, k), dtype.value, mask, direction=direction.label, alignment=16 if vec > 1 else 1)
+                facts = {"direction": direction.label, "alignment": 16 if vec > 1 else 1}
+                of = geometry((rows, k), dtype.value, mask.label, **facts)
                 assert plan(of, catalog.load(), arch).variant.name == named(kind, span.plan), (k, vec)
 
 
 def named(kind: plan_tables.Kind, row_plan: plan_tables.RowPlan) -> str:
-    """The name of the variant without a mask, or of the general one."""
-    direction, dtype, general = kind
-    table = variants.dispatch(direction, dtype, Mask.GENERAL if general else Mask.NONE)
-    return next(spec.name for own, spec in table or () if own == row_plan)
+    return next(spec.name for own, spec in variants.dispatch(*kind) or () if own == row_plan)

@@ -34,14 +34,18 @@ def whole_vectors(dtype: str, k: int) -> int:
 
 def cluster_columns(dtype: str, aligned: bool) -> int:
     """Columns of each CTA, except in the general kind: those of a block, and one warp more if that does not spill."""
-    more = DTYPE_BYTES[dtype] == 2 or (dtype == "f32" and aligned)
-    return LONGEST_BLOCK[dtype] * 17 // 16 if more else LONGEST_BLOCK[dtype]
+    more = DTYPE_BYTES[dtype] == 2 or (dtype.startswith("f32") and aligned)
+    longest = LONGEST_BLOCK[dtype.split("to")[0]]
+    return longest * 17 // 16 if more else longest
 
 
-def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, general: bool, aligned: bool) -> str:
+def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, mask_kind: str, aligned: bool) -> str:
     """Who holds a row: the whole policy in a few lines, independent of codegen.plans, which makes it. Alignment matters
-    only in clusters of f32; the general kind, which has no tiles, holds half as much, depending on direction."""
+    only in clusters of f32; the general kind, which has no tiles, holds half as much, depending on direction. So does
+    the rowwise kind, except in most clusters."""
     held = whole_vectors(dtype, k)
+    general = mask_kind in ("rowwise", "general")
+    lean = mask_kind == "rowwise" and dtype != "f64" and (direction == "fwd" or dtype.startswith("f32"))
     longest = LONGEST_BLOCK_OF_GENERAL[direction, dtype.split("to")[0]] if general else LONGEST_BLOCK[dtype]
     if k <= 32 and not general:
         return "tile"
@@ -49,7 +53,10 @@ def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, ge
         return "warp"
     if held <= longest:
         return "block"
-    if k <= (longest if general else cluster_columns(dtype, aligned)) * CLUSTER_CTAS.get(arch, 0):
+    columns = cluster_columns(dtype, aligned) if lean or not general else longest
+    if lean and direction == "bwd" and not aligned:
+        columns = 14 * 1024
+    if k <= columns * CLUSTER_CTAS.get(arch, 0):
         return "cluster"
     return "split" if rows <= 128 else "stream"
 
@@ -74,7 +81,7 @@ def test_every_row_length_is_served_as_documented(direction: str, dtype: str, ma
             found = CATALOG.variants[entry.name]
             aligned = alignment == 16 and k * DTYPE_BYTES[dtype] % 16 == 0
             at = (k, rows, alignment, arch)
-            documented = documented_plan(dtype, k, rows, arch, direction, mask_kind == "general", aligned)
+            documented = documented_plan(dtype, k, rows, arch, direction, mask_kind, aligned)
             assert found.plan == documented, at
             assert arch in found.architectures and whole_vectors(dtype, k) <= found.max_k and reason, at
             assert (found.direction, found.dtype) == (direction, dtype), at
@@ -216,7 +223,7 @@ def test_no_variant() -> None:
     assert planned(geometry((3, ANY_K))).variant.plan == "split"
     with pytest.raises(
         NoVariant,
-        match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: bool, boolcausal, causal, general, none$",
+        match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: bool, boolcausal, causal, general, none, rowwise$",
     ):
         planned(geometry((3, 7), "f64", "like"))
     with pytest.raises(NoVariant, match=r"^no bwd f16 kernel ships for mask kind 'bool'; these do: causal, general"):

@@ -172,7 +172,7 @@ class Call:
             operands=tuple(operands),
             causal_offset=case.causal_offset,
             batch_invariant=case.spec.plan is Plan.STREAM,
-            general=case.features.general if case.features is not None and case.spec.mask.general else None,
+            general=case.features.general if case.features is not None and case.spec.mask.has_epilogue else None,
         )
         chosen = plan(geometry, catalog.load(), case.arch)
         assert chosen.variant.name == case.spec.name, (

@@ -6,6 +6,7 @@ A case is chosen from the spec such that dispatch picks this very variant, which
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import ceil, prod
 
 from codegen.axes import Direction, Plan
@@ -22,9 +23,9 @@ LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
 
 def cases(spec: Spec) -> list[Case]:
     """Launches that together cover everything this variant can meet."""
-    if spec.mask is Mask.GENERAL:
+    if spec.mask.has_epilogue:
         own = _forward_features(spec) if spec.direction is Direction.FORWARD else _backward_features(spec)
-        return [*own, *_whole_warps(spec)]
+        return [*(own if spec.mask.general else map(_rowwise, own)), *_whole_warps(spec)]
     if spec.mask is Mask.BIAS:
         return [*_biased(spec), *_whole_warps(spec), *_around_vectors(spec)]
     return [
@@ -232,7 +233,7 @@ def _whole_warps(spec: Spec) -> Iterator[Case]:
     for pattern, (k, expected) in enumerate(lengths):
         shape = (1, 1, 2, k)
         features = _features(spec, shape, "hqk", k - 2)
-        if spec.mask is Mask.GENERAL:
+        if spec.mask.has_epilogue:
             features = {"features": Features(lse=True) if spec.direction is Direction.FORWARD else Features(d=True)}
         yield Case(
             f"{expected} warps in a CTA; mask of x's shape; bottom-right",
@@ -393,6 +394,24 @@ def _backward_features(spec: Spec) -> list[Case]:
             features=Features(softcap=200.0, logarithms=True, lse=True),
         ),
     ]
+
+
+def _rowwise(case: Case) -> Case:
+    """The case without what treats the columns of a row differently, apart from causality in the backward."""
+    assert case.features is not None
+    causal = case.spec.direction is Direction.BACKWARD and case.features.right is not None
+    features = replace(
+        case.features,
+        **{"left": None, "right": 0 if causal else None, "softcap": 0.0, "bias": None, "wide": False},
+        **{"offset": None, "lengths": False, "slopes": False},
+    )
+    return replace(
+        case,
+        why=f"{case.why}; of this only what treats all columns alike",
+        mask_shape=None,
+        causal_offset=case.causal_offset if causal else None,
+        features=features,
+    )
 
 
 def _around_vectors(spec: Spec) -> Iterator[Case]:

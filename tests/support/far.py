@@ -112,7 +112,7 @@ def _plan(spec: Spec, k: int, addresses: dict[str, int], sizes: dict[str, int], 
         tuple(operands),
         causal_offset=offset,
         batch_invariant=spec.plan is Plan.STREAM,
-        general=General() if spec.mask is Mask.GENERAL else None,
+        general=General() if spec.mask.has_epilogue else None,
     )
     chosen = plan(geometry, catalog.load(), Case("", spec, shape, 1.0).arch)
     assert chosen.variant.name == spec.name, chosen.reason

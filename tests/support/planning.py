@@ -111,7 +111,7 @@ def expected_rows(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]
 def geometries(draw: st.DrawFn) -> Geometry:
     """Up to five leading dimensions; each operand in its own order in memory, padded, all but the output broadcast."""
     direction, dtype, mask_kind = draw(st.sampled_from(KINDS))
-    general = mask_kind == "general"
+    general = mask_kind in ("rowwise", "general")
     k = draw(st.sampled_from([1, 7, 8, 48, 1000, 5000, 20000, 50257, 300000]))
     shape = (*draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)), k)
 

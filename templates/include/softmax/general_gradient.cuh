@@ -5,7 +5,8 @@
 
 namespace softmax {
 
-// The gradient of what a forward with features gives, in terms of its results y and lse, and of the gradients dy and dlse.
+// The gradient of what a forward with features gives, in terms of its results y and lse, and of the gradients dy and dlse. The
+// scores may have been capped if MayCap.
 //
 //   probabilities  dz = y (dy - d),       d = sum_j y_j dy_j - dlse
 //   logarithms     dz = dy - exp(y) d,    d = sum_j dy_j - dlse
@@ -14,7 +15,7 @@ namespace softmax {
 //
 // Columns whose y is 0, or whose logarithm -inf, were hidden or underflowed: their dz is 0, whatever dy is. If d is NaN, it
 // stays 0 for logarithms and becomes NaN, 0 * NaN, for probabilities.
-template <class Element>
+template <class Element, bool MayCap = true>
 class GeneralGradient
 {
 public:
@@ -62,15 +63,16 @@ public:
   template <class Vector>
   CUTE_DEVICE void apply(Vector& rG /* (V) */, Vector const& rY /* (V) */, Accumulator d) const
   {
+    typename Numeric<Element>::Exp const exp(0);
     CUTE_UNROLL
     for (int v = 0; v < cute::size(rG); ++v) {
       if (logarithms_) {
-        rG(v) = rY(v) == negative_infinity<Accumulator>() ? Accumulator(0) : rG(v) - exponential(rY(v)) * d;
+        rG(v) = rY(v) == negative_infinity<Accumulator>() ? Accumulator(0) : rG(v) - exp.weight(rY(v)) * d;
       } else {
         rG(v) = rY(v) * (rG(v) - d);
       }
     }
-    if (inverse_cap_ != 0) {
+    if (MayCap && inverse_cap_ != 0) {
       CUTE_UNROLL
       for (int v = 0; v < cute::size(rG); ++v) {
         Accumulator const log_y = logarithms_ ? rY(v) : logarithm(rY(v));
