@@ -8,6 +8,7 @@ from softmax_ops.artifacts.catalog import Catalog, Entry, Variant
 
 from .axes import Direction, DType
 from .features import Mask
+from .occupancy import columns_of_cta
 from .plans import RowPlan
 from .render import TEMPLATES, render, source_files
 from .sources import source_digest
@@ -37,7 +38,9 @@ def build_catalog(sources: dict[str, str]) -> Catalog:
 def alone(spec: Spec) -> Catalog:
     """A catalog of one kernel, shipped or not, which serves every row that it can: for launching only that kernel."""
     entry = Entry(spec.name, (1, spec.max_k), spec.vec, 0, ())
-    served = [mask.label for mask in Mask if computed_by(spec.direction, spec.dtype, mask) is spec.mask or mask is spec.mask]
+    served = [
+        mask.label for mask in Mask if computed_by(spec.direction, spec.dtype, mask) is spec.mask or mask is spec.mask
+    ]
     return Catalog(
         variants={spec.name: _variant(spec, render(spec))},
         layouts={_layout_key(spec): spec.arguments},
@@ -65,6 +68,7 @@ def _variant(spec: Spec, source: str) -> Variant:
         passes=spec.passes,
         partial_bytes=spec.partial_bytes,
         cluster=spec.cluster,
+        cta_columns=columns_of_cta(spec),
         shared_bytes=spec.shared_bytes,
         layout=_layout_key(spec),
         architectures=architectures(spec),

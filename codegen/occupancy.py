@@ -34,6 +34,16 @@ def ctas_per_sm(spec: Spec) -> CtasPerSm:
     return CtasPerSm(least, on_sm_90, on_sm_100, least if whole else least * 3 // 4)
 
 
+def columns_of_cta(spec: Spec) -> int:
+    """Columns of a row that a CTA of a cluster holds if two such CTAs are to share an SM, so that one loads while the
+    other computes; 0 if the kernel has no clusters. A launch gives a CTA more only if there are too few of them.
+    """
+    if spec.cluster == 1:
+        return 0
+    warps = spec.warps if ctas_per_sm(spec).sm_90 > 1 else spec.warps // 2
+    return warps * 32 * spec.access * spec.chunks
+
+
 _TWO_OF_17_WARPS = 2 * 17 * 32
 """Threads of two CTAs of a cluster that have a warp more than those of a block: 56 registers each."""
 

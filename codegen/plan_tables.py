@@ -61,7 +61,8 @@ def alike(keys: Iterable[Key], of: Callable[[Key], Hashable]) -> list[list[Key]]
 KINDS: list[Kind] = [
     (direction, dtype, mask)
     for mask, direction, dtype in product((Mask.NONE, Mask.ROWWISE, Mask.GENERAL), Direction, DType)
-    if mask in MASKS.get((direction, dtype), ()) and (not mask.has_epilogue or computed_by(direction, dtype, mask) is mask)
+    if mask in MASKS.get((direction, dtype), ())
+    and (not mask.has_epilogue or computed_by(direction, dtype, mask) is mask)
 ]
 ARCHITECTURE_GROUPS = alike(ARCHITECTURES, lambda arch: tuple(arch in some for some, _ in CLUSTERS))
 """Architectures grouped so that dispatch treats those of a group alike."""

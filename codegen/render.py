@@ -26,7 +26,8 @@ _FORMULAS = {
     ),
     (Direction.BACKWARD, Mask.NONE): ("dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere",),
     (Direction.FORWARD, Mask.ROWWISE): (
-        "z_ij = scale_i * x_ij;  lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm",
+        "z_ij = scale_i * x_ij;  lse_i = log(exp(sink_i) + sum_j exp(z_ij))",
+        "y_ij = exp(z_ij - lse_i), or its logarithm",
     ),
     (Direction.BACKWARD, Mask.ROWWISE): (
         "d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i) over visible j, 0 elsewhere",

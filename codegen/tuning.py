@@ -54,7 +54,7 @@ def shipped(direction: Direction, dtype: DType, k: int, arch: str) -> Spec:
 
 def _spec(direction: Direction, dtype: DType, plan: RowPlan) -> Spec:
     """The kernel that computes unmasked rows."""
-    mask = computed_by(direction, Mask.NONE)
+    mask = computed_by(direction, dtype, Mask.NONE)
     return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
 
 

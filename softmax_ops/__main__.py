@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
         "--mask",
         default="none",
         choices=("none", "causal", *_IN_MEMORY, "rowwise", "general"),
-        help="like: of the scores' dtype; bias: a bias alone, of their dtype; general: what attention_inputs.md adds; rowwise: what of it treats all columns alike",
+        help="like: of the scores' dtype; bias: a bias alone, of their dtype; general: what attention_inputs.md adds; "
+        "rowwise: what of it treats all columns alike",
     )
     explain.add_argument("--mask-shape", type=_shape, help="such as 4,1,1,1024; default: the last two dimensions")
     explain.add_argument("--backward", action="store_true", help="of dy and y of that shape")

@@ -87,7 +87,7 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
         raise TooManyDimensions(
             f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}"
         )
-    entry, reason = _select(geometry, catalog, arch, largest_cluster)
+    entry, cluster, reason = _select(geometry, catalog, arch, largest_cluster)
     variant = catalog.variants[entry.name]
     broadcast = geometry.operand("bias") or geometry.mask
     if broadcast is not None and variant.plan != "tile":
@@ -95,11 +95,11 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
         position = geometry.operands.index(broadcast)
         dimensions.sort(key=lambda dimension: dimension.strides[position] == 0)
     layout = catalog.layout(variant)
-    limit = MAX_ROWS // _cluster(geometry, variant)  # a grid has fewer than 2^31 CTAs
+    limit = MAX_ROWS // cluster  # a grid has fewer than 2^31 CTAs
     launches = [
         launch
         for rows in launch_rows(tuple(dimensions), limit)
-        for launch in _launches(geometry, variant, layout, rows)
+        for launch in _launches(geometry, variant, cluster, layout, rows)
     ]
     shared = geometry.rows * _pieces(geometry, variant) if variant.passes > 1 else 0
     return LaunchPlan(
@@ -113,8 +113,11 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
     )
 
 
-def _select(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = MAX_CLUSTER) -> tuple[Entry, str]:
-    """The first entry of the dispatch table that serves the rows, and the reason why earlier ones do not."""
+def _select(
+    geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = MAX_CLUSTER
+) -> tuple[Entry, int, str]:
+    """The first entry of the dispatch table that serves the rows, the CTAs of its clusters, and the reason why earlier
+    entries do not serve."""
     try:
         entries = catalog.candidates(geometry.direction, geometry.dtype, geometry.mask_kind, geometry.k)
     except LookupError as error:
@@ -122,12 +125,12 @@ def _select(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: in
     obstacles: list[str] = []
     for entry in entries:
         obstacle = _obstacle(geometry, entry, arch)
-        cluster = _cluster(geometry, catalog.variants[entry.name])
+        cluster = _cluster(geometry.k, catalog.variants[entry.name], entry, largest_cluster)
         if obstacle is None and cluster > largest_cluster:
             obstacle = f"the GPU cannot run clusters of {cluster} CTAs"
         if obstacle is None:
             reason = "; ".join(dict.fromkeys(obstacles)) or f"first in its table for K = {geometry.k}"
-            return entry, reason
+            return entry, cluster, reason
         obstacles.append(f"not {entry.name}: {obstacle}")
     raise NoVariant("; ".join(dict.fromkeys(obstacles)))
 
@@ -169,21 +172,20 @@ def _misalignment(geometry: Geometry, vec: int) -> str | None:
     return None
 
 
-def _launches(geometry: Geometry, variant: Variant, layout: Layout, rows: LaunchRows) -> list[Launch]:
+def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout, rows: LaunchRows) -> list[Launch]:
     inner_first = rows.dimensions[::-1]
     tile = tile_of(geometry, variant, inner_first)
     rows_per_cta = tile.rows_per_cta if tile else variant.rows
-    cluster = _cluster(geometry, variant)
     pieces = _pieces(geometry, variant)
-    offset = geometry.causal_offset if geometry.is_causal and geometry.causal_offset is not None else geometry.k
+    offset = geometry.causal_offset if geometry.is_causal else None
     values: dict[str, tuple[float, ...]] = {
         **_zeros(layout),
         "rows.count": (rows.total,),
         "rows.k": (geometry.k,),
         "rows.rank": (len(inner_first),),
         "rows.divisors": _divisors(inner_first),
-        "causal.offset": (offset + rows.query,),
-        "causal.query": _padded(dimension.query for dimension in inner_first),
+        "causal.offset": (geometry.k if offset is None else offset + rows.query,),
+        "causal.query": _padded(0 if offset is None else dimension.query for dimension in inner_first),
         **({f"tile.{name}": (int(value),) for name, value in tile._asdict().items()} if tile else {}),
         "cluster.columns": (_part_of_cta(geometry, cluster),),
         "split.segments": (pieces,),
@@ -237,12 +239,14 @@ def _pieces(geometry: Geometry, variant: Variant) -> int:
     return -(-geometry.k // variant.piece) if variant.passes > 1 else 1
 
 
-def _cluster(geometry: Geometry, variant: Variant) -> int:
-    """CTAs that share a row: the smallest power of two that holds it. Depends on K alone, and so do the row's bits."""
+def _cluster(k: int, variant: Variant, entry: Entry, largest: int) -> int:
+    """CTAs that share a row: the smallest power of two of CTAs that hold it two to an SM, or, if the GPU does not run
+    such a cluster, just hold it. The number of rows does not matter, so a row keeps its bits."""
     if variant.cluster == 1:
         return 1
-    ctas = -(-geometry.k // (variant.max_k // variant.cluster))
-    return max(1 << (ctas - 1).bit_length(), 2)
+    held = variant.max_k // variant.cluster
+    sharing, fewest = (max(1 << (-(-k // columns) - 1).bit_length(), 2) for columns in (variant.cta_columns, held))
+    return sharing if sharing <= min(largest, entry.k[1] // held) else fewest
 
 
 def _part_of_cta(geometry: Geometry, cluster: int) -> int:

@@ -148,7 +148,7 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
     driver.refuse_after_fork()
     kernel, chosen = _ready_kernel(launch_plan, device, stream), launch_plan
     while (instead := settled(chosen, device)) is not chosen:
-        _say_once(chosen.variant.name, chosen.cluster, device)
+        _say_once(chosen.variant.name, chosen.cluster, _named(instead), device)
         kernel, chosen = _ready_kernel(instead, device, stream), instead
     with _lock:
         if len(_executables) >= PLANS:
@@ -165,11 +165,16 @@ def settled(launch_plan: LaunchPlan, device: int) -> LaunchPlan:
     return plan_for(launch_plan.geometry, arch, launch_plan.cluster - 1)
 
 
+def _named(launch_plan: LaunchPlan) -> str:
+    cluster = f" in clusters of {launch_plan.cluster}" if launch_plan.cluster > 1 else ""
+    return f"{launch_plan.variant.name}{cluster}"
+
+
 @cache
-def _say_once(kernel: str, cluster: int, device: int) -> None:
+def _say_once(kernel: str, cluster: int, instead: str, device: int) -> None:
     warnings.warn(
         f"softmax_ops: device {device} cannot run clusters of {cluster} CTAs of {kernel}, as where a GPU is shared "
-        "out: rows as long are split or streamed instead",
+        f"out: it runs {instead}",
         RuntimeWarning,
         stacklevel=3,
     )

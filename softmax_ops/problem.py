@@ -41,8 +41,10 @@ class Operand(NamedTuple):
 
 
 class General(NamedTuple):
-    """Arguments of the kinds `general` and `rowwise` besides their operands. Query i has position p = i + the geometry's
-    offset."""
+    """Arguments of the kinds `general` and `rowwise` besides their operands.
+
+    Query i has position p = i + the geometry's offset.
+    """
 
     left: int | None = None  # columns before p that it sees; None: all
     right: int | None = None  # columns after p that it sees; None: all. 0 is causal
@@ -96,16 +98,16 @@ class Geometry(NamedTuple):
         return next((operand for operand in self.operands if operand.name == name), None)
 
 
-_BY_COLUMN = frozenset(("mask", "bias", "slopes", "offsets", "lengths"))
-"""Operands that treat the columns of a row differently."""
+_OF_ROWS = frozenset(("row_scale", "sinks", "lse", "dlse", "d"))
+"""Operands of a general request that treat all columns of a row alike."""
 
 
 def kind_of_general(direction: str, general: General, operands: Iterable[str]) -> str:
     """The mask kind of a general request, its operands given by name: `rowwise` if it treats all columns alike, apart
     from causality in the backward, whose rowwise kernels are causal ones."""
-    rows = None, 0 if direction == "bwd" else None
-    alike = general.left is None and general.right in rows and not general.softcap
-    return "rowwise" if alike and _BY_COLUMN.isdisjoint(operands) else "general"
+    alike = General(), General(right=0) if direction == "bwd" else General()
+    rowwise = general._replace(logarithms=False) in alike and _OF_ROWS.issuperset(operands)
+    return "rowwise" if rowwise else "general"
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -505,6 +505,19 @@ def test_clusters_that_a_device_has_no_place_for(serve: Serve, k: int, largest: 
 
 
 @isolated
+@pytest.mark.filterwarnings("error")
+def test_a_row_that_fits_smaller_clusters_keeps_its_kernel(serve: Serve) -> None:
+    """Two CTAs of a cluster of 16 would share an SM; a device without such clusters runs them in clusters of 8."""
+    stub_driver.largest_cluster(8)
+    serve_all(serve, "bwd_f32_causal_cluster")
+    wanted = plan_for(geometry((3, 128256), "f32", direction="bwd"))
+    assert (wanted.cluster, wanted.launches[0].threads) == (16, 13 * 32)
+    with pytest.warns(RuntimeWarning, match=rf"of 16 CTAs of {wanted.variant.name}.*{wanted.variant.name} in clusters"):
+        found = launcher.executable(wanted, 0).plan
+    assert (found.variant, found.cluster, found.launches[0].threads) == (wanted.variant, 8, 26 * 32)
+
+
+@isolated
 def test_clusters_that_fit_are_asked_for_once(serve: Serve) -> None:
     found = planned(serve, geometry((3, 50000)))
     stub_driver.largest_cluster(4)

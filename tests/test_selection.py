@@ -11,7 +11,7 @@ from codegen.variants import ARCHITECTURES
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Catalog
 from softmax_ops.launch_plan import NoVariant, _select, plan
-from softmax_ops.problem import DTYPE_BYTES, Geometry
+from softmax_ops.problem import DTYPE_BYTES, General, Geometry, kind_of_general
 from tests.support.geometries import geometry
 from tests.support.planning import ANY_K, CATALOG, every_direction, every_kind, planned, rows_of
 
@@ -77,7 +77,7 @@ def test_every_row_length_is_served_as_documented(direction: str, dtype: str, ma
     for k, arch, rows in row_lengths(CATALOG.tables[direction, dtype, mask_kind]):
         for alignment in (16, 1):
             operands = tuple(o._replace(strides=(k, 1), alignment=alignment) for o in any_length.operands)
-            entry, reason = _select(any_length._replace(shape=(rows, k), operands=operands), CATALOG, arch)
+            entry, _, reason = _select(any_length._replace(shape=(rows, k), operands=operands), CATALOG, arch)
             found = CATALOG.variants[entry.name]
             aligned = alignment == 16 and k * DTYPE_BYTES[dtype] % 16 == 0
             at = (k, rows, alignment, arch)
@@ -128,14 +128,47 @@ def test_the_first_variant_that_fits_is_taken(direction: str, dtype: str, mask_k
         (geometry((3, 5, 7), direction="bwd"), "sm_90", "causal tile"),
         (geometry((3, 5, 1000), direction="bwd"), "sm_90", "causal warp"),
         (geometry((3, 5, 20000), direction="bwd"), "sm_90", "causal cluster"),
+        (geometry((3, 5, 20000), "f32", "rowwise", direction="bwd"), "sm_90", "rowwise cluster"),
+        (geometry((3, 5, 20000), "f32", "rowwise", direction="bwd", causal_offset=7), "sm_90", "rowwise cluster"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.mask_kind,
 )
 def test_a_kernel_that_could_hide_more_does_not(of: Geometry, arch: str, kernel: str) -> None:
-    """A causal kernel without an offset: its edge is beyond the last column."""
+    """A causal kernel without an offset, or with one that only places slopes: its edge is beyond the last column."""
     found = planned(of, arch)
     assert f"{found.variant.mask} {found.variant.plan}" == kernel
     assert {edge for *_, edge in rows_of(of, found)} == {of.k}
+
+
+def test_a_causal_gradient_of_logarithms_is_rowwise() -> None:
+    of = geometry((3, 5, 20000), "f32", "rowwise", direction="bwd", causal_offset=7, general=General(right=0))
+    found = planned(of)
+    assert (found.variant.mask, found.variant.plan) == ("rowwise", "cluster")
+    assert [edge for *_, edge in rows_of(of, found)] == 3 * [7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("direction", "general", "operands", "kind"),
+    [
+        ("fwd", General(), (), "rowwise"),
+        ("fwd", General(logarithms=True), ("row_scale", "sinks", "lse"), "rowwise"),
+        ("bwd", General(logarithms=True), ("row_scale", "lse", "dlse", "d"), "rowwise"),
+        ("bwd", General(right=0), ("d",), "rowwise"),
+        ("fwd", General(right=0), (), "general"),
+        ("bwd", General(right=1), (), "general"),
+        ("bwd", General(left=0, right=0), (), "general"),
+        ("fwd", General(softcap=30.0), (), "general"),
+        ("bwd", General(softcap=30.0), ("lse",), "general"),
+        *(("fwd", General(), ("lse", name), "general") for name in ("mask", "bias", "slopes", "offsets", "lengths")),
+        ("bwd", General(), ("offsets",), "general"),
+        ("bwd", General(), ("lengths",), "general"),
+    ],
+)
+def test_which_requests_treat_all_columns_alike(
+    direction: str, general: General, operands: tuple[str, ...], kind: str
+) -> None:
+    """Only they have rowwise kernels, which know of nothing else."""
+    assert kind_of_general(direction, general, operands) == kind
 
 
 @pytest.mark.parametrize(
@@ -223,7 +256,8 @@ def test_no_variant() -> None:
     assert planned(geometry((3, ANY_K))).variant.plan == "split"
     with pytest.raises(
         NoVariant,
-        match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: bool, boolcausal, causal, general, none, rowwise$",
+        match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: bool, boolcausal, causal, general, none, "
+        r"rowwise$",
     ):
         planned(geometry((3, 7), "f64", "like"))
     with pytest.raises(NoVariant, match=r"^no bwd f16 kernel ships for mask kind 'bool'; these do: causal, general"):

@@ -150,7 +150,7 @@ def test_without_a_gpu_the_command_says_so() -> None:
 
 
 def test_the_page_says_which_rows_were_measured() -> None:
-    kind = Direction.FORWARD, DType.F16, False
+    kind = Direction.FORWARD, DType.F16, Mask.NONE
     one, two = plans.row_plans(*kind)[:2]
     assert plan_tables._measured([(kind, one)]).startswith("0 of 1 rows were chosen by a measurement")
     said = plan_tables._measured([(kind, one), (kind, replace(two, measured="H200, today"))]).splitlines()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .lazy_mapping import LazyMapping
 
-SCHEMA = 5
+SCHEMA = 6
 
 _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
@@ -47,6 +47,7 @@ class Variant:
     passes: int  # launches over the same rows
     partial_bytes: int  # left by a piece in the workspace for the next pass
     cluster: int  # CTAs per cluster, at most
+    cta_columns: int  # columns that a CTA of a cluster holds while two share an SM; 0: no clusters
     shared_bytes: int  # dynamic shared memory
     layout: str  # key of its argument layout
     architectures: tuple[str, ...]  # for which it ships

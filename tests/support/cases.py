@@ -11,6 +11,7 @@ from math import ceil, prod
 
 from codegen.axes import Direction, Plan
 from codegen.features import Mask
+from codegen.occupancy import columns_of_cta
 from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from tests.support.calls import CAUSAL, MASKED, Case
@@ -221,12 +222,17 @@ def _filled(spec: Spec) -> Iterator[Case]:
 
 
 def _whole_warps(spec: Spec) -> Iterator[Case]:
-    """Rows around a length that fills three warps, or one warp more than half of what a CTA of a cluster may have: a
-    vector or column less than that, all that fits, and a single vector more, which takes another warp."""
+    """Rows around a length that fills three warps, or in a small cluster one warp more than half of what its CTAs have
+    before it grows: a vector or column less than that, all that fits, and a single vector more, which takes another
+    warp."""
     if not spec.by_warp:
         return
-    ctas, warps = (2, spec.warps // 2 + 1) if spec.plan is Plan.CLUSTER else (1, 3)
-    filled = ctas * warps * 32 * spec.access * spec.chunks
+    held = 32 * spec.access * spec.chunks
+    ctas, warps = 1, 3
+    if spec.plan is Plan.CLUSTER:
+        warps = columns_of_cta(spec) // held // 2 + 1
+        ctas = 2 if 2 * warps * held > interval(spec)[0] else 4
+    filled = ctas * warps * held
     beside = spec.access - 1 if spec.plan is Plan.BLOCK and spec.ragged else 0
     start = Layout(phase=0 if spec.vec > 1 else 1)
     lengths = (filled - spec.vec, warps), (filled + beside, warps), (filled + spec.access, warps + 1)
@@ -400,10 +406,15 @@ def _rowwise(case: Case) -> Case:
     """The case without what treats the columns of a row differently, apart from causality in the backward."""
     assert case.features is not None
     causal = case.spec.direction is Direction.BACKWARD and case.features.right is not None
-    features = replace(
-        case.features,
-        **{"left": None, "right": 0 if causal else None, "softcap": 0.0, "bias": None, "wide": False},
-        **{"offset": None, "lengths": False, "slopes": False},
+    given = case.features
+    features = Features(
+        right=0 if causal else None,
+        logarithms=given.logarithms,
+        row_scale=given.row_scale,
+        sinks=given.sinks,
+        lse=given.lse,
+        dlse=given.dlse,
+        d=given.d,
     )
     return replace(
         case,

@@ -94,16 +94,18 @@ def rows_of(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
 
 
 def expected_rows(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
-    """The same, by indexing every leading dimension; without causality the edge is the end of the row."""
+    """The same, by indexing every leading dimension; without causality the edge is the end of the row. A band has its
+    offset anyway."""
     rows: list[tuple[int, ...]] = []
-    has_edge = {"causal.query", "band.query"} & {*dict(CATALOG.layout(launch_plan.variant))}
+    known = {*dict(CATALOG.layout(launch_plan.variant))}
+    placed = of.causal_offset is not None and (of.is_causal or "band.query" in known)
     for index in itertools.product(*map(range, of.shape[:-1])):
         places = [
             operand.element_bytes * sum(i * stride for i, stride in zip(index, operand.strides, strict=False))
             for operand in of.operands
         ]
-        edge = (of.k if of.causal_offset is None else index[-1] + of.causal_offset) if has_edge else 0
-        rows.append((*places, edge))
+        edge = index[-1] + (of.causal_offset or 0) if placed else of.k
+        rows.append((*places, edge if known & {"causal.query", "band.query"} else 0))
     return rows
 
 
