@@ -112,7 +112,7 @@ def launch_plan(cell: Cell) -> LaunchPlan:
     dtype = cell.dtype if cell.result == cell.dtype else f"{cell.dtype}to{cell.result}"
     if is_general(cell) and not _is_biased(cell):
         general, operands = General(logarithms=_log(cell)), tuple(_operands(cell))
-        kind = kind_of_general(cell.direction, general, (operand.name for operand in operands))
+        kind = kind_of_general(general, (operand.name for operand in operands))
         of = geometry(cell.shape, dtype, kind, direction=cell.direction, general=general)
         of = of._replace(operands=(*of.operands, *operands))
     else:

@@ -49,17 +49,14 @@ CAUSALITY = Feature("causal", "causal.cuh", "Causal", Section((("causal.offset",
 SOFTCAP = Feature(
     "softcap", "softcap.cuh", "Softcap<{accumulator}>", Section((("softcap.cap", "A"), ("softcap.twice_inverse", "A")))
 )
-BAND = Feature(
-    "band",
-    "band.cuh",
-    "Band<{accumulator}>",
-    Section(
-        (
-            *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4i")),
-            *_of_rows("offsets", "lengths", "slopes"),
-        )
-    ),
+_BAND = Section(
+    (
+        *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4i")),
+        *_of_rows("offsets", "lengths", "slopes"),
+    )
 )
+PLAIN_BAND = Feature("band", "band.cuh", "Band<{accumulator}, /*MaySlope=*/false>", _BAND)
+SLOPED_BAND = Feature("band", "band.cuh", "Band<{accumulator}>", _BAND)
 
 
 def _bias(type: str) -> Feature:
@@ -67,6 +64,7 @@ def _bias(type: str) -> Feature:
     return Feature("bias", "bias.cuh", type, Section(fields))
 
 
+OPTIONAL_MASK = _tensor_mask("Optional<TensorMask<uint8_t, {accumulator}>>")
 OPTIONAL_BIAS = _bias("Optional<Bias<{element}, {accumulator}>>")
 
 EPILOGUE = Feature(
@@ -78,9 +76,7 @@ EPILOGUE = Feature(
 _GRADIENT = Section(
     (("gradient.logarithms", "q"), *_of_rows("row_scale", "lse", "dlse", "d"), ("gradient.inverse_cap", "d"))
 )
-ROWWISE_GRADIENT = Feature(
-    "gradient", "general_gradient.cuh", "GeneralGradient<{element}, /*MayCap=*/false>", _GRADIENT
-)
+BAND_GRADIENT = Feature("gradient", "general_gradient.cuh", "GeneralGradient<{element}, /*MayCap=*/false>", _GRADIENT)
 GENERAL_GRADIENT = Feature("gradient", "general_gradient.cuh", "GeneralGradient<{element}>", _GRADIENT)
 
 
@@ -88,8 +84,9 @@ class Mask(Enum):
     """Mask kinds: the features that change the scores between the load and the softmax, in the order in which they act.
 
     BOOL is a bool or uint8 mask, LIKE a mask of the scores' own dtype. GENERAL has every feature of attention and
-    sampling; a launch turns off those that it does not use by a null address or a neutral number. ROWWISE has those of
-    them that treat all columns alike: logarithms, log-sum-exp, sinks, a scale per row, results of another type.
+    sampling; a launch turns off those that it does not use by a null address or a neutral number. BAND has those of
+    them that change no score by itself: which columns a row sees (causal, window, length), a scale per row, sinks,
+    log-sum-exp, logarithms, results of another type.
     """
 
     NONE = "none", ()
@@ -98,8 +95,8 @@ class Mask(Enum):
     BOOLCAUSAL = "boolcausal", (CAUSALITY, _tensor_mask("TensorMask<uint8_t, {accumulator}>"))
     LIKE = "like", (_tensor_mask("TensorMask<{element}, {accumulator}>"),)
     BIAS = "bias", (_bias("Bias<{element}, {element}>"),)
-    ROWWISE = "rowwise", ()
-    GENERAL = "general", (SOFTCAP, BAND, OPTIONAL_BIAS, _tensor_mask("Optional<TensorMask<uint8_t, {accumulator}>>"))
+    BAND = "band", (PLAIN_BAND,)
+    GENERAL = "general", (SOFTCAP, SLOPED_BAND, OPTIONAL_BIAS, OPTIONAL_MASK)
 
     def __init__(self, label: str, features: tuple[Feature, ...]):
         self.label = label
@@ -112,7 +109,7 @@ class Mask(Enum):
     @property
     def has_epilogue(self) -> bool:
         """Whether a row may end in something else than its probabilities, or their plain gradient."""
-        return self in (Mask.ROWWISE, Mask.GENERAL)
+        return self in (Mask.BAND, Mask.GENERAL)
 
     @property
     def sums(self) -> bool:
@@ -122,4 +119,4 @@ class Mask(Enum):
     @property
     def causal(self) -> bool:
         """Whether later queries may see more columns than earlier ones."""
-        return CAUSALITY in self.features or BAND in self.features
+        return not {CAUSALITY, PLAIN_BAND, SLOPED_BAND}.isdisjoint(self.features)

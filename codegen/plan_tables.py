@@ -60,7 +60,7 @@ def alike(keys: Iterable[Key], of: Callable[[Key], Hashable]) -> list[list[Key]]
 
 KINDS: list[Kind] = [
     (direction, dtype, mask)
-    for mask, direction, dtype in product((Mask.NONE, Mask.ROWWISE, Mask.GENERAL), Direction, DType)
+    for mask, direction, dtype in product((Mask.NONE, Mask.BAND, Mask.GENERAL), Direction, DType)
     if mask in MASKS.get((direction, dtype), ())
     and (not mask.has_epilogue or computed_by(direction, dtype, mask) is mask)
 ]

@@ -48,17 +48,24 @@ def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> lis
     anywhere.
 
     The general kind has no tiles: its shortest rows use WARP. Its lanes hold half as many columns, because its code
-    per column is long and is repeated for each column that a lane holds. The rowwise kind has the general plans, but
-    clusters like those of the other kinds: a vocabulary is too long for the general ones.
+    per column is long and is repeated for each column that a lane holds. The band kind has the general plans for short
+    rows and for those that nobody holds. Its clusters, and its blocks in the forward, are those of the other kinds.
     """
     general = mask.has_epilogue
-    held = ([] if general else _tiles(direction, dtype)) + _warps(dtype, general) + _blocks(direction, dtype, general)
+    held = [] if general else _tiles(direction, dtype)
+    held += _warps(dtype, general) + _blocks(direction, dtype, _has_half_blocks(direction, mask))
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
     held = _without_overlap(held, dtype)
     longest = held[-1]
-    block = _blocks(direction, dtype, general=False)[-1] if mask is Mask.ROWWISE else longest
+    block = longest if mask.general else _blocks(direction, dtype, half=False)[-1]
     beyond = longest.k[1] + 1
     return held + _clusters(direction, dtype, mask, block, beyond) + _pieces(beyond, general)
+
+
+def _has_half_blocks(direction: Direction, mask: Mask) -> bool:
+    """Whether a thread of a block holds half as many columns. In the backward of the band kind it does: kernels for
+    rows that start anywhere would spill on sm_100 and sm_120."""
+    return mask.general or (mask is Mask.BAND and direction is Direction.BACKWARD)
 
 
 def _without_overlap(plans: list[RowPlan], dtype: DType) -> list[RowPlan]:
@@ -114,7 +121,7 @@ def _warps(dtype: DType, general: bool) -> list[RowPlan]:
     return plans
 
 
-def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:
+def _blocks(direction: Direction, dtype: DType, half: bool) -> list[RowPlan]:
     """Rows of up to 16384 columns (f64: 8192) in one CTA. One kernel serves all lengths: each warp holds neighbouring
     columns, and a launch has as many warps as the row needs.
 
@@ -123,7 +130,7 @@ def _blocks(direction: Direction, dtype: DType, general: bool) -> list[RowPlan]:
     directions: 8 elements in each of 1024 threads, hence 8192 columns. The general kind needs more than the 64
     registers that 1024 threads would leave to each.
     """
-    most, share = (512, 2) if general else (1024, 1)
+    most, share = (512, 2) if half else (1024, 1)
     per_thread = {
         Direction.FORWARD: {DType.F16: 32, DType.BF16: 32, DType.F32: 32, DType.F64: 8},
         Direction.BACKWARD: {DType.F16: 32, DType.BF16: 32, DType.F32: 16, DType.F64: 8},
@@ -137,8 +144,8 @@ def _clusters(direction: Direction, dtype: DType, mask: Mask, block: RowPlan, mi
 
     A CTA is one of the block, or has one warp more, since vocabularies go a little beyond 2^18 (262,208 columns). The
     latter holds for rows of 16 bits and aligned ones of f32, with five vectors per lane where 32 warps hold 16384
-    columns in four. Rows of f32 that start anywhere would spill; in the rowwise backward, on sm_120, they would with
-    more than 28 warps.
+    columns in four. Rows of f32 that start anywhere would spill; in the backward of the band kind, on sm_120, they
+    would with more than 28 warps.
     """
     plans = []
     for vec in (dtype.vector, 1):
@@ -147,7 +154,7 @@ def _clusters(direction: Direction, dtype: DType, mask: Mask, block: RowPlan, mi
         if not mask.general and (dtype.bytes == 2 or aligned_f32):
             columns += columns // 16
             threads = min(threads + threads // 16, 1024)
-        elif mask is Mask.ROWWISE and direction is Direction.BACKWARD:
+        elif mask is Mask.BAND and direction is Direction.BACKWARD:
             columns -= columns // 8
             threads -= threads // 8
         plans += [

@@ -25,13 +25,13 @@ _FORMULAS = {
         "y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij",
     ),
     (Direction.BACKWARD, Mask.NONE): ("dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere",),
-    (Direction.FORWARD, Mask.ROWWISE): (
+    (Direction.FORWARD, Mask.BAND): (
         "z_ij = scale_i * x_ij;  lse_i = log(exp(sink_i) + sum_j exp(z_ij))",
-        "y_ij = exp(z_ij - lse_i), or its logarithm",
+        "y_ij = exp(z_ij - lse_i), or its logarithm, over j visible to window and length, 0 or -inf elsewhere",
     ),
-    (Direction.BACKWARD, Mask.ROWWISE): (
-        "d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i) over visible j, 0 elsewhere",
-        "y and dy may be those of the logarithms",
+    (Direction.BACKWARD, Mask.BAND): (
+        "d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i)",
+        "over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms",
     ),
     (Direction.FORWARD, Mask.GENERAL): (
         "s_ij = scale_i * x_ij, capped by softcap;  z_ij = s_ij - slope_i * |i + offset - j| + bias_ij",

@@ -11,7 +11,7 @@ from functools import cached_property
 from softmax_ops.artifacts.constants import ACCESS_BYTES
 
 from .axes import Direction, DType, Plan
-from .features import BAND, CAUSALITY, EPILOGUE, GENERAL_GRADIENT, ROWWISE_GRADIENT, Feature, Mask, Section
+from .features import BAND_GRADIENT, EPILOGUE, GENERAL_GRADIENT, PLAIN_BAND, Feature, Mask, Section
 
 ANY_K = 2**31 - 2**20
 """Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors
@@ -92,7 +92,7 @@ class Spec:
         """The features of the kernel. A backward starts from the results of the forward and only needs to know which
         columns are visible."""
         if self.mask.has_epilogue and self.direction is Direction.BACKWARD:
-            return (BAND if self.mask.general else CAUSALITY,)
+            return (PLAIN_BAND,)
         return self.mask.features
 
     @property
@@ -102,7 +102,7 @@ class Spec:
             return None
         if self.direction is Direction.FORWARD:
             return EPILOGUE
-        return GENERAL_GRADIENT if self.mask.general else ROWWISE_GRADIENT
+        return GENERAL_GRADIENT if self.mask.general else BAND_GRADIENT
 
     @property
     def lanes(self) -> int:

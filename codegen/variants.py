@@ -13,29 +13,30 @@ MAX_VARIANTS = 600
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
 """The architectures that variants ship for: all of them, except that clusters need sm_90 or later."""
 
-_ALL = (Mask.NONE, Mask.CAUSAL, Mask.BOOL, Mask.BOOLCAUSAL, Mask.ROWWISE, Mask.GENERAL)
+_ALL = (Mask.NONE, Mask.CAUSAL, Mask.BOOL, Mask.BOOLCAUSAL, Mask.BAND, Mask.GENERAL)
 
 MASKS: dict[tuple[Direction, DType], tuple[Mask, ...]] = {
     (Direction.FORWARD, DType.F16): (*_ALL, Mask.LIKE, Mask.BIAS),
     (Direction.FORWARD, DType.BF16): (*_ALL, Mask.LIKE, Mask.BIAS),
     (Direction.FORWARD, DType.F32): (*_ALL, Mask.LIKE),
     (Direction.FORWARD, DType.F64): _ALL,
-    (Direction.FORWARD, DType.F16TOF32): (Mask.ROWWISE, Mask.GENERAL),
-    (Direction.FORWARD, DType.BF16TOF32): (Mask.ROWWISE, Mask.GENERAL),
-    (Direction.BACKWARD, DType.F16): (Mask.NONE, Mask.CAUSAL, Mask.ROWWISE, Mask.GENERAL),
-    (Direction.BACKWARD, DType.BF16): (Mask.NONE, Mask.CAUSAL, Mask.ROWWISE, Mask.GENERAL),
-    (Direction.BACKWARD, DType.F32): (Mask.NONE, Mask.CAUSAL, Mask.ROWWISE, Mask.GENERAL),
-    (Direction.BACKWARD, DType.F64): (Mask.NONE, Mask.CAUSAL, Mask.ROWWISE, Mask.GENERAL),
-    (Direction.BACKWARD, DType.F32TOF16): (Mask.ROWWISE, Mask.GENERAL),
-    (Direction.BACKWARD, DType.F32TOBF16): (Mask.ROWWISE, Mask.GENERAL),
+    (Direction.FORWARD, DType.F16TOF32): (Mask.BAND, Mask.GENERAL),
+    (Direction.FORWARD, DType.BF16TOF32): (Mask.BAND, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F16): (Mask.NONE, Mask.CAUSAL, Mask.BAND, Mask.GENERAL),
+    (Direction.BACKWARD, DType.BF16): (Mask.NONE, Mask.CAUSAL, Mask.BAND, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F32): (Mask.NONE, Mask.CAUSAL, Mask.BAND, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F64): (Mask.NONE, Mask.CAUSAL, Mask.BAND, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F32TOF16): (Mask.BAND, Mask.GENERAL),
+    (Direction.BACKWARD, DType.F32TOBF16): (Mask.BAND, Mask.GENERAL),
 }
 """Mask kinds that ship, at every row length, by direction and element types."""
 
 
-_WITHOUT_ROWWISE = [(Direction.FORWARD, DType.F64)] + [
-    (Direction.BACKWARD, dtype) for dtype in (DType.F16, DType.BF16, DType.F64)
-]
-"""Element types whose rowwise calls the general kernels serve: logarithms and their gradients are mostly f32."""
+_BAND = {
+    Direction.FORWARD: (DType.F16, DType.BF16, DType.F32, DType.F16TOF32, DType.BF16TOF32),
+    Direction.BACKWARD: (DType.F32, DType.F32TOF16, DType.F32TOBF16),
+}
+"""Element types with kernels of the band kind. The general kernels serve the others: f64, and gradients of 16 bits."""
 
 
 def computed_by(direction: Direction, dtype: DType, mask: Mask) -> Mask:
@@ -43,15 +44,15 @@ def computed_by(direction: Direction, dtype: DType, mask: Mask) -> Mask:
 
     A causal kernel can serve calls that are not causal: launched with an offset that hides nothing, it only compares
     columns with the end of the row, once per vector. That cost hides behind the traffic of a tensor mask, and in the
-    backward, which computes no exp.
+    backward, which computes no exp. Masked rows of f64 are rare: the general kernels serve them.
     """
-    if mask is Mask.ROWWISE and (direction, dtype) in _WITHOUT_ROWWISE:
-        return Mask.GENERAL
     if mask.has_epilogue:
-        return mask
+        return mask if dtype in _BAND[direction] else Mask.GENERAL
     if direction is Direction.BACKWARD:
         return Mask.CAUSAL
-    return Mask.BOOLCAUSAL if mask is Mask.BOOL else mask
+    if mask in (Mask.BOOL, Mask.BOOLCAUSAL):
+        return Mask.GENERAL if dtype is DType.F64 else Mask.BOOLCAUSAL
+    return mask
 
 
 def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[tuple[RowPlan, Spec]] | None:
@@ -63,8 +64,9 @@ def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[tuple[RowPl
 
 
 def _spec(direction: Direction, dtype: DType, mask: Mask, plan: RowPlan) -> Spec:
-    """The kernel of a row plan; rowwise kernels exist for clusters only."""
-    if mask is Mask.ROWWISE and plan.plan is not Plan.CLUSTER:
+    """The kernel of a row plan; the band kind has some of its own."""
+    own = (Plan.BLOCK, Plan.CLUSTER) if direction is Direction.FORWARD else (Plan.CLUSTER,)
+    if mask is Mask.BAND and plan.plan not in own:
         mask = Mask.GENERAL
     return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
 

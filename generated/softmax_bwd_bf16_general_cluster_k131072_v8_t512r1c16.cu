@@ -29,7 +29,7 @@ using Partial = Dot<Accumulator>;
 struct Params
 {
   Backward<Element> operands;
-  Band<float>::Params band;
+  Band<float, /*MaySlope=*/false>::Params band;
   GeneralGradient<cutlass::bfloat16_t>::Params gradient;
   ClusterParams cluster;
 };
@@ -40,7 +40,7 @@ constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_bf16_general_cluster_k131072_v8_t512r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
+  __shared__ Inbox<Partial, /*MaxWarps=*/Threads / 32, /*MaxCtas=*/16> sInbox;
   open(sInbox);
 
   Rows const& rows = p.operands.rows;
@@ -51,7 +51,7 @@ softmax_bwd_bf16_general_cluster_k131072_v8_t512r1c16(Params const __grid_consta
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
-  auto const visible = Band<float>(p.band, rows, index).from(piece.begin);
+  auto const visible = Band<float, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
   GeneralGradient<cutlass::bfloat16_t> const gradient(p.gradient, p.operands.scale, rows, index);
 
@@ -59,6 +59,7 @@ softmax_bwd_bf16_general_cluster_k131072_v8_t512r1c16(Params const __grid_consta
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*2)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (8*2)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
+  await_cluster();
 
   Partial const lane  = dot_of(row, rDy, rY, end, gradient);
   Partial const whole = over_cluster(lane.over_lanes<32>(), sInbox);

@@ -28,7 +28,7 @@ using Partial = Dot<Accumulator>;
 struct Params
 {
   Backward<Element> operands;
-  Band<float>::Params band;
+  Band<float, /*MaySlope=*/false>::Params band;
   GeneralGradient<cutlass::bfloat16_t>::Params gradient;
   SplitParams<Partial> split;
 };
@@ -52,7 +52,7 @@ softmax_bwd_bf16_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, segment, /*columns=*/2048);
-  auto const visible = Band<float>(p.band, rows, index).from(piece.begin);
+  auto const visible = Band<float, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
   GeneralGradient<cutlass::bfloat16_t> const gradient(p.gradient, p.operands.scale, rows, index);
 

@@ -25,7 +25,7 @@ using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
 struct Params
 {
   Backward<Element> operands;
-  Band<float>::Params band;
+  Band<float, /*MaySlope=*/false>::Params band;
   GeneralGradient<cutlass::bfloat16_t>::Params gradient;
 };
 static_assert(sizeof(Params) == 352, "the launcher packs this struct");
@@ -48,7 +48,7 @@ softmax_bwd_bf16_general_warp_k128_v8_t128r16(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Band<float> const visible(p.band, rows, index);
+  Band<float, /*MaySlope=*/false> const visible(p.band, rows, index);
   int const end = visible.end(k);
   GeneralGradient<cutlass::bfloat16_t> const gradient(p.gradient, p.operands.scale, rows, index);
 

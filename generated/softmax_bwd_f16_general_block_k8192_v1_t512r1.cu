@@ -27,7 +27,7 @@ using Partial = Dot<Accumulator>;
 struct Params
 {
   Backward<Element> operands;
-  Band<float>::Params band;
+  Band<float, /*MaySlope=*/false>::Params band;
   GeneralGradient<cutlass::half_t>::Params gradient;
 };
 static_assert(sizeof(Params) == 352, "the launcher packs this struct");
@@ -47,7 +47,7 @@ softmax_bwd_f16_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Band<float> const visible(p.band, rows, index);
+  Band<float, /*MaySlope=*/false> const visible(p.band, rows, index);
   int const end = visible.end(k);
   GeneralGradient<cutlass::half_t> const gradient(p.gradient, p.operands.scale, rows, index);
 

@@ -37,7 +37,7 @@ constexpr int CtasPerSm = ctas_per_sm(/*any=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f32_causal_cluster_k262144_v1_t1024r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
+  __shared__ Inbox<Partial, /*MaxWarps=*/Threads / 32, /*MaxCtas=*/16> sInbox;
   open(sInbox);
 
   Rows const& rows = p.operands.rows;
@@ -56,6 +56,7 @@ softmax_bwd_f32_causal_cluster_k262144_v1_t1024r1c16(Params const __grid_constan
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*4+1)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*4+1)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
+  await_cluster();
 
   Partial const lane  = dot_of(row, rDy, rY, end, gradient);
   Partial const whole = over_cluster(lane.over_lanes<32>(), sInbox);

@@ -28,7 +28,7 @@ using Partial = Dot<Accumulator>;
 struct Params
 {
   Backward<Element> operands;
-  Band<float>::Params band;
+  Band<float, /*MaySlope=*/false>::Params band;
   GeneralGradient<float>::Params gradient;
 };
 static_assert(sizeof(Params) == 352, "the launcher packs this struct");
@@ -49,7 +49,7 @@ softmax_bwd_f32_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Band<float> const visible(p.band, rows, index);
+  Band<float, /*MaySlope=*/false> const visible(p.band, rows, index);
   GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Partial seen    = Partial::nothing();

@@ -25,7 +25,7 @@ using Row = AlignedRow</*Vec=*/4, Lanes, /*Chunks=*/2>;
 struct Params
 {
   Backward<Element, cutlass::half_t> operands;
-  Band<float>::Params band;
+  Band<float, /*MaySlope=*/false>::Params band;
   GeneralGradient<float>::Params gradient;
 };
 static_assert(sizeof(Params) == 352, "the launcher packs this struct");
@@ -48,7 +48,7 @@ softmax_bwd_f32tof16_general_warp_k256_v4_t128r4(Params const __grid_constant__ 
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   cutlass::half_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Band<float> const visible(p.band, rows, index);
+  Band<float, /*MaySlope=*/false> const visible(p.band, rows, index);
   int const end = visible.end(k);
   GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 

@@ -27,7 +27,7 @@ using Partial = Dot<Accumulator>;
 struct Params
 {
   Backward<Element> operands;
-  Band<double>::Params band;
+  Band<double, /*MaySlope=*/false>::Params band;
   GeneralGradient<double>::Params gradient;
 };
 static_assert(sizeof(Params) == 352, "the launcher packs this struct");
@@ -47,7 +47,7 @@ softmax_bwd_f64_general_block_k2048_v1_t512r1(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Band<double> const visible(p.band, rows, index);
+  Band<double, /*MaySlope=*/false> const visible(p.band, rows, index);
   int const end = visible.end(k);
   GeneralGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
 

@@ -28,7 +28,7 @@ using Partial = Dot<Accumulator>;
 struct Params
 {
   Backward<Element> operands;
-  Band<double>::Params band;
+  Band<double, /*MaySlope=*/false>::Params band;
   GeneralGradient<double>::Params gradient;
   SplitParams<Partial> split;
 };
@@ -52,7 +52,7 @@ softmax_bwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, segment, /*columns=*/512);
-  auto const visible = Band<double>(p.band, rows, index).from(piece.begin);
+  auto const visible = Band<double, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
   GeneralGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
 

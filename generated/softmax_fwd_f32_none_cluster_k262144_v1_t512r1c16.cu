@@ -35,7 +35,7 @@ constexpr int CtasPerSm = ctas_per_sm(/*any=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f32_none_cluster_k262144_v1_t512r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
+  __shared__ Inbox<Partial, /*MaxWarps=*/Threads / 32, /*MaxCtas=*/16> sInbox;
   open(sInbox);
 
   Rows const& rows = p.operands.rows;
@@ -57,6 +57,7 @@ softmax_fwd_f32_none_cluster_k262144_v1_t512r1c16(Params const __grid_constant__
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
   warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
 
+  await_cluster();
   Partial const whole = over_cluster(warp, sInbox);
   store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser(warp.max, whole));
 }

@@ -48,7 +48,7 @@ constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f64_general_cluster_k32768_v2_t512r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Inbox<Partial, /*MaxPartials=*/Threads / 32 * 16> sInbox;
+  __shared__ Inbox<Partial, /*MaxWarps=*/Threads / 32, /*MaxCtas=*/16> sInbox;
   open(sInbox);
 
   Rows const& rows = p.operands.rows;
@@ -75,6 +75,7 @@ softmax_fwd_f64_general_cluster_k32768_v2_t512r1c16(Params const __grid_constant
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
   warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
 
+  await_cluster();
   bool const writes = threadIdx.x == 0 && __clusterRelativeBlockRank() == 0;
   auto const whole  = epilogue.close(over_cluster(warp, sInbox), writes);
   store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(warp.max, whole));

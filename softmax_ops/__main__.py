@@ -38,9 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--mask",
         default="none",
-        choices=("none", "causal", *_IN_MEMORY, "rowwise", "general"),
+        choices=("none", "causal", *_IN_MEMORY, "band", "general"),
         help="like: of the scores' dtype; bias: a bias alone, of their dtype; general: what attention_inputs.md adds; "
-        "rowwise: what of it treats all columns alike",
+        "band: what of it changes no score",
     )
     explain.add_argument("--mask-shape", type=_shape, help="such as 4,1,1,1024; default: the last two dimensions")
     explain.add_argument("--backward", action="store_true", help="of dy and y of that shape")
@@ -107,7 +107,7 @@ def _explain(options: argparse.Namespace) -> int:
         shape=shape,
         operands=tuple(operands),
         causal_offset=max(-queries, min(offset, columns)) if causal else None,
-        general=General() if options.mask in ("rowwise", "general") else None,
+        general=General() if options.mask in ("band", "general") else None,
     )
     explanation = explain_geometry(geometry, options.arch)
     print(json.dumps(explanation.as_dict(), indent=1) if options.json else explanation)

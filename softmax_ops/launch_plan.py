@@ -177,21 +177,21 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
     tile = tile_of(geometry, variant, inner_first)
     rows_per_cta = tile.rows_per_cta if tile else variant.rows
     pieces = _pieces(geometry, variant)
-    offset = geometry.causal_offset if geometry.is_causal else None
+    offset = geometry.causal_offset if geometry.causal_offset is not None else geometry.k
     values: dict[str, tuple[float, ...]] = {
         **_zeros(layout),
         "rows.count": (rows.total,),
         "rows.k": (geometry.k,),
         "rows.rank": (len(inner_first),),
         "rows.divisors": _divisors(inner_first),
-        "causal.offset": (geometry.k if offset is None else offset + rows.query,),
-        "causal.query": _padded(0 if offset is None else dimension.query for dimension in inner_first),
+        "causal.offset": (offset + rows.query,),
+        "causal.query": _padded(dimension.query for dimension in inner_first),
         **({f"tile.{name}": (int(value),) for name, value in tile._asdict().items()} if tile else {}),
         "cluster.columns": (_part_of_cta(geometry, cluster),),
         "split.segments": (pieces,),
     }
-    if geometry.general is not None:
-        values.update(_general(geometry, geometry.general, rows))
+    general = geometry.general or General(right=None if geometry.causal_offset is None else 0)
+    values.update(_general(geometry, general, rows))
     for position, operand in enumerate(geometry.operands):
         values[f"{operand.name}.strides"] = _padded(dimension.strides[position] for dimension in inner_first)
         values[f"{operand.name}.column_stride"] = (operand.strides[-1],)
@@ -211,7 +211,7 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
 
 
 def _general(geometry: Geometry, general: General, rows: LaunchRows) -> dict[str, tuple[float, ...]]:
-    """Fields of the general kind other than addresses and strides of operands."""
+    """Fields of the kinds `band` and `general` other than addresses and strides of operands."""
     bias, cap = geometry.operand("bias"), general.softcap
     return {
         "band.offset": ((geometry.causal_offset or 0) + rows.query,),

@@ -83,7 +83,7 @@ def geometry_of(of: Metadata) -> Geometry:
 
 def _mask_kind(of: Metadata) -> str:
     if of.general is not None:
-        return kind_of_general(of.direction, of.general, (name for name, *_ in of.others))
+        return kind_of_general(of.general, (name for name, *_ in of.others))
     if of.others and of.others[0][1].is_floating_point:
         return "bias" if of.others[0][0] == "bias" else "like"
     return ("bool" if of.others else "") + ("" if of.causal_offset is None else "causal") or "none"

@@ -41,7 +41,7 @@ class Operand(NamedTuple):
 
 
 class General(NamedTuple):
-    """Arguments of the kinds `general` and `rowwise` besides their operands.
+    """Arguments of the kinds `general` and `band` besides their operands.
 
     Query i has position p = i + the geometry's offset.
     """
@@ -57,12 +57,12 @@ class Geometry(NamedTuple):
 
     direction: str  # fwd, bwd
     dtype: str
-    mask_kind: str  # none, causal, bool, boolcausal, like, bias, rowwise, general
+    mask_kind: str  # none, causal, bool, boolcausal, like, bias, band, general
     shape: tuple[int, ...]
     operands: tuple[Operand, ...]  # in the order of OPERANDS, then the mask and others if there are any
     causal_offset: int | None = None
     batch_invariant: bool = False
-    general: General | None = None  # of mask kinds rowwise and general
+    general: General | None = None  # of mask kinds band and general
 
     @property
     def k(self) -> int:
@@ -75,11 +75,6 @@ class Geometry(NamedTuple):
     @property
     def element_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether a query sees no column beyond its position. An offset alone may only place slopes or a window."""
-        return self.causal_offset is not None and (self.general is None or self.general.right == 0)
 
     @property
     def output(self) -> Operand:
@@ -98,16 +93,13 @@ class Geometry(NamedTuple):
         return next((operand for operand in self.operands if operand.name == name), None)
 
 
-_OF_ROWS = frozenset(("row_scale", "sinks", "lse", "dlse", "d"))
-"""Operands of a general request that treat all columns of a row alike."""
+_OF_BAND = frozenset(("row_scale", "offsets", "lengths", "sinks", "lse", "dlse", "d"))
+"""Operands of the mask kind `band`: a number per row, none of which changes a score by itself."""
 
 
-def kind_of_general(direction: str, general: General, operands: Iterable[str]) -> str:
-    """The mask kind of a general request, its operands given by name: `rowwise` if it treats all columns alike, apart
-    from causality in the backward, whose rowwise kernels are causal ones."""
-    alike = General(), General(right=0) if direction == "bwd" else General()
-    rowwise = general._replace(logarithms=False) in alike and _OF_ROWS.issuperset(operands)
-    return "rowwise" if rowwise else "general"
+def kind_of_general(general: General, operands: Iterable[str]) -> str:
+    """The mask kind of a general request whose operands besides inputs and output have these names."""
+    return "band" if not general.softcap and _OF_BAND.issuperset(operands) else "general"
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

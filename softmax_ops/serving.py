@@ -99,8 +99,7 @@ def _geometries(call: Call) -> Iterator[Geometry]:
         )
         yield found
         if found.general is not None:
-            rowwise = kind_of_general(direction, found.general, (each.name for each in masks))
-            yield found._replace(mask_kind=rowwise)
+            yield found._replace(mask_kind=kind_of_general(found.general, (each.name for each in masks)))
         if general and not (call.backward or call.causal or masks) and found.dtype in BIASED:
             bias = tensors[0]._replace(name="bias")
             yield found._replace(mask_kind="bias", operands=(*tensors, bias), general=None)

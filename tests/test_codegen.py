@@ -211,12 +211,12 @@ def test_a_bias_is_a_mask_kind_where_serving_takes_it_for_one() -> None:
 def test_an_absent_feature_leaves_no_trace(spec: Spec) -> None:
     text = render.render(spec)
     forward = spec.direction is Direction.FORWARD
-    general, epilogue = spec.mask is Mask.GENERAL, spec.mask in (Mask.ROWWISE, Mask.GENERAL)
-    rowwise_backward = spec.mask is Mask.ROWWISE and not forward
-    assert ("Causal" in text) == (spec.mask in (Mask.CAUSAL, Mask.BOOLCAUSAL) or rowwise_backward)
-    assert ("MayCap=*/false" in text) == rowwise_backward
+    general, epilogue = spec.mask is Mask.GENERAL, spec.mask in (Mask.BAND, Mask.GENERAL)
+    assert ("Causal" in text) == (spec.mask in (Mask.CAUSAL, Mask.BOOLCAUSAL))
+    assert ("MayCap=*/false" in text) == (spec.mask is Mask.BAND and not forward)
+    assert ("MaySlope=*/false" in text) == (spec.mask is Mask.BAND or (general and not forward))
     assert ("TensorMask" in text) == (spec.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE) or (general and forward))
-    assert ("Band" in text) == general
+    assert ("Band" in text) == epilogue
     assert ("Epilogue" in text, "GeneralGradient" in text) == (epilogue and forward, epilogue and not forward)
     assert all((f"{name}.cuh" in text) == (general and forward) for name in ("softcap", "optional"))
     assert ("bias.cuh" in text) == ((general and forward) or spec.mask is Mask.BIAS)

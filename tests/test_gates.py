@@ -71,13 +71,14 @@ def compiled(target: Target, images: dict[Target, Compiled]) -> Compiled:
 def test_registers_and_shared_memory(target: Target, compiled: Compiled) -> None:
     """The CTAs meant to share an SM fit on it. Static shared memory holds one partial per warp that shares a row.
 
-    In a cluster, it also holds the mbarrier that counts them.
+    In a cluster, it also holds one per CTA, and the mbarrier that counts them.
     """
     spec, cubin = target.spec, compiled.cubin
     assert cubin.registers <= SM_REGISTERS // (spec.threads * ctas_per_sm(spec).on(target.arch))
     shares = spec.plan not in (Plan.TILE, Plan.WARP)
-    arrival = max(8, spec.partial_bytes) if spec.plan is Plan.CLUSTER else 0
-    assert cubin.shared_bytes == (spec.warps * spec.cluster * spec.partial_bytes + arrival if shares else 0)
+    inbox = spec.cluster * spec.partial_bytes + max(8, spec.partial_bytes) if spec.plan is Plan.CLUSTER else 0
+    unaligned = spec.warps * spec.partial_bytes + inbox if shares else 0
+    assert cubin.shared_bytes == unaligned + -unaligned % 8
 
 
 def test_accesses_of_the_machine_code(target: Target, compiled: Compiled) -> None:
@@ -104,11 +105,12 @@ IN_TWO_ROUNDS = {
     "softmax_bwd_f32_general_block_k4096_v4_t512r1",
     "softmax_bwd_f32tobf16_general_block_k4096_v4_t512r1",
     "softmax_bwd_f32tof16_general_block_k4096_v4_t512r1",
-    # Five vectors and their masks, or eight and their features, leave no register for the last one.
+    # Four or five vectors and their masks leave no register for the last one.
     "softmax_fwd_bf16_boolcausal_warp_k640_v8_t128r8",
     "softmax_fwd_bf16_like_warp_k640_v8_t128r8",
     "softmax_fwd_f16_like_warp_k640_v8_t128r8",
-    "softmax_fwd_f32_general_cluster_k131072_v4_t512r1c16",
+    "softmax_fwd_bf16_like_cluster_k278528_v8_t544r1c16",
+    "softmax_fwd_f16_like_cluster_k278528_v8_t544r1c16",
     # A vector and two edges, each with its features.
     *(f"softmax_fwd_{dtype}_general_warp_k64_v1_t128r16" for dtype in ("f16", "bf16", "f16tof32", "bf16tof32")),
     # In each pass ptxas moves the eight loads of an unaligned f32 bias ahead of those of the scores.
@@ -118,7 +120,6 @@ IN_TWO_ROUNDS = {
         for plan in ("split", "stream")
     ),
     # The launch that combines partials waits for those instead.
-    "softmax_fwd_f64_boolcausal_split_kany_v1_t256r1",
     "softmax_fwd_f64_causal_split_kany_v1_t256r1",
     "softmax_fwd_f64_none_split_kany_v1_t256r1",
 }
@@ -189,6 +190,11 @@ EXCEPTIONS = {
     ("boolcausal", Plan.WARP, False): 18.1,
     ("like", Plan.WARP, False): 16.5,
     ("bias", Plan.WARP, False): 18.4,
+    # The band kind: both ends of a vector are compared with the band's; f32 results take a longer exp.
+    ("band", Plan.BLOCK, True): 19.9,
+    ("band", Plan.BLOCK, False): 20.7,
+    ("band to f32", Plan.BLOCK, True): 26.9,
+    ("band to f32", Plan.BLOCK, False): 28.0,
     # The general kind: half the columns per lane, a test for each feature and vector; f32 results take a longer exp.
     ("general", Plan.WARP, True): 27.8,
     ("general", Plan.WARP, False): 34.3,

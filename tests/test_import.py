@@ -148,9 +148,9 @@ def test_the_command_line_tells_traffic_and_workspace(capsys: pytest.CaptureFixt
     [
         (
             "--shape 3,7 --mask bool --backward",
-            "no bwd f16 kernel ships for mask kind 'bool'; these do: causal, ",
+            "no bwd f16 kernel ships for mask kind 'bool'; these do: band, causal, ",
         ),
-        ("--shape 3,7 --dtype f16tof32", "no fwd f16tof32 kernel ships for mask kind 'none'; these do: general"),
+        ("--shape 3,7 --dtype f16tof32", "no fwd f16tof32 kernel ships for mask kind 'none'; these do: band, general"),
         ("--shape 3,7 --dtype f32tof16", "no fwd f32tof16 kernel ships"),
         ("--shape 2,2147483647", "rows of 2147483647 columns; the longest is 2146435072"),
         ("--shape 3,7 --causal-offset 1", "--causal-offset goes with --mask causal or boolcausal"),

@@ -134,7 +134,7 @@ def test_nothing_is_kept_but_what_is_known(serve: Serve, way: str) -> None:
 
 @isolated
 def test_new_results_belong_to_the_caller(serve: Serve) -> None:
-    serve_all(serve, "f16_general", "f16_none_warp")
+    serve_all(serve, "f16_band", "f16_none_warp")
     x, lengths = rows(), torch.tensor([3, 5, 7], dtype=torch.int32)
     for _ in range(4):
         y, lse = softmax_ops.softmax(x, key_lengths=lengths, return_lse=True)

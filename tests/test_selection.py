@@ -13,7 +13,7 @@ from softmax_ops.artifacts.catalog import Catalog
 from softmax_ops.launch_plan import NoVariant, _select, plan
 from softmax_ops.problem import DTYPE_BYTES, General, Geometry, kind_of_general
 from tests.support.geometries import geometry
-from tests.support.planning import ANY_K, CATALOG, every_direction, every_kind, planned, rows_of
+from tests.support.planning import ANY_K, CATALOG, every_direction, every_kind, parameters, planned, rows_of
 
 CLUSTER_CTAS = {"sm_90": 16, "sm_100": 16, "sm_103": 16, "sm_120": 8}
 """Most CTAs that share a row in a cluster; GPUs before sm_90 have no clusters."""
@@ -42,11 +42,13 @@ def cluster_columns(dtype: str, aligned: bool) -> int:
 def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, mask_kind: str, aligned: bool) -> str:
     """Who holds a row: the whole policy in a few lines, independent of codegen.plans, which makes it. Alignment matters
     only in clusters of f32; the general kind, which has no tiles, holds half as much, depending on direction. So does
-    the rowwise kind, except in most clusters."""
+    the band kind, except in blocks of the forward and in clusters."""
     held = whole_vectors(dtype, k)
-    general = mask_kind in ("rowwise", "general")
-    lean = mask_kind == "rowwise" and dtype != "f64" and (direction == "fwd" or dtype.startswith("f32"))
-    longest = LONGEST_BLOCK_OF_GENERAL[direction, dtype.split("to")[0]] if general else LONGEST_BLOCK[dtype]
+    general = mask_kind in ("band", "general") or (mask_kind in ("bool", "boolcausal") and dtype == "f64")
+    lean = mask_kind == "band" and dtype != "f64" and (direction == "fwd" or dtype.startswith("f32"))
+    half = general and not (lean and direction == "fwd")
+    read = dtype.split("to")[0]
+    longest = LONGEST_BLOCK_OF_GENERAL[direction, read] if half else LONGEST_BLOCK[read]
     if k <= 32 and not general:
         return "tile"
     if held * DTYPE_BYTES[dtype] <= (1024 if general else 2048):
@@ -121,54 +123,62 @@ def test_the_first_variant_that_fits_is_taken(direction: str, dtype: str, mask_k
 @pytest.mark.parametrize(
     ("of", "arch", "kernel"),
     [
-        (geometry((3, 5, 100), "f64", "bool"), "sm_90", "boolcausal warp"),
+        (geometry((3, 5, 100), "f32", "bool"), "sm_90", "boolcausal warp"),
         (geometry((3, 5, 20000), "f16", "bool"), "sm_90", "boolcausal cluster"),
         (geometry((3, 5, 20000), "f16", "bool"), "sm_80", "boolcausal split"),
         (geometry((30, 5, 20000), "f16", "bool"), "sm_80", "boolcausal stream"),
         (geometry((3, 5, 7), direction="bwd"), "sm_90", "causal tile"),
         (geometry((3, 5, 1000), direction="bwd"), "sm_90", "causal warp"),
         (geometry((3, 5, 20000), direction="bwd"), "sm_90", "causal cluster"),
-        (geometry((3, 5, 20000), "f32", "rowwise", direction="bwd"), "sm_90", "rowwise cluster"),
-        (geometry((3, 5, 20000), "f32", "rowwise", direction="bwd", causal_offset=7), "sm_90", "rowwise cluster"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.mask_kind,
 )
 def test_a_kernel_that_could_hide_more_does_not(of: Geometry, arch: str, kernel: str) -> None:
-    """A causal kernel without an offset, or with one that only places slopes: its edge is beyond the last column."""
+    """A causal kernel without an offset: its edge is beyond the last column."""
     found = planned(of, arch)
     assert f"{found.variant.mask} {found.variant.plan}" == kernel
     assert {edge for *_, edge in rows_of(of, found)} == {of.k}
 
 
-def test_a_causal_gradient_of_logarithms_is_rowwise() -> None:
-    of = geometry((3, 5, 20000), "f32", "rowwise", direction="bwd", causal_offset=7, general=General(right=0))
-    found = planned(of)
-    assert (found.variant.mask, found.variant.plan) == ("rowwise", "cluster")
-    assert [edge for *_, edge in rows_of(of, found)] == 3 * [7, 8, 9, 10, 11]
+@pytest.mark.parametrize(
+    ("general", "operands", "kind"),
+    [
+        (General(), (), "band"),
+        (General(left=100, right=0, logarithms=True), ("row_scale", "offsets", "lengths", "sinks", "lse"), "band"),
+        (General(), ("row_scale", "lse", "dlse", "d"), "band"),
+        (General(softcap=30.0), (), "general"),
+        *((General(), ("lse", name), "general") for name in ("mask", "bias", "slopes")),
+    ],
+)
+def test_which_requests_change_no_score(general: General, operands: tuple[str, ...], kind: str) -> None:
+    """Only they have kernels of the band kind, which know of nothing else."""
+    assert kind_of_general(general, operands) == kind
 
 
 @pytest.mark.parametrize(
-    ("direction", "general", "operands", "kind"),
+    ("of", "found"),
     [
-        ("fwd", General(), (), "rowwise"),
-        ("fwd", General(logarithms=True), ("row_scale", "sinks", "lse"), "rowwise"),
-        ("bwd", General(logarithms=True), ("row_scale", "lse", "dlse", "d"), "rowwise"),
-        ("bwd", General(right=0), ("d",), "rowwise"),
-        ("fwd", General(right=0), (), "general"),
-        ("bwd", General(right=1), (), "general"),
-        ("bwd", General(left=0, right=0), (), "general"),
-        ("fwd", General(softcap=30.0), (), "general"),
-        ("bwd", General(softcap=30.0), ("lse",), "general"),
-        *(("fwd", General(), ("lse", name), "general") for name in ("mask", "bias", "slopes", "offsets", "lengths")),
-        ("bwd", General(), ("offsets",), "general"),
-        ("bwd", General(), ("lengths",), "general"),
+        (geometry((3, 5, 1000), mask_kind="band"), "band block"),
+        (geometry((3, 5, 1000), mask_kind="band", direction="bwd"), "general block"),
+        (geometry((3, 5, 1000), "f32", "band", direction="bwd"), "general block"),
+        (geometry((3, 5, 20000), "f32", "band", direction="bwd"), "band cluster"),
+        (geometry((3, 5, 500), mask_kind="band"), "general warp"),
+        (geometry((300, 5, 300000), mask_kind="band"), "general stream"),
+        (geometry((3, 5, 1000), "f64", "band"), "general block"),
+        (geometry((3, 5, 1000), "f64", "bool"), "general block"),
+        (geometry((3, 5, 20), "f64", "boolcausal"), "general warp"),
     ],
 )
-def test_which_requests_treat_all_columns_alike(
-    direction: str, general: General, operands: tuple[str, ...], kind: str
-) -> None:
-    """Only they have rowwise kernels, which know of nothing else."""
-    assert kind_of_general(direction, general, operands) == kind
+def test_the_general_kind_serves_what_has_no_kernels_of_its_own(of: Geometry, found: str) -> None:
+    variant = planned(of).variant
+    assert f"{variant.mask} {variant.plan}" == found
+
+
+@pytest.mark.parametrize(("mask_kind", "right"), [("bool", 2**40), ("boolcausal", 0)])
+def test_a_masked_row_of_f64_has_the_band_of_its_kind(mask_kind: str, right: int) -> None:
+    found = parameters(planned(geometry((3, 5, 20), "f64", mask_kind)))
+    assert (found["band.left"], found["band.right"]) == ((2**40,), (right,))
+    assert found["band.offset"] == (15 if mask_kind == "boolcausal" else 0,)
 
 
 @pytest.mark.parametrize(
@@ -256,11 +266,11 @@ def test_no_variant() -> None:
     assert planned(geometry((3, ANY_K))).variant.plan == "split"
     with pytest.raises(
         NoVariant,
-        match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: bool, boolcausal, causal, general, none, "
-        r"rowwise$",
+        match=r"^no fwd f64 kernel ships for mask kind 'like'; these do: band, bool, boolcausal, causal, "
+        r"general, none$",
     ):
         planned(geometry((3, 7), "f64", "like"))
-    with pytest.raises(NoVariant, match=r"^no bwd f16 kernel ships for mask kind 'bool'; these do: causal, general"):
+    with pytest.raises(NoVariant, match=r"^no bwd f16 kernel ships for mask kind 'bool'; these do: band, causal, gen"):
         planned(geometry((3, 7), "f16", "bool", direction="bwd"))
 
 

@@ -61,7 +61,7 @@ def test_general_calls(serve: Serve) -> None:
 @isolated
 def test_masks_of_float_dtypes(serve: Serve) -> None:
     """Those of transformer_softmax_lib: masks of the scores' dtype have kernels, others are converted to bool."""
-    serve_all(serve, "fwd_f16_like_warp", "fwd_f32_like_warp", "fwd_f32_boolcausal_warp", "fwd_f64_boolcausal_warp")
+    serve_all(serve, "fwd_f16_like_warp", "fwd_f32_like_warp", "fwd_f32_boolcausal_warp", "fwd_f64_general_warp")
     shape = (2, 4, 16, 64)
 
     def kinds(dtype: str, mask_dtype: object) -> set[str]:
@@ -70,7 +70,7 @@ def test_masks_of_float_dtypes(serve: Serve) -> None:
 
     assert kinds("f16", torch.float16) == {"f16_like"} and kinds("f32", "f32") == {"f32_like"}
     assert kinds("f32", "f16") == kinds("f32", "uint8") == {"f32_boolcausal"}
-    assert kinds("f64", "f64") == {"f64_boolcausal"}
+    assert kinds("f64", "f64") == {"f64_general"}
     softmax_ops.freeze()
     for alignment in (16, 2):
         launch(plan_for(geometry(shape, mask_kind="like", mask_shape=(2, 1, 16, 64), alignment=alignment)))

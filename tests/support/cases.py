@@ -26,7 +26,7 @@ def cases(spec: Spec) -> list[Case]:
     """Launches that together cover everything this variant can meet."""
     if spec.mask.has_epilogue:
         own = _forward_features(spec) if spec.direction is Direction.FORWARD else _backward_features(spec)
-        return [*(own if spec.mask.general else map(_rowwise, own)), *_whole_warps(spec)]
+        return [*(own if spec.mask.general else map(_band, own)), *_whole_warps(spec)]
     if spec.mask is Mask.BIAS:
         return [*_biased(spec), *_whole_warps(spec), *_around_vectors(spec)]
     return [
@@ -402,27 +402,11 @@ def _backward_features(spec: Spec) -> list[Case]:
     ]
 
 
-def _rowwise(case: Case) -> Case:
-    """The case without what treats the columns of a row differently, apart from causality in the backward."""
+def _band(case: Case) -> Case:
+    """The case without what changes a score by itself."""
     assert case.features is not None
-    causal = case.spec.direction is Direction.BACKWARD and case.features.right is not None
-    given = case.features
-    features = Features(
-        right=0 if causal else None,
-        logarithms=given.logarithms,
-        row_scale=given.row_scale,
-        sinks=given.sinks,
-        lse=given.lse,
-        dlse=given.dlse,
-        d=given.d,
-    )
-    return replace(
-        case,
-        why=f"{case.why}; of this only what treats all columns alike",
-        mask_shape=None,
-        causal_offset=case.causal_offset if causal else None,
-        features=features,
-    )
+    features = replace(case.features, softcap=0.0, bias=None, wide=False, slopes=False)
+    return replace(case, why=f"{case.why}; none that changes a score", mask_shape=None, features=features)
 
 
 def _around_vectors(spec: Spec) -> Iterator[Case]:

@@ -37,5 +37,5 @@ def geometry(
         for name, moves, bytes in facts
     )
     offset = shape[-1] - shape[-2] if mask_kind in CAUSAL else None
-    facts_of_kind = {"causal_offset": offset, "general": General() if mask_kind in ("rowwise", "general") else None}
+    facts_of_kind = {"causal_offset": offset, "general": General() if mask_kind in ("band", "general") else None}
     return Geometry(direction, dtype, mask_kind, shape, operands, **facts_of_kind | changes)

@@ -9,8 +9,8 @@ namespace softmax {
 //   visible are the columns p - left .. p + right, as far as they lie before the row's length
 //   z -= slope |p - j|
 //
-// Causal is right = 0. Press et al., Train Short, Test Long (2022) for the slopes.
-template <class Accumulator>
+// Causal is right = 0. Press et al., Train Short, Test Long (2022) for the slopes, which there may be if MaySlope.
+template <class Accumulator, bool MaySlope = true>
 struct Band
 {
   struct Params
@@ -40,7 +40,7 @@ struct Band
     : position(row.offset(p.query, rows.rank) + p.offset), slope(0), slopes(p.slopes.present())
   {
     if (p.offsets.present()) { position += p.offsets.at(rows, row); }
-    if (slopes) { slope = p.slopes.at(rows, row); }
+    if (MaySlope && slopes) { slope = p.slopes.at(rows, row); }
     begin_ = clamped(position - p.left, rows.k);
     end_   = clamped(position + p.right + 1, rows.k);
     if (p.lengths.present()) { end_ = cute::min(end_, clamped(p.lengths.at(rows, row), rows.k)); }
@@ -66,7 +66,7 @@ struct Band
   template <class Span, class ScoreVector>
   CUTE_DEVICE void apply(Span const& span, NoFragment, ScoreVector&& rZ /* (V) */) const
   {
-    if (slopes) {
+    if (MaySlope && slopes) {
       Accumulator const distance = Accumulator(position - span.column);
       CUTE_UNROLL
       for (int v = 0; v < Span::Width; ++v) { rZ(v) = multiply_add(-slope, absolute(distance - v), rZ(v)); }

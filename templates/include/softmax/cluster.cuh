@@ -14,50 +14,48 @@ struct ClusterParams
   int32_t columns;  // of a row for each CTA
 };
 
-// Where the partials of all the cluster's warps arrive; every CTA has one.
-template <class Partial, int MaxPartials>
+// Where the partials of all the cluster's CTAs arrive; every CTA has one.
+template <class Partial, int MaxWarps, int MaxCtas>
 struct Inbox
 {
   uint64_t full;  // mbarrier
-  Partial partials[MaxPartials];
+  Partial of_ctas[MaxCtas];
+  Partial of_warps[MaxWarps];  // of the CTA itself
 };
 
-// Another CTA's inbox may be written once that CTA runs and expects it: here it arrives at the cluster's barrier, and
-// over_cluster waits. (The last thread opens it: with the first, ptxas moves loads of the general backward apart.)
-template <class Partial, int MaxPartials>
-CUTE_DEVICE void open(Inbox<Partial, MaxPartials>& sInbox)
+// Another CTA's inbox may be written once that CTA runs and expects it: open arrives at the cluster's barrier, await_cluster waits
+// there, some time before over_cluster. Directly behind loads it keeps them together: ptxas moves no use of one ahead of another.
+// (The last thread opens the inbox: with the first, ptxas moves loads of the general backward apart.)
+template <class Partial, int MaxWarps, int MaxCtas>
+CUTE_DEVICE void open(Inbox<Partial, MaxWarps, MaxCtas>& sInbox)
 {
-  uint32_t const partials = blockDim.x / 32 * __clusterSizeInBlocks();
-  if (threadIdx.x == blockDim.x - 1) { ptx::expect_bytes(cute::cast_smem_ptr_to_uint(&sInbox.full), partials * sizeof(Partial)); }
+  uint32_t const bytes = __clusterSizeInBlocks() * sizeof(Partial);
+  if (threadIdx.x == blockDim.x - 1) { ptx::expect_bytes(cute::cast_smem_ptr_to_uint(&sInbox.full), bytes); }
   cute::cluster_arrive_relaxed();
 }
 
-// One partial per warp becomes that of the whole cluster, in every thread. Each warp hands its partial to every CTA.
+CUTE_DEVICE void await_cluster() { cute::cluster_wait(); }
+
+// One partial per warp becomes that of the whole cluster, in every thread. Each CTA hands its partial to every CTA.
 //
 // The stores are counted where they arrive, so no fence holds up the CTA that sends, and a CTA waits for its own inbox only.
 // Once its inbox is full no CTA writes to it again, so each may exit independently.
-template <class Partial, int MaxPartials>
-CUTE_DEVICE Partial over_cluster(Partial warp, Inbox<Partial, MaxPartials>& sInbox)
+template <class Partial, int MaxWarps, int MaxCtas>
+CUTE_DEVICE Partial over_cluster(Partial warp, Inbox<Partial, MaxWarps, MaxCtas>& sInbox)
 {
   using Word = Access<Partial, 1>;
 
-  int const lane      = threadIdx.x % 32;
-  int const warps     = blockDim.x / 32;
   int const ctas      = __clusterSizeInBlocks();
-  int const slot      = __clusterRelativeBlockRank() * warps + threadIdx.x / 32;
   uint32_t const full = cute::cast_smem_ptr_to_uint(&sInbox.full);
+  Partial const cta   = over_warps<(MaxWarps > 16 ? 32 : 16)>(warp, sInbox.of_warps, int(blockDim.x / 32));
 
-  cute::cluster_wait();
-  if (lane < ctas) {
-    uint32_t const there = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&sInbox.partials[slot]), lane);
-    ptx::store_async(there, reinterpret_cast<Word const&>(warp), cute::set_block_rank(full, lane));
+  if (threadIdx.x < ctas) {
+    uint32_t const slot  = cute::cast_smem_ptr_to_uint(&sInbox.of_ctas[__clusterRelativeBlockRank()]);
+    uint32_t const there = cute::set_block_rank(slot, threadIdx.x);
+    ptx::store_async(there, reinterpret_cast<Word const&>(cta), cute::set_block_rank(full, threadIdx.x));
   }
   while (!ptx::try_wait(full)) {}
-
-  Partial all = Partial::nothing();
-  CUTE_NO_UNROLL
-  for (int i = lane; i < warps * ctas; i += 32) { all.add(sInbox.partials[i]); }
-  return all.template over_lanes<32>();
+  return over_partials<MaxCtas>(sInbox.of_ctas, ctas);
 }
 
 }  // namespace softmax

@@ -79,19 +79,25 @@ struct Dot
   }
 };
 
+// The first `count` of at most Most partials become one, in every lane.
+template <int Most, class Partial, class Count>
+CUTE_DEVICE Partial over_partials(Partial const* sPartials /* (count) */, Count count)
+{
+  static_assert(1 < Most && Most <= 32 && (Most & (Most - 1)) == 0, "a group of lanes holds one partial each");
+  int const i        = threadIdx.x % Most;
+  Partial const each = i < int(count) ? sPartials[i] : Partial::nothing();
+  return each.template over_lanes<Most>();
+}
+
 // One partial per warp, already the same in all its lanes, becomes that of the whole CTA, in every thread, with one barrier.
 // A launch may have fewer than MaxWarps.
 // sPartials is written once per launch, so no second barrier guards it.
 template <int MaxWarps, class Partial, class Warps = cute::Int<MaxWarps>>
-CUTE_DEVICE Partial over_warps(Partial warp, Partial* sPartials /* (MaxWarps) */, Warps warps = {})
+CUTE_DEVICE Partial over_warps(Partial warp, Partial* sPartials /* (warps) */, Warps warps = {})
 {
-  static_assert(1 < MaxWarps && MaxWarps <= 32 && (MaxWarps & (MaxWarps - 1)) == 0, "a group of lanes holds one partial each");
-  int const lane = threadIdx.x % 32;
-  if (lane == 0) { sPartials[threadIdx.x / 32] = warp; }
+  if (threadIdx.x % 32 == 0) { sPartials[threadIdx.x / 32] = warp; }
   __syncthreads();
-  int const i        = lane % MaxWarps;
-  Partial const each = i < int(warps) ? sPartials[i] : Partial::nothing();
-  return each.template over_lanes<MaxWarps>();
+  return over_partials<MaxWarps>(sPartials, warps);
 }
 
 }  // namespace softmax

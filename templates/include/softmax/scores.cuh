@@ -132,20 +132,20 @@ private:
     cute::for_each(cute::make_seq<sizeof...(Features)>{}, [&](auto i) {
       cute::get<i>(features_).apply(span, cute::get<i>(fragments), rZ);
     });
-    // Only the vectors across the end pay for a comparison of every element.
-    if (HidesTail && inside < Vec) {
+    // Only the vectors across an end pay for a comparison of every element.
+    if constexpr (HidesHead) {
+      int const hidden    = begin() - span.column;
+      uint32_t const seen = cute::max(inside - hidden, 0);
+      if (hidden > 0 || inside < Vec) {
+        CUTE_UNROLL
+        for (int v = 0; v < Vec; ++v) {
+          if (uint32_t(v - hidden) >= seen) { rZ(v) = negative_infinity<Accumulator>(); }
+        }
+      }
+    } else if (HidesTail && inside < Vec) {
       CUTE_UNROLL
       for (int v = 0; v < Vec; ++v) {
         if (v >= inside) { rZ(v) = negative_infinity<Accumulator>(); }
-      }
-    }
-    if constexpr (HidesHead) {
-      int const hidden = begin() - span.column;
-      if (hidden > 0) {
-        CUTE_UNROLL
-        for (int v = 0; v < Vec; ++v) {
-          if (v < hidden) { rZ(v) = negative_infinity<Accumulator>(); }
-        }
       }
     }
   }
