@@ -140,7 +140,7 @@ def _blocks(direction: Direction, dtype: DType, half: bool) -> list[RowPlan]:
 
 
 def _clusters(direction: Direction, dtype: DType, mask: Mask, block: RowPlan, min_k: int) -> list[RowPlan]:
-    """Longer rows in the registers of 2 to 16 CTAs; the launch takes as few as hold the row.
+    """Longer rows in the registers of 2 to 16 CTAs; the launch takes as few as hold the row, two of them to an SM.
 
     A CTA is one of the block, or has one warp more, since vocabularies go a little beyond 2^18 (262,208 columns). The
     latter holds for rows of 16 bits and aligned ones of f32, with five vectors per lane where 32 warps hold 16384

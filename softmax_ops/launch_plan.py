@@ -190,6 +190,7 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
         "cluster.columns": (_part_of_cta(geometry, cluster),),
         "split.segments": (pieces,),
     }
+    # Also where no feature is asked for: general kernels serve masked rows of f64.
     general = geometry.general or General(right=None if geometry.causal_offset is None else 0)
     values.update(_general(geometry, general, rows))
     for position, operand in enumerate(geometry.operands):

@@ -6,17 +6,7 @@ from typing import NamedTuple
 
 from . import driver, launcher
 from .artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
-from .problem import (
-    BIASED,
-    DTYPE_NAMES,
-    OPERANDS,
-    General,
-    Geometry,
-    Operand,
-    broadcast_strides,
-    contiguous_strides,
-    kind_of_general,
-)
+from .problem import BIASED, DTYPE_NAMES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
 
 
 class Call(NamedTuple):
@@ -98,8 +88,8 @@ def _geometries(call: Call) -> Iterator[Geometry]:
             General(right=0 if call.causal else None) if general else None,
         )
         yield found
-        if found.general is not None:
-            yield found._replace(mask_kind=kind_of_general(found.general, (each.name for each in masks)))
+        if general and not masks:
+            yield found._replace(mask_kind="band")
         if general and not (call.backward or call.causal or masks) and found.dtype in BIASED:
             bias = tensors[0]._replace(name="bias")
             yield found._replace(mask_kind="bias", operands=(*tensors, bias), general=None)

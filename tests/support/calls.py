@@ -50,7 +50,10 @@ class Case:
 
     @property
     def mask_kind(self) -> Mask:
-        """The kind that the caller states: without an offset a causal kernel also serves kinds that lack their own."""
+        """The kind that the caller states: without an offset a causal kernel also serves kinds that lack their own, and
+        a general one masked rows of f64."""
+        if self.spec.mask is Mask.GENERAL and self.features is None:
+            return Mask.BOOL if self.causal_offset is None else Mask.BOOLCAUSAL
         if self.causal_offset is None:
             return {Mask.BOOLCAUSAL: Mask.BOOL, Mask.CAUSAL: Mask.NONE}.get(self.spec.mask, self.spec.mask)
         return self.spec.mask

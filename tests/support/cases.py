@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from math import ceil, prod
+from math import ceil, inf, prod
 
-from codegen.axes import Direction, Plan
+from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
 from codegen.occupancy import columns_of_cta
 from codegen.spec import Spec
@@ -26,7 +26,7 @@ def cases(spec: Spec) -> list[Case]:
     """Launches that together cover everything this variant can meet."""
     if spec.mask.has_epilogue:
         own = _forward_features(spec) if spec.direction is Direction.FORWARD else _backward_features(spec)
-        return [*(own if spec.mask.general else map(_band, own)), *_whole_warps(spec)]
+        return [*(own if spec.mask.general else map(_band, own)), *_whole_warps(spec), *_masked(spec)]
     if spec.mask is Mask.BIAS:
         return [*_biased(spec), *_whole_warps(spec), *_around_vectors(spec)]
     return [
@@ -407,6 +407,26 @@ def _band(case: Case) -> Case:
     assert case.features is not None
     features = replace(case.features, softcap=0.0, bias=None, wide=False, slopes=False)
     return replace(case, why=f"{case.why}; none that changes a score", mask_shape=None, features=features)
+
+
+def _masked(spec: Spec) -> Iterator[Case]:
+    """Masked rows of f64, which have no kernels of their own: hidden, hidden and causal, and with a finite fill."""
+    if not (spec.mask.general and spec.dtype is DType.F64 and spec.direction is Direction.FORWARD):
+        return
+    k = middle(spec)
+    shape = (*_leading(spec, k), k)
+    mask_shape = (shape[0], *(1,) * (len(shape) - 2), k)
+    for pattern, (offset, fill) in enumerate([(None, -inf), (k // 2, -inf), (None, -10000.0)]):
+        yield Case(
+            f"a bool mask of f64; offset {offset}; fill {fill}",
+            spec,
+            shape,
+            0.5,
+            mask_shape=mask_shape,
+            causal_offset=offset,
+            fill=fill,
+            first_pattern=3 * pattern,
+        )
 
 
 def _around_vectors(spec: Spec) -> Iterator[Case]:

@@ -129,7 +129,7 @@ def visible_columns(call: Call) -> Integers:
     if call.case.features is not None:
         _, end = band(call)
         return end
-    if call.case.spec.mask not in CAUSAL or call.case.causal_offset is None:
+    if call.case.mask_kind not in CAUSAL or call.case.causal_offset is None:
         return np.full(int(np.prod(leading)) * q, k)
     return np.tile(np.clip(np.arange(q) + call.case.causal_offset + 1, 0, k), int(np.prod(leading)))
 
