@@ -1,4 +1,4 @@
-"""`python -m codegen`: list, render, check, generate, compile, inspect and bundle the kernels; look after the cache."""
+"""`python -m codegen`: list, render, inspect, compile, bundle the kernels; draw their plans; look after the cache."""
 
 import json
 import sys

@@ -12,11 +12,6 @@ class Section:
 
     fields: tuple[tuple[str, str], ...]
 
-    @property
-    def format(self) -> str:
-        """The format in native alignment, followed by the padding that C++ adds to a struct with 64-bit members."""
-        return "".join(format for _, format in self.fields) + "0q"
-
 
 def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
     """Fields of values that every row has one of: RowValue in C++."""

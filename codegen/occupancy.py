@@ -58,7 +58,7 @@ def _threads(spec: Spec) -> int:
     one ptxas or another spills at 64 registers.
     """
     forward, ragged = spec.direction is Direction.FORWARD, spec.ragged
-    masked = spec.mask in (Mask.BOOL, Mask.BOOLCAUSAL, Mask.LIKE)
+    masked = spec.mask in (Mask.BOOLCAUSAL, Mask.LIKE)
     f32_scores = forward and spec.dtype is DType.F32
     general_scores = forward and spec.mask.general
     many_edges, many_vectors = spec.edges > 2, spec.chunks > 4

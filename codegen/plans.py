@@ -49,11 +49,12 @@ def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> lis
 
     The general kind has no tiles: its shortest rows use WARP. Its lanes hold half as many columns, because its code
     per column is long and is repeated for each column that a lane holds. The band kind has the general plans for short
-    rows and for those that nobody holds. Its clusters, and its blocks in the forward, are those of the other kinds.
+    rows that start anywhere, for short rows of the backward, and for those that nobody holds. Its clusters, and its
+    other plans in the forward, are those of the other kinds.
     """
     general = mask.has_epilogue
     held = [] if general else _tiles(direction, dtype)
-    held += _warps(dtype, general) + _blocks(direction, dtype, _has_half_blocks(direction, mask))
+    held += _warps(direction, dtype, mask) + _blocks(direction, dtype, _has_half_blocks(direction, mask))
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
     held = _without_overlap(held, dtype)
     longest = held[-1]
@@ -102,7 +103,7 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
     return [RowPlan(Plan.TILE, k, vec, threads, capacity // k) for k in (shortest, 32) for vec in (dtype.vector, 1)]
 
 
-def _warps(dtype: DType, general: bool) -> list[RowPlan]:
+def _warps(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
     """Rows of up to 2 KiB in 4 to 32 lanes, four vectors per lane: 64 bytes in flight per lane, and the ten shuffles of
     a full warp spread over 32 elements of 16 bits (0.6 instructions per element).
 
@@ -111,14 +112,22 @@ def _warps(dtype: DType, general: bool) -> list[RowPlan]:
     causal mask leaves half, in three vectors per lane, whose fewer registers leave room for more rows; and the 577
     columns of a vision transformer in five.
     """
-    threads, vectors, fewest = (128, 2, 8) if general else (128, 4, 4)
+    if mask.has_epilogue:
+        full = mask is Mask.BAND and direction is Direction.FORWARD
+        return [*_powers_of_two(dtype, dtype.vector, full), *_powers_of_two(dtype, 1, full=False)]
+    plans = [*_powers_of_two(dtype, dtype.vector, full=True), *_powers_of_two(dtype, 1, full=True)]
+    if dtype.bytes == 2:
+        between = (384, dtype.vector), (640, dtype.vector), (640, 1)
+        plans += [RowPlan(Plan.WARP, k, vec, 128, 128 // 16) for k, vec in between]
+    return plans
+
+
+def _powers_of_two(dtype: DType, vec: int, full: bool) -> list[RowPlan]:
+    """Warps for 64 to 1024 columns, as far as 32 lanes hold them in four vectors each, or in two if not `full`."""
+    threads, vectors, fewest = (128, 4, 4) if full else (128, 2, 8)
     longest = 32 * vectors * dtype.vector
     lengths = [(k, max(k // (vectors * dtype.vector), fewest)) for k in (64, 128, 256, 512, 1024) if k <= longest]
-    plans = [RowPlan(Plan.WARP, k, vec, threads, threads // lanes) for k, lanes in lengths for vec in (dtype.vector, 1)]
-    if dtype.bytes == 2 and not general:
-        between = (384, dtype.vector), (640, dtype.vector), (640, 1)
-        plans += [RowPlan(Plan.WARP, k, vec, threads, threads // 16) for k, vec in between]
-    return plans
+    return [RowPlan(Plan.WARP, k, vec, threads, threads // lanes) for k, lanes in lengths]
 
 
 def _blocks(direction: Direction, dtype: DType, half: bool) -> list[RowPlan]:

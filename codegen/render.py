@@ -9,6 +9,7 @@ from .axes import Direction, Plan
 from .features import Feature, Mask
 from .occupancy import ctas_per_sm
 from .spec import Spec
+from .variants import computed_by
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 INCLUDE = TEMPLATES / "include"
@@ -20,11 +21,17 @@ _PLAN_HEADERS = {
     Plan.SPLIT: ("pieces.cuh",),
 }
 
+_SOFTMAX = "m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)"
+_SCORES_OR_FILL = "z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column"
+_CAUSAL = "over j <= i + offset, 0 elsewhere"
+
 _FORMULAS = {
-    (Direction.FORWARD, Mask.NONE): (
-        "y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i) over visible j, 0 elsewhere;  z = scale * x,  m_i = max_j z_ij",
-    ),
-    (Direction.BACKWARD, Mask.NONE): ("dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij) over visible j, 0 elsewhere",),
+    (Direction.FORWARD, Mask.NONE): (f"z_ij = scale * x_ij;  {_SOFTMAX}",),
+    (Direction.FORWARD, Mask.CAUSAL): (f"z_ij = scale * x_ij;  {_SOFTMAX}", _CAUSAL),
+    (Direction.FORWARD, Mask.BOOLCAUSAL): (_SCORES_OR_FILL, _SOFTMAX, _CAUSAL),
+    (Direction.FORWARD, Mask.LIKE): (_SCORES_OR_FILL, _SOFTMAX),
+    (Direction.FORWARD, Mask.BIAS): (f"z_ij = scale * x_ij + bias_ij;  {_SOFTMAX}",),
+    (Direction.BACKWARD, Mask.CAUSAL): ("dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij)", _CAUSAL),
     (Direction.FORWARD, Mask.BAND): (
         "z_ij = scale_i * x_ij;  lse_i = log(exp(sink_i) + sum_j exp(z_ij))",
         "y_ij = exp(z_ij - lse_i), or its logarithm, over j visible to window and length, 0 or -inf elsewhere",
@@ -43,7 +50,7 @@ _FORMULAS = {
         "over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms",
     ),
 }
-"""By direction and mask kind; other kinds have that of NONE."""
+"""What a kernel computes, by direction and mask kind."""
 
 
 @cache
@@ -80,6 +87,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             headers=sorted(headers),
             cta=_cta(spec),
             ctas=ctas_per_sm(spec),
+            lane_holds="lane holds" if spec.lanes == 1 else "lanes hold",
             row_type="TileRow" if spec.plan is Plan.TILE else "RaggedRow" if spec.ragged else "AlignedRow",
             row_options=_row_options(spec),
             y_pointer=f"{spec.output}* const y".ljust(len("Element const* const x")),
@@ -106,8 +114,9 @@ def _scale(spec: Spec) -> str:
 
 
 def _formula(spec: Spec) -> tuple[str, ...]:
-    lines = _FORMULAS.get((spec.direction, spec.mask), _FORMULAS[spec.direction, Mask.NONE])
-    return tuple(line.replace("scale * x,", "scale * x + bias,") for line in lines) if spec.mask is Mask.BIAS else lines
+    lines = _FORMULAS[spec.direction, spec.mask]
+    serves_unmasked = computed_by(spec.direction, spec.dtype, Mask.NONE) is Mask.CAUSAL is spec.mask
+    return (*lines[:-1], f"{lines[-1]}; without a causal mask, offset = K") if serves_unmasked else lines
 
 
 def _fragment_shape(spec: Spec) -> str:
@@ -135,7 +144,6 @@ def _cta(spec: Spec) -> str:
 def _traffic(spec: Spec) -> tuple[str, str]:
     size = spec.dtype.bytes
     beside = {
-        Mask.BOOL: ", 1 of the mask",
         Mask.BOOLCAUSAL: ", 1 of the mask",
         Mask.LIKE: f", {size} of the mask",
         Mask.BIAS: f", {size} of the bias",
@@ -146,11 +154,11 @@ def _traffic(spec: Spec) -> tuple[str, str]:
     reads = f"{inputs * size} bytes read per {visible}element{beside}"
     twice = ", twice" if spec.piece else ""
     written = f"{spec.dtype.output.bytes} bytes written per element"
-    return f"Traffic: {reads}{twice}; {written}.", f"Work: {_work(spec)}."
+    return f"Traffic: {reads}{twice}; {written}.", f"Work per element: {_work(spec)}."
 
 
 def _work(spec: Spec) -> str:
-    """Special functions per element."""
+    """Special functions."""
     if spec.direction is Direction.FORWARD:
         each = "two exponentials" if spec.piece else "one exponential"
         return f"{each}; with a softcap {'two' if spec.piece else 'one'} more" if spec.mask.general else each

@@ -1,6 +1,8 @@
 """What a kernel variant is. A name and a `Spec` determine each other, and a `Spec` determines the source.
 
-softmax_<fwd|bwd>_<f16|bf16|f32|f64>_<mask>_<plan>_k<largest K|any>_v<vec>_t<threads>r<rows per CTA>[c<cluster>]
+softmax_<fwd|bwd>_<dtype>_<mask>_<plan>_k<largest K|any>_v<vec>_t<threads>r<rows per CTA>[c<cluster>]
+
+The dtype is f16, bf16, f32 or f64, or two of them joined by "to" if input and output differ.
 """
 
 import re
@@ -105,6 +107,11 @@ class Spec:
         return GENERAL_GRADIENT if self.mask.general else BAND_GRADIENT
 
     @property
+    def elements_per_lane(self) -> int:
+        """Columns that a lane holds in whole vectors, of each tensor."""
+        return self.access * self.chunks
+
+    @property
     def lanes(self) -> int:
         """Threads of a CTA that share a row; an upper limit if the launch decides how many.
 
@@ -171,10 +178,14 @@ class Spec:
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory: the rows of a tile's inputs, each with room for one more vector, since data is stored
-        at the output's offset from a 16-byte boundary."""
-        inputs = len(self.direction.tensors) - 1
-        return inputs * (self.tile_elements * self.dtype.bytes + ACCESS_BYTES) if self.plan is Plan.TILE else 0
+        """Dynamic shared memory: the rows of a tile's inputs."""
+        return (len(self.direction.tensors) - 1) * self.tile_bytes
+
+    @property
+    def tile_bytes(self) -> int:
+        """Shared memory for one input of a tile, with room for one more vector, since data is stored at the output's
+        offset from a 16-byte boundary; 0 for other plans."""
+        return self.tile_elements * self.dtype.bytes + ACCESS_BYTES if self.plan is Plan.TILE else 0
 
     @property
     def tile_elements(self) -> int:

@@ -43,16 +43,18 @@ def computed_by(direction: Direction, dtype: DType, mask: Mask) -> Mask:
     """The mask kind of the kernels that serve a mask kind: itself, or a more capable one if that costs little.
 
     A causal kernel can serve calls that are not causal: launched with an offset that hides nothing, it only compares
-    columns with the end of the row, once per vector. That cost hides behind the traffic of a tensor mask, and in the
-    backward, which computes no exp. Masked rows of f64 are rare: the general kernels serve them.
+    columns with the end of the row, once per vector. That cost hides behind the traffic of a tensor mask, in the
+    backward, which computes no exp, and beside an exp of f64. Masked rows of f64 are rare: the general kernels serve
+    them.
     """
     if mask.has_epilogue:
         return mask if dtype in _BAND[direction] else Mask.GENERAL
-    if direction is Direction.BACKWARD:
+    masked = mask in (Mask.BOOL, Mask.BOOLCAUSAL)
+    if dtype is DType.F64 and masked:
+        return Mask.GENERAL
+    if direction is Direction.BACKWARD or dtype is DType.F64:
         return Mask.CAUSAL
-    if mask in (Mask.BOOL, Mask.BOOLCAUSAL):
-        return Mask.GENERAL if dtype is DType.F64 else Mask.BOOLCAUSAL
-    return mask
+    return Mask.BOOLCAUSAL if masked else mask
 
 
 def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[tuple[RowPlan, Spec]] | None:
@@ -64,11 +66,17 @@ def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[tuple[RowPl
 
 
 def _spec(direction: Direction, dtype: DType, mask: Mask, plan: RowPlan) -> Spec:
-    """The kernel of a row plan; the band kind has some of its own."""
-    own = (Plan.BLOCK, Plan.CLUSTER) if direction is Direction.FORWARD else (Plan.CLUSTER,)
-    if mask is Mask.BAND and plan.plan not in own:
+    """The kernel of a row plan; the band kind has some of its own, the general ones serve its other rows."""
+    if mask is Mask.BAND and not _has_band(direction, plan):
         mask = Mask.GENERAL
     return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
+
+
+def _has_band(direction: Direction, plan: RowPlan) -> bool:
+    """Whether a row plan has kernels of the band kind."""
+    if direction is Direction.BACKWARD:
+        return plan.plan is Plan.CLUSTER
+    return plan.plan in (Plan.BLOCK, Plan.CLUSTER) or (plan.plan is Plan.WARP and plan.vec > 1)
 
 
 @cache

@@ -7,7 +7,7 @@
 // A CTA of 256 threads goes over its row of dy and y twice, 2048 columns at a time: for the sum, then to write.
 // Results are stored with an evict-first hint, so that L2 keeps what is read again.
 // Traffic: 4 bytes read per visible element, twice; 2 bytes written per element.
-// Work: with logarithms one exponential, with a softcap one logarithm.
+// Work per element: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
@@ -56,7 +56,7 @@ softmax_bwd_bf16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   int const reads = (visible.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
   CUTE_NO_UNROLL
   for (int i = first_piece<Row::Vec>(visible.begin(), reads, Columns); i < reads; ++i) {
-    Piece const piece  = piece_of_row<Row::Vec>(dx, k, i, Columns);
+    Piece const piece  = piece_of_row<Row>(dx, k, i, Columns);
     auto const current = visible.from(piece.begin);
     int const end      = current.end(piece.size);
 
@@ -72,7 +72,7 @@ softmax_bwd_bf16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   // Backwards: what was read last is the most likely to be in L2 still.
   CUTE_NO_UNROLL
   for (int i = (k - 1) / Columns; i >= 0; --i) {
-    Piece const piece  = piece_of_row<Row::Vec>(dx, k, i, Columns);
+    Piece const piece  = piece_of_row<Row>(dx, k, i, Columns);
     auto const current = visible.from(piece.begin);
     int const end      = current.end(piece.size);
 

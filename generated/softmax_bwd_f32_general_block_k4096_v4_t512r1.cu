@@ -7,7 +7,7 @@
 // One CTA, with as many warps as the row needs (at most 512 threads), holds a row of dy and y in registers, 8 elements
 // per thread of each; one barrier.
 // Traffic: 8 bytes read per visible element; 4 bytes written per element.
-// Work: with logarithms one exponential, with a softcap one logarithm.
+// Work per element: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
@@ -19,7 +19,7 @@ using Element     = float;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
+constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
 using Row     = AlignedRow</*Vec=*/4, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;

@@ -7,7 +7,7 @@
 // Several CTAs of 256 threads share a row, 1024 columns each, in two launches: the first leaves a sum for each piece in
 // the workspace, the second combines them in order and writes.
 // Traffic: 8 bytes read per visible element, twice; 2 bytes written per element.
-// Work: with logarithms one exponential, with a softcap one logarithm.
+// Work per element: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
@@ -51,7 +51,7 @@ softmax_bwd_f32tobf16_general_split_kany_v1_t256r1(Params const __grid_constant_
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   cutlass::bfloat16_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, segment, /*columns=*/1024);
+  Piece const piece  = piece_of_row<Row>(dx, rows.k, segment, /*columns=*/1024);
   auto const visible = Band<float, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
   GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
@@ -64,7 +64,7 @@ softmax_bwd_f32tobf16_general_split_kany_v1_t256r1(Params const __grid_constant_
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
   bool const combines      = p.split.pass == 1;
   Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : dot_of(row, rDy, rY, end, gradient);
-  Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
+  Partial const whole      = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials);
   if (combines) {
     Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && segment == 0);
     store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, d);

@@ -7,7 +7,7 @@
 // A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 512 threads per CTA), holds a row of dy and y in
 // registers, 8 elements per thread of each.
 // Traffic: 8 bytes read per visible element; 2 bytes written per element.
-// Work: with logarithms one exponential, with a softcap one logarithm.
+// Work per element: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
@@ -21,7 +21,7 @@ using Element     = float;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
+constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
 using Row     = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
@@ -50,7 +50,7 @@ softmax_bwd_f32tof16_general_cluster_k65536_v1_t512r1c16(Params const __grid_con
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   cutlass::half_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Piece const piece  = piece_of_row<Row::Vec>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const visible = Band<float, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
   GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);

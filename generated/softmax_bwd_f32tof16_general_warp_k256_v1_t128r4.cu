@@ -6,7 +6,7 @@
 //
 // 32 lanes hold a row of dy and y in registers, 8 elements each; 4 rows per CTA of 128 threads.
 // Traffic: 8 bytes read per visible element; 2 bytes written per element.
-// Work: with logarithms one exponential, with a softcap one logarithm.
+// Work per element: with logarithms one exponential, with a softcap one logarithm.
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>

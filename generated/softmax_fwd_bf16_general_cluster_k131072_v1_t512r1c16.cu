@@ -8,7 +8,7 @@
 // A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 512 threads per CTA), holds a row in
 // registers, 16 elements per thread.
 // Traffic: 2 bytes read per visible element and those of a mask and a bias; 2 bytes written per element.
-// Work: one exponential; with a softcap one more.
+// Work per element: one exponential; with a softcap one more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
@@ -26,7 +26,7 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
+constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
 using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
@@ -62,7 +62,7 @@ softmax_fwd_bf16_general_cluster_k131072_v1_t512r1c16(Params const __grid_consta
   Band<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
-  Piece const piece = piece_of_row<Row::Vec>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
   int const end     = scores.end(piece.size);
 

@@ -7,7 +7,7 @@
 //
 // 32 lanes hold a row in registers, 16 elements each; 4 rows per CTA of 128 threads.
 // Traffic: 2 bytes read per visible element and those of a mask and a bias; 2 bytes written per element.
-// Work: one exponential; with a softcap one more.
+// Work per element: one exponential; with a softcap one more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>

@@ -7,7 +7,7 @@
 // A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 544 threads per CTA), holds a row in
 // registers, 32 elements per thread.
 // Traffic: 2 bytes read per visible element; 4 bytes written per element.
-// Work: one exponential.
+// Work per element: one exponential.
 
 #include <softmax/band.cuh>
 #include <softmax/cluster.cuh>
@@ -21,7 +21,7 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 544;
-constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
+constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
 using Row     = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<float>>;
@@ -51,7 +51,7 @@ softmax_fwd_bf16tof32_band_cluster_k278528_v8_t544r1c16(Params const __grid_cons
 
   Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
   Band<float, /*MaySlope=*/false> const band(p.band, rows, index);
-  Piece const piece = piece_of_row<Row::Vec>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band).from(piece.begin);
   int const end     = scores.end(piece.size);
 

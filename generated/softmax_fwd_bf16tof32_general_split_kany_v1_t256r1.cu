@@ -8,7 +8,7 @@
 // Several CTAs of 256 threads share a row, 2048 columns each, in two launches: the first leaves a maximum and a sum for each
 // piece in the workspace, the second combines them in order and writes.
 // Traffic: 2 bytes read per visible element and those of a mask and a bias, twice; 4 bytes written per element.
-// Work: two exponentials; with a softcap two more.
+// Work per element: two exponentials; with a softcap two more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
@@ -63,7 +63,7 @@ softmax_fwd_bf16tof32_general_split_kany_v1_t256r1(Params const __grid_constant_
   Band<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
-  Piece const piece = piece_of_row<Row::Vec>(y, rows.k, segment, /*columns=*/2048);
+  Piece const piece = piece_of_row<Row>(y, rows.k, segment, /*columns=*/2048);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
   int const end     = scores.end(piece.size);
 
@@ -75,7 +75,7 @@ softmax_fwd_bf16tof32_general_split_kany_v1_t256r1(Params const __grid_constant_
   bool const combines      = p.split.pass == 1;
   Partial const lane       = combines ? over_segments<Threads>(gPartials, segments)
                                       : max_sum_of<NumericOfSums<float>>(row, rZ, end);
-  Partial const whole      = over_warps<Threads / 32>(lane.template over_lanes<32>(), sPartials);
+  Partial const whole      = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials);
   if (combines) {
     auto const closed = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && segment == 0);
     exponentiate<NumericOfSums<float>>(row, rZ, end, closed.max, epilogue.keeps_exponents());

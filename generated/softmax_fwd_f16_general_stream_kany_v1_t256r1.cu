@@ -8,7 +8,7 @@
 // A CTA of 256 threads goes over its row twice, 2048 columns at a time: for maximum and sum, then to write.
 // Results are stored with an evict-first hint, so that L2 keeps what is read again.
 // Traffic: 2 bytes read per visible element and those of a mask and a bias, twice; 2 bytes written per element.
-// Work: two exponentials; with a softcap two more.
+// Work per element: two exponentials; with a softcap two more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
@@ -69,14 +69,14 @@ softmax_fwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
   int const hidden = first_piece<Row::Vec>(scores.begin(), reads, Columns);
   Partial seen     = Partial::nothing();
-  typename Epilogue<NumericOfSums<Element>>::Closed whole;
+  Epilogue<NumericOfSums<Element>>::Closed whole;
   CUTE_NO_UNROLL
   for (int turn = hidden; turn < reads + pieces; ++turn) {
     bool const writes = turn >= reads;
     if (turn == reads) {
-      whole = epilogue.close(over_warps<Threads / 32>(seen.template over_lanes<32>(), sPartials), /*writes=*/threadIdx.x == 0);
+      whole = epilogue.close(over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials), /*writes=*/threadIdx.x == 0);
     }
-    Piece const piece  = piece_of_row<Row::Vec>(y, k, writes ? reads + pieces - 1 - turn : turn, Columns);
+    Piece const piece  = piece_of_row<Row>(y, k, writes ? reads + pieces - 1 - turn : turn, Columns);
     auto const current = scores.from(piece.begin);
     int const end      = current.end(piece.size);
 

@@ -7,7 +7,7 @@
 // One CTA, with as many warps as the row needs (at most 512 threads), holds a row in registers, 32 elements
 // per thread; one barrier.
 // Traffic: 2 bytes read per visible element; 4 bytes written per element.
-// Work: one exponential.
+// Work per element: one exponential.
 
 #include <softmax/band.cuh>
 #include <softmax/epilogue.cuh>
@@ -19,7 +19,7 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
+constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
 using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<float>>;

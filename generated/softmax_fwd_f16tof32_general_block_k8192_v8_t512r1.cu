@@ -8,7 +8,7 @@
 // One CTA, with as many warps as the row needs (at most 512 threads), holds a row in registers, 16 elements
 // per thread; one barrier.
 // Traffic: 2 bytes read per visible element and those of a mask and a bias; 4 bytes written per element.
-// Work: one exponential; with a softcap one more.
+// Work per element: one exponential; with a softcap one more.
 
 #include <softmax/band.cuh>
 #include <softmax/bias.cuh>
@@ -24,7 +24,7 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // one warp; each warp holds neighbouring vectors
+constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
 using Row     = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<float>>;

@@ -59,7 +59,8 @@ def softmax(
                      1e-7 of the cap.
     dtype            x's, or torch.float32 for float16 and bfloat16: the result before it is rounded. out's too.
     return_lse       return (y, lse): lse = m + log(sum), [..., Q] float32 (float64 for float64), differentiable.
-    batch_invariant  choose the kernel regardless of the number of rows: a row's bits never depend on its batch.
+    batch_invariant  choose the kernel regardless of the number of rows, so that a row keeps its bits in any batch,
+                     at an address of the same alignment.
     out              tensor of x's shape, device and `dtype` to write to; may be x itself.
 
     Returns a tensor of x's shape and dtype, contiguous unless `out` is given. Sums and exponentials are computed in
@@ -211,7 +212,8 @@ def softmax_backward(
     softcap, lse     those of the forward; not supported after a forward with bias or slopes.
     grad_lse         [..., Q], the gradient of lse, if lse was used.
     dtype            of dx: y's, or a 16-bit dtype for float32 y, if x had that dtype. out's too.
-    batch_invariant  choose the kernel regardless of the number of rows: a row's bits never depend on its batch.
+    batch_invariant  choose the kernel regardless of the number of rows, so that a row keeps its bits in any batch,
+                     at an address of the same alignment.
     out              tensor of y's shape, device and `dtype` to write to; may be dy or y itself.
 
     Returns a tensor of y's shape and dtype, contiguous unless `out` is given. The products and their sum are computed

@@ -20,6 +20,7 @@ class Explanation:
     plan: str
     lanes: int  # of a CTA that share a row
     rows_per_cta: int
+    ctas_per_row: int
     grid: tuple[int, ...]  # CTAs of each launch
     block: int  # threads
     cluster: int  # CTAs
@@ -41,7 +42,7 @@ class Explanation:
         lines = [
             f"{self.variant} on {self.arch}",
             f"  why      {self.reason}",
-            f"  tile     {self.plan}: {self.lanes} lanes per row, {self.rows_per_cta} rows per CTA",
+            f"  tile     {self.plan}: {self._sharing()}",
             f"           chosen {self.measured}",
             f"  launch   grid {', '.join(map(str, self.grid))}; block {self.block}; cluster {self.cluster}; "
             f"{self.shared_bytes} bytes of dynamic shared memory",
@@ -52,6 +53,11 @@ class Explanation:
         ]
         return "\n".join(lines)
 
+    def _sharing(self) -> str:
+        if self.ctas_per_row > 1:
+            return f"{self.ctas_per_row} CTAs per row, {self.lanes} lanes each"
+        return f"{self.lanes} lanes per row, {self.rows_per_cta} rows per CTA"
+
 
 def explain_geometry(
     geometry: Geometry, arch: str, settled: Callable[[LaunchPlan], LaunchPlan] = lambda plan: plan
@@ -61,19 +67,20 @@ def explain_geometry(
     Raises NoVariant when no shipped kernel serves it, TooManyDimensions when its operands must be copied first.
     """
     if geometry.rows * geometry.k == 0:
-        return Explanation(None, arch, "", 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", "", ())
+        return Explanation(None, arch, "", 0, 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", "", ())
     launch_plan = settled(plan(geometry, catalog.load(), arch))
-    variant = launch_plan.variant
+    variant, first = launch_plan.variant, launch_plan.launches[0]
     cubin, passed_over = _cubin(variant, arch)
     return Explanation(
         variant=variant.name,
         arch=arch,
         plan=variant.plan,
-        lanes=min(variant.lanes, launch_plan.launches[0].threads),
-        rows_per_cta=-(-launch_plan.launches[0].rows // launch_plan.launches[0].grid),
+        lanes=min(variant.lanes, first.threads),
+        rows_per_cta=-(-first.rows // first.grid),
+        ctas_per_row=-(-first.grid // first.rows),
         grid=tuple(launch.grid for launch in launch_plan.launches),
-        block=launch_plan.launches[0].threads,
-        cluster=launch_plan.launches[0].cluster,
+        block=first.threads,
+        cluster=first.cluster,
         shared_bytes=variant.shared_bytes,
         bytes_read=_bytes_read(launch_plan),
         bytes_written=geometry.rows * geometry.k * geometry.output.element_bytes,
@@ -108,7 +115,7 @@ def _bytes_read(launch_plan: LaunchPlan) -> int:
 def _visible(geometry: Geometry) -> int:
     """Visible elements of an input, ignoring that vectors are read whole. Columns hidden by lengths or an offset in GPU
     memory are not known here and count as visible."""
-    if geometry.causal_offset is None:
+    if geometry.causal_offset is None or geometry.operand("offsets") is not None:
         return geometry.rows * geometry.k
     queries, k = geometry.shape[-2:]
     left, right = (geometry.general.left, geometry.general.right) if geometry.general else (None, 0)

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from .artifacts.catalog import Catalog, Entry, Layout, Variant, argument_bytes
 from .artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
 from .artifacts.cubin import runs_on
-from .problem import MAX_RANK, MAX_ROWS, Dimension, General, Geometry, LaunchRows, launch_rows, leading_dimensions
+from .problem import (
+    EVERYWHERE,
+    MAX_RANK,
+    MAX_ROWS,
+    Dimension,
+    General,
+    Geometry,
+    LaunchRows,
+    launch_rows,
+    leading_dimensions,
+)
 from .tile import tile_of
 
 SCALARS = ("scale", "mask.fill")
@@ -17,8 +27,9 @@ SCALARS = ("scale", "mask.fill")
 WARP = 32
 """Threads of a warp."""
 
-EVERYWHERE = 2**40
-"""Window bound in columns that hides nothing: more than any row has."""
+MAX_CLUSTERED_CTAS = 2**24
+"""CTAs of a grid with clusters, at most: the machine code computes the number of a CTA's cluster in float32, which is
+exact as long as CTAs have numbers below this. Other grids may have nearly 2^31."""
 
 WORKSPACE = "workspace.address"
 """Field with the address of scratch memory (LaunchPlan.workspace_bytes) for the partial results of split rows."""
@@ -95,7 +106,7 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
         position = geometry.operands.index(broadcast)
         dimensions.sort(key=lambda dimension: dimension.strides[position] == 0)
     layout = catalog.layout(variant)
-    limit = MAX_ROWS // cluster  # a grid has fewer than 2^31 CTAs
+    limit = MAX_ROWS if cluster == 1 else MAX_CLUSTERED_CTAS // cluster
     launches = [
         launch
         for rows in launch_rows(tuple(dimensions), limit)

@@ -162,7 +162,7 @@ def settled(launch_plan: LaunchPlan, device: int) -> LaunchPlan:
     kernel = _kernels.get((launch_plan.variant.name, arch))
     if kernel is None or kernel.can_run(launch_plan.cluster, device):
         return launch_plan
-    return plan_for(launch_plan.geometry, arch, launch_plan.cluster - 1)
+    return settled(plan_for(launch_plan.geometry, arch, launch_plan.cluster - 1), device)
 
 
 def _named(launch_plan: LaunchPlan) -> str:

@@ -26,6 +26,9 @@ MAX_ROWS = 2**31 - 2**10
 """Rows of one launch, at most. Row numbers are 32-bit inside a kernel (offsets are 64-bit), including those that the
 last CTA counts beyond the last row."""
 
+EVERYWHERE = 2**40
+"""Window bound in columns that hides nothing, whatever offset is read from device memory."""
+
 MAX_STRIDE = 2**31 - 1
 """Elements between two rows of one launch, at most. Strides are 32-bit inside a kernel, so that one instruction
 multiplies them."""

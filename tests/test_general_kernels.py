@@ -181,3 +181,5 @@ def test_explain_says_which_kernel_and_what_it_moves() -> None:
     back = softmax_ops.explain(x, key_lengths=torch.zeros(B, dtype=torch.int32), dtype=torch.float32, backward=True)
     assert back.variant is not None and back.variant.startswith("softmax_bwd_f32tof16_general_warp_k128_v1")
     assert (back.bytes_read, back.bytes_written) == (2 * x.numel() * 4, x.numel() * 2)
+    unknown = softmax_ops.explain(x, causal=True, causal_offset=torch.tensor([10]))
+    assert unknown.bytes_read == x.numel() * 2

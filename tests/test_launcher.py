@@ -505,6 +505,19 @@ def test_clusters_that_a_device_has_no_place_for(serve: Serve, k: int, largest: 
 
 
 @isolated
+@pytest.mark.filterwarnings("ignore")
+def test_an_explanation_follows_a_device_to_what_runs(serve: Serve) -> None:
+    """Rows that would share SMs in clusters of 16, and just fit clusters of 8: a device may be able to run neither."""
+    stub_driver.largest_cluster(4)
+    serve_all(serve, "fwd_f32_none_")
+    wanted = plan_for(geometry((3, 100001), "f32"))
+    assert (wanted.variant.plan, wanted.cluster) == ("cluster", 16)
+    found = launcher.executable(wanted, 0)
+    told = explain_geometry(wanted.geometry, "sm_90", partial(launcher.settled, device=0))
+    assert told.variant == found.plan.variant.name and told.workspace_bytes == found.workspace_bytes > 0
+
+
+@isolated
 @pytest.mark.filterwarnings("error")
 def test_a_row_that_fits_smaller_clusters_keeps_its_kernel(serve: Serve) -> None:
     """Two CTAs of a cluster of 16 would share an SM; a device without such clusters runs them in clusters of 8."""

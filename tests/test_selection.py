@@ -41,8 +41,9 @@ def cluster_columns(dtype: str, aligned: bool) -> int:
 
 def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, mask_kind: str, aligned: bool) -> str:
     """Who holds a row: the whole policy in a few lines, independent of codegen.plans, which makes it. Alignment matters
-    only in clusters of f32; the general kind, which has no tiles, holds half as much, depending on direction. So does
-    the band kind, except in blocks of the forward and in clusters."""
+    only in clusters of f32 and in warps of the band kind; the general kind, which has no tiles, holds half as much,
+    depending on direction. So does the band kind, except in clusters and, in the forward, in blocks and aligned
+    warps."""
     held = whole_vectors(dtype, k)
     general = mask_kind in ("band", "general") or (mask_kind in ("bool", "boolcausal") and dtype == "f64")
     lean = mask_kind == "band" and dtype != "f64" and (direction == "fwd" or dtype.startswith("f32"))
@@ -51,7 +52,7 @@ def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, ma
     longest = LONGEST_BLOCK_OF_GENERAL[direction, read] if half else LONGEST_BLOCK[read]
     if k <= 32 and not general:
         return "tile"
-    if held * DTYPE_BYTES[dtype] <= (1024 if general else 2048):
+    if held * DTYPE_BYTES[dtype] <= (1024 if half or (lean and not aligned) else 2048):
         return "warp"
     if held <= longest:
         return "block"
@@ -158,11 +159,13 @@ def test_which_requests_change_no_score(general: General, operands: tuple[str, .
 @pytest.mark.parametrize(
     ("of", "found"),
     [
-        (geometry((3, 5, 1000), mask_kind="band"), "band block"),
+        (geometry((3, 5, 2000), mask_kind="band"), "band block"),
+        (geometry((3, 5, 1001), mask_kind="band"), "band block"),
         (geometry((3, 5, 1000), mask_kind="band", direction="bwd"), "general block"),
         (geometry((3, 5, 1000), "f32", "band", direction="bwd"), "general block"),
         (geometry((3, 5, 20000), "f32", "band", direction="bwd"), "band cluster"),
-        (geometry((3, 5, 500), mask_kind="band"), "general warp"),
+        (geometry((3, 5, 504), mask_kind="band"), "band warp"),
+        (geometry((3, 5, 501), mask_kind="band"), "general warp"),
         (geometry((300, 5, 300000), mask_kind="band"), "general stream"),
         (geometry((3, 5, 1000), "f64", "band"), "general block"),
         (geometry((3, 5, 1000), "f64", "bool"), "general block"),

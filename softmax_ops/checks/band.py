@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..problem import EVERYWHERE
 from .scalars import clamped_offset
 from .tensors import check_plain, describe
 from .values import check_device
 
-# Bounds that a kernel takes in 32 bits, with room for the number of a query to be added.
+# Offsets from which a kernel computes distances in 32 bits, with room for the number of a query to be added.
 _FAR = 2**30
 
 
@@ -91,13 +92,14 @@ def _bound(op: str, window: Any, bound: Any) -> Any:
         raise TypeError(f"{op}: window is {window!r}; want each of its two an int from 0, or None")
     if bound < 0:
         raise ValueError(
-            f"{op}: window is {window!r}; want each of its two an int from 0, or None: another causal_offset moves it"
+            f"{op}: window is {window!r}; want each of its two an int from 0, or None for no bound; to move "
+            "the window, pass causal_offset"
         )
     return int(bound)
 
 
 def _near(bound: int | None) -> int | None:
-    return None if bound is None else min(bound, _FAR)
+    return None if bound is None else min(bound, EVERYWHERE)
 
 
 def _check_offset_tensor(op: str, offset: Tensor, rows: Tensor, name: str) -> None:

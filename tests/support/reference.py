@@ -30,6 +30,11 @@ class Format(NamedTuple):
         """The smallest subnormal number."""
         return float(np.ldexp(1.0, self.min_exponent - self.precision + 1))
 
+    @property
+    def overflow(self) -> np.longdouble:
+        """The smallest magnitude that rounds to infinity."""
+        return np.ldexp(np.longdouble(2.0) - np.longdouble(2.0) ** -self.precision, 1 - self.min_exponent)
+
 
 FORMATS = {
     "f16": Format(11, -14, 2.0**-24),
@@ -302,9 +307,11 @@ def row_sum_tolerance(expected: ArrayLike, dtype: str) -> Array:
 def ulp_error(actual: ArrayLike, expected64: ArrayLike, dtype: str, magnitude: ArrayLike | None = None) -> Array:
     """|actual - expected| in units of the dtype's spacing at |expected|, or at |magnitude| if given.
 
-    Two NaN agree, and so do two infinities of the same sign; they differ from anything else by inf units.
+    Two NaN agree, and so do two infinities of the same sign; they differ from anything else by inf units. An expected
+    number that the dtype rounds to infinity is one.
     """
     actual, expected = np.broadcast_arrays(_floating(actual), _floating(expected64))
+    expected = np.where(np.abs(expected) >= FORMATS[dtype].overflow, np.copysign(np.inf, expected), expected)
     with np.errstate(invalid="ignore"):
         error = np.abs(actual - expected) / spacing(expected if magnitude is None else magnitude, dtype)
     agree = (np.isnan(actual) & np.isnan(expected)) | (actual == expected)

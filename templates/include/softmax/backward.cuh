@@ -31,7 +31,7 @@ struct SoftmaxGradient
 
   Accumulator scale;
 
-  // What y is where it is hidden.
+  // y in hidden columns.
   CUTE_DEVICE Element hidden() const { return Element(0); }
   CUTE_DEVICE Accumulator add(Accumulator sum, Accumulator y, Accumulator dy) const { return multiply_add(y, dy, sum); }
 

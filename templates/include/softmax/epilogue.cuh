@@ -61,7 +61,7 @@ public:
     return {row, log_sum};
   }
 
-  // What makes of exponentials relative to `max`, or of exponents z - max, the results of the closed row.
+  // Maps exponentials relative to `max`, or exponents z - max, to the results of the closed row.
   CUTE_DEVICE ProbabilitiesOrLogarithms<Accumulator> outcome(Accumulator max, Closed const& row) const
   {
     if (keeps_exponents()) {

@@ -66,7 +66,7 @@ CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) 
   return sum;
 }
 
-// What is known of a row from the lane's share of it; leaves exponentials in place of the scores.
+// Maximum and sum over the lane's share of a row; leaves exponentials in place of the scores.
 template <class Numeric, class Row, class ScoreTensor>
 CUTE_DEVICE MaxSum<Numeric> max_sum_of(Row const& row, ScoreTensor& rZ /* (V*C+E) */, int end)
 {
@@ -74,7 +74,7 @@ CUTE_DEVICE MaxSum<Numeric> max_sum_of(Row const& row, ScoreTensor& rZ /* (V*C+E
   return {max, exponentiate<Numeric>(row, rZ, end, max)};
 }
 
-// What turns unit * exp(z - max) into the probability. The sum of a row that sees nothing is 0: its probabilities are 0, not NaN.
+// The factor from unit * exp(z - max) to the probability. The sum of a row that sees nothing is 0: its probabilities are 0, not NaN.
 template <class Numeric, class Accumulator>
 CUTE_DEVICE Accumulator normaliser(Accumulator sum)
 {

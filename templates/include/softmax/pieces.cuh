@@ -14,11 +14,10 @@ struct Piece
 
 // Piece i of a row of k columns, cut at the vector boundary `columns` behind the one before: only the first has columns before
 // its first vector, only the last has some behind its last one.
-template <int Vec, class Element>
+template <class Row, class Element>
 CUTE_DEVICE Piece piece_of_row(Element const* output, int k, int i, int columns)
 {
-  int const phase = int(reinterpret_cast<uintptr_t>(output) / sizeof(Element) % Vec);
-  int const head  = (Vec - phase) % Vec;
+  auto const head = Row::head_of(output);
   int const begin = i == 0 ? 0 : cute::min(head + i * columns, k);
   return {begin, cute::min(head + (i + 1) * columns, k) - begin};
 }

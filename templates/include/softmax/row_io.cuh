@@ -221,6 +221,7 @@ struct Share
 
 // A kind of row is a class with
 //   Vec, Lanes, Chunks, Edges                      how many columns a lane holds, and how
+//   head_of(output)                                how many columns precede the row's first vector
 //   InSharedMemory                                 it lies in shared memory: its elements are read where they are used
 //   vector(c, end), edge(edge, end) -> span        the columns of a lane's parts
 //   is_aligned(operand)                            whether its vectors may be loaded whole
@@ -243,6 +244,12 @@ struct AlignedRow
   template <class Element>
   CUTE_DEVICE AlignedRow(int thread, Element const* /*output*/, int /*k*/) : share(thread)
   {}
+
+  template <class Element>
+  CUTE_DEVICE static cute::_0 head_of(Element const* /*output*/)
+  {
+    return {};
+  }
 
   // Where one warp holds the row, lengths grow by two from kernel to kernel: a branch would cost more than it saves.
   CUTE_DEVICE bool reaches(int c, int end) const
@@ -287,9 +294,15 @@ struct RaggedRow
   template <class Element>
   CUTE_DEVICE RaggedRow(int thread, Element const* output, int k) : share(thread), thread(thread)
   {
+    head = cute::min(head_of(output), k);
+    body = head + (k - head) / Vec * Vec;
+  }
+
+  template <class Element>
+  CUTE_DEVICE static int head_of(Element const* output)
+  {
     int const phase = int(reinterpret_cast<uintptr_t>(output) / sizeof(Element) % Vec);
-    head            = cute::min((Vec - phase) % Vec, k);
-    body            = head + (k - head) / Vec * Vec;
+    return (Vec - phase) % Vec;
   }
 
   CUTE_DEVICE bool reaches(int c, int end) const { return Vec < 4 || c == 0 || Vec * (share.begin + Lanes * c) < end; }

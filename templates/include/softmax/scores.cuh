@@ -5,7 +5,7 @@
 #include <softmax/numeric.cuh>
 #include <softmax/row_io.cuh>
 
-// Scores of a row: z = scale * x where visible, replaced by a feature elsewhere.
+// Scores of a row: z = scale * x, changed by each feature in turn; -inf where a feature hides the column.
 //
 // A feature is a mask, a bias, a window: whatever acts between the load of x and the softmax. It is a class with
 //   struct Params                                  its run-time arguments, part of the kernel's by-value struct
