@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -12,10 +12,21 @@ from . import dispatch, ops, routes  # noqa: F401 (ops registers torch.ops.softm
 from .checks import check_general
 from .explanation import Explanation
 from .known.calls import backward, forward
+from .signatures import Forward, Window
 
-Window = tuple[int | None, int | None]
 
-
+@overload
+def softmax(
+    x: Tensor, *, return_lse: Literal[False] = False, out: Tensor | None = None, **arguments: Unpack[Forward]
+) -> Tensor: ...
+@overload
+def softmax(
+    x: Tensor, *, return_lse: Literal[True], out: Tensor | None = None, **arguments: Unpack[Forward]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def softmax(
+    x: Tensor, *, return_lse: bool, out: Tensor | None = None, **arguments: Unpack[Forward]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def softmax(
     x: Tensor,
     *,
@@ -114,11 +125,29 @@ def softmax(
     )
 
 
-def softmax_(x: Tensor, **arguments) -> Any:
+@overload
+def softmax_(x: Tensor, *, return_lse: Literal[False] = False, **arguments: Unpack[Forward]) -> Tensor: ...
+@overload
+def softmax_(x: Tensor, *, return_lse: Literal[True], **arguments: Unpack[Forward]) -> tuple[Tensor, Tensor]: ...
+@overload
+def softmax_(x: Tensor, *, return_lse: bool, **arguments: Unpack[Forward]) -> Tensor | tuple[Tensor, Tensor]: ...
+def softmax_(x: Tensor, **arguments: Any) -> Any:
     """`softmax` in place: takes its keyword arguments except `out`, writes to x, and returns what `softmax` returns."""
     return softmax(x, out=x, **arguments)
 
 
+@overload
+def log_softmax(
+    x: Tensor, *, return_lse: Literal[False] = False, out: Tensor | None = None, **arguments: Unpack[Forward]
+) -> Tensor: ...
+@overload
+def log_softmax(
+    x: Tensor, *, return_lse: Literal[True], out: Tensor | None = None, **arguments: Unpack[Forward]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def log_softmax(
+    x: Tensor, *, return_lse: bool, out: Tensor | None = None, **arguments: Unpack[Forward]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def log_softmax(
     x: Tensor,
     *,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import api
-from .api import Window
+from .signatures import Window
 
 
 class FusedSoftmax(torch.nn.Module):

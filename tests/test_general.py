@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
-from typing import Any
+from typing import Any, assert_type
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import softmax_ops
 from softmax_ops import cpu, routes
 from softmax_ops.checks import check_general, check_general_backward
 from softmax_ops.checks.values import accumulation
+from softmax_ops.signatures import Forward
 from tests.support import bounds, reference
 from tests.support.reference import DTYPE_NAMES, DTYPES, FORMATS, General, assert_close, to_numpy
 
@@ -395,3 +397,14 @@ def test_softcap_beyond_what_rounding_allows() -> None:
     dy = torch.tensor([[1.0, 0.0]])
     dx = softmax_ops.softmax_backward(dy, y, softcap=3.0, lse=lse)
     assert dx[0, 0] == 0 and dx[0, 1] < 0
+
+
+def test_types_of_results_and_arguments() -> None:
+    """The type checker of `make lint` sees what a call returns; both signatures name the same arguments."""
+    x = torch.zeros(2, 3)
+    assert_type(softmax_ops.softmax(x, scale=0.5), torch.Tensor)
+    assert_type(softmax_ops.softmax(x, return_lse=True), tuple[torch.Tensor, torch.Tensor])
+    assert_type(softmax_ops.log_softmax(x), torch.Tensor)
+    assert_type(softmax_ops.softmax_(x, return_lse=True), tuple[torch.Tensor, torch.Tensor])
+    for function in (softmax_ops.softmax, softmax_ops.log_softmax):
+        assert {*inspect.signature(function).parameters} == {"x", "return_lse", "out", *Forward.__annotations__}

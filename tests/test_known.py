@@ -360,9 +360,9 @@ def test_calls_that_differ_in_what_is_looked_at_each_time(serve: Serve) -> None:
         (partial(softmax_ops.softmax, rows(0), mask=ragged, causal=True, causal_offset=1), ValueError),
         (partial(softmax_ops.softmax_backward, ragged, rows(512), out=rows(1024)), ValueError),
         (partial(softmax_ops.softmax_backward, rows(0), ragged, out=rows(1024)), ValueError),
-        (partial(softmax_ops.softmax, rows(0), mask=mask, causal=1, causal_offset=1), TypeError),  # type: ignore[arg-type]
+        (partial(softmax_ops.softmax, rows(0), mask=mask, causal=1, causal_offset=1), TypeError),
         (partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=True), TypeError),
-        (partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=1.0), TypeError),  # type: ignore[arg-type]
+        (partial(softmax_ops.softmax, rows(0), mask=mask, causal=True, causal_offset=1.0), TypeError),
     ]
     for _ in range(2):
         for call in good:

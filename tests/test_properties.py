@@ -433,7 +433,7 @@ def test_refused_arguments(arguments: dict[str, Any], error: type[Exception]) ->
 
 def test_in_place_takes_no_out() -> None:
     with pytest.raises(TypeError, match="out"):
-        softmax_ops.softmax_(torch.ones(3), out=torch.ones(3))
+        softmax_ops.softmax_(torch.ones(3), out=torch.ones(3))  # type: ignore[call-overload]
 
 
 def test_refused_arguments_of_the_backward() -> None:
