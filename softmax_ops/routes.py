@@ -67,9 +67,8 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
         raise no_rule(op)
     request = check_general(x, out=out, log=log, **arguments)
     if not request.general:  # nothing new after all, such as dtype=x.dtype
-        _, number, mask, offset, *_ = request
-        placed: dict[str, Any] = {"causal": offset is not None, "causal_offset": offset}
-        return _softmax(x, given, scale=number, mask=mask, **placed, batch_invariant=batch_invariant, out=out)
+        plain: dict[str, Any] = {"scale": request.scale, "mask": request.mask, **_placed(request.causal_offset)}
+        return _softmax(x, given, **plain, batch_invariant=batch_invariant, out=out)
     if recorded:
         _refuse_without_backward(op, arguments)
         y, lse = General.apply(x, request.bias, request.sinks, request, batch_invariant)
@@ -162,9 +161,8 @@ def softmax_backward(
         raise no_rule(op)
     request = check_general_backward(dy, y, out=out, log=log, **arguments)
     if not request.general:
-        _, _, number, offset, *_ = request
-        placed: dict[str, Any] = {"causal": offset is not None, "causal_offset": offset}
-        return _softmax_backward(dy, y, given, scale=number, **placed, batch_invariant=batch_invariant, out=out)
+        plain: dict[str, Any] = {"scale": request.scale, **_placed(request.causal_offset)}
+        return _softmax_backward(dy, y, given, **plain, batch_invariant=batch_invariant, out=out)
     lse, grad_lse = request.lse, request.grad_lse
     if recorded:
         rest = {name: value for name, value in arguments.items() if name not in ("lse", "grad_lse")}
@@ -232,6 +230,11 @@ def _check_shapes(op: str, given: dict[str, Any]) -> None:
     for name, value in given.items():
         if isinstance(value, Tensor):
             check_one_shape(op, value, name)
+
+
+def _placed(causal_offset: int | None) -> dict[str, Any]:
+    """The causal arguments of a request that has this offset."""
+    return {"causal": causal_offset is not None, "causal_offset": causal_offset}
 
 
 def _for_operator(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
