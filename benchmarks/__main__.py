@@ -10,6 +10,7 @@ from pathlib import Path
 from . import costs, report
 from .cells import cells
 from .results import FILE, FOLDER, Results, folder_of
+from .watchdog import CELL_LIMIT_S, LOST
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--first", type=int, default=len(cells()), metavar="N", help="only the first N cells")
     run.add_argument("--only", default="", metavar="TEXT", help="only cells with this in their names")
     run.add_argument("--skip", action="append", default=[], choices=report.PEERS, help="leave this peer out")
+    limit = f"a cell that takes longer ends the run, with status {LOST}"
+    run.add_argument("--cell-limit", type=_seconds, default=CELL_LIMIT_S, metavar=f"{CELL_LIMIT_S:g}s", help=limit)
+    patience = "stop after N failing cells in a row; default: 3, or 1 while every cell has failed"
+    run.add_argument("--patience", type=int, metavar="N", help=patience)
     run.add_argument("--results", type=Path, help=f"default: {FOLDER.name}/<device>/{FILE}")
     run.set_defaults(command=_run)
 
@@ -93,10 +98,11 @@ def _run(options: argparse.Namespace) -> int:
         chosen = [cell for cell in cells()[: options.first] if options.only in cell.key]
         path = options.results or FOLDER / folder_of(device.name) / FILE
         providers = [without(each) if each.name in options.skip else each for each in every()]
-        results = run(chosen, device, providers, path, options.budget)
-    except (NoDevice, DeviceLost) as error:
+        more = {"limit_s": options.cell_limit, "patience": options.patience}
+        results = run(chosen, device, providers, path, options.budget, **more)
+    except NoDevice as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return LOST if isinstance(error, DeviceLost) else 1
     failures = [cell.key for cell in chosen if (row := results.row(cell)) and row.is_failure]
     if failures:
         print(f"{len(failures)} cells failed: {'; '.join(failures)}", file=sys.stderr)

@@ -129,3 +129,5 @@ _TRIANGLES = (
 )
 _SUM = Ceiling("add", _sum, _full)
 _TRITON_SUM = Ceiling("triton add", _triton_sum, _full, _NEEDS_TRITON)
+
+NAMES = frozenset(each.name for each in (*_COPIES, *_CONVERTING, *_TRIANGLES, _SUM, _TRITON_SUM))

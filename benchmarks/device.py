@@ -59,7 +59,7 @@ class Device(Protocol):
         ...
 
     def release(self) -> None:
-        """Return the memory of dropped tensors and graphs."""
+        """Return the memory of dropped tensors and graphs; raises if no more graphs can be captured."""
         ...
 
 

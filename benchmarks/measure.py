@@ -12,36 +12,39 @@ import torch
 
 from . import ceilings, correctness, tensors
 from .cells import Cell
-from .device import Device, Graph
+from .device import Device, Graph, NoDevice
 from .providers import OURS, Provider, in_brief, ours
 from .results import Row
 from .tensors import Tensors
-from .timing import TurnFailed, interleaved
+from .timing import Turn, TurnFailed, interleaved
 
 
-class DeviceLost(RuntimeError):
-    """The device no longer answers, which a wrong kernel can cause. `row` says which provider ran last."""
+class DeviceLost(NoDevice):
+    """This process can measure nothing more: the device no longer answers, which a wrong kernel can cause, or torch
+    captures no more graphs, which a call that synchronises can cause. `row` says whose turn it was."""
 
     def __init__(self, row: Row):
-        super().__init__(f"{row.cell}: the device no longer answers after {row.failed['device']}")
+        super().__init__(f"{row.cell}: this process can measure nothing more after {row.why}; run again to go on")
         self.row = row
 
 
 @dataclass
 class _Found:
-    """What a row collects while its cell is measured."""
+    """What a row collects while its cell is measured, and whose turn it is."""
 
+    turn: Turn
     graphs: dict[str, Graph] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def measure(cell: Cell, device: Device, providers: Sequence[Provider], date: str) -> Row:
+def measure(cell: Cell, device: Device, providers: Sequence[Provider], date: str, turn: Turn) -> Row:
     """The row of a cell, without the number of its environment. Raises DeviceLost; all else becomes part of the row."""
+    turn.name = ""
     row = Row(cell.key, cell.bytes, date, sets=tensors.sets_of(cell, device.l2_bytes))
     try:
-        return _measured(cell, device, providers, row)
+        return _measured(cell, device, providers, row, turn)
     except DeviceLost:
         raise
     except Exception as error:  # of the cell as a whole, such as out of memory
@@ -49,13 +52,13 @@ def measure(cell: Cell, device: Device, providers: Sequence[Provider], date: str
     finally:
         with suppress(RuntimeError):  # a lost device cannot release anything
             device.release()
-    _must_answer(device, row, row.failed["cell"])
+    _must_answer(device, row, turn, row.failed["cell"])
     return row
 
 
-def _measured(cell: Cell, device: Device, providers: Sequence[Provider], row: Row) -> Row:
+def _measured(cell: Cell, device: Device, providers: Sequence[Provider], row: Row, turn: Turn) -> Row:
     """The measured row. The cell's tensors and graphs are dropped on return."""
-    seed, found = zlib.crc32(cell.key.encode()), _Found()
+    seed, found = zlib.crc32(cell.key.encode()), _Found(turn)
     made = tensors.make(cell, device.torch_device, row.sets, seed)
     row = replace(row, kernel=_kernel(cell, made[0], found))
     copies = [each for each in ceilings.of_cell(cell) if _captured(each.provider, cell, device, made, found, row)]
@@ -64,7 +67,7 @@ def _measured(cell: Cell, device: Device, providers: Sequence[Provider], row: Ro
     clocks = device.clocks()
     copies = [each for each in copies if each.name in times]
     competing = [each for each in competing if each.name in times]
-    errors = _errors(cell, device, made[0], competing, found.graphs)
+    errors = _errors(cell, device, made[0], competing, found)
     return replace(
         row,
         clocks=clocks,
@@ -99,10 +102,11 @@ def _captured(provider: Provider, cell: Cell, device: Device, made: list[Tensors
         if reason := provider.refuses(cell):
             found.refused[name] = reason
             return False
-        call = provider.prepare(cell)
-        graph = device.capture([partial(call, each) for each in made])
-        _check_shapes(graph, cell)
-        device.time(graph, 1)
+        with found.turn.of(name):
+            call = provider.prepare(cell)
+            graph = device.capture([partial(call, each) for each in made])
+            _check_shapes(graph, cell)
+            device.time(graph, 1)
     except Exception as error:  # a peer may raise anything; that must not end the run
         _note(name, error, device, found, row)
         return False
@@ -114,7 +118,7 @@ def _times(device: Device, found: _Found, row: Row, seed: int) -> dict[str, list
     """Times of the graphs that keep working: when one fails in its turn, it is dropped and the rounds start over."""
     while True:
         try:
-            return interleaved(device, found.graphs, seed)
+            return interleaved(device, found.graphs, seed, found.turn)
         except TurnFailed as failure:
             (name,) = failure.args
             del found.graphs[name]
@@ -123,7 +127,8 @@ def _times(device: Device, found: _Found, row: Row, seed: int) -> dict[str, list
 
 def _note(name: str, error: BaseException, device: Device, found: _Found, row: Row) -> None:
     found.failed[name] = in_brief(error)
-    _must_answer(device, row, f"{name}: {found.failed[name]}")
+    _must_answer(device, row, Turn(name), found.failed[name])
+    found.turn.name = ""
 
 
 def _check_shapes(graph: Graph, cell: Cell) -> None:
@@ -134,31 +139,38 @@ def _check_shapes(graph: Graph, cell: Cell) -> None:
             raise TypeError(f"a call returned a {type(result).__name__} of shape {shape}, not {cell.shape}")
 
 
-def _must_answer(device: Device, row: Row, failure: str) -> None:
-    """Raises DeviceLost if the device stopped answering after a failure."""
+def _must_answer(device: Device, row: Row, turn: Turn, failure: str) -> None:
+    """Raises DeviceLost if nothing more can be measured after a failure.
+
+    If a capture was invalidated, torch before 2.12 takes it to be under way for ever: each later one raises, and so
+    does `release`.
+    """
     try:
         device.synchronize()
+        device.release()
     except RuntimeError as error:
-        raise DeviceLost(replace(row, failed={"device": failure})) from error
+        raise DeviceLost(row.ended(turn.name, failure)) from error
 
 
 def _errors(
-    cell: Cell, device: Device, first: Tensors, providers: Sequence[Provider], graphs: dict[str, Graph]
+    cell: Cell, device: Device, first: Tensors, providers: Sequence[Provider], found: _Found
 ) -> dict[str, float]:
     """Errors of the timed graphs: each first result is overwritten with NaN, computed again and compared."""
     errors: dict[str, float] = {}
     for plain in (False, True):
         names = [provider.name for provider in providers if provider.plain is plain]
-        results = [_computed_again(device, graphs[name]) for name in names]
+        results = [_computed_again(device, name, found) for name in names]
         errors.update(zip(names, correctness.worst(cell, first, results, plain), strict=True))
     return errors
 
 
-def _computed_again(device: Device, graph: Graph) -> torch.Tensor:
+def _computed_again(device: Device, name: str, found: _Found) -> torch.Tensor:
     """A copy of the first result, since providers share one output."""
-    result = graph.results[0].fill_(torch.nan)
-    device.time(graph, 1)
-    return result.clone()
+    graph = found.graphs[name]
+    with found.turn.of(name):
+        result = graph.results[0].fill_(torch.nan)
+        device.time(graph, 1)
+        return result.clone()
 
 
 def _per_call(times: list[float], sets: int) -> list[float]:

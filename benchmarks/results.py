@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from . import ceilings
 from .cells import Cell
 from .providers import OURS
 from .timing import Spread, spread
@@ -33,7 +34,8 @@ class Row:
     ceilings    times of copies, which moved `ceiling_bytes`.
     errors      largest error in units of its bound (correctness.py); `wrong` are the providers beyond what is allowed.
     absent      why a provider cannot run on the machine; `refused`: why it does not take this cell; `failed`: what it
-                raised, or under "cell" what the whole cell raised, or under "device" who ran when it stopped answering.
+                raised, or under "cell" what the whole cell raised.
+    lost        what it raised when it took the process with it: nothing more could be measured there.
     """
 
     cell: str
@@ -51,6 +53,7 @@ class Row:
     absent: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_failure(self) -> bool:
@@ -59,15 +62,21 @@ class Row:
 
     @property
     def is_done(self) -> bool:
-        """Whether the cell needs no further run. A failure is tried again, unless it made the device stop answering."""
-        return not self.is_failure or "device" in self.failed
+        """Whether the cell needs no further run. A failure is tried again, unless ours or a ceiling took the process
+        with it: a peer that did is left out then."""
+        return not self.is_failure or not self.lost.keys().isdisjoint({OURS, *ceilings.NAMES})
 
     @property
     def why(self) -> str:
         """The reason for a row without a figure of ours."""
         if OURS in self.wrong:
             return f"wrong by {self.errors[OURS]} times its bound"
-        return self.refused.get(OURS) or "; ".join(f"{name}: {words}" for name, words in self.failed.items())
+        raised = {**self.failed, **self.lost}
+        return self.refused.get(OURS) or "; ".join(f"{name}: {words}" for name, words in raised.items())
+
+    def ended(self, name: str, why: str) -> Row:
+        """The row of a cell that was not measured to its end: by whose turn, or by nobody's, and why."""
+        return replace(self, lost={**self.lost, name: why}) if name else replace(self, failed={"cell": why})
 
     def compared(self, name: str) -> bool:
         """Whether a provider has a figure that counts."""

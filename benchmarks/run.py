@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from softmax_ops.artifacts import catalog
 from .cells import Cell
 from .device import Device
 from .measure import DeviceLost, describe, measure
-from .providers import Provider
+from .providers import Provider, without
 from .results import Results, Row
+from .timing import Turn
+from .watchdog import CELL_LIMIT_S, limited
 
 METHOD = (
     *("ceilings", "cells", "correctness", "device", "measure"),
@@ -28,7 +31,7 @@ METHOD = (
 SOURCES = (".py", ".c", ".h")
 
 PATIENCE = 3
-"""Consecutive failures that end a run: after so many, the cell is not the cause."""
+"""Consecutive failures that end a run: after so many, the cell is not the cause. Before any success, one is enough."""
 
 
 def environment(device: Device) -> dict[str, Any]:
@@ -89,12 +92,15 @@ def run(
     path: Path,
     budget_s: float,
     *,
+    limit_s: float = CELL_LIMIT_S,
+    patience: int | None = None,
     now: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = tell,
 ) -> Results:
     """Measures what the file at `path` lacks, previous failures last. Stops when ours fails several times in a row.
 
-    Raises DeviceLost when nothing more can be measured.
+    A cell is in the file before it is measured, as not finished: a run that is killed there leaves it for last. Raises
+    DeviceLost when nothing more can be measured, and ends the process, with status LOST, when a cell exceeds its limit.
     """
     results, here = Results.load(path), environment(device)
     number = results.number_of(here)
@@ -105,29 +111,50 @@ def run(
     for provider in providers:
         if reason := provider.why_absent():
             say(f"absent: {provider.name}: {reason}")
+
+    def hung(begun: Row) -> None:
+        why = f"not finished in {limit_s:g} s"
+        say(f"HUNG {begun.cell}: {turn.name or 'the cell itself'}: {why}; run again to go on")
+        _keep(results, replace(begun, failed={}).ended(turn.name, why), begun, path)
+
     deadline, failures = now() + budget_s, 0
-    works = any(not row.is_failure for row in known.values())
+    works, turn = any(not row.is_failure for row in known.values()), Turn()
     for done, cell in enumerate(left):
         if now() >= deadline:
             say(f"budget spent: {len(left) - done} of {len(cells)} cells are left; run again to go on")
             break
-        date = time.strftime("%Y-%m-%d")
+        begun = _begun(cell, number, known.get(cell.key))
+        _keep(results, begun, begun, path)
         try:
-            row = measure(cell, device, providers, date)
+            with limited(limit_s, partial(hung, begun)):
+                row = measure(cell, device, _present(providers, begun), begun.date, turn)
         except DeviceLost as lost:
-            _keep(results, lost.row, number, path)
+            _keep(results, lost.row, begun, path)
             raise
-        say(describe(_keep(results, row, number, path)))
+        say(describe(_keep(results, row, begun, path)))
         failures = failures + 1 if row.is_failure else 0
         works = works or not row.is_failure
-        if failures >= (PATIENCE if works else 1):
-            say(f"stopped: {f'{failures} cells in a row' if works else 'the first cell'} failed")
+        if failures >= (patience or (PATIENCE if works else 1)):
+            say(f"stopped: {f'{failures} cells in a row' if works or failures > 1 else 'the first cell'} failed")
             break
     return results
 
 
-def _keep(results: Results, row: Row, number: int, path: Path) -> Row:
-    row = replace(row, environment=number)
+def _begun(cell: Cell, number: int, before: Row | None) -> Row:
+    """The row of a cell until it is measured."""
+    date, lost = time.strftime("%Y-%m-%d"), before.lost if before else {}
+    return Row(cell.key, cell.bytes, date, number, failed={"cell": "not finished"}, lost=lost)
+
+
+def _present(providers: Sequence[Provider], begun: Row) -> list[Provider]:
+    """The providers, without those that took the process with them in this cell before."""
+    lost = begun.lost
+    return [without(each, f"left out after {lost[each.name]}") if each.name in lost else each for each in providers]
+
+
+def _keep(results: Results, row: Row, begun: Row, path: Path) -> Row:
+    """Writes the row of a cell that was begun, and returns it with what is known from there."""
+    row = replace(row, environment=begun.environment, lost={**begun.lost, **row.lost})
     results.rows[row.cell] = row
     results.save(path)
     return row

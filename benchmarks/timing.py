@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
@@ -16,6 +18,19 @@ WINDOW_US = 500.0
 
 WARM_UP_US = 80_000.0
 """Time of replays before the first round, of all graphs together: an idle device raises its clocks meanwhile."""
+
+
+@dataclass
+class Turn:
+    """Whose turn it is: a provider or a ceiling, or "" for the benchmark itself. After an error, who raised it."""
+
+    name: str = ""
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        self.name = name
+        yield
+        self.name = ""
 
 
 class TurnFailed(RuntimeError):
@@ -40,29 +55,30 @@ def spread(values: list[float]) -> Spread:
     return Spread(cuts[1], statistics.median(values), cuts[7])
 
 
-def interleaved(device: Device, graphs: Mapping[str, Graph], seed: int) -> dict[str, list[float]]:
+def interleaved(device: Device, graphs: Mapping[str, Graph], seed: int, turn: Turn) -> dict[str, list[float]]:
     """Microseconds of one replay of each graph, round by round; a short graph is replayed several times per window.
 
     Raises TurnFailed.
     """
     replays = {}
     for name in graphs:
-        estimate = _turn(device, graphs, name, 1)
+        estimate = _turn(device, graphs, name, 1, turn)
         warm_up = ceil(WARM_UP_US / len(graphs) / max(estimate, 1.0))
-        estimate = _turn(device, graphs, name, warm_up) / warm_up
+        estimate = _turn(device, graphs, name, warm_up, turn) / warm_up
         replays[name] = max(ceil(WINDOW_US / max(estimate, 1.0)), 1)
     times: dict[str, list[float]] = {name: [] for name in graphs}
-    order, turns = list(graphs), random.Random(seed)
+    order, shuffler = list(graphs), random.Random(seed)
     for _ in range(ROUNDS):
-        turns.shuffle(order)
+        shuffler.shuffle(order)
         for name in order:
-            times[name].append(_turn(device, graphs, name, replays[name]) / replays[name])
+            times[name].append(_turn(device, graphs, name, replays[name], turn) / replays[name])
     return times
 
 
-def _turn(device: Device, graphs: Mapping[str, Graph], name: str, replays: int) -> float:
+def _turn(device: Device, graphs: Mapping[str, Graph], name: str, replays: int, turn: Turn) -> float:
     """Microseconds of this many replays."""
     try:
-        return device.time(graphs[name], replays)
+        with turn.of(name):
+            return device.time(graphs[name], replays)
     except Exception as error:
         raise TurnFailed(name) from error

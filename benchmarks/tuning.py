@@ -25,6 +25,7 @@ from .measure import measure
 from .providers import OURS, Call, Provider, ours
 from .results import Row
 from .tensors import Tensors
+from .timing import Turn
 
 
 def cell_of(direction: Direction, dtype: DType, k: int) -> Cell:
@@ -61,7 +62,7 @@ def provider(spec: Spec, cubin: Cubin, arch: str) -> Provider:
 
 def sweep(cell: Cell, device: Device, providers: Iterable[Provider]) -> Row:
     """Measures all providers beside the shipped kernel, in one run."""
-    return measure(cell, device, [ours.PROVIDER, *providers], time.strftime("%Y-%m-%d"))
+    return measure(cell, device, [ours.PROVIDER, *providers], time.strftime("%Y-%m-%d"), Turn())
 
 
 def figures(row: Row, specs: Mapping[str, Spec]) -> tuple[list[tuning.Measured], dict[str, str]]:

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as command
-from benchmarks import correctness, device, measure, run, tensors, timing
+from benchmarks import correctness, device, measure, run, tensors, timing, watchdog
 from benchmarks.cells import Cell
 from benchmarks.providers import OURS, Provider, ours, without
 from benchmarks.results import DECIDING, Results, Row
@@ -82,7 +84,7 @@ def test_graphs_take_turns_in_another_order_each_round() -> None:
     """Short graphs are replayed until a window is long enough for the clock."""
     fake, took = FakeDevice(), {"short": 1.0, "middle": 30.0, "long": 2000.0}
     graphs = {name: device.Graph(lambda us=us: us, []) for name, us in took.items()}  # type: ignore[misc]
-    times = timing.interleaved(fake, graphs, seed=1)
+    times = timing.interleaved(fake, graphs, seed=1, turn=timing.Turn())
     assert times == {name: [us] * timing.ROUNDS for name, us in took.items()} and timing.ROUNDS >= 7
     rounds = list(zip(*[iter(fake.order[-3 * timing.ROUNDS :])] * 3, strict=True))
     assert all(sorted(each) == [1.0, 30.0, 2000.0] for each in rounds) and len(set(rounds)) > 2
@@ -183,7 +185,7 @@ def test_a_budget_ends_a_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
     assert fake.captured == sum(len(row.ceilings) + 1 for row in list(results.rows.values())[2:])
 
 
-def test_a_killed_run_goes_on_with_the_cell_that_it_was_at(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_the_cell_that_it_was_at_for_last(tmp_path: Path) -> None:
     def killed(made: Tensors) -> Tensor:
         if made.out.shape == SMALL[2].shape:
             raise KeyboardInterrupt
@@ -191,9 +193,12 @@ def test_a_killed_run_goes_on_with_the_cell_that_it_was_at(tmp_path: Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, provider(OURS, 10.0, killed, allowed=1.0))
-    assert list(Results.load(tmp_path / "cells.json").rows) == [cell.key for cell in SMALL[:2]]
-    results, _ = measured(tmp_path, RIGHT)
-    assert list(results.rows) == [cell.key for cell in SMALL]
+    rows = Results.load(tmp_path / "cells.json").rows
+    assert list(rows) == [cell.key for cell in SMALL[:3]]
+    assert rows[SMALL[2].key].is_failure and rows[SMALL[2].key].failed == {"cell": "not finished"}
+    results, said = measured(tmp_path, RIGHT)
+    assert [line.split(": ")[0] for line in said[1:]] == [SMALL[3].key, SMALL[2].key]
+    assert not any(row.is_failure for row in results.rows.values())
     assert json.loads((tmp_path / "cells.json").read_text())["schema"] == 1
 
 
@@ -277,9 +282,101 @@ def test_a_lost_device_ends_the_run_and_is_remembered(tmp_path: Path) -> None:
     with pytest.raises(measure.DeviceLost, match=r"first.*fatal"):
         measured(tmp_path, RIGHT, provider("fatal", 1.0, fatal), device=fake)
     row = Results.load(tmp_path / "cells.json").rows[SMALL[0].key]
-    assert row.is_failure and "fatal: RuntimeError: launch failed" in row.failed["device"]
-    results, _ = measured(tmp_path, RIGHT)  # the next run skips it
-    assert results.rows[SMALL[0].key].is_failure and len(results.rows) == 4
+    assert row.is_failure and row.lost == {"fatal": "RuntimeError: launch failed"}
+
+
+@pytest.mark.parametrize("name", [OURS, "memcpy", "slow"])
+def test_who_took_the_process_with_it_decides_whether_a_cell_is_tried_again(name: str, tmp_path: Path) -> None:
+    """A peer is left out then; without ours or the ceilings there is nothing to measure."""
+    fake = FakeDevice()
+    capture = fake.capture
+
+    def fatal(calls: Sequence[Callable[[], Tensor]]) -> device.Graph:
+        fake.lost = fake.captured == {"memcpy": 0, OURS: 3, "slow": 4}[name]
+        return capture(calls) if not fake.lost else raising()
+
+    fake.capture = fatal  # type: ignore[method-assign]
+    with pytest.raises(measure.DeviceLost, match=name):
+        measured(tmp_path, RIGHT, SLOW, device=fake)
+    fake.lost, fake.capture = False, capture  # type: ignore[method-assign]
+    results, said = measured(tmp_path, RIGHT, SLOW, device=fake)
+    row = results.rows[SMALL[0].key]
+    assert row.lost == {name: "ValueError: out of"} and len(results.rows) == 4
+    if name == "slow":
+        assert row.absent["slow"] == "left out after ValueError: out of" and set(row.times) == {OURS}
+        assert said[-1].startswith(SMALL[0].key)
+    else:
+        assert row.is_failure and "1 of 4 cells measured before" in said[0]
+
+
+def test_a_broken_capture_costs_one_peer(tmp_path: Path) -> None:
+    """torch before 2.12 captures nothing more once a capture was invalidated, and the caching allocator then raises
+    too."""
+
+    class Torch(FakeDevice):
+        broken = False
+
+        def capture(self, calls: Sequence[Callable[[], Tensor]]) -> device.Graph:
+            self.release()
+            return super().capture(calls)
+
+        def release(self) -> None:
+            if self.broken:
+                raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    fake = Torch()
+
+    def synchronising(made: Tensors) -> Tensor:
+        fake.broken = True
+        raise RuntimeError("operation would make the legacy stream depend on a capturing blocking stream")
+
+    peers = provider("synchronising", 1.0, synchronising), SLOW
+    with pytest.raises(measure.DeviceLost, match="synchronising"):
+        measured(tmp_path, RIGHT, *peers, device=fake)
+    fake.broken = False
+    rows = measured(tmp_path, RIGHT, *peers, device=Torch(), cells=SMALL[:1])[0].rows
+    assert set(rows[SMALL[0].key].times) == {OURS, "slow"} and "synchronising" in rows[SMALL[0].key].absent
+
+
+@pytest.mark.parametrize("peers", [["hanging"], []], ids=["peer", "ours"])
+def test_a_cell_that_hangs_ends_the_run_and_is_remembered(
+    peers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, hangs = Event(), [True]
+    said: list[str] = []
+    statuses: list[int] = []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    def hang(made: Tensors) -> Tensor:
+        if hangs[0]:
+            assert ended.wait(20)
+            raise KeyboardInterrupt  # what the end of the process is here
+        return RIGHT.prepare(SMALL[0])(made)
+
+    monkeypatch.setattr(watchdog.os, "_exit", end)
+    chosen = [provider(name, 1.0, hang) for name in peers]
+    chosen.insert(0, RIGHT if peers else provider(OURS, 10.0, hang, allowed=1.0))
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, *chosen, limit_s=0.5, say=said.append)
+    culprit = peers[0] if peers else OURS
+    assert statuses == [watchdog.LOST]
+    assert said[-1] == f"HUNG {SMALL[0].key}: {culprit}: not finished in 0.5 s; run again to go on"
+    assert Results.load(tmp_path / "cells.json").rows[SMALL[0].key].lost == {culprit: "not finished in 0.5 s"}
+    hangs[0] = False
+    row = measured(tmp_path, *chosen)[0].rows[SMALL[0].key]
+    assert row.is_failure == (not peers) and not row.compared(culprit)
+
+
+def test_a_cell_within_its_limit_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses: list[int] = []
+    monkeypatch.setattr(watchdog.os, "_exit", statuses.append)
+    with watchdog.limited(0.05, lambda: statuses.append(0)):
+        pass
+    sleep(0.1)
+    assert not statuses
 
 
 def test_a_lost_device_that_gives_nothing_back_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +466,12 @@ def test_a_run_stops_where_it_leads_to_nothing(
     results, said = measured(tmp_path, failing(*wrong), cells=OTHER)
     assert len(results.rows) == measured_cells
     assert (said[-1] == why) if why else "stopped" not in said[-1]
+
+
+def test_patience_is_chosen(tmp_path: Path) -> None:
+    """It also counts for the first cell."""
+    results, said = measured(tmp_path, failing(*OTHER), cells=OTHER, patience=4)
+    assert len(results.rows) == 4 and said[-1] == "stopped: 4 cells in a row failed"
 
 
 def test_what_failed_is_tried_again_after_the_rest(tmp_path: Path) -> None:
@@ -472,6 +575,25 @@ def test_the_command_fails_when_a_cell_does(
     assert command.main(["run", "--budget", "60s", "--first", "3", "--only", "|f16|"]) == (not correct)
     assert list(Results.load(tmp_path / "fake-gpu" / "cells.json").rows) == [cell.key for cell in SMALL[: 1 + correct]]
     assert ("1 cells failed" in capsys.readouterr().err) == (not correct)
+
+
+def test_the_command_fails_in_another_way_when_another_process_could_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def lost(*_: Any, **options: Any) -> Results:
+        asked.update(options)
+        raise measure.DeviceLost(Row("a cell", 1, "", lost={"a peer": "it hung"}))
+
+    monkeypatch.setattr(device, "Cuda", FakeDevice)
+    monkeypatch.setattr(run, "run", lost)
+    command_line = ["run", "--cell-limit", "30s", "--patience", "9", "--results", str(tmp_path / "cells.json")]
+    assert command.main(command_line) == watchdog.LOST
+    assert asked == {"limit_s": 30.0, "patience": 9}
+    assert capsys.readouterr().err == (
+        "error: a cell: this process can measure nothing more after a peer: it hung; run again to go on\n"
+    )
 
 
 def test_a_row_without_a_ceiling_is_a_failure() -> None:

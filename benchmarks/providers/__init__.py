@@ -61,9 +61,9 @@ def needs(package: str, wheel: str) -> Callable[[], str | None]:
     return lambda: None if find_spec(package) else f"{wheel} is not installed"
 
 
-def without(provider: Provider) -> Provider:
+def without(provider: Provider, why: str = "left out by --skip") -> Provider:
     """The provider, marked as left out, which rows then record."""
-    return replace(provider, absent=lambda: "left out by --skip")
+    return replace(provider, absent=lambda: why)
 
 
 def every() -> list[Provider]:
