@@ -26,6 +26,10 @@ from .providers import OURS, Call, Provider, ours
 from .results import Row
 from .tensors import Tensors
 from .timing import Turn
+from .watchdog import limited
+
+LIMIT_S = 300.0
+"""Time of a sweep, without the compiler, after which a candidate counts as hanging."""
 
 
 def cell_of(direction: Direction, dtype: DType, k: int) -> Cell:
@@ -61,8 +65,11 @@ def provider(spec: Spec, cubin: Cubin, arch: str) -> Provider:
 
 
 def sweep(cell: Cell, device: Device, providers: Iterable[Provider]) -> Row:
-    """Measures all providers beside the shipped kernel, in one run."""
-    return measure(cell, device, [ours.PROVIDER, *providers], time.strftime("%Y-%m-%d"), Turn())
+    """Measures all providers beside the shipped kernel, in one run. Raises DeviceLost, and ends the process when a
+    kernel hangs."""
+    turn = Turn()
+    with limited(LIMIT_S, lambda: print(f"HUNG {cell.key}: {turn.name}: not finished in {LIMIT_S:g} s", flush=True)):
+        return measure(cell, device, [ours.PROVIDER, *providers], time.strftime("%Y-%m-%d"), turn)
 
 
 def figures(row: Row, specs: Mapping[str, Spec]) -> tuple[list[tuning.Measured], dict[str, str]]:
@@ -77,7 +84,8 @@ def figures(row: Row, specs: Mapping[str, Spec]) -> tuple[list[tuning.Measured],
 
 
 def tune(direction: Direction, dtype: DType, k: int, bundle: Bundle | None = None) -> str:
-    """The output of `python -m codegen tune` for the candidates in a bundle. Raises NoDevice without a GPU."""
+    """The output of `python -m codegen tune` for the candidates in a bundle. Raises NoDevice without a GPU, or when
+    it is lost."""
     device = Cuda()
     arch = driver.architecture(0)
     now, *others = tuning.compared(direction, dtype, k, arch)

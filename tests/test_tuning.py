@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,8 +15,11 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import tuning as timing
+from benchmarks import watchdog
 from benchmarks.cells import Cell
+from benchmarks.measure import DeviceLost
 from benchmarks.providers import OURS, Provider
+from benchmarks.results import Row
 from benchmarks.tensors import Tensors
 from codegen import build, plan_tables, plans, toolchain, tuning, variants
 from codegen import catalog as codegen_catalog
@@ -147,6 +151,46 @@ def test_without_a_gpu_the_command_says_so() -> None:
         pytest.skip("there is one")
     result = CliRunner().invoke(command_line, ["tune", "1024"])
     assert result.exit_code == 1 and "no GPU here: nothing is measured" in result.output
+
+
+def test_a_lost_device_ends_the_command_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured before is out already."""
+
+    def tune(direction: Direction, dtype: DType, k: int, bundle: Bundle | None) -> str:
+        if k == 1024:
+            return "its figures"
+        raise DeviceLost(Row(f"tune {k}", 1, "", lost={"a candidate": "an illegal memory access"}))
+
+    monkeypatch.setattr(timing, "tune", tune)
+    result = CliRunner().invoke(command_line, ["tune", "1024", "1500", "4096"])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert result.output.splitlines() == [
+        "K = 1024",
+        "its figures",
+        "Error: tune 1500: this process can measure nothing more after a candidate: an illegal memory access; "
+        "run again to go on",
+    ]
+
+
+def test_a_candidate_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ended, statuses = Event(), []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    def hang(tensors: Tensors) -> torch.Tensor:
+        assert ended.wait(20)
+        raise KeyboardInterrupt  # what the end of the process is here
+
+    monkeypatch.setattr("benchmarks.tensors.sets_of", lambda cell, l2_bytes: 1)
+    monkeypatch.setattr(timing, "LIMIT_S", 0.5)
+    monkeypatch.setattr(watchdog.os, "_exit", end)
+    cell = Cell("tune", (1, 1, 6, 1024), "f16")
+    with pytest.raises(KeyboardInterrupt):
+        timing.sweep(cell, FakeDevice(), [provider("a candidate", 1.0, hang)])
+    assert statuses == [watchdog.LOST]
+    assert capsys.readouterr().out == f"HUNG {cell.key}: a candidate: not finished in 0.5 s\n"
 
 
 def test_the_page_says_which_rows_were_measured() -> None:
