@@ -173,22 +173,23 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _costs(options: argparse.Namespace) -> int:
-    from .device import NoDevice
     from .run import tell
 
+    status = 0
     for which in options.which:
         known = costs.Costs.load(options.results)
         before = dict(known.figures)
         try:
             costs.MEASURES[which](known)
-        except NoDevice as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        except Exception as error:  # whatever a measurement raises, the others can do without its figure
+            print(f"error: {which}: {type(error).__name__}: {error}", file=sys.stderr)
+            status = 1
+            continue
         known.save(options.results)
         for name, figure in known.figures.items():
             if before.get(name) is not figure:
                 tell(f"{name} {figure.value:,} ({figure.note})")
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -22,11 +22,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from softmax_ops.artifacts import catalog, settings
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
+
+from .watchdog import limited
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FILE = "costs.json"
@@ -35,14 +38,17 @@ ARCH = "sm_90"
 PROCESSES = 5
 """Number of processes that a first call is measured in."""
 
+COMPILING_LIMIT_S, CALLING_LIMIT_S = 7200.0, 120.0
+"""Time after which a process that compiles, or calls kernels, counts as hanging."""
+
 _ON_GPU = """
 import time, torch
 x = torch.randn(8, 16, 1024, 1024, dtype=torch.float16, device="cuda")
 y = torch.empty_like(x)
 torch.cuda.synchronize()
-import softmax_ops
+from softmax_ops import softmax
 start = time.perf_counter()
-softmax_ops.softmax(x, out=y)
+softmax(x, out=y)
 torch.cuda.synchronize()
 print(1e3 * (time.perf_counter() - start))
 """
@@ -58,6 +64,10 @@ launcher.executable(launcher.plan_for(shape, arch), 0).launch((1 << 40, 2 << 40)
 print(1e3 * (time.perf_counter() - start))
 """
 """Prints the milliseconds of a first call once CUDA is up: catalog, plan, bundle, loading, launch."""
+
+
+class NoFigure(RuntimeError):
+    """A process that was measured failed or hung; the message has what it wrote to standard error."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ def first(costs: Costs) -> None:
         driver = os.environ if gpu else stub_driver.environment()
         fresh = {**driver, **_cache(folder), "SOFTMAX_OPS_BUNDLE": str(output)}
         script = _ON_GPU if gpu else _ON_STUB
-        values = sorted(float(_run([sys.executable, "-c", script], fresh)) for _ in range(PROCESSES))
+        values = sorted(float(_run([sys.executable, "-c", script], fresh, CALLING_LIMIT_S)) for _ in range(PROCESSES))
     of = gpu or "stub driver, which adds nothing of its own"
     name = "first_call_ms" if gpu else "first_call_stub_ms"
     costs.put(
@@ -152,10 +162,11 @@ def first(costs: Costs) -> None:
 
 
 def eager(costs: Costs) -> None:
-    """Host time of an eager call. Raises NoDevice without a GPU."""
+    """Host time of an eager call. Raises NoDevice without a GPU; ends this process if a kernel hangs."""
     from .eager import beyond_launch_us
 
-    costs.put("eager_beyond_launch_us", *beyond_launch_us())
+    with limited(CALLING_LIMIT_S, lambda: print(f"HUNG eager: not finished in {CALLING_LIMIT_S:g} s", flush=True)):
+        costs.put("eager_beyond_launch_us", *beyond_launch_us())
 
 
 def _bundle_of_one(gpu: str | None, output: Path) -> None:
@@ -199,11 +210,17 @@ def _cache(folder: str) -> dict[str, str]:
 
 def _timed(module: list[str], environment: Mapping[str, str]) -> tuple[float, str]:
     start = time.perf_counter()
-    said = _run([sys.executable, "-m", *module], environment)
+    said = _run([sys.executable, "-m", *module], environment, COMPILING_LIMIT_S)
     return time.perf_counter() - start, said
 
 
-def _run(command: list[str], environment: Mapping[str, str]) -> str:
-    return subprocess.run(
-        command, cwd=CHECKOUT, env=dict(environment), check=True, capture_output=True, text=True
-    ).stdout
+def _run(command: list[str], environment: Mapping[str, str], limit_s: float) -> str:
+    """What a command prints. Raises NoFigure."""
+    how: dict[str, Any] = {"cwd": CHECKOUT, "env": dict(environment), "capture_output": True, "text": True}
+    try:
+        ended = subprocess.run(command, timeout=limit_s, **how)
+    except subprocess.TimeoutExpired:
+        raise NoFigure(f"a process was not finished in {limit_s:g} s: {command}") from None
+    if ended.returncode:
+        raise NoFigure(f"a process ended with status {ended.returncode}: {command}\n{ended.stderr}")
+    return ended.stdout

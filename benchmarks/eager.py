@@ -9,7 +9,8 @@ import torch
 from cuda.bindings import driver as cuda
 
 import softmax_ops
-from softmax_ops import current, driver, launcher
+from softmax_ops import current, driver, launcher, native
+from softmax_ops.known import calls
 from tests.support.geometries import geometry
 
 from .device import Cuda
@@ -34,13 +35,23 @@ def beyond_launch_us() -> tuple[float, str]:
     y = torch.empty_like(x)
     found = costs(x, y, device.synchronize)
     words = ", ".join(f"{name} {cost:.2f} us" for name, cost in found.items())
-    return found[OURS] - found[BARE], f"{device.name}: {words}; {SHAPE} f16"
+    return found[OURS] - found[BARE], f"{device.name}: {words}; {SHAPE} f16; {served()}"
+
+
+def served() -> str:
+    """What the compiled part (softmax_ops.native) does of the calls that were made."""
+    kernel = launcher.executable(launcher.plan_for(geometry(SHAPE), driver.architecture(0)), 0)
+    if kernel.native is None:
+        return f"compiled part unused: {native.problem or 'SOFTMAX_OPS_NATIVE=never, or the launch is not exported'}"
+    made = [*calls.forward._known.values()]
+    whole = made and all(call.repeated is not None for call in made)
+    return "compiled part: whole calls" if whole else "compiled part: launches only"
 
 
 def costs(x: torch.Tensor, y: torch.Tensor, synchronize: Callable[[], None]) -> dict[str, float]:
     """Microseconds per call for scores x and output y."""
     planned = softmax_ops.plan(x, out=y)
-    calls = {
+    timed = {
         OURS: lambda: softmax_ops.softmax(x, out=y),
         BARE: _bare(x, y),
         "planned call": lambda: planned(x, y),
@@ -49,9 +60,9 @@ def costs(x: torch.Tensor, y: torch.Tensor, synchronize: Callable[[], None]) -> 
         "torch.empty_like(x)": lambda: torch.empty_like(x),
         "torch.cuda.current_stream()": lambda: torch.cuda.current_stream(),
     }
-    for call in calls.values():
+    for call in timed.values():
         call()
-    return measure(calls, synchronize)
+    return measure(timed, synchronize)
 
 
 def measure(calls: Mapping[str, Callable[[], object]], synchronize: Callable[[], None]) -> dict[str, float]:
@@ -68,7 +79,10 @@ def measure(calls: Mapping[str, Callable[[], object]], synchronize: Callable[[],
 
 
 def _bare(x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
-    """The launch at the end of the eager call, with everything prepared."""
+    """The launch at the end of the eager call, with everything prepared.
+
+    Raises DriverError if the driver refuses it, which the timed calls would not notice.
+    """
     plan = launcher.plan_for(geometry(SHAPE), driver.architecture(0))
     kernel = launcher.executable(plan, 0)
     (launch,) = plan.launches
@@ -76,4 +90,9 @@ def _bare(x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
     block = driver.ArgumentBlock(plan.arguments(launch, values))
     config = driver.launch_config(launch.grid, launch.threads, launch.cluster, plan.variant.shared_bytes)
     config.hStream = current.stream(current.ordinal(x))
-    return lambda: cuda.cuLaunchKernelEx(config, kernel._handle, block.address, 0)
+
+    def bare() -> tuple[cuda.CUresult]:
+        return cuda.cuLaunchKernelEx(config, kernel._handle, block.address, 0)
+
+    driver.check("cuLaunchKernelEx", bare())
+    return bare

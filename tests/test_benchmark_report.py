@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import softmax_ops
 from benchmarks import __main__ as command
 from benchmarks import costs, eager, goals, plots, predict, predict_page, profile, report
 from benchmarks.cells import QUICK, Cell, cells
@@ -20,8 +23,10 @@ from benchmarks.providers import OURS, UNMASKED
 from benchmarks.providers.ours import UNMASKED_PROVIDER as ours_unmasked
 from benchmarks.results import FILE, FOLDER, Results, Row, folder_of
 from benchmarks.timing import spread
+from softmax_ops import driver, native
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.known import calls
 from tests.support import stub_driver
 from tests.support.launches import STREAM, Serve, serve, serve_all
 from tests.support.posing import pose
@@ -432,8 +437,8 @@ def test_without_ncu_a_profile_says_so(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_rounds_of_eager_calls_take_turns() -> None:
     said: list[str] = []
-    calls = {name: lambda name=name: said.append(name) for name in ("one", "two")}
-    assert [*eager.measure(calls, lambda: said.append("wait"))] == [*calls]
+    timed = {name: lambda name=name: said.append(name) for name in ("one", "two")}
+    assert [*eager.measure(timed, lambda: said.append("wait"))] == [*timed]
     turn = ["wait", *["one"] * eager.CALLS, "wait", *["two"] * eager.CALLS]
     assert said == turn * eager.ROUNDS
 
@@ -450,13 +455,64 @@ def test_what_stands_beside_an_eager_call(serve: Serve, monkeypatch: pytest.Monk
     x, y = torch.zeros(eager.SHAPE).half(), torch.zeros(eager.SHAPE).half()
     found = eager.costs(x, y, lambda: None)
     assert {eager.OURS, eager.BARE, "torch.softmax(x, -1)", "torch.empty_like(x)"} < {*found} and len(found) == 7
-    assert len(stub_driver.launches()) == 4 * (3 * 10 + 1)
+    assert len(stub_driver.launches()) == 4 * (3 * 10 + 1) + 1
+
+
+@pytest.mark.slow
+@isolated
+@pytest.mark.parametrize("never", [False, True])
+def test_a_figure_says_which_path_it_timed(never: bool, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.compiled() is None:
+        pytest.skip("the compiled part was not built")
+    if never:
+        monkeypatch.setenv("SOFTMAX_OPS_NATIVE", "never")
+    pose(monkeypatch.setattr, STREAM)
+    serve_all(serve, "fwd_f16_none_warp")
+    x, y = torch.zeros(eager.SHAPE).half(), torch.zeros(eager.SHAPE).half()
+    softmax_ops.softmax(x, out=y)
+    if never:
+        assert eager.served().startswith("compiled part unused: SOFTMAX_OPS_NATIVE=never")
+        return
+    (known,) = calls.forward._known.values()
+    whole = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    assert eager.served() == f"compiled part: {'whole calls' if whole else 'launches only'}"
+    known.repeated = None
+    assert eager.served() == "compiled part: launches only"
+
+
+@pytest.mark.slow
+@isolated
+def test_a_bare_launch_that_is_refused_has_no_figure(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    pose(monkeypatch.setattr, STREAM)
+    serve_all(serve, "fwd_f16_none_warp")
+    x, y = torch.zeros(eager.SHAPE).half(), torch.zeros(eager.SHAPE).half()
+    stub_driver.fail("cuLaunchKernelEx", 1)
+    with pytest.raises(driver.DriverError, match="cuLaunchKernelEx"):
+        eager._bare(x, y)
+
+
+STARTED = """
+import sys, time, torch
+randn, clock = torch.randn, time.perf_counter
+torch.randn = lambda *shape, dtype, device: randn(2, 8).half()
+torch.cuda.synchronize = lambda: None
+time.perf_counter = lambda: print("softmax_ops.api" in sys.modules) or clock()
+"""
+
+
+@pytest.mark.slow
+def test_a_first_call_is_timed_without_its_imports() -> None:
+    """On the CPU: the function is imported when the clock starts."""
+    said = subprocess.run(
+        [sys.executable, "-c", STARTED + costs._ON_GPU], cwd=costs.CHECKOUT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert said[0] == "True" and float(said[2]) > 0
 
 
 def test_costs_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known, said = Costs(), []
 
-    def run(command: list[str], environment: dict[str, str]) -> str:
+    def run(command: list[str], environment: dict[str, str], limit_s: float) -> str:
         said.append((command, environment))
         return ""
 
@@ -477,6 +533,24 @@ def test_costs_go_where_they_are_wanted(
     assert command.main(["costs", "unchanged", "--results", str(tmp_path / "here.json")]) == 0
     assert Costs.load(tmp_path / "here.json").value("unchanged_generate_s") == 1.5
     assert capsys.readouterr().out == "unchanged_generate_s 1.5 ()\n"
+
+
+def test_a_measure_that_fails_costs_itself_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What its process wrote to standard error is printed."""
+    script = "import sys; sys.exit('the reason')"
+    monkeypatch.setitem(costs.MEASURES, "first", lambda known: costs._run([sys.executable, "-c", script], {}, 60.0))
+    monkeypatch.setitem(costs.MEASURES, "eager", lambda known: known.put("eager_beyond_launch_us", 1.5))
+    assert command.main(["costs", "first", "eager", "--results", str(tmp_path / "here.json")]) == 1
+    assert Costs.load(tmp_path / "here.json").value("eager_beyond_launch_us") == 1.5
+    err = capsys.readouterr().err
+    assert err.startswith("error: first: NoFigure: a process ended with status 1") and "\nthe reason\n" in err
+
+
+def test_a_process_that_hangs_has_no_figure() -> None:
+    with pytest.raises(costs.NoFigure, match=r"not finished in 0\.5 s"):
+        costs._run([sys.executable, "-c", "import time; time.sleep(60)"], {}, 0.5)
 
 
 def test_a_cubin_for_the_stub_says_its_arguments() -> None:
