@@ -126,7 +126,9 @@ def apart(names: Sequence[str], command: Sequence[str], limit_s: float) -> list[
 
 def _ended(command: Sequence[str], names: Iterable[str], limit_s: float) -> tuple[str, str]:
     """The output of a process, and how it ended."""
-    process = subprocess.Popen(command, cwd=CHECKOUT, text=True, stdin=-1, stdout=-1, stderr=-1)
+    process = subprocess.Popen(
+        command, cwd=CHECKOUT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
         out, error = process.communicate("\n".join(names), timeout=limit_s)
     except subprocess.TimeoutExpired:

@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], list[str]]] = {
     "window: length": (TypeError, {"window": (1, 2, 3)}, ["(1, 2, 3)", "(left, right)"]),
     "window: float": (TypeError, {"window": (1.0, 2)}, ["(1.0, 2)", "an int from 0, or None"]),
     "window: bool": (TypeError, {"window": (True, None)}, ["(True, None)", "an int from 0"]),
-    "window: negative": (ValueError, {"window": (-1, 2)}, ["(-1, 2)", "an int from 0", "causal_offset moves it"]),
+    "window: negative": (ValueError, {"window": (-1, 2)}, ["(-1, 2)", "an int from 0", "pass causal_offset"]),
     "offset: alone": (ValueError, {"causal_offset": torch.ones(1).int()}, ["causal_offset is", "a window"]),
     "offset: no window": (ValueError, {"causal_offset": 1, "window": (None, None)}, ["causal=True", "alibi_slopes"]),
     "offset: dtype": (

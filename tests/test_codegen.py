@@ -346,7 +346,7 @@ def test_layers() -> None:
     assert importers("codegen", "cryptography") == set()
     torch_only = (
         *("api", "autograd", "cpu", "current", "dispatch", "layouts", "modes"),
-        *("modules", "operands", "ops", "planned", "routes"),
+        *("modules", "operands", "ops", "planned", "routes", "signatures"),
         *(f"known/{name}" for name in ("addressed", "call", "calls", "likeness")),
     )
     of_torch = {f"softmax_ops/{name}.py" for name in torch_only}

@@ -31,7 +31,9 @@ def posing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def serve_everything(served: Serve) -> None:
-    served(*(each for each in catalog.load().variants.values() if each.mask == "general" or each.plan == "tile"))
+    served(
+        *(each for each in catalog.load().variants.values() if each.mask in ("band", "general") or each.plan == "tile")
+    )
 
 
 def rows(**kind: Any) -> Tensor:

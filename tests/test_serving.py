@@ -46,7 +46,8 @@ def test_calls_of_every_kind(serve: Serve) -> None:
 @isolated
 def test_general_calls(serve: Serve) -> None:
     """Other kernels; the backward of a wider result reads the dtype that its forward writes."""
-    serve_all(serve, "f16_general_warp", "f16_bias_warp", "f16tof32_general_warp", "f32tof16_general_warp")
+    forward, backward = ("f16_general_warp", "f16_band_warp", "f16_bias_warp"), ("f32tof16_general_warp",)
+    serve_all(serve, *forward, "f16tof32_general_warp", "f16tof32_band_warp", *backward)
     call = softmax_ops.Call
     found = [
         softmax_ops.warm_up(call((2, 5, 64), "f16", general=True)),
@@ -54,8 +55,12 @@ def test_general_calls(serve: Serve) -> None:
         softmax_ops.warm_up(call((2, 5, 64), "f16", result_dtype="f32", backward=True)),
     ]
     heads = [{"_".join(name.split("_")[1:4]) for name in each} for each in found]
-    assert heads == [{"fwd_f16_general", "fwd_f16_bias"}, {"fwd_f16tof32_general"}, {"bwd_f32tof16_general"}]
-    assert [len(set(each)) for each in found] == [4, 2, 2]
+    assert heads == [
+        {"fwd_f16_general", "fwd_f16_band", "fwd_f16_bias"},
+        {"fwd_f16tof32_band", "fwd_f16tof32_general"},
+        {"bwd_f32tof16_general"},
+    ]
+    assert [len(set(each)) for each in found] == [5, 3, 2]
 
 
 @isolated
