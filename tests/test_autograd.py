@@ -342,7 +342,6 @@ def test_hessian(name: str) -> None:
     torch.testing.assert_close(ours(normal(*shape)), theirs(normal(*shape)))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")  # torch's own, when it prepares a jvp
 @pytest.mark.parametrize("how", ["jvp", "jacfwd", "dual"])
 def test_forward_mode_is_refused(how: str) -> None:
     """Forward mode is refused, not ignored: a kernel would silently drop the tangent."""
@@ -357,7 +356,6 @@ def test_forward_mode_is_refused(how: str) -> None:
                 softmax_ops.softmax(forward_ad.make_dual(x, tangent))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")  # torch's own, when it prepares a jvp
 @pytest.mark.parametrize("how", ["jvp", "jvp of grad", "dual"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_forward_mode_by_the_scale_is_refused(how: str, backward: bool) -> None:

@@ -333,7 +333,6 @@ TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Any], Tensor], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")  # torch's own, when it prepares a jvp
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_are_refused(name: str) -> None:
     x = normal(B, Q, K)
