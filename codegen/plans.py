@@ -112,11 +112,10 @@ def _warps(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
     causal mask leaves half, in three vectors per lane, whose fewer registers leave room for more rows; and the 577
     columns of a vision transformer in five.
     """
-    if mask.has_epilogue:
-        full = mask is Mask.BAND and direction is Direction.FORWARD
-        return [*_powers_of_two(dtype, dtype.vector, full), *_powers_of_two(dtype, 1, full=False)]
-    plans = [*_powers_of_two(dtype, dtype.vector, full=True), *_powers_of_two(dtype, 1, full=True)]
-    if dtype.bytes == 2:
+    plain = not mask.has_epilogue
+    aligned = plain or (mask is Mask.BAND and direction is Direction.FORWARD)
+    plans = [*_powers_of_two(dtype, dtype.vector, full=aligned), *_powers_of_two(dtype, 1, full=plain)]
+    if plain and dtype.bytes == 2:
         between = (384, dtype.vector), (640, dtype.vector), (640, 1)
         plans += [RowPlan(Plan.WARP, k, vec, 128, 128 // 16) for k, vec in between]
     return plans

@@ -31,12 +31,12 @@ class Variant:
 
     name: str
     direction: str  # fwd, bwd
-    dtype: str  # f16, bf16, f32, f64
+    dtype: str  # f16, bf16, f32, f64, or two of them joined by "to"
     mask: str  # none, causal, bool, boolcausal, like, bias, band, general: decides its arguments
     plan: str  # tile, warp, block, cluster, stream, split
     max_k: int  # longest row, in whole vectors of columns
     vec: int  # alignment required of every row, in elements
-    lanes: int  # threads that share a row; an upper limit if `by_warp`
+    lanes: int  # threads of a CTA that share a row; an upper limit if `by_warp`
     threads: int  # per CTA; an upper limit if `by_warp`
     rows: int  # per CTA; for a tile, at max_k
     access: int  # elements of a vector in registers
