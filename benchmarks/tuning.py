@@ -97,5 +97,5 @@ def tune(direction: Direction, dtype: DType, k: int, bundle: Bundle | None = Non
     found, without = figures(row, specs)
     lines = tuning.in_words({**refused, **without})
     if found:
-        lines.append(tuning.proposal(found, now, k, f"{arch}: {device.name}", row.date))
+        lines.append(tuning.proposal(found, now, k, arch, device.name, row.date))
     return "\n".join(lines)

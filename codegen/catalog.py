@@ -37,7 +37,7 @@ def build_catalog(sources: dict[str, str]) -> Catalog:
 
 def alone(spec: Spec) -> Catalog:
     """A catalog of one kernel, shipped or not, which serves every row that it can: for launching only that kernel."""
-    entry = Entry(spec.name, (1, spec.max_k), spec.vec, 0, ())
+    entry = Entry(spec.name, (1, spec.max_k), spec.vec, 0, 0, ())
     served = [
         mask.label for mask in Mask if computed_by(spec.direction, spec.dtype, mask) is spec.mask or mask is spec.mask
     ]
@@ -85,7 +85,7 @@ def _layout_key(spec: Spec) -> str:
 
 
 def _entry(plan: RowPlan, spec: Spec) -> Entry:
-    return Entry(spec.name, plan.k, plan.vec, plan.max_rows, plan.architectures, plan.measured)
+    return Entry(spec.name, plan.k, plan.vec, plan.min_rows, plan.max_rows, plan.architectures, plan.measured)
 
 
 def generated_files() -> dict[str, str]:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, TypeVar
 from .axes import Direction, DType, Plan
 from .features import Mask
 from .pages import DOCS, markdown, with_block
-from .plans import CLUSTERS, MAX_SPLIT_ROWS, RowPlan, row_plans
+from .plans import CLUSTERS, MAX_SPLIT_ROWS, MEASURED, RowPlan, row_plans
 from .spec import ANY_K
-from .variants import ARCHITECTURES, MASKS, computed_by, dispatch
+from .variants import ARCHITECTURES, MASKS, computed_by, dispatch, variant
 
 PAGE = DOCS / "plans.md"
 COMMAND = "python -m codegen plans --write"
@@ -69,23 +69,26 @@ ARCHITECTURE_GROUPS = alike(ARCHITECTURES, lambda arch: tuple(arch in some for s
 
 
 def table() -> str:
-    """Two tables in Markdown (the lengths that each plan serves, and its CTAs) and what has been measured of them."""
-    return f"{markdown(_lengths())}\n\n{markdown(_ctas())}\n\n{_measured(_rows())}\n"
+    """Two tables in Markdown (the lengths that each plan serves, and its CTAs) and what a measurement chose instead."""
+    return f"{markdown(_lengths())}\n\n{markdown(_ctas())}\n\n{measured()}\n"
 
 
-def _rows() -> list[tuple[Kind, RowPlan]]:
-    return [(kind, plan) for kind in KINDS for plan in row_plans(*kind)]
-
-
-def _measured(rows: list[tuple[Kind, RowPlan]]) -> str:
-    """How many rows a measurement chose, and a list of these."""
+def measured() -> str:
+    """The row plans that a measurement chose, which the tables leave out, and how many follow from arithmetic."""
+    planned = sum(len(row_plans(*kind)) for kind in KINDS)
+    budgets = "the budgets of bytes in flight and of instructions, on every architecture"
+    said = f"These {planned} row plans follow from {budgets}"
     found = [
-        f"* {direction.label} {dtype.value}, {plan.plan.label} up to {plan.max_k}: {plan.measured}"
-        for (direction, dtype, _), plan in rows
-        if plan.measured
+        f"* {direction.label} {dtype.value} {mask.label}, K = {interval(*plan.k)} on {', '.join(plan.architectures)}: "
+        f"`{variant(direction, dtype, computed_by(direction, dtype, mask), plan).name}`. {plan.measured}"
+        for (direction, dtype, mask), plans in MEASURED.items()
+        for plan in plans
     ]
-    rest = "follow from the budgets of bytes in flight and of instructions, on every architecture: nobody measured them"
-    return "\n".join([f"{len(found)} of {len(rows)} rows were chosen by a measurement; the others {rest}.", *found])
+    if not found:
+        return f"{said}: nobody measured them. A measurement has chosen none."
+    return "\n".join(
+        [f"{said}. A measurement has chosen {len(found)} more, which dispatch tries before them:", "", *found]
+    )
 
 
 def _lengths() -> list[list[str]]:

@@ -1,7 +1,8 @@
 """Policy: which plan and which tile serve a row length. The one home of every threshold.
 
-Nothing here has been measured on a GPU yet: the tiles follow from arithmetic, stated at each number. The budget is that
-of an H200: about 29 lane-instructions per 16-bit element and 48 KiB of reads in flight per SM hide under the traffic.
+MEASURED has what was chosen by timing on a GPU. Everything else follows from arithmetic, stated at each number, and
+`row_plans` lists it. The budget is that of an H200: about 29 lane-instructions per 16-bit element and 48 KiB of reads
+in flight per SM hide under the traffic.
 """
 
 from dataclasses import dataclass, replace
@@ -23,8 +24,8 @@ CLUSTERS = (("sm_90", "sm_100", "sm_103"), MAX_CLUSTER), (("sm_120",), 8)
 @dataclass(frozen=True)
 class RowPlan:
     """A plan for rows of up to `max_k` columns whose starts are multiples of `vec` elements, with the CTA that computes
-    them. It serves the lengths `k` (first, last), at most `max_rows` rows (0: any number), on `architectures` (empty:
-    all).
+    them. It serves the lengths `k` (first, last), from `min_rows` to `max_rows` rows (0: any number), on
+    `architectures` (empty: all).
 
     `measured` is the measurement by which it was chosen, as `python -m codegen tune` prints it, "sm_90: ..."; empty if
     it was chosen by arithmetic.
@@ -37,15 +38,21 @@ class RowPlan:
     rows: int
     cluster: int = 1
     k: tuple[int, int] = (0, 0)
+    min_rows: int = 0
     max_rows: int = 0
     architectures: tuple[str, ...] = ()
     measured: str = ""
 
 
+MEASURED: dict[tuple[Direction, DType, Mask], tuple[RowPlan, ...]] = {}
+"""Row plans that a measurement chose, as `python -m codegen tune` proposes them, by direction, element types and mask
+kind. Dispatch tries them before those of the same alignment that arithmetic chose. Empty: no GPU has run the sweep."""
+
+
 def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> list[RowPlan]:
-    """All row plans of an element type, in the order in which dispatch tries them; the first one that is long enough
-    and whose conditions the rows meet is taken. The aligned plan of a bucket comes before the one for rows that start
-    anywhere.
+    """The row plans of an element type that follow from arithmetic, in the order in which dispatch tries them; the
+    first one that is long enough and whose conditions the rows meet is taken. The aligned plan of a bucket comes before
+    the one for rows that start anywhere.
 
     The general kind has no tiles: its shortest rows use WARP. Its lanes hold half as many columns, because its code
     per column is long and is repeated for each column that a lane holds. The band kind has the general plans for short

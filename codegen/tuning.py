@@ -1,11 +1,11 @@
-"""Candidate tiles for a row length, and the line for plans.py that a measurement of them suggests.
+"""Candidate tiles for a row length, and the row of `plans.MEASURED` that a measurement of them suggests.
 
 `python -m codegen tune` compiles the candidates, or takes them from a bundle that was prepared, and has the benchmark
 time them on the GPU at hand.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
@@ -15,11 +15,11 @@ from softmax_ops.artifacts.cubin import Absent, Cubin
 from . import build, toolchain
 from .axes import Direction, DType, Plan
 from .features import Mask
-from .plans import CLUSTERS, RowPlan, row_plans
+from .plans import CLUSTERS, MAX_SPLIT_ROWS, RowPlan
 from .render import render
 from .sources import source_digest
 from .spec import ANY_K, Spec
-from .variants import computed_by
+from .variants import computed_by, dispatch, variant
 
 LONGEST_TILE = 64
 MOST_HELD_BYTES = 128
@@ -29,9 +29,9 @@ compute."""
 
 def candidates(direction: Direction, dtype: DType, k: int, arch: str) -> list[Spec]:
     """Every tile worth timing for unmasked rows of k columns: aligned ones if k is a multiple of 16 bytes."""
-    vec = dtype.vector if k % dtype.vector == 0 else 1
+    vec, kernels = _vec(dtype, k), computed_by(direction, dtype, Mask.NONE)
     plans = [*_tiles(direction, dtype, k, vec), *_held(direction, dtype, k, vec, arch), *_pieces(k)]
-    return sorted({_spec(direction, dtype, plan) for plan in plans}, key=lambda spec: spec.name)
+    return sorted({variant(direction, dtype, kernels, plan) for plan in plans}, key=lambda spec: spec.name)
 
 
 def compared(direction: Direction, dtype: DType, k: int, arch: str) -> list[Spec]:
@@ -40,22 +40,24 @@ def compared(direction: Direction, dtype: DType, k: int, arch: str) -> list[Spec
 
 
 def shipped(direction: Direction, dtype: DType, k: int, arch: str) -> Spec:
-    """The variant that plans.py now gives to many rows of k columns."""
-    vec = dtype.vector if k % dtype.vector == 0 else 1
+    """The variant that dispatch now gives to many rows of k columns."""
+    return _shipped(direction, dtype, k, arch)[1]
+
+
+def _shipped(direction: Direction, dtype: DType, k: int, arch: str) -> tuple[RowPlan, Spec]:
     return next(
-        _spec(direction, dtype, plan)
-        for plan in row_plans(direction, dtype)
+        (plan, spec)
+        for plan, spec in dispatch(direction, dtype, Mask.NONE) or ()
         if plan.k[0] <= k <= plan.k[1]
-        and plan.vec <= vec
+        and plan.vec <= _vec(dtype, k)
         and not plan.max_rows
         and (not plan.architectures or arch in plan.architectures)
     )
 
 
-def _spec(direction: Direction, dtype: DType, plan: RowPlan) -> Spec:
-    """The kernel that computes unmasked rows."""
-    mask = computed_by(direction, dtype, Mask.NONE)
-    return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
+def _vec(dtype: DType, k: int) -> int:
+    """The alignment of contiguous rows, in elements, as far as row plans distinguish it."""
+    return dtype.vector if k % dtype.vector == 0 else 1
 
 
 def _tiles(direction: Direction, dtype: DType, k: int, vec: int) -> Iterator[RowPlan]:
@@ -146,35 +148,48 @@ class Measured:
     share: float
 
 
-def proposal(found: list[Measured], now: Spec, k: int, device: str, date: str) -> str:
-    """The candidates, fastest first; then the line for plans.py, unless the shipped variant is the fastest."""
+def proposal(found: list[Measured], now: Spec, k: int, arch: str, device: str, date: str) -> str:
+    """The candidates, fastest first; then the row for plans.MEASURED, unless the shipped variant is the fastest."""
     found = sorted(found, key=lambda each: each.us)
     lines = [
         f"{each.us:10.1f} us  {each.share:.3f}  {each.spec.name}{'  (now)' if each.spec == now else ''}"
         for each in found
     ]
-    times = {each.spec: each for each in found}
-    best = found[0]
+    best, before = found[0], next((each for each in found if each.spec == now), None)
     if best.spec == now:
-        return "\n".join([*lines, f"the table has the fastest: {_reason(best, None, k, device, date)}"])
-    return "\n".join([*lines, "proposed for plans.py:", row(best, times.get(now), k, device, date)])
+        return "\n".join([*lines, f"the table has the fastest: {_reason(best, None, k, arch, device, date)}"])
+    key = f"Direction.{now.direction.name}, DType.{now.dtype.name}, Mask.NONE"
+    proposed = in_python(row(best.spec, k, arch, _reason(best, before, k, arch, device, date)))
+    return "\n".join([*lines, f"proposed for MEASURED[{key}] in codegen/plans.py:", proposed])
 
 
-def row(best: Measured, now: Measured | None, k: int, device: str, date: str) -> str:
-    """The RowPlan of the best candidate as a line of Python, with the measurement that chose it."""
-    spec = best.spec
-    cluster = f", cluster={spec.cluster}" if spec.cluster > 1 else ""
-    longest = "ANY_K" if spec.max_k == ANY_K else spec.max_k
-    reason = _reason(best, now, k, device, date)
-    return (
-        f"RowPlan(Plan.{spec.plan.name}, {longest}, {spec.vec}, {spec.threads}, {spec.rows}{cluster}, "
-        f'measured="{reason}")'
+def row(spec: Spec, k: int, arch: str, measured: str) -> RowPlan:
+    """A row plan for the lengths around k, as far as the kernel and the bucket of the shipped one reach: no further
+    than to half and to twice the length. A `stream` was measured with more rows than `split` would have served."""
+    first, last = _shipped(spec.direction, spec.dtype, k, arch)[0].k
+    lengths = max(first, k // 2 + 1), min(last, 2 * k, spec.max_k)
+    least = MAX_SPLIT_ROWS + 1 if spec.plan is Plan.STREAM else 0
+    return RowPlan(
+        *(spec.plan, spec.max_k, _vec(spec.dtype, k), spec.threads, spec.rows, spec.cluster),
+        k=lengths,
+        min_rows=least,
+        architectures=(arch,),
+        measured=measured,
     )
 
 
-def _reason(best: Measured, now: Measured | None, k: int, device: str, date: str) -> str:
-    before = f", {now.us:.1f} us before" if now else ""
-    return f"{device}, {date}: {best.share:.3f} of the copy at K = {k}, {best.us:.1f} us{before}"
+def in_python(plan: RowPlan) -> str:
+    """The constructor call, without what is left at its default."""
+    words = {field.name: repr(value) for field in fields(plan) if (value := getattr(plan, field.name)) != field.default}
+    words["plan"] = str(plan.plan)
+    if plan.max_k == ANY_K:
+        words["max_k"] = "ANY_K"
+    return f"RowPlan({', '.join(f'{name}={word}' for name, word in words.items())})".replace("'", '"')
+
+
+def _reason(best: Measured, before: Measured | None, k: int, arch: str, device: str, date: str) -> str:
+    compared = f", {before.us:.1f} us before" if before else ""
+    return f"{arch}: {device}, {date}: {best.share:.3f} of the copy at K = {k}, {best.us:.1f} us{compared}"
 
 
 def in_words(refused: Mapping[str, str]) -> list[str]:

@@ -4,7 +4,7 @@ from functools import cache
 
 from .axes import Direction, DType, Plan
 from .features import Mask
-from .plans import CLUSTERS, RowPlan, row_plans
+from .plans import CLUSTERS, MEASURED, RowPlan, row_plans
 from .spec import Spec
 
 MAX_VARIANTS = 600
@@ -58,18 +58,25 @@ def computed_by(direction: Direction, dtype: DType, mask: Mask) -> Mask:
 
 
 def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[tuple[RowPlan, Spec]] | None:
-    """The variants that serve a mask kind, in the order in which dispatch tries them; None where it is not shipped."""
+    """The variants that serve a mask kind, in the order in which dispatch tries them; None where it is not shipped.
+
+    Aligned plans come first, because a plan for rows that start anywhere would serve aligned rows, too.
+    """
     if mask not in MASKS.get((direction, dtype), ()):
         return None
-    mask = computed_by(direction, dtype, mask)
-    return [(plan, _spec(direction, dtype, mask, plan)) for plan in row_plans(direction, dtype, mask)]
+    kernels = computed_by(direction, dtype, mask)
+    plans = [*MEASURED.get((direction, dtype, mask), ()), *row_plans(direction, dtype, kernels)]
+    plans.sort(key=lambda plan: -plan.vec)
+    return [(plan, variant(direction, dtype, kernels, plan)) for plan in plans]
 
 
-def _spec(direction: Direction, dtype: DType, mask: Mask, plan: RowPlan) -> Spec:
-    """The kernel of a row plan; the band kind has some of its own, the general ones serve its other rows."""
+def variant(direction: Direction, dtype: DType, mask: Mask, plan: RowPlan) -> Spec:
+    """The kernel of a row plan. The band kind has some of its own, the general ones serve its other rows. Kernels that
+    go over a row in pieces test the alignment of each row, so that one serves every alignment."""
     if mask is Mask.BAND and not _has_band(direction, plan):
         mask = Mask.GENERAL
-    return Spec(direction, dtype, mask, plan.plan, plan.max_k, plan.vec, plan.threads, plan.rows, plan.cluster)
+    vec = 1 if plan.plan.piece_vectors else plan.vec
+    return Spec(direction, dtype, mask, plan.plan, plan.max_k, vec, plan.threads, plan.rows, plan.cluster)
 
 
 def _has_band(direction: Direction, plan: RowPlan) -> bool:
@@ -82,14 +89,27 @@ def _has_band(direction: Direction, plan: RowPlan) -> bool:
 @cache
 def shipped() -> tuple[Spec, ...]:
     """Every shipped variant, sorted by name."""
-    tables = (dispatch(*key, mask) for key, masks in MASKS.items() for mask in masks)
-    return tuple(sorted({spec for table in tables for _, spec in table or ()}, key=lambda spec: spec.name))
+    return tuple(sorted(_chosen_on(), key=lambda spec: spec.name))
 
 
 def architectures(spec: Spec) -> tuple[str, ...]:
-    """The architectures that a variant ships for."""
-    clustered = {arch for some, _ in CLUSTERS for arch in some}
-    return tuple(arch for arch in ARCHITECTURES if spec.cluster == 1 or arch in clustered)
+    """The architectures that a variant ships for: those on which a row plan may choose it. Of a kernel that does not
+    ship, those that can run it."""
+    clustered = [arch for some, _ in CLUSTERS for arch in some]
+    able = ARCHITECTURES if spec.cluster == 1 else tuple(arch for arch in ARCHITECTURES if arch in clustered)
+    chosen = _chosen_on().get(spec, set(able))
+    return tuple(arch for arch in able if arch in chosen)
+
+
+@cache
+def _chosen_on() -> dict[Spec, set[str]]:
+    """For each shipped variant, the architectures of its row plans."""
+    found: dict[Spec, set[str]] = {}
+    for key, masks in MASKS.items():
+        for mask in masks:
+            for plan, spec in dispatch(*key, mask) or ():
+                found.setdefault(spec, set()).update(plan.architectures or ARCHITECTURES)
+    return found
 
 
 @cache

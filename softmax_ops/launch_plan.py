@@ -157,8 +157,10 @@ def _obstacle(geometry: Geometry, entry: Entry, arch: str) -> str | None:
     """Why an entry does not serve; None when it does."""
     if entry.architectures and not any(runs_on(built, arch) for built in entry.architectures):
         return f"not for {arch}"
-    if entry.max_rows and geometry.batch_invariant:
+    if (entry.min_rows or entry.max_rows) and geometry.batch_invariant:
         return "chosen by the number of rows"
+    if geometry.rows < entry.min_rows:
+        return f"{geometry.rows} rows are less than {entry.min_rows}"
     if entry.max_rows and geometry.rows > entry.max_rows:
         return f"{geometry.rows} rows are more than {entry.max_rows}"
     return _misalignment(geometry, entry.vec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -32,7 +32,7 @@ from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Cubin
-from softmax_ops.launch_plan import plan
+from softmax_ops.launch_plan import LaunchPlan, plan
 from tests.support.fake_device import COPY_US, FakeDevice, provider
 from tests.support.geometries import geometry
 
@@ -136,14 +136,73 @@ def test_a_sweep_on_the_device_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> 
     found, without = timing.figures(row, {spec.name: spec for spec in (one, two, three)})
     assert [each.spec for each in found] == [two, three] and found[0].share == COPY_US / 10
     assert without[one.name].startswith("wrong by ")
-    said = tuning.proposal(found[::-1], three, 1024, "GPU", "2026-01-02")
-    assert "(now)" in said.splitlines()[1]
-    proposed = said.splitlines()[-1]
-    assert "GPU, 2026-01-02: 0.800 of the copy at K = 1024, 10.0 us, 12.0 us before" in proposed
-    as_python = {"RowPlan": plans.RowPlan, "Plan": Plan, "ANY_K": 0}
-    entry = eval(proposed, as_python)
-    assert (entry.plan, entry.threads, entry.rows, entry.max_k) == (two.plan, two.threads, two.rows, two.max_k)
-    assert tuning.proposal(found, two, 1024, "GPU", "").splitlines()[-1].startswith("the table has the fastest")
+    said = tuning.proposal(found[::-1], three, 1024, "sm_90", "GPU", "2026-01-02").splitlines()
+    assert "(now)" in said[1]
+    assert said[-2] == "proposed for MEASURED[Direction.FORWARD, DType.F16, Mask.NONE] in codegen/plans.py:"
+    proposed = eval(said[-1], vars(plans))
+    assert variants.variant(two.direction, two.dtype, Mask.NONE, proposed) == two
+    assert proposed.measured == "sm_90: GPU, 2026-01-02: 0.800 of the copy at K = 1024, 10.0 us, 12.0 us before"
+    said = tuning.proposal(found, two, 1024, "sm_90", "GPU", "").splitlines()
+    assert said[-1].startswith("the table has the fastest")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Spec, int], None]]:
+    """Puts a row for a kernel, as `tune` proposes it after timing rows of k columns on sm_90, into plans.MEASURED."""
+    caches = variants.shipped, variants._chosen_on, variants.by_name
+
+    def put(spec: Spec, k: int) -> None:
+        row = tuning.row(spec, k, "sm_90", "sm_90: GPU, today")
+        monkeypatch.setitem(plans.MEASURED, (spec.direction, spec.dtype, Mask.NONE), (row,))
+        for each in caches:
+            each.cache_clear()
+
+    yield put
+    monkeypatch.undo()
+    for each in caches:
+        each.cache_clear()
+
+
+def served(k: int, arch: str, rows: int = 300, **how: Any) -> LaunchPlan:
+    """What a catalog written now chooses for unmasked f16 rows."""
+    written = codegen_catalog.build_catalog(dict.fromkeys((f"{spec.name}.cu" for spec in variants.shipped()), ""))
+    return plan(geometry((rows, k), "f16", **how), written, arch)
+
+
+def test_dispatch_tries_what_was_measured_first(measured: Callable[[Spec, int], None]) -> None:
+    """On its architecture, for lengths near the measured one; aligned rows keep their own kernels."""
+    best = next(
+        spec
+        for spec in tuning.candidates(Direction.FORWARD, DType.F16, 1500, "sm_90")
+        if (spec.plan, spec.threads) == (Plan.BLOCK, 128)
+    )
+    before = {
+        (k, arch): served(k, arch).variant.name for k in (1031, 1033, 1504, 2047, 2049) for arch in ("sm_80", "sm_90")
+    }
+    measured(best, 1500)
+    after = {key: served(*key) for key in before}
+    assert {key for key in before if after[key].variant.name != before[key]} == {(1033, "sm_90"), (2047, "sm_90")}
+    assert after[2047, "sm_90"].variant.name == best.name
+    assert after[2047, "sm_90"].measured == "sm_90: GPU, today"
+    assert after[2047, "sm_80"].measured.startswith("by arithmetic")
+    assert variants.architectures(best) == ("sm_90",)
+    said = plan_tables.measured()
+    assert "A measurement has chosen 1 more" in said
+    assert f"* fwd f16 none, K = 1032 .. 2048 on sm_90: `{best.name}`. sm_90: GPU, today" in said
+
+
+def test_a_measured_stream_leaves_few_rows_alone(measured: Callable[[Spec, int], None]) -> None:
+    """It was measured with many rows, which fill the GPU. A batch-invariant call must not depend on their number."""
+    stream = next(
+        spec
+        for spec in tuning.candidates(Direction.FORWARD, DType.F16, 131072, "sm_90")
+        if (spec.plan, spec.threads) == (Plan.STREAM, 1024)
+    )
+    measured(stream, 131072)
+    assert served(131072, "sm_90").variant.name == stream.name
+    assert served(131072, "sm_90", 128).variant.plan == "cluster"
+    assert served(131072, "sm_90", batch_invariant=True).variant.plan == "cluster"
+    assert served(131071, "sm_90").variant.plan == "cluster", "only aligned rows were measured"
 
 
 def test_without_a_gpu_the_command_says_so() -> None:
@@ -191,14 +250,6 @@ def test_a_candidate_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch, capsys
         timing.sweep(cell, FakeDevice(), [provider("a candidate", 1.0, hang)])
     assert statuses == [watchdog.LOST]
     assert capsys.readouterr().out == f"HUNG {cell.key}: a candidate: not finished in 0.5 s\n"
-
-
-def test_the_page_says_which_rows_were_measured() -> None:
-    kind = Direction.FORWARD, DType.F16, Mask.NONE
-    one, two = plans.row_plans(*kind)[:2]
-    assert plan_tables._measured([(kind, one)]).startswith("0 of 1 rows were chosen by a measurement")
-    said = plan_tables._measured([(kind, one), (kind, replace(two, measured="H200, today"))]).splitlines()
-    assert said[0].startswith("1 of 2 rows") and said[1].endswith("tile up to 16: H200, today")
 
 
 def test_a_catalog_of_one_kernel_serves_its_masks_only() -> None:

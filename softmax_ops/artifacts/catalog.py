@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .lazy_mapping import LazyMapping
 
-SCHEMA = 6
+SCHEMA = 7
 
 _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
@@ -56,7 +56,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a dispatch table: rows of k[0] .. k[1] columns, aligned to at least `vec` elements, at most
+    """One line of a dispatch table: rows of k[0] .. k[1] columns, aligned to at least `vec` elements, `min_rows` to
     `max_rows` of them (0: any number), on these architectures (empty: all).
 
     `measured` is the measurement that chose it, after the architecture of the measurement ("sm_90: ..."); empty if it
@@ -66,6 +66,7 @@ class Entry:
     name: str
     k: tuple[int, int]
     vec: int
+    min_rows: int
     max_rows: int
     architectures: tuple[str, ...]
     measured: str = ""
@@ -148,8 +149,8 @@ class Catalog:
 
         def table(key: tuple[str, str, str], rows: list[list]) -> tuple[Entry, ...]:
             return tuple(
-                Entry(name, (k[0], k[1]), vec, max_rows, sets[at], measured)
-                for name, k, vec, max_rows, at, measured in rows
+                Entry(name, (k[0], k[1]), vec, min_rows, max_rows, sets[at], measured)
+                for name, k, vec, min_rows, max_rows, at, measured in rows
             )
 
         def layout(key: str, fields: list[list]) -> Layout:
@@ -172,7 +173,8 @@ _FACTS = [field.name for field in fields(Variant)][1:]
 
 
 def _row(entry: Entry, sets: list[tuple[str, ...]]) -> list:
-    return [entry.name, entry.k, entry.vec, entry.max_rows, sets.index(entry.architectures), entry.measured]
+    architectures = sets.index(entry.architectures)
+    return [entry.name, entry.k, entry.vec, entry.min_rows, entry.max_rows, architectures, entry.measured]
 
 
 def _table_key(words: str) -> tuple[str, str, str]:
