@@ -69,8 +69,10 @@ ARCHITECTURE_GROUPS = alike(ARCHITECTURES, lambda arch: tuple(arch in some for s
 
 
 def table() -> str:
-    """Two tables in Markdown (the lengths that each plan serves, and its CTAs) and what a measurement chose instead."""
-    return f"{markdown(_lengths())}\n\n{markdown(_ctas())}\n\n{measured()}\n"
+    """Tables in Markdown (the lengths that each plan serves; its CTAs, for kinds with and without an epilogue) and what
+    a measurement chose instead."""
+    tables = [_lengths(), *(_ctas(kinds) for kinds in alike(KINDS, lambda kind: kind[2].has_epilogue))]
+    return "\n\n".join([*map(markdown, tables), measured()]) + "\n"
 
 
 def measured() -> str:
@@ -151,9 +153,9 @@ def names_of(kinds: list[Kind]) -> str:
     return kind + "; ".join(f"{direction.label} {names}" for direction, names in named if names)
 
 
-def _ctas() -> list[list[str]]:
+def _ctas(kinds: list[Kind]) -> list[list[str]]:
     """Lanes that share a row, by plan and longest row."""
-    columns = alike(KINDS, lambda kind: tuple(_cells(kind).items()))
+    columns = alike(kinds, lambda kind: tuple(_cells(kind).items()))
     cells = [_cells(kinds[0]) for kinds in columns]
     keys = sorted({key for column in cells for key in column}, key=lambda key: (list(Plan).index(key[0]), key[1]))
     lines = [
