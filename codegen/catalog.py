@@ -77,8 +77,8 @@ def _variant(spec: Spec, source: str) -> Variant:
 
 
 def _layout_key(spec: Spec) -> str:
-    features = (*spec.features, spec.epilogue)
-    parts = [spec.direction.struct.lower(), *(feature.name for feature in features if feature is not None)]
+    kind = [spec.mask.label] if spec.mask.has_epilogue else [feature.name for feature in spec.features]
+    parts = [spec.direction.struct.lower(), *kind]
     if spec.plan.section.fields:
         parts.append(spec.plan.label)
     return f"{spec.dtype.accumulator}: {' + '.join(parts)}"

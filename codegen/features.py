@@ -1,7 +1,7 @@
 """The features of kernels, each with its header, its C++ class and its arguments, and the mask kinds, which are
 combinations of features."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -31,6 +31,10 @@ class Feature:
     type: str
     section: Section
 
+    def extended(self, type: str, fields: tuple[tuple[str, str], ...]) -> "Feature":
+        """The feature of a C++ class that derives from this one's and has more arguments."""
+        return replace(self, type=type, section=Section((*self.section.fields, *fields)))
+
 
 def _tensor_mask(type: str) -> Feature:
     section = Section(
@@ -44,14 +48,18 @@ CAUSALITY = Feature("causal", "causal.cuh", "Causal", Section((("causal.offset",
 SOFTCAP = Feature(
     "softcap", "softcap.cuh", "Softcap<{accumulator}>", Section((("softcap.cap", "A"), ("softcap.twice_inverse", "A")))
 )
-_BAND = Section(
-    (
-        *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4i")),
-        *_of_rows("offsets", "lengths", "slopes"),
-    )
+BAND = Feature(
+    "band",
+    "band.cuh",
+    "Band",
+    Section(
+        (
+            *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4i")),
+            *_of_rows("offsets", "lengths"),
+        )
+    ),
 )
-PLAIN_BAND = Feature("band", "band.cuh", "Band<{accumulator}, /*MaySlope=*/false>", _BAND)
-SLOPED_BAND = Feature("band", "band.cuh", "Band<{accumulator}>", _BAND)
+SLOPED_BAND = BAND.extended("SlopedBand<{accumulator}>", _of_rows("slopes"))
 
 
 def _bias(type: str) -> Feature:
@@ -68,11 +76,15 @@ EPILOGUE = Feature(
     "Epilogue<{numeric}>",
     Section((("epilogue.logarithms", "q"), *_of_rows("row_scale", "sinks", "lse"))),
 )
-_GRADIENT = Section(
-    (("gradient.logarithms", "q"), *_of_rows("row_scale", "lse", "dlse", "d"), ("gradient.inverse_cap", "d"))
+EPILOGUE_GRADIENT = Feature(
+    "gradient",
+    "epilogue_gradient.cuh",
+    "EpilogueGradient<{element}>",
+    Section((("gradient.logarithms", "q"), *_of_rows("row_scale", "dlse", "d"))),
 )
-BAND_GRADIENT = Feature("gradient", "general_gradient.cuh", "GeneralGradient<{element}, /*MayCap=*/false>", _GRADIENT)
-GENERAL_GRADIENT = Feature("gradient", "general_gradient.cuh", "GeneralGradient<{element}>", _GRADIENT)
+CAPPED_GRADIENT = EPILOGUE_GRADIENT.extended(
+    "CappedGradient<{element}>", (*_of_rows("lse"), ("gradient.inverse_cap", "d"))
+)
 
 
 class Mask(Enum):
@@ -90,7 +102,7 @@ class Mask(Enum):
     BOOLCAUSAL = "boolcausal", (CAUSALITY, _tensor_mask("TensorMask<uint8_t, {accumulator}>"))
     LIKE = "like", (_tensor_mask("TensorMask<{element}, {accumulator}>"),)
     BIAS = "bias", (_bias("Bias<{element}, {element}>"),)
-    BAND = "band", (PLAIN_BAND,)
+    BAND = "band", (BAND,)
     GENERAL = "general", (SOFTCAP, SLOPED_BAND, OPTIONAL_BIAS, OPTIONAL_MASK)
 
     def __init__(self, label: str, features: tuple[Feature, ...]):
@@ -114,4 +126,4 @@ class Mask(Enum):
     @property
     def causal(self) -> bool:
         """Whether later queries may see more columns than earlier ones."""
-        return not {CAUSALITY, PLAIN_BAND, SLOPED_BAND}.isdisjoint(self.features)
+        return not {CAUSALITY, BAND, SLOPED_BAND}.isdisjoint(self.features)

@@ -57,7 +57,7 @@ def _threads(spec: Spec) -> int:
     """Threads on an SM for any architecture. The default, 1024, is what the smallest SM (sm_75) holds; fewer wherever
     one ptxas or another spills at 64 registers.
     """
-    forward, ragged = spec.direction is Direction.FORWARD, spec.ragged
+    forward, unaligned = spec.direction is Direction.FORWARD, spec.unaligned
     masked = spec.mask in (Mask.BOOLCAUSAL, Mask.LIKE)
     f32_scores = forward and spec.dtype is DType.F32
     general_scores = forward and spec.mask.general
@@ -67,14 +67,14 @@ def _threads(spec: Spec) -> int:
     return _first(
         (spec.plan is Plan.TILE and spec.dtype is DType.F64, 512),
         (spec.dtype is DType.F32 and masked, 512),
-        (backward_warp and ragged and many_edges, 640),  # edges are a large part of a short row, in two tensors
-        (backward_warp and not ragged and many_vectors, 640),
-        (backward_warp and (many_vectors or not ragged), 768),
-        (warp and forward and ragged and (general_scores or many_edges or many_vectors), 768),
+        (backward_warp and unaligned and many_edges, 640),  # edges are a large part of a short row, in two tensors
+        (backward_warp and not unaligned and many_vectors, 640),
+        (backward_warp and (many_vectors or not unaligned), 768),
+        (warp and forward and unaligned and (general_scores or many_edges or many_vectors), 768),
         (block and f32_scores, 768),
-        (block and ragged and (general_scores or (not forward and spec.dtype.bytes == 2)), 768),
-        (cluster and ragged and (f32_scores or spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS)), 768),
-        (spec.plan is Plan.STREAM and ragged and general_scores, 768),
+        (block and unaligned and (general_scores or (not forward and spec.dtype.bytes == 2)), 768),
+        (cluster and unaligned and (f32_scores or spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS)), 768),
+        (spec.plan is Plan.STREAM and unaligned and general_scores, 768),
         (cluster and spec.warps == 17, _TWO_OF_17_WARPS),
         (True, 1024),
     )
@@ -87,30 +87,30 @@ def _threads_on_sm_100(spec: Spec) -> int:
     stream = spec.plan is Plan.STREAM and spec.mask is not Mask.BOOLCAUSAL
     warp = spec.plan is Plan.WARP and forward
     wide = warp and not half
-    cluster, ragged_half = spec.plan is Plan.CLUSTER and not spec.mask.general, half and spec.ragged
+    cluster, unaligned_half = spec.plan is Plan.CLUSTER and not spec.mask.general, half and spec.unaligned
     widens = spec.dtype.output is DType.F32
     return _first(
         (stream and general_scores and spec.dtype is DType.F64, _threads(spec)),
         (stream and general_scores and half, 1280),
         (stream, 1536),
         (wide and spec.mask in (Mask.NONE, Mask.CAUSAL), 1536),
-        (wide and spec.mask is Mask.BOOLCAUSAL and not spec.ragged, 1536),
-        (wide and spec.mask is Mask.GENERAL and spec.dtype is DType.F32 and not spec.ragged, 1536),
-        (warp and spec.mask is Mask.CAUSAL and not spec.ragged and spec.chunks <= 4, 1280),
-        (cluster and ragged_half and (not forward or spec.mask is Mask.LIKE or widens), 768),
+        (wide and spec.mask is Mask.BOOLCAUSAL and not spec.unaligned, 1536),
+        (wide and spec.mask is Mask.GENERAL and spec.dtype is DType.F32 and not spec.unaligned, 1536),
+        (warp and spec.mask is Mask.CAUSAL and not spec.unaligned and spec.chunks <= 4, 1280),
+        (cluster and unaligned_half and (not forward or spec.mask is Mask.LIKE or widens), 768),
         (True, _threads(spec)),
     )
 
 
 def _threads_on_sm_90(spec: Spec) -> int:
     """As on sm_100, and more where only the ptxas of sm_100 spills: in 16-bit rows that start anywhere."""
-    forward, ragged_half = spec.direction is Direction.FORWARD, spec.ragged and spec.dtype.bytes == 2
-    warp = spec.plan is Plan.WARP and forward and ragged_half
+    forward, unaligned_half = spec.direction is Direction.FORWARD, spec.unaligned and spec.dtype.bytes == 2
+    warp = spec.plan is Plan.WARP and forward and unaligned_half
     causal_f16 = spec.mask is Mask.CAUSAL and spec.dtype is DType.F16
     return _first(
         (warp and spec.mask is Mask.NONE and spec.chunks <= 2, 1536),
         (warp and causal_f16 and spec.chunks <= 4 and spec.edges <= 2, 1280),
-        (spec.plan is Plan.BLOCK and not forward and ragged_half, 1024),
-        (spec.plan is Plan.CLUSTER and not spec.mask.general and ragged_half, _TWO_OF_17_WARPS),
+        (spec.plan is Plan.BLOCK and not forward and unaligned_half, 1024),
+        (spec.plan is Plan.CLUSTER and not spec.mask.general and unaligned_half, _TWO_OF_17_WARPS),
         (True, _threads_on_sm_100(spec)),
     )

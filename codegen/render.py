@@ -88,7 +88,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             cta=_cta(spec),
             ctas=ctas_per_sm(spec),
             lane_holds="lane holds" if spec.lanes == 1 else "lanes hold",
-            row_type="TileRow" if spec.plan is Plan.TILE else "RaggedRow" if spec.ragged else "AlignedRow",
+            row_type="TileRow" if spec.plan is Plan.TILE else "UnalignedRow" if spec.unaligned else "AlignedRow",
             row_options=_row_options(spec),
             y_pointer=f"{spec.output}* const y".ljust(len("Element const* const x")),
             dx_pointer=f"{spec.output}* const dx".ljust(len("Element const* const dy")),
@@ -120,16 +120,16 @@ def _formula(spec: Spec) -> tuple[str, ...]:
 
 
 def _fragment_shape(spec: Spec) -> str:
-    return f"({spec.access}*{spec.chunks}{f'+{spec.edges}' if spec.ragged else ''})"
+    return f"({spec.access}*{spec.chunks}{f'+{spec.edges}' if spec.unaligned else ''})"
 
 
 def _row_options(spec: Spec) -> str:
     """C++ template arguments of the row type after Vec, Lanes and Chunks."""
     if spec.plan is Plan.TILE:
-        return f", /*Aligned=*/{'false' if spec.ragged else 'true'}"
+        return f", /*Aligned=*/{'false' if spec.unaligned else 'true'}"
     if spec.by_warp:
         return ", /*ByWarp=*/true"
-    streamed = spec.plan is Plan.STREAM and spec.ragged
+    streamed = spec.plan is Plan.STREAM and spec.unaligned
     return ", /*ByWarp=*/false, /*Streamed=*/true" if streamed else ""
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from softmax_ops.artifacts.constants import ACCESS_BYTES
 
 from .axes import Direction, DType, Plan
-from .features import BAND_GRADIENT, EPILOGUE, GENERAL_GRADIENT, PLAIN_BAND, Feature, Mask, Section
+from .features import BAND, CAPPED_GRADIENT, EPILOGUE, EPILOGUE_GRADIENT, Feature, Mask, Section
 
 ANY_K = 2**31 - 2**20
 """Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors
@@ -94,7 +94,7 @@ class Spec:
         """The features of the kernel. A backward starts from the results of the forward and only needs to know which
         columns are visible."""
         if self.mask.has_epilogue and self.direction is Direction.BACKWARD:
-            return (PLAIN_BAND,)
+            return (BAND,)
         return self.mask.features
 
     @property
@@ -104,7 +104,7 @@ class Spec:
             return None
         if self.direction is Direction.FORWARD:
             return EPILOGUE
-        return GENERAL_GRADIENT if self.mask.general else BAND_GRADIENT
+        return CAPPED_GRADIENT if self.mask.general else EPILOGUE_GRADIENT
 
     @property
     def elements_per_lane(self) -> int:
@@ -147,7 +147,7 @@ class Spec:
         return 4 if self.plan is Plan.TILE and self.vec == 1 else self.dtype.vector
 
     @property
-    def ragged(self) -> bool:
+    def unaligned(self) -> bool:
         """Whether rows that start anywhere move in vectors, with single columns at their ends.
 
         Vectors are cut at the 16-byte boundaries of the output; in a `tile`, which reads from shared memory, at the
@@ -158,8 +158,8 @@ class Spec:
 
     @property
     def edges(self) -> int:
-        """Single columns per lane of a ragged row. Fewer than a vector of them lie at either end; in a `tile` only at
-        the last one."""
+        """Single columns per lane of an unaligned row. Fewer than a vector of them lie at either end; in a `tile` only
+        at the last one."""
         ends = 1 if self.plan is Plan.TILE else 2
         return -(-ends * (self.access - 1) // self.dealt)
 

@@ -21,7 +21,7 @@ using Accumulator = float;
 constexpr int Threads = 512;
 constexpr int Lanes   = 512;  // lanes that share a row
 
-using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params

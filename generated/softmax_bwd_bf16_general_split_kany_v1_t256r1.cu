@@ -11,7 +11,7 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/general_gradient.cuh>
+#include <softmax/epilogue_gradient.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_bf16_general_split_kany_v1_t256r1 {
@@ -22,17 +22,17 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
+using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
 using Partial = Dot<Accumulator>;
 
 struct Params
 {
   Backward<Element> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
-  GeneralGradient<cutlass::bfloat16_t>::Params gradient;
+  Band::Params band;
+  CappedGradient<cutlass::bfloat16_t>::Params gradient;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 368, "the launcher packs this struct");
+static_assert(sizeof(Params) == 344, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
 
@@ -52,9 +52,9 @@ softmax_bwd_bf16_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row>(dx, rows.k, segment, /*columns=*/2048);
-  auto const visible = Band<float, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
+  auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  GeneralGradient<cutlass::bfloat16_t> const gradient(p.gradient, p.operands.scale, rows, index);
+  CappedGradient<cutlass::bfloat16_t> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*1+1)

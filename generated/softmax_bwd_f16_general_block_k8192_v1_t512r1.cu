@@ -11,7 +11,7 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/general_gradient.cuh>
+#include <softmax/epilogue_gradient.cuh>
 
 namespace softmax::softmax_bwd_f16_general_block_k8192_v1_t512r1 {
 
@@ -21,16 +21,16 @@ using Accumulator = float;
 constexpr int Threads = 512;
 constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
-using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
+using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
 {
   Backward<Element> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
-  GeneralGradient<cutlass::half_t>::Params gradient;
+  Band::Params band;
+  CappedGradient<cutlass::half_t>::Params gradient;
 };
-static_assert(sizeof(Params) == 352, "the launcher packs this struct");
+static_assert(sizeof(Params) == 328, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/1, /*sm_90=*/2, /*sm_100=*/1, /*sm_120=*/1);
 
@@ -47,9 +47,9 @@ softmax_bwd_f16_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Band<float, /*MaySlope=*/false> const visible(p.band, rows, index);
+  Band const visible(p.band, rows, index);
   int const end = visible.end(k);
-  GeneralGradient<cutlass::half_t> const gradient(p.gradient, p.operands.scale, rows, index);
+  CappedGradient<cutlass::half_t> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*2+1)

@@ -10,7 +10,7 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/general_gradient.cuh>
+#include <softmax/epilogue_gradient.cuh>
 
 namespace softmax::softmax_bwd_f16_general_warp_k64_v8_t128r16 {
 
@@ -25,10 +25,10 @@ using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
 struct Params
 {
   Backward<Element> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
-  GeneralGradient<cutlass::half_t>::Params gradient;
+  Band::Params band;
+  CappedGradient<cutlass::half_t>::Params gradient;
 };
-static_assert(sizeof(Params) == 352, "the launcher packs this struct");
+static_assert(sizeof(Params) == 328, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/6, /*sm_90=*/6, /*sm_100=*/6, /*sm_120=*/4);
 
@@ -48,9 +48,9 @@ softmax_bwd_f16_general_warp_k64_v8_t128r16(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Band<float, /*MaySlope=*/false> const visible(p.band, rows, index);
+  Band const visible(p.band, rows, index);
   int const end = visible.end(k);
-  GeneralGradient<cutlass::half_t> const gradient(p.gradient, p.operands.scale, rows, index);
+  CappedGradient<cutlass::half_t> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(lane, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (8*1)

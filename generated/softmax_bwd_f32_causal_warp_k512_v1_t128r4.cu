@@ -19,7 +19,7 @@ using Accumulator = float;
 constexpr int Threads = 128;
 constexpr int Lanes   = 32;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/4>;
+using Row = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/4>;
 
 struct Params
 {

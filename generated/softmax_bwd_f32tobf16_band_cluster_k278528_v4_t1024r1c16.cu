@@ -12,7 +12,7 @@
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
 #include <softmax/cluster.cuh>
-#include <softmax/general_gradient.cuh>
+#include <softmax/epilogue_gradient.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f32tobf16_band_cluster_k278528_v4_t1024r1c16 {
@@ -29,11 +29,11 @@ using Partial = Dot<Accumulator>;
 struct Params
 {
   Backward<Element, cutlass::bfloat16_t> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
-  GeneralGradient<float, /*MayCap=*/false>::Params gradient;
+  Band::Params band;
+  EpilogueGradient<float>::Params gradient;
   ClusterParams cluster;
 };
-static_assert(sizeof(Params) == 360, "the launcher packs this struct");
+static_assert(sizeof(Params) == 304, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
 
@@ -51,9 +51,9 @@ softmax_bwd_f32tobf16_band_cluster_k278528_v4_t1024r1c16(Params const __grid_con
   cutlass::bfloat16_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
-  auto const visible = Band<float, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
+  auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  GeneralGradient<float, /*MayCap=*/false> const gradient(p.gradient, p.operands.scale, rows, index);
+  EpilogueGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*5)

@@ -11,7 +11,7 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/general_gradient.cuh>
+#include <softmax/epilogue_gradient.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f32tobf16_general_split_kany_v1_t256r1 {
@@ -22,17 +22,17 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/1>;
+using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/1>;
 using Partial = Dot<Accumulator>;
 
 struct Params
 {
   Backward<Element, cutlass::bfloat16_t> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
-  GeneralGradient<float>::Params gradient;
+  Band::Params band;
+  CappedGradient<float>::Params gradient;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 368, "the launcher packs this struct");
+static_assert(sizeof(Params) == 344, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
 
@@ -52,9 +52,9 @@ softmax_bwd_f32tobf16_general_split_kany_v1_t256r1(Params const __grid_constant_
   cutlass::bfloat16_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row>(dx, rows.k, segment, /*columns=*/1024);
-  auto const visible = Band<float, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
+  auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
+  CappedGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*1+1)

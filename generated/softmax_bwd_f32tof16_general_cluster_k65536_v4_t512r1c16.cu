@@ -12,7 +12,7 @@
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
 #include <softmax/cluster.cuh>
-#include <softmax/general_gradient.cuh>
+#include <softmax/epilogue_gradient.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f32tof16_general_cluster_k65536_v4_t512r1c16 {
@@ -29,11 +29,11 @@ using Partial = Dot<Accumulator>;
 struct Params
 {
   Backward<Element, cutlass::half_t> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
-  GeneralGradient<float>::Params gradient;
+  Band::Params band;
+  CappedGradient<float>::Params gradient;
   ClusterParams cluster;
 };
-static_assert(sizeof(Params) == 360, "the launcher packs this struct");
+static_assert(sizeof(Params) == 336, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
@@ -51,9 +51,9 @@ softmax_bwd_f32tof16_general_cluster_k65536_v4_t512r1c16(Params const __grid_con
   cutlass::half_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
-  auto const visible = Band<float, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
+  auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
+  CappedGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*2)

@@ -11,7 +11,7 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/general_gradient.cuh>
+#include <softmax/epilogue_gradient.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f32tof16_general_stream_kany_v1_t256r1 {
@@ -22,16 +22,16 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
 {
   Backward<Element, cutlass::half_t> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
-  GeneralGradient<float>::Params gradient;
+  Band::Params band;
+  CappedGradient<float>::Params gradient;
 };
-static_assert(sizeof(Params) == 352, "the launcher packs this struct");
+static_assert(sizeof(Params) == 328, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/6, /*sm_100=*/6, /*sm_120=*/3);
 
@@ -49,8 +49,8 @@ softmax_bwd_f32tof16_general_stream_kany_v1_t256r1(Params const __grid_constant_
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   cutlass::half_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Band<float, /*MaySlope=*/false> const visible(p.band, rows, index);
-  GeneralGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
+  Band const visible(p.band, rows, index);
+  CappedGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Partial seen    = Partial::nothing();
   int const reads = (visible.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column

@@ -21,7 +21,7 @@ using Accumulator = double;
 constexpr int Threads = 512;
 constexpr int Lanes   = 512;  // lanes that share a row
 
-using Row     = RaggedRow</*Vec=*/2, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/2, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params

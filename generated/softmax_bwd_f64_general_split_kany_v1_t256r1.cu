@@ -11,7 +11,7 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/general_gradient.cuh>
+#include <softmax/epilogue_gradient.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f64_general_split_kany_v1_t256r1 {
@@ -28,11 +28,11 @@ using Partial = Dot<Accumulator>;
 struct Params
 {
   Backward<Element> operands;
-  Band<double, /*MaySlope=*/false>::Params band;
-  GeneralGradient<double>::Params gradient;
+  Band::Params band;
+  CappedGradient<double>::Params gradient;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 368, "the launcher packs this struct");
+static_assert(sizeof(Params) == 344, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
 
@@ -52,9 +52,9 @@ softmax_bwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row>(dx, rows.k, segment, /*columns=*/512);
-  auto const visible = Band<double, /*MaySlope=*/false>(p.band, rows, index).from(piece.begin);
+  auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  GeneralGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
+  CappedGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (1*2)

@@ -10,7 +10,7 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
-#include <softmax/general_gradient.cuh>
+#include <softmax/epilogue_gradient.cuh>
 
 namespace softmax::softmax_bwd_f64_general_warp_k128_v2_t128r4 {
 
@@ -25,10 +25,10 @@ using Row = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/2>;
 struct Params
 {
   Backward<Element> operands;
-  Band<double, /*MaySlope=*/false>::Params band;
-  GeneralGradient<double>::Params gradient;
+  Band::Params band;
+  CappedGradient<double>::Params gradient;
 };
-static_assert(sizeof(Params) == 352, "the launcher packs this struct");
+static_assert(sizeof(Params) == 328, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/6, /*sm_90=*/6, /*sm_100=*/6, /*sm_120=*/4);
 
@@ -48,9 +48,9 @@ softmax_bwd_f64_general_warp_k128_v2_t128r4(Params const __grid_constant__ p)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Band<double, /*MaySlope=*/false> const visible(p.band, rows, index);
+  Band const visible(p.band, rows, index);
   int const end = visible.end(k);
-  GeneralGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
+  CappedGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(lane, dx, k);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (2*2)

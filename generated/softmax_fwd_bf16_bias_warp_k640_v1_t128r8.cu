@@ -18,7 +18,7 @@ using Accumulator = float;
 constexpr int Threads = 128;
 constexpr int Lanes   = 16;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/5>;
+using Row = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/5>;
 
 struct Params
 {

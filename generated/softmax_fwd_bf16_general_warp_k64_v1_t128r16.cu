@@ -25,13 +25,13 @@ using Accumulator = float;
 constexpr int Threads = 128;
 constexpr int Lanes   = 8;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
+using Row = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
 
 struct Params
 {
   Forward<Element> operands;
   Softcap<float>::Params softcap;
-  Band<float>::Params band;
+  SlopedBand<float>::Params band;
   Optional<Bias<cutlass::bfloat16_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
@@ -57,7 +57,7 @@ softmax_fwd_bf16_general_warp_k64_v1_t128r16(Params const __grid_constant__ p)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
-  Band<float> const band(p.band, rows, index);
+  SlopedBand<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);

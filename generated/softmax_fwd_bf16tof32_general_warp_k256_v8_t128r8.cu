@@ -31,7 +31,7 @@ struct Params
 {
   Forward<Element, float> operands;
   Softcap<float>::Params softcap;
-  Band<float>::Params band;
+  SlopedBand<float>::Params band;
   Optional<Bias<cutlass::bfloat16_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Epilogue<NumericOfSums<float>>::Params epilogue;
@@ -57,7 +57,7 @@ softmax_fwd_bf16tof32_general_warp_k256_v8_t128r8(Params const __grid_constant__
 
   Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
-  Band<float> const band(p.band, rows, index);
+  SlopedBand<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);

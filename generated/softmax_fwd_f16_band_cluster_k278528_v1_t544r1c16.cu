@@ -23,17 +23,17 @@ using Accumulator = float;
 constexpr int Threads = 544;
 constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
-using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
+using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
 {
   Forward<Element> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
+  Band::Params band;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
   ClusterParams cluster;
 };
-static_assert(sizeof(Params) == 304, "the launcher packs this struct");
+static_assert(sizeof(Params) == 280, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
@@ -50,7 +50,7 @@ softmax_fwd_f16_band_cluster_k278528_v1_t544r1c16(Params const __grid_constant__
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
-  Band<float, /*MaySlope=*/false> const band(p.band, rows, index);
+  Band const band(p.band, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band).from(piece.begin);
   int const end     = scores.end(piece.size);

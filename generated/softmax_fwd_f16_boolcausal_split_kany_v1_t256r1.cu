@@ -23,7 +23,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
+using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params

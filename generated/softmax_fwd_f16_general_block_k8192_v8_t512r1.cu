@@ -33,7 +33,7 @@ struct Params
 {
   Forward<Element> operands;
   Softcap<float>::Params softcap;
-  Band<float>::Params band;
+  SlopedBand<float>::Params band;
   Optional<Bias<cutlass::half_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
@@ -56,7 +56,7 @@ softmax_fwd_f16_general_block_k8192_v8_t512r1(Params const __grid_constant__ p)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
-  Band<float> const band(p.band, rows, index);
+  SlopedBand<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);

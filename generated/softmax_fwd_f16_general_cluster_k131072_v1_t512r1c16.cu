@@ -28,14 +28,14 @@ using Accumulator = float;
 constexpr int Threads = 512;
 constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
-using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
+using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
 {
   Forward<Element> operands;
   Softcap<float>::Params softcap;
-  Band<float>::Params band;
+  SlopedBand<float>::Params band;
   Optional<Bias<cutlass::half_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
@@ -59,7 +59,7 @@ softmax_fwd_f16_general_cluster_k131072_v1_t512r1c16(Params const __grid_constan
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
-  Band<float> const band(p.band, rows, index);
+  SlopedBand<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);

@@ -17,7 +17,7 @@ using Accumulator = float;
 constexpr int Threads = 128;
 constexpr int Lanes   = 4;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
+using Row = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
 
 struct Params
 {

@@ -21,16 +21,16 @@ using Accumulator = float;
 constexpr int Threads = 512;
 constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
-using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
+using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<float>>;
 
 struct Params
 {
   Forward<Element, float> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
+  Band::Params band;
   Epilogue<NumericOfSums<float>>::Params epilogue;
 };
-static_assert(sizeof(Params) == 296, "the launcher packs this struct");
+static_assert(sizeof(Params) == 272, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
@@ -47,7 +47,7 @@ softmax_fwd_f16tof32_band_block_k16384_v1_t512r1(Params const __grid_constant__ 
   float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
-  Band<float, /*MaySlope=*/false> const band(p.band, rows, index);
+  Band const band(p.band, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band);
   int const end     = scores.end(k);
 

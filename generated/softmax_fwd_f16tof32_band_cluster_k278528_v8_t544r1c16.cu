@@ -29,11 +29,11 @@ using Partial = MaxSum<NumericOfSums<float>>;
 struct Params
 {
   Forward<Element, float> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
+  Band::Params band;
   Epilogue<NumericOfSums<float>>::Params epilogue;
   ClusterParams cluster;
 };
-static_assert(sizeof(Params) == 304, "the launcher packs this struct");
+static_assert(sizeof(Params) == 280, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
@@ -50,7 +50,7 @@ softmax_fwd_f16tof32_band_cluster_k278528_v8_t544r1c16(Params const __grid_const
   float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
-  Band<float, /*MaySlope=*/false> const band(p.band, rows, index);
+  Band const band(p.band, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band).from(piece.begin);
   int const end     = scores.end(piece.size);

@@ -25,10 +25,10 @@ using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/4>;
 struct Params
 {
   Forward<Element, float> operands;
-  Band<float, /*MaySlope=*/false>::Params band;
+  Band::Params band;
   Epilogue<NumericOfSums<float>>::Params epilogue;
 };
-static_assert(sizeof(Params) == 296, "the launcher packs this struct");
+static_assert(sizeof(Params) == 272, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*any=*/8, /*sm_90=*/8, /*sm_100=*/8, /*sm_120=*/6);
 
@@ -48,7 +48,7 @@ softmax_fwd_f16tof32_band_warp_k256_v8_t128r16(Params const __grid_constant__ p)
   float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
-  Band<float, /*MaySlope=*/false> const band(p.band, rows, index);
+  Band const band(p.band, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band);
   int const end     = scores.end(k);
 

@@ -27,14 +27,14 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = RaggedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
+using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
 using Partial = MaxSum<NumericOfSums<float>>;
 
 struct Params
 {
   Forward<Element, float> operands;
   Softcap<float>::Params softcap;
-  Band<float>::Params band;
+  SlopedBand<float>::Params band;
   Optional<Bias<cutlass::half_t, float>>::Params bias;
   Optional<TensorMask<uint8_t, float>>::Params mask;
   Epilogue<NumericOfSums<float>>::Params epilogue;
@@ -60,7 +60,7 @@ softmax_fwd_f16tof32_general_split_kany_v1_t256r1(Params const __grid_constant__
 
   Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
   Softcap<float> const softcap(p.softcap, rows, index);
-  Band<float> const band(p.band, rows, index);
+  SlopedBand<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, segment, /*columns=*/2048);

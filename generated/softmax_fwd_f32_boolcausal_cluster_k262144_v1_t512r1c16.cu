@@ -24,7 +24,7 @@ using Accumulator = float;
 constexpr int Threads = 512;
 constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
-using Row     = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
+using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params

@@ -21,7 +21,7 @@ using Accumulator = float;
 constexpr int Threads = 128;
 constexpr int Lanes   = 16;  // lanes that share a row
 
-using Row = RaggedRow</*Vec=*/4, Lanes, /*Chunks=*/4>;
+using Row = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/4>;
 
 struct Params
 {

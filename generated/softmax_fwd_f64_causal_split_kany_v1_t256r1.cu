@@ -21,7 +21,7 @@ using Accumulator = double;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = RaggedRow</*Vec=*/2, Lanes, /*Chunks=*/1>;
+using Row     = UnalignedRow</*Vec=*/2, Lanes, /*Chunks=*/1>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params

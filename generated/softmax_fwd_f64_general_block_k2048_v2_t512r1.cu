@@ -33,7 +33,7 @@ struct Params
 {
   Forward<Element> operands;
   Softcap<double>::Params softcap;
-  Band<double>::Params band;
+  SlopedBand<double>::Params band;
   Optional<Bias<double, double>>::Params bias;
   Optional<TensorMask<uint8_t, double>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
@@ -56,7 +56,7 @@ softmax_fwd_f64_general_block_k2048_v2_t512r1(Params const __grid_constant__ p)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<double> const softcap(p.softcap, rows, index);
-  Band<double> const band(p.band, rows, index);
+  SlopedBand<double> const band(p.band, rows, index);
   Optional<Bias<double, double>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);

@@ -35,7 +35,7 @@ struct Params
 {
   Forward<Element> operands;
   Softcap<double>::Params softcap;
-  Band<double>::Params band;
+  SlopedBand<double>::Params band;
   Optional<Bias<double, double>>::Params bias;
   Optional<TensorMask<uint8_t, double>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
@@ -59,7 +59,7 @@ softmax_fwd_f64_general_cluster_k32768_v1_t512r1c16(Params const __grid_constant
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<double> const softcap(p.softcap, rows, index);
-  Band<double> const band(p.band, rows, index);
+  SlopedBand<double> const band(p.band, rows, index);
   Optional<Bias<double, double>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);

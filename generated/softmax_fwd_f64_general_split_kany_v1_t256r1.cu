@@ -34,7 +34,7 @@ struct Params
 {
   Forward<Element> operands;
   Softcap<double>::Params softcap;
-  Band<double>::Params band;
+  SlopedBand<double>::Params band;
   Optional<Bias<double, double>>::Params bias;
   Optional<TensorMask<uint8_t, double>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
@@ -60,7 +60,7 @@ softmax_fwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Softcap<double> const softcap(p.softcap, rows, index);
-  Band<double> const band(p.band, rows, index);
+  SlopedBand<double> const band(p.band, rows, index);
   Optional<Bias<double, double>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, segment, /*columns=*/512);

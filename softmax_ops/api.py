@@ -59,8 +59,9 @@ def softmax(
     key_lengths      int32 [B] on x's device, B = x.shape[0]: columns at and beyond the length are hidden, and not read.
     causal           column j is visible to query i when j <= i + causal_offset.
     causal_offset    K - Q by default, which aligns the last query with the last column; 0 aligns the first query with
-                     the first column. A number, or a tensor of one int32 or int64 on x's device, of which the lower 32
-                     bits count. Also used by window and alibi_slopes.
+                     the first column. A number, or int32 or int64 on x's device, of which the lower 32 bits count: one,
+                     or [B] for x [B, ..., Q, K]. Also used by window and alibi_slopes. key_lengths do not move it:
+                     where queries end at the length, pass key_lengths - Q.
     window           (left, right), integers or None: i + causal_offset - left <= j <= i + causal_offset + right is
                      visible; with causal, right is 0. Other columns are not read.
     alibi_slopes     float32 [H] on x's device, H = x.shape[-3].

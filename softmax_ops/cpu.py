@@ -92,11 +92,12 @@ def _softmax_general(request: Request) -> Any:
         "bias": request.bias,
         "scale": None if request.scale_tensor is None else request.scale_tensor.unsqueeze(-1),
         "lengths": _by_batch(request.key_lengths, x),
+        "offsets": _offsets(request.offset_tensor, x),
         "slopes": _by_head(request.alibi_slopes),
         "sinks": _by_head(request.sinks),
     }
     present = {name: tensor.expand(x.shape) for name, tensor in given.items() if tensor is not None}
-    for parts, offset in _blocks(list(present.values()), _offset(request)):
+    for parts, offset in _blocks(list(present.values()), request.causal_offset):
         part = dict(zip(present, parts, strict=True))
         result, row = _forward_general(part, offset, request)
         part["y"].copy_(result)
@@ -120,11 +121,12 @@ def _softmax_backward_general(request: BackwardRequest) -> Any:
         "dot": dot.unsqueeze(-1),
         "scale": None if request.scale_tensor is None else request.scale_tensor.unsqueeze(-1),
         "lengths": _by_batch(request.key_lengths, y),
+        "offsets": _offsets(request.offset_tensor, y),
         "lse": None if request.lse is None else request.lse.unsqueeze(-1),
         "grad_lse": None if request.grad_lse is None else request.grad_lse.unsqueeze(-1),
     }
     present = {name: tensor.expand(y.shape) for name, tensor in given.items() if tensor is not None}
-    for parts, offset in _blocks(list(present.values()), _offset(request)):
+    for parts, offset in _blocks(list(present.values()), request.causal_offset):
         part = dict(zip(present, parts, strict=True))
         result, row = _backward_general(part, offset, request)
         part["dx"].copy_(result)
@@ -150,10 +152,12 @@ def _by_head(values: Tensor | None) -> Tensor | None:
     return None if values is None else values[:, None, None]
 
 
-def _offset(request: Request | BackwardRequest) -> int | None:
-    """The offset of a general request. One in a tensor can be read on the CPU: its lower 32 bits, as in kernels."""
-    moved = 0 if request.offset_tensor is None else int(request.offset_tensor.to(torch.int32))
-    return None if request.causal_offset is None else request.causal_offset + moved
+def _offsets(offsets: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Offsets in a tensor, one or [B], for rows [B, ..., K]: their lower 32 bits, as in kernels."""
+    if offsets is None:
+        return None
+    lower = offsets.to(torch.int32).long()
+    return lower.reshape(()) if lower.numel() == 1 else _by_batch(lower, rows)
 
 
 def _blocks(tensors: list[Tensor], offset: int | None) -> Iterator[tuple[list[Tensor], int | None]]:
@@ -202,7 +206,7 @@ def _forward_general(part: dict[str, Tensor], offset: int | None, request: Reque
     if request.softcap is not None:
         z.div_(request.softcap).tanh_().mul_(request.softcap)
     if "slopes" in part:
-        z.sub_(part["slopes"] * _distance(x, offset or 0).abs())
+        z.sub_(part["slopes"] * _distance(part, x, offset).abs())
     if "bias" in part:
         z.add_(part["bias"])
     for hidden in _hidden(part, x, offset, request):
@@ -271,13 +275,14 @@ def _hidden(
     if "lengths" in part:
         hidden.append(torch.arange(rows.shape[-1], device=rows.device) >= part["lengths"])
     if bounds.left is not None:
-        hidden.append(_distance(rows, offset or 0) < -bounds.left)
+        hidden.append(_distance(part, rows, offset) < -bounds.left)
     if bounds.right is not None:
-        hidden.append(_distance(rows, offset or 0) > bounds.right)
+        hidden.append(_distance(part, rows, offset) > bounds.right)
     return hidden
 
 
-def _distance(rows: Tensor, offset: int) -> Tensor:
-    """(Q,K): j - (i + offset), the number of columns after a query's own."""
+def _distance(part: dict[str, Tensor], rows: Tensor, offset: int | None) -> Tensor:
+    """(Q,K) or [..., Q, K]: j - (i + offset), the number of columns after a query's own."""
     queries, columns = (torch.arange(size, device=rows.device) for size in rows.shape[-2:])
-    return columns - queries[:, None] - offset
+    distance = columns - queries[:, None] - (offset or 0)
+    return distance - part["offsets"] if "offsets" in part else distance

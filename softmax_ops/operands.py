@@ -5,6 +5,7 @@ A mask and a bias broadcast to [..., K] from the right; values per row broadcast
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .checks import BackwardRequest, Request
@@ -46,12 +47,22 @@ def _given(named: dict[str, Tensor | None]) -> Named:
 def _of_rows(
     rows: Tensor, scale: Tensor | None, offset: Tensor | None, lengths: Tensor | None
 ) -> dict[str, Tensor | None]:
-    """Operands with a value per row. Of a 64-bit offset the kernels read the lower half."""
+    """Operands with a value per row."""
     return {
         "row_scale": None if scale is None else scale.to(accumulation(rows)),
-        "offsets": None if offset is None else offset.reshape(()),
-        "lengths": None if lengths is None else lengths.reshape(-1, *(1 for _ in rows.shape[1:-1])),
+        "offsets": None if offset is None else _of_batches(_lower_half(offset), rows),
+        "lengths": None if lengths is None else _of_batches(lengths, rows),
     }
+
+
+def _of_batches(values: Tensor, rows: Tensor) -> Tensor:
+    """One value, or one for each batch entry, for rows [B, ..., Q, K]."""
+    return values.reshape(()) if values.numel() == 1 else values.reshape(-1, *(1 for _ in rows.shape[1:-1]))
+
+
+def _lower_half(integers: Tensor) -> Tensor:
+    """What kernels read of 64-bit integers: the same memory as int32."""
+    return integers if integers.dtype is torch.int32 else integers.unsqueeze(-1).view(torch.int32)[..., 0]
 
 
 def _of_heads(values: Tensor | None) -> Tensor | None:

@@ -141,6 +141,9 @@ def test_offset_in_a_tensor_is_added_to_nothing() -> None:
     for found in (check(causal=True, causal_offset=offset), check_backward(causal=True, causal_offset=offset)):
         assert (found.causal_offset, found.left, found.right) == (0, None, 0) and found.offset_tensor is offset
     assert check(torch.zeros(Q, K), causal=True, causal_offset=torch.tensor(1)).causal_offset == 1  # a number
+    assert check(torch.zeros(Q, H, K), causal=True, causal_offset=torch.ones(Q).int()).offset_tensor is not None
+    with pytest.raises(ValueError, match=r"shape \[B\] for x"):  # rows of [Q, K] are queries of one batch entry
+        check(torch.zeros(Q, K), causal=True, causal_offset=torch.ones(Q).int())
 
 
 def test_slopes_measure_from_the_offset_they_are_given() -> None:
@@ -194,12 +197,12 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], list[str]]] = {
     "offset: dtype": (
         ValueError,
         {"causal": True, "causal_offset": torch.ones(1)},
-        ["float32 tensor of shape (1,)", "one int32 or int64"],
+        ["float32 tensor of shape (1,)", "int32 or int64"],
     ),
     "offset: size": (
         ValueError,
-        {"causal": True, "causal_offset": torch.ones(2).int()},
-        ["shape (2,)", "tensor of one"],
+        {"causal": True, "causal_offset": torch.ones(3).int()},
+        ["shape (3,)", "shape [B] for x [B, ..., Q, K]"],
     ),
     "offset: device": (
         ValueError,

@@ -53,6 +53,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "causal": {"causal": True},
     "causal offset": {"causal": True, "causal_offset": -1},
     "offset in a tensor": {"causal": True, "causal_offset": torch.tensor([1])},
+    "offset of each batch entry": {"window": (2, 0), "causal_offset": torch.tensor([3, -1, 1][:B])},
     "window": {"window": (2, 1)},
     "window to the left": {"window": (1, None), "causal_offset": torch.tensor(3)},
     "causal window": {"window": (1, 4), "causal": True, "causal_offset": 2},
@@ -80,7 +81,8 @@ def of_reference(arguments: dict[str, Any], shape: tuple[int, ...] = SHAPE) -> d
     found = {names[name]: value for name, value in given.items() if name in names}
     offset = given.get("causal_offset")
     default = shape[-1] - (shape[-2] if len(shape) > 1 else 1)
-    found["offset"] = default if offset is None else int(np.asarray(offset).reshape(()))
+    offset = np.reshape(default if offset is None else offset, -1)
+    found["offset"] = offset if offset.size > 1 else int(offset[0])
     found["left"], found["right"] = given.get("window", (None, None))
     if given.get("causal"):
         found["right"] = 0

@@ -71,7 +71,7 @@ def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: Inte
     phase, since the order of the sum depends on where they are cut into vectors."""
     longest, in_place, *_ = cases(target.spec)
     case = in_place if target.spec.plan in LONG else longest
-    call = (in_one_phase(case) if target.spec.ragged else case).call()
+    call = (in_one_phase(case) if target.spec.unaligned else case).call()
     alone = output(interpreter, call.only(case.shape[0] - 1))
     assert torch.equal(alone, output(interpreter, call)[-1:]), case.why
 

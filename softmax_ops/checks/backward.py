@@ -30,7 +30,7 @@ class BackwardRequest(NamedTuple):
 
     # What follows is None or False in a plain request.
     scale_tensor: Tensor | None = None  # [] or right-aligned broadcastable to y.shape[:-1]; then scale is 1
-    offset_tensor: Tensor | None = None  # one int32 or int64, added to causal_offset
+    offset_tensor: Tensor | None = None  # int32 or int64, one or [B], added to causal_offset
     key_lengths: Tensor | None = None  # [B] int32
     left: int | None = None  # visible if j >= i + offset - left
     right: int | None = None  # visible if j <= i + offset + right; 0 where causal

@@ -21,7 +21,7 @@ class Band(NamedTuple):
     """Column j is visible to query i if i + offset - left <= j <= i + offset + right; None means no bound."""
 
     offset: int | None
-    offset_tensor: Tensor | None  # one integer, to be added to offset
+    offset_tensor: Tensor | None  # one integer, or one for each batch entry, to be added to offset
     left: int | None
     right: int | None
 
@@ -32,8 +32,8 @@ def band_of(
     """The band of rows, [..., Q, K] or [K]. All None if neither causal, window nor alibi is given.
 
     causal         right = 0, whatever the window's right bound.
-    causal_offset  K - Q by default. A number, also as a 0-d CPU tensor, or a tensor of one int32 or int64 on the device
-                   of rows; with causal, a window or alibi only.
+    causal_offset  K - Q by default. A number, also as a 0-d CPU tensor, or int32 or int64 on the device of rows: one,
+                   or [B] for rows [B, ..., Q, K]; with causal, a window or alibi only.
     window         (left, right), each an integer from 0 or None; or None.
 
     Offset and bounds are clamped to [-Q, K] if that leaves the same columns visible. With alibi, which measures
@@ -104,9 +104,11 @@ def _near(bound: int | None) -> int | None:
 
 def _check_offset_tensor(op: str, offset: Tensor, rows: Tensor, name: str) -> None:
     check_plain(op, offset, "causal_offset")
-    if offset.dtype not in (torch.int32, torch.int64) or offset.numel() != 1:
+    of_batches = rows.dim() > 2 and offset.shape == rows.shape[:1]
+    if offset.dtype not in (torch.int32, torch.int64) or not (of_batches or offset.numel() == 1):
         raise ValueError(
-            f"{op}: causal_offset is a {describe(offset)}; want an int, or a tensor of one int32 or int64 on "
-            f"{name}'s device: column j is visible to query i if j <= i + causal_offset"
+            f"{op}: causal_offset is a {describe(offset)} and {name} a {describe(rows)}; want an int, or int32 or "
+            f"int64 on {name}'s device: one, or shape [B] for {name} [B, ..., Q, K], one for each batch entry: column "
+            "j is visible to query i if j <= i + causal_offset"
         )
     check_device(op, offset, rows, "causal_offset", name)

@@ -38,7 +38,7 @@ def check_general(
     """`check_softmax` with all arguments that a call may have. If only plain ones are used, the request is plain.
 
     scale          also a float32 tensor on x's device (for float64 x also float64), of one element or one for each row.
-    causal_offset  also for a window or alibi_slopes; also a tensor of one int32 or int64 on x's device: `band_of`.
+    causal_offset  also for a window or alibi_slopes; also int32 or int64 on x's device, one or [B]: `band_of`.
     out            of the result's dtype; shares no byte with any input, except that it may be x exactly if x has that
                    dtype.
     bias           x's dtype or float32, broadcastable like a mask.

@@ -23,7 +23,7 @@ class Request(NamedTuple):
     scale_tensor: Tensor | None = None  # [] or right-aligned broadcastable to x.shape[:-1]; then scale is 1
     bias: Tensor | None = None  # of x's dtype or float32, not expanded, right-aligned broadcastable to x
     key_lengths: Tensor | None = None  # [B] int32: column j of batch b is visible if j < key_lengths[b]
-    offset_tensor: Tensor | None = None  # one int32 or int64, added to causal_offset
+    offset_tensor: Tensor | None = None  # int32 or int64, one or [B], added to causal_offset
     left: int | None = None  # visible if j >= i + offset - left
     right: int | None = None  # visible if j <= i + offset + right; 0 where causal
     alibi_slopes: Tensor | None = None  # [H] of the accumulation type

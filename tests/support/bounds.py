@@ -105,7 +105,7 @@ def backward(
     grad_lse: ArrayLike | None = None,
     log: bool = False,
     lengths: ArrayLike | None = None,
-    offset: int = 0,
+    offset: ArrayLike = 0,
     left: int | None = None,
     right: int | None = None,
 ) -> Backward:

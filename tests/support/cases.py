@@ -238,7 +238,7 @@ def _whole_warps(spec: Spec) -> Iterator[Case]:
         warps = columns_of_cta(spec) // held // 2 + 1
         ctas = 2 if 2 * warps * held > interval(spec)[0] else 4
     filled = ctas * warps * held
-    beside = spec.access - 1 if spec.plan is Plan.BLOCK and spec.ragged else 0
+    beside = spec.access - 1 if spec.plan is Plan.BLOCK and spec.unaligned else 0
     start = Layout(phase=0 if spec.vec > 1 else 1)
     lengths = (filled - spec.vec, warps), (filled + beside, warps), (filled + spec.access, warps + 1)
     for pattern, (k, expected) in enumerate(lengths):
@@ -436,7 +436,7 @@ def _masked(spec: Spec) -> Iterator[Case]:
 
 def _around_vectors(spec: Spec) -> Iterator[Case]:
     """Rows of a tile that start anywhere, as one range: whole vectors, and one or all but one column more."""
-    if spec.plan is not Plan.TILE or not spec.ragged:
+    if spec.plan is not Plan.TILE or not spec.unaligned:
         return
     whole = interval(spec)[1] - spec.access
     for number, k in enumerate((whole, whole + 1, whole + spec.access - 1)):

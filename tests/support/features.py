@@ -22,8 +22,8 @@ DIMENSIONS = "bhq"
 class Features:
     """What the case asks for besides scale, offset and mask, for scores [B, H, Q, K].
 
-    `bias` and `row_scale` name the dimensions in which they do not broadcast (None: there is none). `offset` is read
-    from device memory and added to the case's.
+    `bias` and `row_scale` name the dimensions in which they do not broadcast (None: there is none). `offset`, and one
+    more for each further batch entry, is read from device memory and added to the case's.
     """
 
     left: int | None = None
@@ -68,7 +68,7 @@ class Features:
             lengths[0], lengths[-1] = k + 5, 0
             found["lengths"] = torch.from_numpy(lengths).to(torch.int32)
         if self.offset is not None:
-            found["offsets"] = torch.full((1, 1, 1), self.offset, dtype=torch.int32)
+            found["offsets"] = self.offset + torch.arange(batches, dtype=torch.int32).reshape(-1, 1, 1)
         return found
 
     def gradients(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> Tensors:
@@ -89,9 +89,9 @@ class Features:
 
     def band(self, tensors: Tensors, causal_offset: int | None) -> dict[str, Any]:
         """The visible columns, as arguments of the reference."""
-        lengths = tensors.get("lengths")
+        lengths, offsets = tensors.get("lengths"), tensors.get("offsets")
         return {
-            "offset": (causal_offset or 0) + (self.offset or 0),
+            "offset": (causal_offset or 0) + (0 if offsets is None else offsets.numpy().reshape(-1)),
             "left": self.left,
             "right": self.right,
             "lengths": None if lengths is None else lengths.numpy().reshape(-1).clip(0),

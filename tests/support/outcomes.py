@@ -161,7 +161,7 @@ def _rows(call: Call) -> Promise:
     single elements before and after them."""
     spec, size, (begin, end) = call.case.spec, call.element_bytes, band(call)
     vec, output = spec.access, starts(call, spec.direction.tensors[-1])
-    cut = Cut.of(output if spec.ragged else np.zeros_like(output), np.full_like(output, call.case.shape[-1]), vec)
+    cut = Cut.of(output if spec.unaligned else np.zeros_like(output), np.full_like(output, call.case.shape[-1]), vec)
     vectors = -(-np.clip(np.minimum(end, cut.body) - cut.head, 0, None) // vec)
     vectors = np.clip(vectors - np.clip(np.minimum(begin, cut.body) - cut.head, 0, None) // vec, 0, None)
     edges = np.minimum(end, cut.head) + np.clip(end - cut.body, 0, None)

@@ -141,7 +141,7 @@ def general(
     mask: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
-    offset: int = 0,
+    offset: ArrayLike = 0,
     left: int | None = None,
     right: int | None = None,
     slopes: ArrayLike | None = None,
@@ -154,7 +154,8 @@ def general(
         visible:    mask is not 1, j < length, i + offset - left <= j <= i + offset + right
         lse = log(sum over visible of exp(z) + exp(sink));    log y = z - lse;    y = exp(z - lse)
 
-    scale broadcasts to x.shape[:-1], mask and bias to x; lengths [B] = x.shape[0], slopes and sinks [H] = x.shape[-3].
+    scale broadcasts to x.shape[:-1], mask and bias to x; lengths and offset [B] = x.shape[0], slopes and sinks
+    [H] = x.shape[-3].
     A row that sees nothing, or only -inf, is 0, its log -inf. A visible z, or a sink, of +inf or NaN makes a row NaN.
     """
     x = _floating(x)
@@ -164,8 +165,8 @@ def general(
         s = s if softcap is None else softcap * np.tanh(s / softcap)
         away = np.zeros_like(x)
         if slopes is not None:
-            i, j = np.arange(x.shape[-2])[:, None], np.arange(x.shape[-1])
-            away = away + _floating(slopes)[:, None, None] * np.abs(i + offset - j)
+            distance = _positions(x.shape, offset) - np.arange(x.shape[-1])
+            away = away + _floating(slopes)[:, None, None] * np.abs(distance)
         z = s - away
         z = z if bias is None else np.where(np.isneginf(_floating(bias)), -np.inf, z + _floating(bias))
         sink = np.full((1, 1), -np.inf) if sinks is None else _floating(sinks)[:, None, None]
@@ -189,7 +190,7 @@ def general_backward(
     *,
     scale: ArrayLike = 1.0,
     lengths: ArrayLike | None = None,
-    offset: int = 0,
+    offset: ArrayLike = 0,
     left: int | None = None,
     right: int | None = None,
     softcap: float | None = None,
@@ -222,15 +223,22 @@ def general_backward(
 
 
 def within(
-    shape: tuple[int, ...], lengths: ArrayLike | None, offset: int, left: int | None, right: int | None
+    shape: tuple[int, ...], lengths: ArrayLike | None, offset: ArrayLike, left: int | None, right: int | None
 ) -> NDArray[np.bool_]:
-    """[..., Q, K] True where j < lengths[b] and i + offset - left <= j <= i + offset + right."""
-    i, j = np.arange(shape[-2] if len(shape) > 1 else 1)[:, None], np.arange(shape[-1])
-    band = (left is None or j >= i + offset - left) & (right is None or j <= i + offset + right) & (i == i)
+    """[..., Q, K] True where j < lengths[b] and i + offset - left <= j <= i + offset + right, offset a number or
+    [B]."""
+    p, j = _positions(shape, offset), np.arange(shape[-1])
+    band = (left is None or j >= p - left) & (right is None or j <= p + right) & (p == p)
     seen = np.broadcast_to(band if len(shape) > 1 else band[0], shape)
     if lengths is None:
         return seen
     return seen & (j < np.asarray(lengths).reshape(-1, *(1 for _ in shape[1:])))
+
+
+def _positions(shape: tuple[int, ...], offset: ArrayLike) -> NDArray[np.int64]:
+    """i + offset, for an offset [B] with the dimensions of the rows."""
+    i = np.arange(shape[-2] if len(shape) > 1 else 1, dtype=np.int64)[:, None]
+    return i + (np.reshape(offset, (-1, *(1 for _ in shape[1:]))) if np.ndim(offset) else offset)
 
 
 def backward_magnitude(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_offset: int | None = None) -> Array:

@@ -5,12 +5,8 @@
 
 namespace softmax {
 
-// What a column's place in the row decides. Query i stands at p = i + offset:
-//   visible are the columns p - left .. p + right, as far as they lie before the row's length
-//   z -= slope |p - j|
-//
-// Causal is right = 0. Press et al., Train Short, Test Long (2022) for the slopes, which there may be if MaySlope.
-template <class Accumulator, bool MaySlope = true>
+// Which columns a row sees by their place alone. Query i stands at p = i + offset; visible are the columns p - left .. p + right,
+// as far as they lie before the row's length. Causal is right = 0.
 struct Band
 {
   struct Params
@@ -18,10 +14,9 @@ struct Band
     int64_t offset;
     int64_t left;
     int64_t right;
-    RowStrides query;                     // 1 for the query dimension, 0 for the others
-    RowValue<int32_t const> offsets;      // to be added to the offset
-    RowValue<int32_t const> lengths;      // visible columns, at most
-    RowValue<Accumulator const> slopes;
+    RowStrides query;                 // 1 for the query dimension, 0 for the others
+    RowValue<int32_t const> offsets;  // to be added to the offset
+    RowValue<int32_t const> lengths;  // visible columns, at most
   };
 
   static constexpr bool HidesTail = true;
@@ -30,17 +25,13 @@ struct Band
   template <int Vec>
   using Fragment = NoFragment;
 
+  int64_t position;
   int begin_;
   int end_;
-  int64_t position;
-  Accumulator slope;
-  bool slopes;
 
-  CUTE_DEVICE Band(Params const& p, Rows const& rows, RowIndex const& row)
-    : position(row.offset(p.query, rows.rank) + p.offset), slope(0), slopes(p.slopes.present())
+  CUTE_DEVICE Band(Params const& p, Rows const& rows, RowIndex const& row) : position(row.offset(p.query, rows.rank) + p.offset)
   {
     if (p.offsets.present()) { position += p.offsets.at(rows, row); }
-    if (MaySlope && slopes) { slope = p.slopes.at(rows, row); }
     begin_ = clamped(position - p.left, rows.k);
     end_   = clamped(position + p.right + 1, rows.k);
     if (p.lengths.present()) { end_ = cute::min(end_, clamped(p.lengths.at(rows, row), rows.k)); }
@@ -50,9 +41,9 @@ struct Band
   CUTE_DEVICE Band from(int column) const
   {
     Band band = *this;
+    band.position -= column;
     band.begin_ -= column;
     band.end_ -= column;
-    band.position -= column;
     return band;
   }
 
@@ -64,17 +55,44 @@ struct Band
   {}
 
   template <class Span, class ScoreVector>
+  CUTE_DEVICE void apply(Span const&, NoFragment, ScoreVector&&) const
+  {}
+
+private:
+  CUTE_DEVICE static int clamped(int64_t column, int k) { return int(cute::min(cute::max(column, int64_t(0)), int64_t(k))); }
+};
+
+// A band in which distance may cost: z -= slope |p - j|. Press et al., Train Short, Test Long (2022).
+template <class Accumulator>
+struct SlopedBand : Band
+{
+  struct Params : Band::Params
+  {
+    RowValue<Accumulator const> slopes;
+  };
+
+  Accumulator slope;
+  bool slopes;
+
+  CUTE_DEVICE SlopedBand(Params const& p, Rows const& rows, RowIndex const& row)
+    : Band(p, rows, row), slope(0), slopes(p.slopes.present())
+  {
+    if (slopes) { slope = p.slopes.at(rows, row); }
+  }
+
+  CUTE_DEVICE SlopedBand(Band const& band, SlopedBand const& sloped) : Band(band), slope(sloped.slope), slopes(sloped.slopes) {}
+
+  CUTE_DEVICE SlopedBand from(int column) const { return SlopedBand(Band::from(column), *this); }
+
+  template <class Span, class ScoreVector>
   CUTE_DEVICE void apply(Span const& span, NoFragment, ScoreVector&& rZ /* (V) */) const
   {
-    if (MaySlope && slopes) {
+    if (slopes) {
       Accumulator const distance = Accumulator(position - span.column);
       CUTE_UNROLL
       for (int v = 0; v < Span::Width; ++v) { rZ(v) = multiply_add(-slope, absolute(distance - v), rZ(v)); }
     }
   }
-
-private:
-  CUTE_DEVICE static int clamped(int64_t column, int k) { return int(cute::min(cute::max(column, int64_t(0)), int64_t(k))); }
 };
 
 }  // namespace softmax

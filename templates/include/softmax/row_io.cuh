@@ -276,7 +276,7 @@ struct AlignedRow
 //   | head | vector 0 | vector 1 | ... | vector n-1 | tail |
 //   0      head                                     body   K
 template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false, bool Streamed = false>
-struct RaggedRow
+struct UnalignedRow
 {
   static constexpr int Vec             = Vec_;
   static constexpr int Lanes           = Lanes_;
@@ -292,7 +292,7 @@ struct RaggedRow
   int body;
 
   template <class Element>
-  CUTE_DEVICE RaggedRow(int thread, Element const* output, int k) : share(thread), thread(thread)
+  CUTE_DEVICE UnalignedRow(int thread, Element const* output, int k) : share(thread), thread(thread)
   {
     head = cute::min(head_of(output), k);
     body = head + (k - head) / Vec * Vec;

@@ -95,7 +95,7 @@ struct TileSource
 
 // Moves the rows of a CTA between global and shared memory, where they lie one after the other.
 //
-// A flat range is copied like one ragged row, at most `Vectors` vectors per thread: it stands in shared memory at the phase of
+// A flat range is copied like one unaligned row, at most `Vectors` vectors per thread: it stands in shared memory at the phase of
 // its output, so that a vector is aligned in both. Other rows are copied one by one, a few neighbouring threads to each, which
 // is a Row in shared memory: in its vectors where it is aligned, else element by element.
 template <class Element, int Threads, int Vectors, class Row>
@@ -153,7 +153,7 @@ private:
   static constexpr int SeparateVec = Row::IsAligned ? Row::Vec : 1;
   static constexpr int Accesses    = Row::Vec * Row::Lanes * Row::Chunks / SeparateVec;  // of the longest row
   static constexpr int Lanes       = cute::max(Accesses / 4, cute::min(Accesses, 4));
-  using Range                      = RaggedRow<Vec, Threads, /*Chunks=*/Vectors>;
+  using Range                      = UnalignedRow<Vec, Threads, /*Chunks=*/Vectors>;
   using SeparateRow                = AlignedRow<SeparateVec, Lanes, Accesses / Lanes>;
 
   Rows const& rows_;
