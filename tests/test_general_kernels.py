@@ -70,6 +70,7 @@ def arguments(k: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
         "bias": {"bias": made(k, dtype, 1, H, Q), "scale": 0.25},
         "bias along a row": {"bias": made(k, dtype, Q)[:, :1]},
         "mask": {"mask": mask, "return_lse": True},
+        "device offsets": {"causal": True, "causal_offset": lengths.long() - Q, "key_lengths": lengths, "scale": 0.5},
     }
 
 
@@ -108,12 +109,15 @@ def test_forward(dtype: torch.dtype, name: str, gpu: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 def test_an_offset_of_tensors_that_are_copied(dtype: torch.dtype, gpu: pytest.MonkeyPatch) -> None:
-    """Five dimensions that do not continue each other are more than kernels can follow; the offset stays one number."""
+    """Five dimensions that do not continue each other are more than kernels can follow; the offset stays one number,
+    or one for each batch entry."""
     x = made(40, torch.float32, 4, 4, 4, 4, Q)[::2, ::2, ::2, ::2, ::2]
-    offset = torch.tensor([7], dtype=dtype)
-    found = softmax_ops.softmax(x, causal=True, causal_offset=offset)
+    one, many = torch.tensor([7], dtype=dtype), torch.tensor([7, 0, 20, 0], dtype=dtype)[::2]
+    found = [softmax_ops.softmax(x, causal=True, causal_offset=offset) for offset in (one, many)]
     gpu.undo()
-    close(found, softmax_ops.softmax(x, causal=True, causal_offset=7))
+    close(found[0], softmax_ops.softmax(x, causal=True, causal_offset=7))
+    close(found[1][:1], softmax_ops.softmax(x[:1], causal=True, causal_offset=7))
+    close(found[1][1:], softmax_ops.softmax(x[1:], causal=True, causal_offset=20))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -125,7 +129,9 @@ def test_logarithms_of_large_scores(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-6 if dtype is torch.float32 else 1e-14, atol=0)
 
 
-@pytest.mark.parametrize("name", ["lengths", "device offset", "device scale", "bias, mask", "softcap", "bias"])
+@pytest.mark.parametrize(
+    "name", ["lengths", "device offset", "device offsets", "device scale", "bias, mask", "softcap", "bias"]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients(dtype: torch.dtype, name: str, gpu: pytest.MonkeyPatch) -> None:
     """Gradients of x, bias and sinks, for random gradients of the result and of lse."""

@@ -55,6 +55,7 @@ ASKED: dict[str, Callable[[], dict[str, Any]]] = {
     "softcap": lambda: {"softcap": 30.0, "return_lse": True},
     "scales": lambda: {"scale": torch.ones(B, H, Q)},
     "offset": lambda: {"causal": True, "causal_offset": torch.tensor([5])},
+    "offsets": lambda: {"causal": True, "causal_offset": torch.tensor([5, 6])},
     "everything": lambda: {
         **{"mask": MASK, "bias": rows(), "key_lengths": LENGTHS, "window": (5, None), "softcap": 5.0},
         **{"alibi_slopes": torch.zeros(H), "sinks": torch.zeros(H), "return_lse": True, "scale": 0.5},
