@@ -45,8 +45,9 @@ class DType(Enum):
 
     @property
     def vector(self) -> int:
-        """Elements of one 16-byte access to an input."""
-        return ACCESS_BYTES // self.bytes
+        """Elements of one access, which is 16 bytes of what is wider, input or output. The other one moves in 8 bytes:
+        lanes that stored 32 bytes each, in two halves, would fill half of every 32-byte sector at a time."""
+        return ACCESS_BYTES // max(self.bytes, self.output.bytes)
 
 
 class Direction(Enum):

@@ -11,15 +11,16 @@ from .spec import Spec
 
 
 class CtasPerSm(NamedTuple):
-    """CTAs per SM by architecture; `sm_100` is also used for sm_103."""
+    """CTAs per SM by architecture; an architecture between two of these has the figure of the earlier one."""
 
-    any: int
+    sm_70: int
+    sm_80: int
     sm_90: int
     sm_100: int
     sm_120: int
 
     def on(self, arch: str) -> int:
-        return getattr(self, {"sm_103": "sm_100"}.get(arch, arch), self.any)
+        return next(ctas for own, ctas in reversed([*self._asdict().items()]) if int(own[3:]) <= int(arch[3:]))
 
 
 def ctas_per_sm(spec: Spec) -> CtasPerSm:
@@ -28,10 +29,10 @@ def ctas_per_sm(spec: Spec) -> CtasPerSm:
     The memory of sm_90 and sm_100 needs two to four times as many bytes in flight on an SM as that of sm_80. For the
     same code ptxas takes up to a third more registers on sm_120, except in the loop of a forward stream.
     """
-    threads = (_threads(spec), _threads_on_sm_90(spec), _threads_on_sm_100(spec))
-    least, on_sm_90, on_sm_100 = (max(of_sm // spec.threads, 1) for of_sm in threads)
-    whole = least == 1 or (spec.plan is Plan.STREAM and spec.direction is Direction.FORWARD)
-    return CtasPerSm(least, on_sm_90, on_sm_100, least if whole else least * 3 // 4)
+    threads = (_threads_on_sm_70(spec), _threads(spec), _threads_on_sm_90(spec), _threads_on_sm_100(spec))
+    sm_70, sm_80, sm_90, sm_100 = (max(of_sm // spec.threads, 1) for of_sm in threads)
+    whole = sm_80 == 1 or (spec.plan is Plan.STREAM and spec.direction is Direction.FORWARD)
+    return CtasPerSm(sm_70, sm_80, sm_90, sm_100, sm_80 if whole else sm_80 * 3 // 4)
 
 
 def columns_of_cta(spec: Spec) -> int:
@@ -77,6 +78,15 @@ def _threads(spec: Spec) -> int:
         (spec.plan is Plan.STREAM and unaligned and general_scores, 768),
         (cluster and spec.warps == 17, _TWO_OF_17_WARPS),
         (True, 1024),
+    )
+
+
+def _threads_on_sm_70(spec: Spec) -> int:
+    """Fewer where only the ptxas of sm_70 spills: in CTAs that hold rows of 16 bits and write f32."""
+    widens = spec.dtype.output is DType.F32 and spec.dtype.bytes == 2
+    return _first(
+        (spec.plan is Plan.BLOCK and spec.mask is Mask.BAND and widens, 768),
+        (True, _threads(spec)),
     )
 
 

@@ -129,10 +129,9 @@ def _warps(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
 
 
 def _powers_of_two(dtype: DType, vec: int, full: bool) -> list[RowPlan]:
-    """Warps for 64 to 1024 columns, as far as 32 lanes hold them in four vectors each, or in two if not `full`."""
-    threads, vectors, fewest = (128, 4, 4) if full else (128, 2, 8)
-    longest = 32 * vectors * dtype.vector
-    lengths = [(k, max(k // (vectors * dtype.vector), fewest)) for k in (64, 128, 256, 512, 1024) if k <= longest]
+    """Warps for 64 to 1024 columns, as far as 32 lanes hold them in 64 bytes of scores each, or in 32 if not `full`."""
+    threads, held, fewest = (128, 64 // dtype.bytes, 4) if full else (128, 32 // dtype.bytes, 8)
+    lengths = [(k, max(k // held, fewest)) for k in (64, 128, 256, 512, 1024) if k <= 32 * held]
     return [RowPlan(Plan.WARP, k, vec, threads, threads // lanes) for k, lanes in lengths]
 
 

@@ -165,11 +165,11 @@ class Spec:
 
     @property
     def chunks(self) -> int:
-        """Vectors that a lane holds at once. In pieces of f64 and of the general kind it is one 16-byte vector, because
-        their code per element is long and is repeated for each."""
+        """Vectors that a lane holds at once. In pieces of f64 and of the general kind they have 16 bytes of scores,
+        because their code per element is long and is repeated for each."""
         if self.plan.piece_vectors:
             few = self.dtype is DType.F64 or self.mask.general
-            return self.dtype.vector // self.access if few else self.plan.piece_vectors
+            return ACCESS_BYTES // self.dtype.bytes // self.access if few else self.plan.piece_vectors
         return -(-self.max_k // (self.access * self.lanes * self.cluster))
 
     @property

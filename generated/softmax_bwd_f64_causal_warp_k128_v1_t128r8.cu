@@ -28,7 +28,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/5, /*sm_90=*/5, /*sm_100=*/5, /*sm_120=*/3);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/5, /*sm_80=*/5, /*sm_90=*/5, /*sm_100=*/5, /*sm_120=*/3);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f64_causal_warp_k128_v1_t128r8(Params const __grid_constant__ p)

@@ -31,7 +31,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 128, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/3, /*sm_100=*/3, /*sm_120=*/2);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/3, /*sm_100=*/3, /*sm_120=*/2);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)

@@ -41,7 +41,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/3, /*sm_90=*/5, /*sm_100=*/5, /*sm_120=*/3);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/3, /*sm_80=*/3, /*sm_90=*/5, /*sm_100=*/5, /*sm_120=*/3);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)

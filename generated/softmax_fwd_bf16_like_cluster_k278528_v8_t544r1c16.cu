@@ -33,7 +33,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 144, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_like_cluster_k278528_v8_t544r1c16(Params const __grid_constant__ p)

@@ -23,7 +23,7 @@ using Accumulator = float;
 constexpr int Threads = 544;
 constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
-using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
+using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<float>>;
 
 struct Params
@@ -35,7 +35,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 280, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/1, /*sm_120=*/1);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/1, /*sm_120=*/1);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16tof32_band_cluster_k278528_v1_t544r1c16(Params const __grid_constant__ p)
@@ -56,7 +56,7 @@ softmax_fwd_bf16tof32_band_cluster_k278528_v1_t544r1c16(Params const __grid_cons
   int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
-  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4+1)
+  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*8+1)
   scores.load(row, x + piece.begin, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.

@@ -27,7 +27,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<NumericOfSums<float>>;
 
 struct Params
@@ -41,7 +41,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/3, /*sm_90=*/5, /*sm_100=*/5, /*sm_120=*/3);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/3, /*sm_80=*/3, /*sm_90=*/5, /*sm_100=*/5, /*sm_120=*/3);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16tof32_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
@@ -81,7 +81,7 @@ softmax_fwd_bf16tof32_general_stream_kany_v1_t256r1(Params const __grid_constant
     int const end      = current.end(piece.size);
 
     Row const row(threadIdx.x, y + piece.begin, piece.size);
-    cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*1+1)
+    cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*2+1)
     current.load(row, x + piece.begin, end, rZ);
     if (writes) {
       exponentiate<NumericOfSums<float>>(row, rZ, end, whole.max, epilogue.keeps_exponents());

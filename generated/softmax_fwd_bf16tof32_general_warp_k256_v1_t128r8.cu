@@ -25,7 +25,7 @@ using Accumulator = float;
 constexpr int Threads = 128;
 constexpr int Lanes   = 16;  // lanes that share a row
 
-using Row = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
+using Row = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/4>;
 
 struct Params
 {
@@ -38,7 +38,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/6, /*sm_90=*/6, /*sm_100=*/6, /*sm_120=*/4);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/6, /*sm_80=*/6, /*sm_90=*/6, /*sm_100=*/6, /*sm_120=*/4);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16tof32_general_warp_k256_v1_t128r8(Params const __grid_constant__ p)
@@ -64,7 +64,7 @@ softmax_fwd_bf16tof32_general_warp_k256_v1_t128r8(Params const __grid_constant__
   int const end     = scores.end(k);
 
   Row const row(lane, y, k);
-  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2+1)
+  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*4+1)
   scores.load(row, x, end, rZ);
 
   Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));

@@ -27,7 +27,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/8, /*sm_90=*/8, /*sm_100=*/8, /*sm_120=*/6);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/8, /*sm_80=*/8, /*sm_90=*/8, /*sm_100=*/8, /*sm_120=*/6);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16_bias_warp_k384_v8_t128r8(Params const __grid_constant__ p)

@@ -26,7 +26,7 @@ using Accumulator = float;
 constexpr int Threads = 512;
 constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
 
-using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/true>;
+using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<float>>;
 
 struct Params
@@ -40,7 +40,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/1, /*sm_80=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16tof32_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)
@@ -63,7 +63,7 @@ softmax_fwd_f16tof32_general_block_k8192_v1_t512r1(Params const __grid_constant_
   int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
-  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2+1)
+  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*4+1)
   scores.load(row, x, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.

@@ -27,7 +27,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/1>;
+using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/2>;
 using Partial = MaxSum<NumericOfSums<float>>;
 
 struct Params
@@ -42,7 +42,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 384, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/4, /*sm_80=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16tof32_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
@@ -68,7 +68,7 @@ softmax_fwd_f16tof32_general_split_kany_v1_t256r1(Params const __grid_constant__
   int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
-  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*1+1)
+  cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*2+1)
   scores.load(row, x + piece.begin, end, rZ);
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)

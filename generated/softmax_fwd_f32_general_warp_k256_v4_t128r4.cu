@@ -38,7 +38,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/8, /*sm_90=*/12, /*sm_100=*/12, /*sm_120=*/6);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/8, /*sm_80=*/8, /*sm_90=*/12, /*sm_100=*/12, /*sm_120=*/6);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f32_general_warp_k256_v4_t128r4(Params const __grid_constant__ p)

@@ -40,7 +40,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 384, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*any=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f64_general_block_k2048_v1_t512r1(Params const __grid_constant__ p)

@@ -189,22 +189,23 @@ EXCEPTIONS = {
     ("boolcausal", Plan.WARP, False): 18.1,
     ("like", Plan.WARP, False): 16.5,
     ("bias", Plan.WARP, False): 18.4,
-    # The band kind: both ends of a vector are compared with the band's; f32 results take a longer exp.
+    # The band kind: both ends of a vector are compared with the band's. For f32 results exp takes longer, and vectors
+    # have four elements; their traffic hides 43.5.
     ("band", Plan.WARP, True): 16.5,
     ("band", Plan.BLOCK, True): 19.9,
     ("band", Plan.BLOCK, False): 20.7,
-    ("band to f32", Plan.WARP, True): 23.5,
-    ("band to f32", Plan.BLOCK, True): 26.9,
-    ("band to f32", Plan.BLOCK, False): 28.0,
-    # The general kind: half the columns per lane, a test for each feature and vector; f32 results take a longer exp.
+    ("band to f32", Plan.WARP, True): 25.3,
+    ("band to f32", Plan.BLOCK, True): 30.4,
+    ("band to f32", Plan.BLOCK, False): 31.1,
+    # The general kind: half the columns per lane, a test for each feature and vector; f32 results as above.
     ("general", Plan.WARP, True): 27.8,
     ("general", Plan.WARP, False): 34.3,
     ("general", Plan.BLOCK, True): 32.1,
     ("general", Plan.BLOCK, False): 35.0,
-    ("general to f32", Plan.WARP, True): 35.8,
-    ("general to f32", Plan.WARP, False): 42.4,
-    ("general to f32", Plan.BLOCK, True): 40.6,
-    ("general to f32", Plan.BLOCK, False): 43.8,
+    ("general to f32", Plan.WARP, True): 39.6,
+    ("general to f32", Plan.WARP, False): 46.4,
+    ("general to f32", Plan.BLOCK, True): 46.0,
+    ("general to f32", Plan.BLOCK, False): 49.1,
     ("general bwd", Plan.WARP, True): 22.4,
     ("general bwd", Plan.WARP, False): 28.0,
     ("general bwd", Plan.BLOCK, True): 25.9,

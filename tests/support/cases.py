@@ -72,11 +72,6 @@ def interval(spec: Spec) -> tuple[int, int]:
     return -(-shortest // spec.vec) * spec.vec, longest
 
 
-def _boundary(spec: Spec) -> int:
-    """Columns from one address at which a row of the output may start to the next."""
-    return min(spec.vec, spec.dtype.output.vector)
-
-
 def _key(spec: Spec) -> tuple[str, str]:
     return spec.direction.label, spec.dtype.value
 
@@ -159,7 +154,7 @@ def _in_place(spec: Spec) -> Iterator[Case]:
 def _strided(spec: Spec) -> Case:
     k = interval(spec)[0]
     shape = (*_leading(spec, k, q=2 if spec.plan is Plan.BLOCK else 5, dims=4), k)
-    wide, boundary, anywhere = spec.dtype.vector, _boundary(spec), spec.vec == 1
+    wide, boundary, anywhere = spec.dtype.vector, spec.vec, spec.vec == 1
     inputs = (
         Layout(phase=1 if anywhere else 0, gap=3 if anywhere else wide, order=(2, 0, 3, 1)),
         Layout(gap=1 if anywhere else 2 * wide, order=(1, 0, 2, 3)),
@@ -338,7 +333,7 @@ def _forward_features(spec: Spec) -> list[Case]:
             (*_leading(spec, shortest), shortest),
             -1.5,
             (Layout(phase=spec.vec, gap=3 * spec.vec),),
-            Layout(phase=3 * _boundary(spec), gap=2 * spec.dtype.vector),
+            Layout(phase=3 * spec.vec, gap=2 * spec.dtype.vector),
             first_pattern=5,
             features=Features(lse=True),
         ),
@@ -392,7 +387,7 @@ def _backward_features(spec: Spec) -> list[Case]:
             (*_leading(spec, shortest), shortest),
             -1.5,
             apart,
-            Layout(phase=3 * _boundary(spec)),
+            Layout(phase=3 * spec.vec),
             features=Features(softcap=200.0, lse=True, row_scale=""),
         ),
         Case(

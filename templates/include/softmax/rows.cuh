@@ -11,10 +11,14 @@ namespace softmax {
 
 constexpr int kMaxRank = 4;
 
-// Minimum CTAs per SM for __launch_bounds__: of sm_90, of sm_100 and sm_103, of sm_120, or of any other.
-constexpr int ctas_per_sm(int any, int sm_90, int sm_100, int sm_120)
+// Minimum CTAs per SM for __launch_bounds__, each from its architecture on.
+constexpr int ctas_per_sm(int sm_70, int sm_80, int sm_90, int sm_100, int sm_120)
 {
-  return __CUDA_ARCH__ >= 1200 ? sm_120 : __CUDA_ARCH__ >= 1000 ? sm_100 : __CUDA_ARCH__ >= 900 ? sm_90 : any;
+  return __CUDA_ARCH__ >= 1200   ? sm_120
+         : __CUDA_ARCH__ >= 1000 ? sm_100
+         : __CUDA_ARCH__ >= 900  ? sm_90
+         : __CUDA_ARCH__ >= 800  ? sm_80
+                                 : sm_70;
 }
 
 // n / divisor for 0 <= n < 2^31, by the high word of a product and a shift.
