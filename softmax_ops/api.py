@@ -171,7 +171,9 @@ def log_softmax(
 
         log y_ij = z_ij - m_i - log(sum_j exp(z_ij - m_i) + exp(sink_h - m_i)) over visible j, -inf elsewhere
 
-    Returns and raises what `softmax` does. A row in which everything is hidden is -inf.
+    Returns and raises what `softmax` does. A row in which everything is hidden is -inf. In the gradient, a result of
+    -inf is taken for a hidden column, also where a float16 result overflowed (below -65504); dtype=torch.float32 keeps
+    it.
     """
     if not is_dynamo_compiling():
         y = forward.run(
@@ -370,7 +372,9 @@ def explain(
 
     With log=True: what `log_softmax` would do. With backward=True: what `softmax_backward` would do with dy and y like
     x (it ignores the mask). Loads and launches no kernel, but copies tensors that the call would have to copy first.
-    For CPU tensors it reports what a GPU of architecture `arch` ("sm_90") would run.
+    For tensors on the CPU or on meta it reports what a GPU of architecture `arch` ("sm_90") would run.
+
+    Raises what the call would raise for these arguments, and NoVariant for an architecture that has no kernels.
     """
     request = check_general(
         x,
@@ -390,5 +394,6 @@ def explain(
         log=log,
     )
     if backward:
+        routes.refuse_without_backward("explain", {"softcap": softcap, "bias": bias, "alibi_slopes": alibi_slopes})
         return dispatch.explain_backward(request, batch_invariant, arch)
     return dispatch.explain_forward(request, batch_invariant, arch)

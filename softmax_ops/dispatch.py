@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import cpu, current, driver, launcher, operands
 from .checks import BackwardRequest, Request
+from .checks.backward import simplified
 from .checks.tensors import describe
 from .checks.values import accumulation
 from .explanation import Explanation, explain_geometry
@@ -70,10 +71,14 @@ def explain_backward(request: Request, batch_invariant: bool = False, arch: str 
     """What the backward of a forward would do, with y and dy like x."""
     x, dtype = request.x, request.dtype
     y = x if dtype in (None, x.dtype) else torch.empty(x.shape, dtype=dtype, device="meta")
-    gradient = BackwardRequest(y, y, request.scale, request.causal_offset, request.out)
-    if request.general:
-        shared = ("scale_tensor", "offset_tensor", "key_lengths", "left", "right", "softcap", "log")
-        gradient = gradient._replace(dtype=x.dtype, **{name: getattr(request, name) for name in shared})
+    shared = ["scale_tensor", "key_lengths", "left", "right", "softcap", "log"]
+    if not request.general or request.left is not None or request.right is not None:
+        shared += [
+            "causal_offset",
+            "offset_tensor",
+        ]  # otherwise only slopes, which the gradient has in y, measure from it
+    gradient = BackwardRequest(y, y, request.scale, None, request.out, dtype=None if y is x else x.dtype)
+    gradient = simplified(gradient._replace(**{name: getattr(request, name) for name in shared}))
     others, scalars = of_backward(gradient, batch_invariant)
     explain, arch = _explainer(x, arch)
     return _explain("bwd", (y, y), others, request.out, scalars, arch, explain, x.dtype)
@@ -148,7 +153,7 @@ def compute(
 
 def _explainer(x: Tensor, arch: str | None) -> tuple[Callable[[Geometry, str], Explanation], str]:
     """The function that explains a geometry, and the architecture: by default those of the GPU that x is on."""
-    if arch is not None or not current.on_gpu(x):
+    if arch is not None or x.is_meta or not current.on_gpu(x):
         return explain_geometry, arch or "sm_90"
     device = current.ordinal(x)
     return partial(explain_geometry, settled=partial(launcher.settled, device=device)), driver.architecture(device)

@@ -7,7 +7,8 @@ from math import prod
 
 from . import resolve
 from .artifacts import catalog
-from .launch_plan import LaunchPlan, plan
+from .artifacts.cubin import runs_on
+from .launch_plan import LaunchPlan, NoVariant, plan
 from .problem import Geometry, Operand
 
 
@@ -66,6 +67,11 @@ def explain_geometry(
 
     Raises NoVariant when no shipped kernel serves it, TooManyDimensions when its operands must be copied first.
     """
+    built = catalog.load().architectures
+    if not any(runs_on(each, arch) for each in built):
+        raise NoVariant(
+            f"explain: no kernel ships for {arch}; want one of {', '.join(built)}, or a later minor version"
+        )
     if geometry.rows * geometry.k == 0:
         return Explanation(None, arch, "", 0, 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", "", ())
     launch_plan = settled(plan(geometry, catalog.load(), arch))

@@ -16,14 +16,19 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def needs_operator(*arguments: Any) -> bool:
-    """Whether the call must go through an operator: under a compiler, a tracer, a dispatch mode or a tensor
-    subclass."""
+    """Whether the call must go through an operator: under a compiler, a tracer, a dispatch mode, or with a tensor
+    subclass or a meta tensor."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(isinstance(argument, Tensor) and type(argument) not in _PLAIN for argument in arguments)
+        or any(isinstance(each, Tensor) and (type(each) not in _PLAIN or each.is_meta) for each in arguments)
     )
+
+
+def is_stand_in(value: Any) -> bool:
+    """Whether a value stands for a tensor without being one, such as the proxies by which torch.fx records a call."""
+    return not isinstance(value, Tensor) and hasattr(type(value), "__torch_function__")
 
 
 def is_differentiated(*inputs: Tensor) -> bool:

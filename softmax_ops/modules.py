@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import api
+from .checks import check_general
 from .signatures import Window
 
 
@@ -17,25 +18,36 @@ class FusedSoftmax(torch.nn.Module):
         softmax = FusedSoftmax(scale=head_size**-0.5, causal=True)
         probabilities = softmax(scores, mask)
 
-    The arguments are those of the function; with log=True it is `softmax_ops.log_softmax`. The layer has no parameters
-    and no state, so that checkpoints of a model are what they were without it.
+    The arguments are those of the function, and refused here if they fit no scores; with log=True it is
+    `softmax_ops.log_softmax`. The layer has no parameters and no state, so that checkpoints of a model are what they
+    were without it.
     """
 
     def __init__(
         self,
+        *,
         scale: float = 1.0,
         causal: bool = False,
         causal_offset: int | None = None,
         batch_invariant: bool = False,
-        *,
         window: Window | None = None,
         softcap: float | None = None,
         dtype: torch.dtype | None = None,
         log: bool = False,
     ) -> None:
         super().__init__()
-        if causal_offset is not None and not causal and window is None:
-            raise ValueError(f"FusedSoftmax: causal_offset is {causal_offset} and causal is False; set causal=True")
+        if not (dtype is None or isinstance(dtype, torch.dtype)):
+            raise TypeError(f"FusedSoftmax: dtype is {dtype!r}; want a torch.dtype, or None for that of the scores")
+        check_general(
+            torch.empty(1, 1),
+            scale=1.0 if isinstance(scale, Tensor) else scale,
+            mask=None,
+            causal=causal,
+            causal_offset=0 if isinstance(causal_offset, Tensor) else causal_offset,
+            out=None,
+            window=window,
+            softcap=softcap,
+        )
         self.scale = scale
         self.causal = causal
         self.causal_offset = causal_offset

@@ -78,6 +78,8 @@ def plan(
         raise ValueError(f"{_OP}: mask is given, and backward is True; y is 0 where the mask hid: leave the mask out")
     with torch.no_grad():  # requires_grad does not matter here: each call is checked
         request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
+    if x.is_meta:
+        raise ValueError(f"{_OP}: x is a {describe(x)}; want a tensor on cpu or cuda, where the calls will be")
     flags = _Flags(causal, causal_offset, bool(batch_invariant))
     if backward:
         return PlannedBackward("bwd", {"dy": x, "y": x}, None, request, flags)
@@ -161,8 +163,8 @@ class _Planned:
         call."""
         if is_transformed() or needs_operator(*inputs, mask, out):
             raise ValueError(
-                f"{_OP}: compilers, dispatch modes, tensor subclasses and transforms of torch.func cannot follow a "
-                "planned call; call softmax_ops.softmax there"
+                f"{_OP}: compilers, dispatch modes, tensor subclasses, meta tensors and transforms of torch.func "
+                "cannot follow a planned call; call softmax_ops.softmax there"
             )
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             raise ValueError(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.overrides import handle_torch_function
 
 from . import autograd, cpu, dispatch
 from .autograd import General, GeneralBackward
@@ -29,7 +30,16 @@ from .checks.out import gradient_dtype, result_dtype
 from .checks.scalars import finite_scale
 from .checks.tensors import check_one_shape
 from .known import calls as known
-from .modes import copied, in_functorch, is_differentiated, is_recorded, needs_operator, no_rule, refuse_tangents
+from .modes import (
+    copied,
+    in_functorch,
+    is_differentiated,
+    is_recorded,
+    is_stand_in,
+    needs_operator,
+    no_rule,
+    refuse_tangents,
+)
 
 _PLAIN = ("scale", "mask", "causal", "causal_offset")
 """The arguments of a plain call; a backward takes no mask."""
@@ -37,6 +47,11 @@ _PLAIN = ("scale", "mask", "causal", "causal_offset")
 
 def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, **arguments: Any) -> Any:
     """y or log y, or (that, lse), as `api.softmax` describes it."""
+    if is_stand_in(x):
+        from . import api
+
+        function = api.log_softmax if log else api.softmax
+        return handle_torch_function(function, (x,), x, batch_invariant=batch_invariant, out=out, **arguments)
     given = {"x": x, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
     recorded = is_recorded(x, arguments.get("bias"), arguments.get("sinks"))
     if not recorded and not is_dynamo_compiling():  # what autograd records is never known
@@ -58,7 +73,7 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
     if operator:
         _check_shapes(op, given)
         if recorded:
-            _refuse_without_backward(op, arguments)
+            refuse_without_backward(op, arguments)
         y, lse = torch.ops.softmax_ops.general(
             x, log=log, batch_invariant=batch_invariant, **_for_operator(op, x, arguments)
         )
@@ -70,7 +85,7 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
         plain: dict[str, Any] = {"scale": request.scale, "mask": request.mask, **_placed(request.causal_offset)}
         return _softmax(x, given, **plain, batch_invariant=batch_invariant, out=out)
     if recorded:
-        _refuse_without_backward(op, arguments)
+        refuse_without_backward(op, arguments)
         y, lse = General.apply(x, request.bias, request.sinks, request, batch_invariant)
         return (y, lse) if request.return_lse else y
     result = dispatch.forward(request, batch_invariant)
@@ -134,6 +149,11 @@ def softmax_backward(
     dy: Tensor, y: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, **arguments: Any
 ) -> Any:
     """dx, or (dx, d) with return_dot=True, as `api.softmax_backward` describes it."""
+    if is_stand_in(y):
+        from . import api
+
+        function = api.log_softmax_backward if log else api.softmax_backward
+        return handle_torch_function(function, (y,), dy, y, batch_invariant=batch_invariant, out=out, **arguments)
     given = {"dy": dy, "y": y, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
     recorded = is_recorded(dy, y, arguments.get("lse"), arguments.get("grad_lse"))
     if not recorded and not is_dynamo_compiling() and not arguments.get("return_dot"):
@@ -265,7 +285,8 @@ def _on_device(value: Any) -> bool:
     return wrapped or value.dim() > 0 or value.device.type != "cpu"
 
 
-def _refuse_without_backward(op: str, arguments: dict[str, Any]) -> None:
+def refuse_without_backward(op: str, arguments: dict[str, Any]) -> None:
+    """Refuse arguments of a forward whose gradient cannot be computed from its results."""
     beside = [name for name in ("bias", "alibi_slopes") if arguments.get(name) is not None]
     if arguments.get("softcap") is not None and beside:
         raise NotImplementedError(

@@ -41,12 +41,14 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
         )
     if not isinstance(device, Integral):
         raise TypeError(f"warm_up: device is {device!r}; want the ordinal of a GPU, which torch.device has as index")
+    geometries = [
+        each for call in calls for each in _geometries(call if isinstance(call, Call) else Call(call, **facts))
+    ]
     arch = driver.architecture(device)
     names: dict[str, None] = {}
-    for call in calls:
-        for geometry in _geometries(call if isinstance(call, Call) else Call(call, **facts)):
-            plan = launcher.plan_for(geometry, arch)
-            names[launcher.executable(plan, device).plan.variant.name] = None
+    for geometry in geometries:
+        plan = launcher.plan_for(geometry, arch)
+        names[launcher.executable(plan, device).plan.variant.name] = None
     return list(names)
 
 
@@ -68,17 +70,12 @@ def _geometries(call: Call) -> Iterator[Geometry]:
     mask_kind = _mask_kind(call, scores, general) if mask else ""
     mask_bytes = DTYPE_BYTES[scores] if mask_kind == "like" else 1
     kind = "general" if general else mask_kind + ("causal" if call.causal else "") or "none"
-    direction = "bwd" if call.backward else "fwd"
     for aligned in (True, False):
-        *inputs, output = OPERANDS[direction]
-        tensors = [
-            Operand(name, contiguous_strides(shape), ACCESS_BYTES if aligned else size, size)
-            for name, size in [*((name, DTYPE_BYTES[read]) for name in inputs), (output, DTYPE_BYTES[written])]
-        ]
+        tensors = _tensors(call, shape, read, written, aligned)
         boundary = min(8 * mask_bytes, ACCESS_BYTES) if aligned else mask_bytes
         masks = [Operand("mask", strides, boundary, mask_bytes) for strides in mask]
         found = Geometry(
-            direction,
+            "bwd" if call.backward else "fwd",
             read if read == written else f"{read}to{written}",
             kind,
             shape,
@@ -88,11 +85,29 @@ def _geometries(call: Call) -> Iterator[Geometry]:
             General(right=0 if call.causal else None) if general else None,
         )
         yield found
-        if general and not masks:
+        if not general:
+            continue
+        if not masks:
             yield found._replace(mask_kind="band")
-        if general and not (call.backward or call.causal or masks) and found.dtype in BIASED:
+        if not (call.backward or call.causal or masks) and found.dtype in BIASED:
             bias = tensors[0]._replace(name="bias")
             yield found._replace(mask_kind="bias", operands=(*tensors, bias), general=None)
+        if call.backward or read == written:
+            # What is left of a bias, slopes or lse in a gradient, and of a window (None, 0), is a plain call.
+            operands = (*_tensors(call, shape, read, read, aligned), *masks)
+            plain = found._replace(dtype=read, operands=operands, general=None)
+            if not call.causal:
+                yield plain._replace(mask_kind=mask_kind or "none")
+            yield plain._replace(mask_kind=f"{mask_kind}causal", causal_offset=shape[-1] - shape[-2])
+
+
+def _tensors(call: Call, shape: tuple[int, ...], read: str, written: str, aligned: bool) -> tuple[Operand, ...]:
+    """Inputs and output, contiguous, of these dtypes."""
+    *inputs, output = OPERANDS["bwd" if call.backward else "fwd"]
+    sizes = [*((name, DTYPE_BYTES[read]) for name in inputs), (output, DTYPE_BYTES[written])]
+    return tuple(
+        Operand(name, contiguous_strides(shape), ACCESS_BYTES if aligned else size, size) for name, size in sizes
+    )
 
 
 def _mask_kind(call: Call, scores: str, general: bool) -> str:

@@ -39,25 +39,63 @@ def test_every_argument_reaches_the_function(monkeypatch: pytest.MonkeyPatch) ->
     arguments = {"scale": 0.5, "causal": True, "causal_offset": 2, "batch_invariant": True}
     new: dict[str, Any] = {"window": (3, 1), "softcap": 2.0, "dtype": torch.float32}
     tensors = {"mask": torch.ones(1), "bias": torch.ones(2), "key_lengths": torch.ones(3)}
-    softmax_ops.FusedSoftmax(0.5, True, 2, True, **new)(torch.ones(3), **tensors)
+    softmax_ops.FusedSoftmax(**arguments, **new)(torch.ones(3), **tensors)
     assert seen == arguments | new | tensors
 
 
 def test_log_is_the_other_function() -> None:
     x, bias = torch.randn(2, 4, 6), torch.randn(4, 6)
-    layer = softmax_ops.FusedSoftmax(0.5, log=True)
+    layer = softmax_ops.FusedSoftmax(scale=0.5, log=True)
     assert repr(layer) == "FusedSoftmax(scale=0.5, log=True)"
     assert torch.equal(layer(x, bias=bias), softmax_ops.log_softmax(x, scale=0.5, bias=bias))
 
 
-def test_causal_offset_needs_causal() -> None:
-    with pytest.raises(ValueError, match="causal_offset is 1 and causal is False"):
-        softmax_ops.FusedSoftmax(causal_offset=1)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"causal_offset": 1}, "causal_offset is 1 and causal is False"),
+        ({"scale": "2"}, "scale is '2'"),
+        ({"window": 3}, "window is 3"),
+        ({"softcap": -1.0}, "softcap is -1.0"),
+        ({"causal": 1}, "causal is 1"),
+        ({"dtype": "float32"}, "dtype is 'float32'"),
+    ],
+    ids=str,
+)
+def test_what_no_scores_fit_is_refused_at_once(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        softmax_ops.FusedSoftmax(**arguments)
+
+
+def test_arguments_have_names() -> None:
+    """The first one of torch.nn.Softmax is the dimension, which would be taken for a scale."""
+    with pytest.raises(TypeError, match="positional"):
+        softmax_ops.FusedSoftmax(-1)
 
 
 @pytest.mark.parametrize(
-    ("scale", "shown"), [(Fraction(1, 8), "0.125"), (torch.tensor([0.5]), "tensor([0.5000])"), ("2", "'2'")], ids=str
+    ("scale", "shown"), [(Fraction(1, 8), "0.125"), (torch.tensor([0.5]), "tensor([0.5000])")], ids=str
 )
 def test_every_scale_is_shown(scale: Any, shown: str) -> None:
-    """Including one that the function refuses: a model is printed to see what is wrong with it."""
-    assert repr(softmax_ops.FusedSoftmax(scale)) == f"FusedSoftmax(scale={shown})"
+    assert repr(softmax_ops.FusedSoftmax(scale=scale)) == f"FusedSoftmax(scale={shown})"
+
+
+def test_fx_records_a_call() -> None:
+    """By its name and arguments, with whatever function the layer calls."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.softmax = softmax_ops.FusedSoftmax(scale=0.5, causal=True)
+
+        def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            y, lse = softmax_ops.log_softmax(self.softmax(x, bias=bias), return_lse=True)
+            return softmax_ops.softmax_backward(softmax_ops.softmax_(y), y) + lse[..., None]
+
+    traced = torch.fx.symbolic_trace(Model())
+    called = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert [function for function in called if getattr(function, "__module__", "") == "softmax_ops.api"] == [
+        *(softmax_ops.softmax, softmax_ops.log_softmax, softmax_ops.softmax, softmax_ops.softmax_backward)
+    ]
+    x, bias = torch.randn(2, 4, 6), torch.randn(4, 6)
+    assert torch.equal(traced(x, bias), Model()(x, bias))

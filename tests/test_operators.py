@@ -412,6 +412,21 @@ def test_a_tensor_subclass_sees_the_operator() -> None:
     assert torch.equal(y.as_subclass(Tensor), softmax_ops.softmax(normal(Q, K)))
 
 
+def test_meta_tensors_have_shapes_and_gradients() -> None:
+    x = torch.empty(3, Q, K, dtype=torch.float16, device="meta", requires_grad=True)
+    y, lse = softmax_ops.softmax(x, mask=torch.empty(K, dtype=torch.bool, device="meta"), return_lse=True)
+    assert (y.shape, y.dtype, lse.shape, lse.dtype) == (x.shape, x.dtype, x.shape[:-1], torch.float32)
+    softmax_ops.softmax(x, scale=0.5, causal=True).sum().backward()
+    assert x.grad is not None and (x.grad.shape, x.grad.device) == (x.shape, x.device)
+    assert softmax_ops.softmax_(y.detach()).is_meta and softmax_ops.softmax_backward(y, y).is_meta
+    with pytest.raises(ValueError, match=r"mask is a .* on cpu and x a .* on meta"):
+        softmax_ops.softmax(x, mask=bits(K))
+    with pytest.raises(ValueError, match=r"x is a .* on meta.*want a tensor on cpu or cuda"):
+        softmax_ops.plan(x.detach())
+    large = torch.empty(2**20, 2**12, dtype=torch.float16, device="meta")
+    assert softmax_ops.explain(large).bytes_read == 2**33
+
+
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Records the names of the operators called through torch.ops from now on."""
     called: list[str] = []

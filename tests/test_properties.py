@@ -20,6 +20,7 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.checks import BackwardRequest, Request, check_softmax, check_softmax_backward
+from softmax_ops.launch_plan import NoVariant
 from softmax_ops.problem import OPERANDS
 from tests.support import engines, reference
 from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
@@ -379,6 +380,27 @@ def test_explain_of_alignment_and_architecture() -> None:
     assert str(softmax_ops.explain(x[:0])) == "empty: nothing is launched"
     wide = softmax_ops.explain(x, dtype=torch.float32, backward=True)  # its y does not exist
     assert "softmax_bwd_f32tof16_general_" in str(wide.variant) and wide.arch == "sm_90"
+    for arch in ("sm_50", "sm_60", "sm_130"):
+        with pytest.raises(NoVariant, match=rf"no kernel ships for {arch}; want one of sm_70, .*sm_120"):
+            softmax_ops.explain(x, arch=arch)
+
+
+def test_explain_of_a_gradient_that_is_a_plain_one() -> None:
+    """What autograd launches: of bias, slopes and lse nothing is left in the gradient, if lse has none itself."""
+    x = torch.zeros(2, 3, 128, 1000, dtype=torch.float16)
+    slopes = torch.zeros(3)
+    for arguments in (
+        {"bias": x},
+        {"bias": x, "causal": True, "mask": x[0, 0] == 1},
+        {"alibi_slopes": slopes, "causal_offset": 7},
+        {"return_lse": True},
+        {"window": (None, 0)},
+    ):
+        said = softmax_ops.explain(x, backward=True, **arguments)
+        assert said.variant == "softmax_bwd_f16_causal_warp_k1024_v8_t128r4", arguments
+    assert "_general_" in str(softmax_ops.explain(x, backward=True, window=(5, 0)).variant)
+    with pytest.raises(NotImplementedError, match="softcap with bias and alibi_slopes has no backward"):
+        softmax_ops.explain(x, softcap=1.0, bias=x, alibi_slopes=slopes, backward=True)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])

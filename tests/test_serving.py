@@ -1,5 +1,6 @@
 """Kernels loaded before the first request, and what `freeze` forbids, on the stub driver."""
 
+import itertools
 import re
 from typing import Any
 
@@ -46,7 +47,8 @@ def test_calls_of_every_kind(serve: Serve) -> None:
 @isolated
 def test_general_calls(serve: Serve) -> None:
     """Other kernels; the backward of a wider result reads the dtype that its forward writes."""
-    forward, backward = ("f16_general_warp", "f16_band_warp", "f16_bias_warp"), ("f32tof16_general_warp",)
+    forward = [f"f16_{kind}_warp" for kind in ("general", "band", "bias", "none", "causal")]
+    backward = "f32tof16_general_warp", "bwd_f32_causal_warp"
     serve_all(serve, *forward, "f16tof32_general_warp", "f16tof32_band_warp", *backward)
     call = softmax_ops.Call
     found = [
@@ -56,11 +58,38 @@ def test_general_calls(serve: Serve) -> None:
     ]
     heads = [{"_".join(name.split("_")[1:4]) for name in each} for each in found]
     assert heads == [
-        {"fwd_f16_general", "fwd_f16_band", "fwd_f16_bias"},
+        {"fwd_f16_general", "fwd_f16_band", "fwd_f16_bias", "fwd_f16_none", "fwd_f16_causal"},
         {"fwd_f16tof32_band", "fwd_f16tof32_general"},
-        {"bwd_f32tof16_general"},
+        {"bwd_f32tof16_general", "bwd_f32_causal"},
     ]
-    assert [len(set(each)) for each in found] == [5, 3, 2]
+    assert [len(set(each)) for each in found] == [9, 3, 4]
+
+
+def test_a_general_call_covers_what_its_features_reduce_to() -> None:
+    """Every kernel of forwards and gradients with one feature or two, whose gradient may be a plain one."""
+    x = torch.zeros(2, 4, 128, 1024, dtype=torch.float16)
+    mask = torch.zeros(128, 1024, dtype=torch.bool)
+    features: list[dict[str, Any]] = [
+        *({"bias": x}, {"bias": x.float()}, {"alibi_slopes": torch.zeros(4)}, {"return_lse": True}, {"mask": mask}),
+        *({"window": (None, 0)}, {"window": (5, 0)}, {"softcap": 5.0}, {"scale": torch.ones(128)}, {"log": True}),
+    ]
+    for dtype in (torch.float16, torch.float32):
+        for backward in (False, True):
+            call = softmax_ops.Call(x.shape, "f16", general=True, backward=backward, result_dtype=dtype)
+            covered = {
+                masked: {plan_for(each).variant.name for each in serving._geometries(call._replace(mask_shape=masked))}
+                for masked in (None, mask.shape)
+            }
+            for one, two in itertools.combinations([{}, *features], 2):
+                if backward and ("softcap" in one or "softcap" in two) and {"bias", "alibi_slopes"} & {*one, *two}:
+                    continue  # has no gradient
+                said = softmax_ops.explain(x, dtype=dtype, backward=backward, **(one | two))
+                assert said.variant in covered[mask.shape if "mask" in one | two else None], (
+                    one.keys(),
+                    two.keys(),
+                    backward,
+                    dtype,
+                )
 
 
 @isolated

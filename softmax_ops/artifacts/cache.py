@@ -163,7 +163,7 @@ class Cache:
     def _first_match(
         self, directory: int, names: list[str], source: str | None, fingerprint: str | None, wanted: str
     ) -> Cubin:
-        reasons = []
+        reasons, others = [], 0
         for name in names:
             try:
                 cubin = self._take(directory, name)
@@ -174,7 +174,9 @@ class Cache:
                 with suppress(OSError):
                     os.utime(name, dir_fd=directory, follow_symlinks=False)
                 return cubin
-            reasons.append(f"{name} was built from another source")
+            others += 1
+        if others:
+            reasons.append(f"{others} of that name {'was' if others == 1 else 'were'} built from another source")
         raise Absent(f"the cache {self.root} holds no matching {wanted}" + "".join(f"; {reason}" for reason in reasons))
 
     def _take(self, directory: int, name: str) -> Cubin:

@@ -144,9 +144,14 @@ def check_general_backward(
         check_unrecorded(op, lse=lse, grad_lse=grad_lse)
         for name in _READ_BESIDE:
             check_unmet(op, out, getattr(request, name), name)
-    if band.left is None and band.right == 0 and not request._replace(right=None).general:
+    return simplified(request)
+
+
+def simplified(request: BackwardRequest) -> BackwardRequest:
+    """The plain request that says the same, if there is one; otherwise the request with the dtype of its dx."""
+    if request.left is None and request.right == 0 and not request._replace(right=None).general:
         return request._replace(right=None)  # causality alone
-    return request._replace(dtype=result or y.dtype) if request.general else request
+    return request._replace(dtype=request.dtype or request.y.dtype) if request.general else request
 
 
 def _check_pair(op: str, dy: Tensor, y: Tensor) -> None:

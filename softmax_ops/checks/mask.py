@@ -43,4 +43,6 @@ def _mask_dtype_error(op: str, mask: Tensor) -> ValueError:
             f"{given}. A float mask looks additive (0 keeps, -inf hides): pass it as bias= if it is, or mask < 0, "
             "which is read faster; mask == 1 if its ones hide"
         )
-    return ValueError(f"{given}: convert it with mask == 1")
+    return ValueError(
+        f"{given}: pass mask == 1 if its ones hide, or mask == 0 if they keep, as in an attention_mask of Hugging Face"
+    )

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
-_DEVICE_TYPES = frozenset(("cpu", "cuda"))
+_DEVICE_TYPES = frozenset(("cpu", "cuda", "meta"))
 
 
 def describe(tensor: Tensor) -> str:
@@ -26,7 +26,7 @@ def type_name(value: object) -> str:
 
 
 def check_rows(op: str, tensor: Tensor, name: str) -> None:
-    """Refuse all but a plain tensor [..., K] of a supported dtype, on cpu or cuda."""
+    """Refuse all but a plain tensor [..., K] of a supported dtype, on cpu, cuda or meta."""
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"{op}: {name} is of type {type_name(tensor)}; want a torch.Tensor: convert it with torch.as_tensor({name})"
@@ -76,8 +76,5 @@ def _dtype_error(op: str, tensor: Tensor, name: str) -> ValueError:
 
 
 def _device_error(op: str, tensor: Tensor, name: str) -> ValueError:
-    if tensor.is_meta:
-        advice = "a meta tensor holds no values, and the result would have its shape and dtype"
-    else:
-        advice = f"move it with {name}.cuda() or {name}.cpu()"
+    advice = f"move it with {name}.cuda() or {name}.cpu()"
     return ValueError(f"{op}: {name} is a {describe(tensor)}; want a tensor on cpu or cuda: {advice}")
