@@ -106,6 +106,28 @@ def test_neighbouring_ctas_share_long_and_short_rows(target: Target, interpreter
     assert np.ptp(pairs) <= per_cta < np.ptp(read), read
 
 
+# ---- sectors
+
+
+STORING = [
+    Target(targets.WHOLE, spec)
+    for spec in variants.shipped()
+    if spec.vec > 1 and not spec.piece and spec.mask in (Mask.NONE, Mask.CAUSAL, Mask.BAND, Mask.GENERAL)
+    if spec.dtype in (DType.F16, DType.F32, DType.F64, DType.F16TOF32, DType.F32TOF16)
+]
+
+
+@pytest.mark.parametrize("target", STORING, ids=str)
+def test_a_store_fills_the_sectors_that_it_reaches(target: Target, interpreter: InterpreterEngine) -> None:
+    """A warp that left half of each 32-byte sector to its next store would write every sector twice."""
+    spec = target.spec
+    longest = interval(spec)[1]
+    k = longest // 32 * 32 or longest
+    (report,) = interpreter.run((call := full_cta(spec, k).call()).plan, call.operands).reports
+    written = report.traffic["output"]
+    assert written.sectors_written * 32 == written.bytes_written
+
+
 # ---- short rows
 
 

@@ -24,10 +24,12 @@ POISON = 0xFF  # NaN in every float format
 
 @dataclass
 class Traffic:
-    """What one launch did to one buffer: lane accesses by width in bytes, and bytes."""
+    """What one launch did to one buffer: lane accesses by width in bytes, bytes, and the 32-byte sectors that each
+    store of a warp reaches, whole or in part."""
 
     reads: Counter[int] = field(default_factory=Counter)
     writes: Counter[int] = field(default_factory=Counter)
+    sectors_written: int = 0
     distinct_read: int = 0
     distinct_written: int = 0
 
@@ -70,6 +72,15 @@ class Buffer:
     def inner(self, per_granule: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """A granule mask as a mask of the buffer's bytes."""
         return self.shadow.bytes_mask(per_granule)[self.lead : self.lead + self.nbytes]
+
+    def count(self, offset: Values, width: int, kind: str, lane: Values) -> None:
+        """Counts accesses of `width` bytes at `offset` by one instruction of each lane's warp."""
+        if kind != "write":
+            self.traffic.reads[width] += offset.size
+        if kind != "read":
+            self.traffic.writes[width] += offset.size
+            warp, sector = lane // 32, (self.address + offset) // 32
+            self.traffic.sectors_written += np.unique((warp.astype(np.int64) << 48) + sector).size
 
     def check(self, offset: Values, width: int, kind: str, lane: Values) -> None:
         """Checks bounds, guard bytes and access rights of accesses of `width` bytes at `offset`."""

@@ -201,10 +201,7 @@ class State:
     ) -> Iterator[tuple[Any, NDArray[np.uint8], Values]]:
         for which, buffer, offset in self.memory.places(address, width, kind, lane):
             buffer.check(offset, width, kind, lane[which])
-            if kind != "write":
-                buffer.traffic.reads[width] += offset.size
-            if kind != "read":
-                buffer.traffic.writes[width] += offset.size
+            buffer.count(offset, width, kind, lane[which])
             buffer.track(offset, width, kind, lane[which], self.order, strong)
             yield which, buffer.storage, offset + buffer.lead
 
