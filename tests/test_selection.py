@@ -29,7 +29,12 @@ LONGEST_BLOCK_OF_GENERAL = {
 
 def whole_vectors(dtype: str, k: int) -> int:
     """Columns of a row that need registers in vectors: in all types but f64, edge columns have their own."""
-    return k if dtype == "f64" else k - k % (16 // DTYPE_BYTES[dtype])
+    return k if dtype == "f64" else k - k % vector(dtype)
+
+
+def vector(dtype: str) -> int:
+    """Columns in 16 bytes of the wider element type, read or written."""
+    return 16 // max(DTYPE_BYTES[each] for each in dtype.split("to"))
 
 
 def cluster_columns(dtype: str, aligned: bool) -> int:
@@ -82,7 +87,7 @@ def test_every_row_length_is_served_as_documented(direction: str, dtype: str, ma
             operands = tuple(o._replace(strides=(k, 1), alignment=alignment) for o in any_length.operands)
             entry, _, reason = _select(any_length._replace(shape=(rows, k), operands=operands), CATALOG, arch)
             found = CATALOG.variants[entry.name]
-            aligned = alignment == 16 and k * DTYPE_BYTES[dtype] % 16 == 0
+            aligned = alignment == 16 and k % vector(dtype) == 0
             at = (k, rows, alignment, arch)
             documented = documented_plan(dtype, k, rows, arch, direction, mask_kind, aligned)
             assert found.plan == documented, at
