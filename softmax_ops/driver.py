@@ -170,7 +170,7 @@ class Kernel:
         if device in self._ready:
             return
         with context_of(device):
-            check("cuKernelGetFunction", cuda.cuKernelGetFunction(self._kernel))
+            _load(check("cuKernelGetFunction", cuda.cuKernelGetFunction(self._kernel)))
             if self._shared_bytes > _DEFAULT_SHARED_LIMIT:
                 self._permit("MAX_DYNAMIC_SHARED_SIZE_BYTES", self._shared_bytes, device)
             if self._cluster > 1:
@@ -209,6 +209,16 @@ class Kernel:
         which = getattr(cuda.CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{attribute}")
         handle = check("cuDeviceGet", cuda.cuDeviceGet(device))
         check("cuKernelSetAttribute", cuda.cuKernelSetAttribute(which, value, self._kernel, handle))
+
+
+def _load(function: cuda.CUfunction) -> None:
+    """Finishes what the driver may have put off until the first launch, which would fail in a capture. Drivers before
+    CUDA 12.4 have no call for it: asking for the function must do."""
+    try:
+        result = cuda.cuFuncLoad(function)
+    except (AttributeError, RuntimeError):  # of bindings, and of a driver, that lack it
+        return
+    check("cuFuncLoad", result)
 
 
 class ArgumentBlock:

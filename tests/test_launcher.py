@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from cuda.bindings import driver as cuda
@@ -197,6 +198,21 @@ def test_a_kernel_is_loaded_once(serve: Serve) -> None:
     stub_driver.forget()
     launch(first)
     assert names() == ["cuLaunchKernelEx"]
+
+
+@isolated
+def test_a_function_is_loaded_before_its_first_launch(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On each device; by asking for it alone where a driver or its bindings cannot do more."""
+    stub_driver.devices("sm_90", "sm_90", "sm_90")
+    found = planned(serve)
+    launch(found)
+    assert names().index("cuKernelGetFunction") < names().index("cuFuncLoad") < names().index("cuLaunchKernelEx")
+    monkeypatch.setattr(cuda, "cuFuncLoad", Mock(side_effect=RuntimeError('Function "cuFuncLoad" not found')))
+    launch(found, 1)
+    monkeypatch.delattr(cuda, "cuFuncLoad")
+    launch(found, 2)
+    assert [call.device for call in stub_driver.calls("cuFuncLoad")] == [0]
+    assert len(stub_driver.calls("cuLaunchKernelEx")) == 3
 
 
 @isolated
@@ -431,6 +447,7 @@ def test_a_refused_launch_says_what_cuda_says(serve: Serve) -> None:
         ("cuInit", 100, "CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected"),
         ("cuStreamIsCapturing", 1, "CUDA_ERROR_INVALID_VALUE: invalid argument"),
         ("cuKernelGetFunction", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: too many resources requested for launch"),
+        ("cuFuncLoad", 2, "CUDA_ERROR_OUT_OF_MEMORY: unknown error"),
         ("cuDevicePrimaryCtxRetain", 2, "CUDA_ERROR_OUT_OF_MEMORY: unknown error"),
         ("cuKernelSetAttribute", 1, "CUDA_ERROR_INVALID_VALUE: invalid argument"),
     ],
