@@ -50,7 +50,7 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
     if is_stand_in(x):
         from . import api
 
-        function = api.log_softmax if log else api.softmax
+        function: Any = api.log_softmax if log else api.softmax
         return handle_torch_function(function, (x,), x, batch_invariant=batch_invariant, out=out, **arguments)
     given = {"x": x, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
     recorded = is_recorded(x, arguments.get("bias"), arguments.get("sinks"))

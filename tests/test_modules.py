@@ -36,7 +36,7 @@ def test_layer_is_the_function(arguments: dict[str, Any], shown: str) -> None:
 def test_every_argument_reaches_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr("softmax_ops.api.softmax", lambda x, **arguments: seen.update(arguments))
-    arguments = {"scale": 0.5, "causal": True, "causal_offset": 2, "batch_invariant": True}
+    arguments: dict[str, Any] = {"scale": 0.5, "causal": True, "causal_offset": 2, "batch_invariant": True}
     new: dict[str, Any] = {"window": (3, 1), "softcap": 2.0, "dtype": torch.float32}
     tensors = {"mask": torch.ones(1), "bias": torch.ones(2), "key_lengths": torch.ones(3)}
     softmax_ops.FusedSoftmax(**arguments, **new)(torch.ones(3), **tensors)
@@ -69,8 +69,9 @@ def test_what_no_scores_fit_is_refused_at_once(arguments: dict[str, Any], said: 
 
 def test_arguments_have_names() -> None:
     """The first one of torch.nn.Softmax is the dimension, which would be taken for a scale."""
+    layer: Any = softmax_ops.FusedSoftmax
     with pytest.raises(TypeError, match="positional"):
-        softmax_ops.FusedSoftmax(-1)
+        layer(-1)
 
 
 @pytest.mark.parametrize(

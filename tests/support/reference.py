@@ -238,7 +238,8 @@ def within(
 def _positions(shape: tuple[int, ...], offset: ArrayLike) -> NDArray[np.int64]:
     """i + offset, for an offset [B] with the dimensions of the rows."""
     i = np.arange(shape[-2] if len(shape) > 1 else 1, dtype=np.int64)[:, None]
-    return i + (np.reshape(offset, (-1, *(1 for _ in shape[1:]))) if np.ndim(offset) else offset)
+    moved = np.asarray(offset, np.int64)
+    return i + (moved.reshape(-1, *(1 for _ in shape[1:])) if moved.ndim else moved)
 
 
 def backward_magnitude(dy: ArrayLike, y: ArrayLike, scale: float = 1.0, causal_offset: int | None = None) -> Array:
