@@ -73,10 +73,8 @@ def explain_backward(request: Request, batch_invariant: bool = False, arch: str 
     y = x if dtype in (None, x.dtype) else torch.empty(x.shape, dtype=dtype, device="meta")
     shared = ["scale_tensor", "key_lengths", "left", "right", "softcap", "log"]
     if not request.general or request.left is not None or request.right is not None:
-        shared += [
-            "causal_offset",
-            "offset_tensor",
-        ]  # otherwise only slopes, which the gradient has in y, measure from it
+        # Otherwise only slopes measure from the offset, and the gradient has them in y.
+        shared += ["causal_offset", "offset_tensor"]
     gradient = BackwardRequest(y, y, request.scale, None, request.out, dtype=None if y is x else x.dtype)
     gradient = simplified(gradient._replace(**{name: getattr(request, name) for name in shared}))
     others, scalars = of_backward(gradient, batch_invariant)
