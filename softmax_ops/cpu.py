@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import operands
 from .checks import BackwardRequest, Request
 from .checks.values import accumulation
 
@@ -90,9 +91,7 @@ def _softmax_general(request: Request) -> Any:
         "lse": lse.unsqueeze(-1),
         "mask": None if request.mask is None else _hides(request.mask),
         "bias": request.bias,
-        "scale": None if request.scale_tensor is None else request.scale_tensor.unsqueeze(-1),
-        "lengths": _by_batch(request.key_lengths, x),
-        "offsets": _offsets(request.offset_tensor, x),
+        **_of_rows(x, request),
         "slopes": _by_head(request.alibi_slopes),
         "sinks": _by_head(request.sinks),
     }
@@ -119,9 +118,7 @@ def _softmax_backward_general(request: BackwardRequest) -> Any:
         "dy": request.dy,
         "y": y,
         "dot": dot.unsqueeze(-1),
-        "scale": None if request.scale_tensor is None else request.scale_tensor.unsqueeze(-1),
-        "lengths": _by_batch(request.key_lengths, y),
-        "offsets": _offsets(request.offset_tensor, y),
+        **_of_rows(y, request),
         "lse": None if request.lse is None else request.lse.unsqueeze(-1),
         "grad_lse": None if request.grad_lse is None else request.grad_lse.unsqueeze(-1),
     }
@@ -142,22 +139,15 @@ def _hides(mask: Tensor) -> Tensor:
     return mask if mask.dtype is torch.bool else mask == 1
 
 
-def _by_batch(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    """[B] reshaped to [B, 1, ...], for rows [B, ..., K]."""
-    return None if values is None else values.reshape(-1, *(1,) * (rows.dim() - 1))
+def _of_rows(rows: Tensor, request: Request | BackwardRequest) -> dict[str, Tensor | None]:
+    """The numbers for each row that kernels take, [..., 1]."""
+    found = operands.of_rows(rows, request)
+    return {name: None if each is None else each.unsqueeze(-1) for name, each in found.items()}
 
 
 def _by_head(values: Tensor | None) -> Tensor | None:
     """[H] reshaped to [H, 1, 1]."""
     return None if values is None else values[:, None, None]
-
-
-def _offsets(offsets: Tensor | None, rows: Tensor) -> Tensor | None:
-    """Offsets in a tensor, one or [B], for rows [B, ..., K]: their lower 32 bits, as in kernels."""
-    if offsets is None:
-        return None
-    lower = offsets.to(torch.int32).long()
-    return lower.reshape(()) if lower.numel() == 1 else _by_batch(lower, rows)
 
 
 def _blocks(tensors: list[Tensor], offset: int | None) -> Iterator[tuple[list[Tensor], int | None]]:
@@ -202,7 +192,7 @@ def _forward_general(part: dict[str, Tensor], offset: int | None, request: Reque
     m = max(z, sink);   D = sum exp(z - m) + exp(sink - m);   y = exp(z - m) / D;   log y = z - m - log D
     """
     x = part["x"]
-    z = x.to(accumulation(x)) * part.get("scale", request.scale)
+    z = x.to(accumulation(x)) * part.get("row_scale", request.scale)
     if request.softcap is not None:
         z.div_(request.softcap).tanh_().mul_(request.softcap)
     if "slopes" in part:
@@ -247,7 +237,7 @@ def _backward_general(part: dict[str, Tensor], offset: int | None, request: Back
         s = (given if request.log else y.log()) + part["lse"]
         s.div_(request.softcap)
         dz.mul_((1.0 - s * s).clamp_(min=0.0))  # rounding of y may move s beyond softcap; y = 0 moves it to -inf
-    return dz.mul_(part.get("scale", request.scale)), d
+    return dz.mul_(part.get("row_scale", request.scale)), d
 
 
 def _backward(dy: Tensor, y: Tensor, offset: int | None, scale: float) -> Tensor:

@@ -23,7 +23,7 @@ def of_forward(request: Request) -> tuple[Named, General]:
         "bias": None if request.bias is None else _bias(request.bias, x),
         "slopes": _of_heads(request.alibi_slopes),
         "sinks": _of_heads(request.sinks),
-        **_of_rows(x, request.scale_tensor, request.offset_tensor, request.key_lengths),
+        **of_rows(x, request),
     }
     general = General(request.left, request.right, request.softcap or 0.0, request.log)
     return _given(named), general
@@ -34,7 +34,7 @@ def of_backward(request: BackwardRequest) -> tuple[Named, General]:
     named = {
         "lse": request.lse,
         "dlse": request.grad_lse,
-        **_of_rows(request.y, request.scale_tensor, request.offset_tensor, request.key_lengths),
+        **of_rows(request.y, request),
     }
     general = General(request.left, request.right, request.softcap or 0.0, request.log)
     return _given(named), general
@@ -44,10 +44,9 @@ def _given(named: dict[str, Tensor | None]) -> Named:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def _of_rows(
-    rows: Tensor, scale: Tensor | None, offset: Tensor | None, lengths: Tensor | None
-) -> dict[str, Tensor | None]:
-    """Operands with a value per row."""
+def of_rows(rows: Tensor, request: Request | BackwardRequest) -> dict[str, Tensor | None]:
+    """Numbers for each row, broadcast to rows.shape[:-1]: scales, offsets and lengths."""
+    scale, offset, lengths = request.scale_tensor, request.offset_tensor, request.key_lengths
     return {
         "row_scale": None if scale is None else scale.to(accumulation(rows)),
         "offsets": None if offset is None else _of_batches(_lower_half(offset), rows),

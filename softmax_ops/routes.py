@@ -47,18 +47,15 @@ _PLAIN = ("scale", "mask", "causal", "causal_offset")
 
 def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, **arguments: Any) -> Any:
     """y or log y, or (that, lse), as `api.softmax` describes it."""
+    op = "softmax_ops.log_softmax" if log else "softmax_ops.softmax"
     if is_stand_in(x):
-        from . import api
-
-        function: Any = api.log_softmax if log else api.softmax
-        return handle_torch_function(function, (x,), x, batch_invariant=batch_invariant, out=out, **arguments)
+        return _handed_over(op, (x,), batch_invariant=batch_invariant, out=out, **arguments)
     given = {"x": x, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
     recorded = is_recorded(x, arguments.get("bias"), arguments.get("sinks"))
     if not recorded and not is_dynamo_compiling():  # what autograd records is never known
         result = known.forward.found(given)
         if result is not None:
             return result
-    op = "softmax_ops.log_softmax" if log else "softmax_ops.softmax"
     refuse_tangents(op, given)
     if not log and _is_plain(arguments) and not _converts(x, out, arguments):
         return _softmax(x, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
@@ -149,18 +146,15 @@ def softmax_backward(
     dy: Tensor, y: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, **arguments: Any
 ) -> Any:
     """dx, or (dx, d) with return_dot=True, as `api.softmax_backward` describes it."""
+    op = "softmax_ops.log_softmax_backward" if log else "softmax_ops.softmax_backward"
     if is_stand_in(y):
-        from . import api
-
-        function = api.log_softmax_backward if log else api.softmax_backward
-        return handle_torch_function(function, (y,), dy, y, batch_invariant=batch_invariant, out=out, **arguments)
+        return _handed_over(op, (dy, y), batch_invariant=batch_invariant, out=out, **arguments)
     given = {"dy": dy, "y": y, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
     recorded = is_recorded(dy, y, arguments.get("lse"), arguments.get("grad_lse"))
     if not recorded and not is_dynamo_compiling() and not arguments.get("return_dot"):
         dx = known.backward.found(given)
         if dx is not None:
             return dx
-    op = "softmax_ops.log_softmax_backward" if log else "softmax_ops.softmax_backward"
     refuse_tangents(op, given)
     if not log and _is_plain(arguments) and not _converts(y, out, arguments):
         return _softmax_backward(dy, y, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
@@ -223,6 +217,13 @@ def _softmax_backward(
     dx = dispatch.backward(request, batch_invariant)
     known.backward.remember(given, request, dx)
     return dx
+
+
+def _handed_over(op: str, inputs: tuple[Any, ...], **arguments: Any) -> Any:
+    """The call as the last input, a stand-in for a tensor, answers it."""
+    from . import api
+
+    return handle_torch_function(getattr(api, op.partition(".")[2]), inputs[-1:], *inputs, **arguments)
 
 
 def _is_plain(arguments: dict[str, Any]) -> bool:

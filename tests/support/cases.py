@@ -154,7 +154,7 @@ def _in_place(spec: Spec) -> Iterator[Case]:
 def _strided(spec: Spec) -> Case:
     k = interval(spec)[0]
     shape = (*_leading(spec, k, q=2 if spec.plan is Plan.BLOCK else 5, dims=4), k)
-    wide, boundary, anywhere = spec.dtype.vector, spec.vec, spec.vec == 1
+    wide, anywhere = spec.dtype.vector, spec.vec == 1
     inputs = (
         Layout(phase=1 if anywhere else 0, gap=3 if anywhere else wide, order=(2, 0, 3, 1)),
         Layout(gap=1 if anywhere else 2 * wide, order=(1, 0, 2, 3)),
@@ -165,7 +165,7 @@ def _strided(spec: Spec) -> Case:
         shape,
         -1.5,
         inputs[: _inputs(spec)],
-        Layout(phase=2 if anywhere else boundary, gap=1 if anywhere else 3 * boundary),
+        Layout(phase=2 if anywhere else wide, gap=1 if anywhere else 3 * wide),
         mask_layout=Layout(phase=spec.vec, gap=spec.vec),
         first_pattern=10,
         **_features(spec, shape, "abqk", -1),
