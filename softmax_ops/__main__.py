@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -154,6 +155,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end in silence when the reader, such as `head`, has seen enough
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # paths may have bytes that the terminal's encoding lacks
     sys.exit(main())

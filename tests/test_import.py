@@ -1,7 +1,9 @@
 """What importing does not do: use a GPU, write files, need torch. The command line needs none of this either."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +170,13 @@ def test_public_names() -> None:
     assert set(softmax_ops.__all__) <= set(dir(softmax_ops))
     with pytest.raises(AttributeError, match="module 'softmax_ops' has no attribute 'softmin'"):
         _ = softmax_ops.softmin
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_in_silence() -> None:
+    """Like `head`, which closes the pipe."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-B", "-m", "softmax_ops", "config"]
+    result = subprocess.run(command, cwd=CHECKOUT, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (result.returncode, result.stderr) == (-signal.SIGPIPE, "")
