@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from . import dispatch, ops, routes  # noqa: F401 (ops registers torch.ops.softmax_ops)
-from .checks import check_general
+from .checks import check_general, check_has_backward
 from .explanation import Explanation
 from .known.calls import backward, forward
 from .signatures import Forward, Window
@@ -81,7 +81,7 @@ def softmax(
     combined.
 
     Raises TypeError or ValueError, before anything is launched, for arguments that do not fit together;
-    NotImplementedError for a gradient or a transform that is not supported; KernelNotFound when no kernel for this GPU
+    NotImplementedError for a derivative that is not supported; KernelNotFound when no kernel for this GPU
     is found; NoVariant when none ships for rows of this length; NotLoaded when a kernel would have to be loaded after
     `freeze()` or while a CUDA graph is captured; DriverError when CUDA reports an error.
     """
@@ -394,6 +394,7 @@ def explain(
         log=log,
     )
     if backward:
-        routes.refuse_without_backward("explain", {"softcap": softcap, "bias": bias, "alibi_slopes": alibi_slopes})
+        given = {"softcap": softcap, "bias": bias, "alibi_slopes": alibi_slopes}
+        check_has_backward("softmax_ops.explain", given, "; want softcap alone")
         return dispatch.explain_backward(request, batch_invariant, arch)
     return dispatch.explain_forward(request, batch_invariant, arch)

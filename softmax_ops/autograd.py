@@ -1,20 +1,21 @@
-"""Gradients of both directions, for autograd and for torch.func.
+"""Gradients and tangents of the forward. Those of the backward, and what else transforms need, are in `transforms`.
 
-The forward saves its result, for softcap and sinks also lse, and nothing else of the size of the scores. With plain
-arguments the backward is differentiable too; that second derivative is rarely needed and uses torch operations.
+For its gradient the forward saves its result, for softcap and sinks also lse, and nothing else of the size of the
+scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .checks import Request
 from .checks.values import accumulation
-from .modes import in_functorch
+from .schema import separated
 
 
 class Softmax(torch.autograd.Function):
@@ -22,7 +23,12 @@ class Softmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        y = _softmax(*inputs)
+        from . import api
+
+        x, scale, mask, causal, causal_offset, batch_invariant = inputs
+        y = api.softmax(
+            x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
+        )
         Softmax.keep(ctx, inputs, y)
         return y
 
@@ -34,82 +40,22 @@ class Softmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:
-        (y,) = ctx.saved_tensors
-        return _backward(ctx, dy, y), None, None, None, None, None
+        from . import api
 
-
-class SoftmaxBackward(torch.autograd.Function):
-    """(dy, y, scale, causal, causal_offset, batch_invariant) -> dx"""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        SoftmaxBackward.keep(ctx, inputs, None)
-        return _softmax_backward(*inputs)
-
-    @staticmethod
-    def keep(ctx: Any, inputs: tuple, output: Tensor | None) -> None:
-        dy, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant = inputs
-        ctx.save_for_backward(dy, y)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple:
-        """The gradients of L = sum_i g_i dx_i = scale * sum_i g_i y_i (dy_i - sum_j y_j dy_j):
-
-        dL/ddy = scale * y * (g - sum_j y_j g_j)
-        dL/dy  = scale * (g * (dy - sum_j y_j dy_j) - dy * sum_j y_j g_j)
-        """
-        dy, y = ctx.saved_tensors
-        ddy = _backward(ctx, g, y)
-        g, dy, p = (_visible(ctx, tensor).to(accumulation(y)) for tensor in (g, dy, y))
-        dot = (p * dy).sum(-1, keepdim=True)
-        weight = (p * g).sum(-1, keepdim=True)
-        second = ctx.scale * (g * (dy - dot) - dy * weight)
-        return ddy, second.to(y.dtype), None, None, None, None
-
-
-class TransformedSoftmax(Softmax):
-    """For transforms of torch.func, which require setup_context apart from forward, and a rule for vmap.
-
-    torch inspects the signature of such a forward in every call, which takes 50 us; autograd alone avoids that.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, scale, mask, causal, causal_offset, batch_invariant) -> Tensor:
-        return _softmax(x, scale, mask, causal, causal_offset, batch_invariant)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        Softmax.keep(ctx, inputs, output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
-        return vmap_softmax(softmax, info, in_dims, *arguments)
-
-
-class TransformedSoftmaxBackward(SoftmaxBackward):
-    """Like `TransformedSoftmax`."""
-
-    @staticmethod
-    def forward(dy: Tensor, y: Tensor, scale, causal, causal_offset, batch_invariant) -> Tensor:
-        return _softmax_backward(dy, y, scale, causal, causal_offset, batch_invariant)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        SoftmaxBackward.keep(ctx, inputs, output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
-        return vmap_softmax_backward(softmax_backward, info, in_dims, *arguments)
-
-
-def softmax(*inputs: Any) -> Tensor:
-    """y from the inputs of `Softmax`, for a call that autograd records or a transform sees."""
-    return (TransformedSoftmax if in_functorch() else Softmax).apply(*inputs)
-
-
-def softmax_backward(*inputs: Any) -> Tensor:
-    """dx from the inputs of `SoftmaxBackward`, for a call that autograd records or a transform sees."""
-    return (TransformedSoftmaxBackward if in_functorch() else SoftmaxBackward).apply(*inputs)
+        (y,) = _alive(ctx.saved_tensors)
+        if torch._C._functorch.is_legacy_batchedtensor(dy):  # of is_grads_batched=True: only operators take it
+            numbers = ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant
+            dx = torch.ops.softmax_ops.softmax_backward(dy, y, *numbers)
+        else:
+            dx = api.softmax_backward(
+                dy,
+                y,
+                scale=ctx.scale,
+                causal=ctx.causal,
+                causal_offset=ctx.causal_offset,
+                batch_invariant=ctx.batch_invariant,
+            )
+        return dx, None, None, None, None, None
 
 
 class General(torch.autograd.Function):
@@ -132,27 +78,9 @@ class General(torch.autograd.Function):
         return found["x"], found["bias"], found["sinks"], None, None
 
 
-class GeneralBackward(torch.autograd.Function):
-    """(dy, y, lse, grad_lse, the other arguments of `routes.softmax_backward`) -> (dx, d), d None unless asked for"""
-
-    @staticmethod
-    def forward(ctx: Any, dy: Tensor, y: Tensor, lse: Tensor | None, grad_lse: Tensor | None, arguments: dict) -> Any:
-        from . import routes
-
-        result = routes.softmax_backward(dy, y, lse=lse, grad_lse=grad_lse, out=None, **arguments)
-        return result if arguments.get("return_dot") else (result, None)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        raise NotImplementedError(
-            "softmax_ops: this gradient has none itself: only that of softmax with a number as scale, mask and causal "
-            "has, not with more (such as a bias, a window, softcap, return_lse) nor that of log_softmax; want "
-            "create_graph=False, or this softmax in torch operations"
-        )
-
-
 def keep(ctx: Any, request: Mapping[str, Any], y: Tensor, lse: Tensor | None) -> None:
-    """Save what the gradient of a general request needs: y, lse for softcap and sinks, and what broadcasts.
+    """Save what the gradient of a general request needs: y, lse for softcap and sinks, and what broadcasts. In forward
+    mode also x.
 
     request   its fields by name: a Request's, or an operator's arguments.
     """
@@ -164,7 +92,10 @@ def keep(ctx: Any, request: Mapping[str, Any], y: Tensor, lse: Tensor | None) ->
     ctx.x_dtype, ctx.bias_like = x.dtype, None if bias is None else (bias.shape, bias.dtype)
     moved = request["offset_tensor"] if bounded else None
     saved_lse = lse if request["softcap"] is not None or sinks is not None else None
-    ctx.save_for_backward(y, saved_lse, request["scale_tensor"], request["key_lengths"], moved, sinks)
+    saved = y, saved_lse, request["scale_tensor"], request["key_lengths"], moved, sinks
+    ctx.save_for_backward(*saved)
+    if forward_ad._current_level >= 0:  # what is saved for tangents stays alive until the backward
+        ctx.save_for_forward(*saved, x)
     ctx.set_materialize_grads(False)
 
 
@@ -175,7 +106,7 @@ def general_gradients(
 
     Takes one launch, and a second one if the bias needs dz and x needs scale * dz.
     """
-    saved = ctx.saved_tensors  # once: a checkpoint hands out what it saved a single time
+    saved = _alive(ctx.saved_tensors)  # once: a checkpoint hands out what it saved a single time
     y, lse, scale_tensor, _, _, sink_values = saved
     if dy is None:
         dy = y.new_zeros(()).expand(y.shape)
@@ -184,11 +115,11 @@ def general_gradients(
     d: Any = None
     scaled = scale_tensor is not None or ctx.numbers["scale"] != 1.0
     if bias:
-        dz, d = _rows(ctx, saved, dy, grad_lse, scaled=False, dtype=y.dtype, return_dot=sinks)
+        dz, d = _rows(ctx.numbers, saved, dy, grad_lse, scaled=False, dtype=y.dtype, return_dot=sinks)
         if x and not scaled:
             dx = dz.to(ctx.x_dtype)
     if (x and dx is None) or (sinks and d is None):
-        dx, d = _rows(ctx, saved, dy, grad_lse, scaled=True, dtype=ctx.x_dtype, return_dot=sinks)
+        dx, d = _rows(ctx.numbers, saved, dy, grad_lse, scaled=True, dtype=ctx.x_dtype, return_dot=sinks)
     return {
         "x": dx if x else None,
         "bias": None if dz is None else _summed(dz, *ctx.bias_like),
@@ -196,24 +127,74 @@ def general_gradients(
     }
 
 
+def general_tangents(
+    ctx: Any, *, x: Tensor | None, bias: Tensor | None, sinks: Tensor | None, with_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The tangents t(.) of y, or log y, and of lse if wanted, from those of x, bias and sinks, which may be None:
+
+        t(z) = scale * (1 - tanh(scale * x / softcap)^2) * t(x) + t(bias)
+        t(lse) = sum_j y_j t(z_j) + exp(sink - lse) t(sink);   t(y) = y * (t(z) - t(lse));   t(log y) = t(z) - t(lse)
+
+    Takes one launch of the backward, since the Jacobian of a softmax is symmetric.
+    """
+    *saved, scores = ctx.saved_tensors
+    y, lse, scale_tensor, _, _, sink_values = saved
+    numbers, wide = ctx.numbers | {"softcap": None, "log": False}, accumulation(y)
+    scale, softcap, log = (ctx.numbers[name] for name in ("scale", "softcap", "log"))
+    if x is not None and bias is None and sinks is None and softcap is None and not log and not with_lse:
+        t, _ = _rows(numbers, saved, x.to(y.dtype), None, scaled=True, dtype=y.dtype, return_dot=False)
+        return t, None
+    saved[0] = y.to(wide).exp() if log else y.to(wide)
+    z = saved[0].new_zeros(())
+    if scale_tensor is not None:
+        scale = scale_tensor.to(wide).unsqueeze(-1)
+    if x is not None:
+        z = scale * x.to(wide)
+        if softcap is not None:
+            z = z * (1.0 - (scale * scores.to(wide) / softcap).tanh().square())
+    if bias is not None:
+        z = z + bias
+    less = None if sinks is None else -_share_of(sink_values, lse) * sinks.to(wide).unsqueeze(-1)
+    t, t_lse = _rows(numbers, saved, z.expand(y.shape), less, scaled=False, dtype=wide, return_dot=True)
+    if log:
+        t = (z - t_lse.unsqueeze(-1)).masked_fill(y == -torch.inf, 0.0)
+    return t.to(y.dtype), t_lse if with_lse else None
+
+
+def _alive(saved: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    """Without the wrappers of transforms of torch.func that have ended, which have no memory."""
+    return tuple(None if each is None else torch._C._functorch.unwrap_if_dead(each) for each in saved)
+
+
 def _rows(
-    ctx: Any, saved: tuple, dy: Tensor, grad_lse: Tensor | None, *, scaled: bool, dtype: torch.dtype, return_dot: bool
+    numbers: dict[str, Any],
+    saved: Sequence[Tensor | None],
+    dy: Tensor,
+    grad_lse: Tensor | None,
+    *,
+    scaled: bool,
+    dtype: torch.dtype,
+    return_dot: bool,
 ) -> Any:
-    """(dx, d) by `GeneralBackward`, whose own gradient raises. d is None unless requested."""
-    if torch._C._functorch.is_legacy_batchedtensor(dy):
-        raise NotImplementedError(
-            "softmax_ops: is_grads_batched=True has no rule for what was asked for here: call torch.autograd.grad once "
-            "for each gradient"
-        )
+    """(dx, d), differentiable in turn. d is None unless requested."""
+    from . import routes
+
     y, lse, scale, key_lengths, offset, _ = saved
-    arguments = ctx.numbers | {"causal": False, "key_lengths": key_lengths, "dtype": dtype, "return_dot": return_dot}
+    assert y is not None
+    arguments = {**numbers, "causal": False, "key_lengths": key_lengths, "grad_lse": grad_lse, "dtype": dtype}
+    arguments |= {"lse": None if numbers["softcap"] is None else lse, "return_dot": return_dot}
     if not scaled:
         arguments["scale"] = 1.0
     elif scale is not None:
         arguments["scale"] = scale
     if offset is not None:
         arguments["causal_offset"] = offset
-    return GeneralBackward.apply(dy, y, lse if ctx.numbers["softcap"] is not None else None, grad_lse, arguments)
+    if any(each is not None and torch._C._functorch.is_legacy_batchedtensor(each) for each in (dy, grad_lse)):
+        # Of is_grads_batched=True: only operators take it.
+        arguments = separated("softmax_ops.softmax_backward", y, arguments)
+        return torch.ops.softmax_ops.general_backward(dy, y, **arguments)
+    result = routes.softmax_backward(dy, y, out=None, **arguments)
+    return result if return_dot else (result, None)
 
 
 def _summed(dz: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -227,77 +208,11 @@ def _summed(dz: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 def _of_sinks(sinks: Tensor, lse: Tensor, d: Tensor) -> Tensor:
     """[H]: - sum over rows of exp(sink - lse) * d, for d and lse [..., H, Q]."""
-    share = (sinks.to(lse.dtype).unsqueeze(-1) - lse).exp()  # the sink's share of the row's sum
-    share = share.masked_fill(lse == -torch.inf, 0.0)  # neither columns nor a sink: -inf minus -inf
-    total = (share * d).sum([dim for dim in range(d.dim()) if dim != d.dim() - 2])
+    total = (_share_of(sinks, lse) * d).sum([dim for dim in range(d.dim()) if dim != d.dim() - 2])
     return -total.to(sinks.dtype)
 
 
-def vmap_softmax(
-    apply: Callable[..., Tensor], info: Any, in_dims: tuple, x: Tensor, scale=1.0, mask=None, *rest
-) -> tuple[Tensor, int]:
-    """vmap's rule: one call of `apply` for the whole batch. [K] becomes Q = 1, so that the batch is not taken for
-    queries.
-
-    Serves an autograd.Function, which passes every argument, and an operator, which omits trailing defaults.
-    """
-    rank = x.dim() - (in_dims[0] is not None)
-    x = _batched(x, in_dims[0], max(rank, 2), info.batch_size)
-    if mask is not None:
-        mask = _batched(mask, in_dims[2], max(rank, 2), 1)
-    return _as_given(apply(x, scale, mask, *rest), rank), 0
-
-
-def vmap_softmax_backward(
-    apply: Callable[..., Tensor], info: Any, in_dims: tuple, dy: Tensor, y: Tensor, *rest
-) -> tuple[Tensor, int]:
-    """Like `vmap_softmax`."""
-    rank = y.dim() - (in_dims[1] is not None)
-    dy = _batched(dy, in_dims[0], max(rank, 2), info.batch_size)
-    y = _batched(y, in_dims[1], max(rank, 2), info.batch_size)
-    return _as_given(apply(dy, y, *rest), rank), 0
-
-
-def _softmax(x: Tensor, scale, mask, causal, causal_offset, batch_invariant) -> Tensor:
-    from . import api
-
-    return api.softmax(
-        x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
-    )
-
-
-def _softmax_backward(dy: Tensor, y: Tensor, scale, causal, causal_offset, batch_invariant) -> Tensor:
-    from . import api
-
-    return api.softmax_backward(
-        dy, y, scale=scale, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
-    )
-
-
-def _backward(ctx: Any, dy: Tensor, y: Tensor) -> Tensor:
-    """The gradient, itself differentiable. Only operators can take the batched tensors of `is_grads_batched=True`."""
-    batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-    compute = torch.ops.softmax_ops.softmax_backward if batched else _softmax_backward
-    return compute(dy, y, ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant)
-
-
-def _visible(ctx: Any, tensor: Tensor) -> Tensor:
-    """The tensor with 0 where causality hides a column."""
-    if not ctx.causal:
-        return tensor
-    k, queries = tensor.shape[-1], tensor.shape[-2] if tensor.dim() > 1 else 1
-    offset = k - queries if ctx.causal_offset is None else ctx.causal_offset
-    seen = torch.ones(queries, k, dtype=torch.bool, device=tensor.device).tril(offset)
-    return torch.where(seen if tensor.dim() > 1 else seen[0], tensor, 0)
-
-
-def _batched(tensor: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
-    """[size, ...] with `rank` dimensions after the batch, aligned at the right. With size 1 a batch is not expanded."""
-    moved = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
-    moved = moved.reshape(moved.shape[0], *(1,) * (rank + 1 - moved.dim()), *moved.shape[1:])
-    return moved if size == 1 else moved.expand(size, *moved.shape[1:])
-
-
-def _as_given(result: Tensor, rank: int) -> Tensor:
-    """The batch and `rank` dimensions: drops the query dimension that was added to a single row."""
-    return result if result.dim() == rank + 1 else result.squeeze(1)
+def _share_of(sinks: Tensor, lse: Tensor) -> Tensor:
+    """[..., H, Q]: the part of a row's sum that is its sink's."""
+    share = (sinks.to(lse.dtype).unsqueeze(-1) - lse).exp()
+    return share.masked_fill(lse == -torch.inf, 0.0)  # neither columns nor a sink: -inf minus -inf

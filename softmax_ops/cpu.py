@@ -14,6 +14,7 @@ The formulas of general requests are in `_forward_general` and `_backward_genera
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -269,6 +270,19 @@ def _hidden(
     if bounds.right is not None:
         hidden.append(_distance(part, rows, offset) > bounds.right)
     return hidden
+
+
+def hidden_from(request: BackwardRequest) -> Tensor:
+    """Broadcasts to y's shape: True in columns that the gradient takes for hidden."""
+    y = request.y
+    rows = y.unsqueeze(0) if y.dim() == 1 else y
+    bounds = request if request.general or request.causal_offset is None else request._replace(right=0)
+    part = {name: tensor for name, tensor in _of_rows(y, request).items() if tensor is not None}
+    hidden = _hidden(part, rows, request.causal_offset, bounds)
+    if request.log:
+        hidden.append(rows == -math.inf)
+    every = functools.reduce(torch.logical_or, hidden, torch.zeros(1, 1, dtype=torch.bool, device=y.device))
+    return every[0] if y.dim() == 1 else every
 
 
 def _distance(part: dict[str, Tensor], rows: Tensor, offset: int | None) -> Tensor:

@@ -31,49 +31,38 @@ def is_stand_in(value: Any) -> bool:
     return not isinstance(value, Tensor) and hasattr(type(value), "__torch_function__")
 
 
-def is_differentiated(*inputs: Tensor) -> bool:
-    """Whether autograd records a call with these inputs, or a transform of torch.func is active."""
-    return is_recorded(*inputs) or in_functorch()
-
-
 def is_recorded(*inputs: Any) -> bool:
     """Whether autograd records a call with these inputs, some of which may not be tensors."""
     return torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in inputs)
 
 
-def is_transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is active."""
-    return _in_forward_mode() or in_functorch()
+def is_transformed(given: Mapping[str, Any]) -> bool:
+    """Whether torch.func transforms a call with these arguments, or forward mode differentiates it. A compiler looks
+    after both itself.
+    """
+    if is_dynamo_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return _in_forward_mode() and any(isinstance(each, Tensor) and _is_dual(each) for each in given.values())
+
+
+def is_followed(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func or forward mode follows what becomes of a tensor."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or (_in_forward_mode() and _is_dual(tensor))
+
+
+def may_be_transformed() -> bool:
+    """Whether a transform of torch.func or forward mode is active, whatever it follows."""
+    return _in_forward_mode() or torch._C._are_functorch_transforms_active()
 
 
 def _in_forward_mode() -> bool:
     return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
-def in_functorch() -> bool:
-    """Whether a transform of torch.func is active."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def refuse_tangents(op: str, given: Mapping[str, Any]) -> None:
-    """Refuse dual tensors outside torch.func: operators and numbers would drop their tangents in silence."""
-    if is_dynamo_compiling() or not _in_forward_mode() or in_functorch():
-        return
-    for name, value in given.items():
-        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
-            raise NotImplementedError(
-                f"{op}: {name} has a tangent, and there is no rule for forward mode AD; want tensors without one, or "
-                "this softmax in torch operations"
-            )
-
-
-def no_rule(op: str) -> NotImplementedError:
-    """The error for a call inside a transform that has no rule for it."""
-    return NotImplementedError(
-        f"{op}: a transform of torch.func, such as vmap or grad, is at work; want arguments that have rules for it: x, "
-        "mask, causal and numbers as scale and causal_offset; or call it outside, with the batch as a dimension of x, "
-        "where torch.autograd.grad differentiates it"
-    )
+def _is_dual(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def copied(

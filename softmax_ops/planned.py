@@ -13,7 +13,7 @@ from .checks import Request, check_softmax, check_softmax_backward
 from .checks.tensors import describe
 from .known.call import Known
 from .launcher import Executable
-from .modes import is_transformed, needs_operator
+from .modes import may_be_transformed, needs_operator
 
 _OP = "softmax_ops.plan"
 
@@ -161,7 +161,7 @@ class _Planned:
     def _check(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> None:
         """Raises ValueError unless the (valid) tensors are as planned and neither autograd nor a compiler must see the
         call."""
-        if is_transformed() or needs_operator(*inputs, mask, out):
+        if may_be_transformed() or needs_operator(*inputs, mask, out):
             raise ValueError(
                 f"{_OP}: compilers, dispatch modes, tensor subclasses, meta tensors and transforms of torch.func "
                 "cannot follow a planned call; call softmax_ops.softmax there"

@@ -1,10 +1,11 @@
 """The path of a call that is not like an earlier one.
 
-It goes to an operator if a compiler, tracer, dispatch mode or tensor subclass must see it, through an autograd.Function
-if autograd or a transform must record it, and otherwise straight to a kernel or to the CPU implementation.
+It goes to an operator if a compiler, tracer, dispatch mode or tensor subclass must see it, to `transforms` if one of
+torch.func's or forward mode must, through an autograd.Function if autograd must record it, and otherwise straight to a
+kernel or to the CPU implementation.
 
-A *plain* call uses only scale, mask and causality. *General* calls, with a bias, a window, lse, log y and the like,
-have checks, operators and autograd functions of their own.
+A *plain* call uses only scale, mask and causality: on the last of these ways it has checks of its own, which take half
+the time. *General* calls have a bias, a window, lse, log y and the like.
 """
 
 from __future__ import annotations
@@ -16,30 +17,22 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function
 
-from . import autograd, cpu, dispatch
-from .autograd import General, GeneralBackward
+from . import cpu, dispatch, transforms
+from .autograd import General, Softmax
 from .checks import (
     check_general,
     check_general_backward,
+    check_has_backward,
     check_masked_fill,
     check_softmax,
     check_softmax_backward,
 )
-from .checks.band import window_bounds
 from .checks.out import gradient_dtype, result_dtype
 from .checks.scalars import finite_scale
 from .checks.tensors import check_one_shape
 from .known import calls as known
-from .modes import (
-    copied,
-    in_functorch,
-    is_differentiated,
-    is_recorded,
-    is_stand_in,
-    needs_operator,
-    no_rule,
-    refuse_tangents,
-)
+from .modes import copied, is_recorded, is_stand_in, is_transformed, needs_operator
+from .schema import on_device, separated
 
 _PLAIN = ("scale", "mask", "causal", "causal_offset")
 """The arguments of a plain call; a backward takes no mask."""
@@ -56,33 +49,33 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
         result = known.forward.found(given)
         if result is not None:
             return result
-    refuse_tangents(op, given)
-    if not log and _is_plain(arguments) and not _converts(x, out, arguments):
-        return _softmax(x, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
-    operator = needs_operator(x, out, *arguments.values())
-    if out is not None and (operator or in_functorch()):
+    transformed = is_transformed(given)
+    operator = not transformed and needs_operator(x, out, *arguments.values())
+    if out is not None and (operator or transformed):
         if isinstance(x, Tensor):
             arguments["dtype"] = result_dtype(op, arguments.get("dtype"), out, x, "x")
         result = softmax(x, log=log, batch_invariant=batch_invariant, out=None, **arguments)
         y, *lse = result if arguments.get("return_lse") else (result,)
         y = copied(op, y, out, dtype=arguments["dtype"], bias=arguments.get("bias"), sinks=arguments.get("sinks"), x=x)
         return (y, *lse) if lse else y
-    if operator:
+    plain = not log and _is_plain(arguments) and not _converts(x, out, arguments)
+    if operator or transformed:
         _check_shapes(op, given)
         if recorded:
-            refuse_without_backward(op, arguments)
-        y, lse = torch.ops.softmax_ops.general(
-            x, log=log, batch_invariant=batch_invariant, **_for_operator(op, x, arguments)
-        )
+            check_has_backward(op, arguments)
+        if operator and plain:
+            return torch.ops.softmax_ops.softmax(x, **_numbers(op, x, arguments), batch_invariant=batch_invariant)
+        inputs = {"x": x, "log": log, "batch_invariant": batch_invariant, **separated(op, x, arguments)}
+        y, lse = (torch.ops.softmax_ops.general if operator else transforms.forward)(**inputs)
         return (y, lse) if arguments.get("return_lse") else y
-    if in_functorch():
-        raise no_rule(op)
+    if plain:
+        return _softmax(x, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
     request = check_general(x, out=out, log=log, **arguments)
     if not request.general:  # nothing new after all, such as dtype=x.dtype
-        plain: dict[str, Any] = {"scale": request.scale, "mask": request.mask, **_placed(request.causal_offset)}
-        return _softmax(x, given, **plain, batch_invariant=batch_invariant, out=out)
+        plain_again: dict[str, Any] = {"scale": request.scale, "mask": request.mask, **_placed(request.causal_offset)}
+        return _softmax(x, given, **plain_again, batch_invariant=batch_invariant, out=out)
     if recorded:
-        refuse_without_backward(op, arguments)
+        check_has_backward(op, arguments)
         y, lse = General.apply(x, request.bias, request.sinks, request, batch_invariant)
         return (y, lse) if request.return_lse else y
     result = dispatch.forward(request, batch_invariant)
@@ -103,19 +96,9 @@ def _softmax(
     out: Tensor | None,
 ) -> Tensor:
     """A plain call of the forward; `given` are the arguments under which `known` will remember it."""
-    op = "softmax_ops.softmax"
-    operator = needs_operator(x, mask, out)
-    if out is not None and (operator or in_functorch()):
-        placed: dict[str, Any] = {"causal": causal, "causal_offset": causal_offset, "batch_invariant": batch_invariant}
-        y = _softmax(x, {**given, "out": None}, scale=scale, mask=mask, **placed, out=None)
-        return copied(op, y, out, x=x)
-    if operator:
-        _check_shapes(op, given)
-        number = finite_scale(op, scale, x) if isinstance(scale, Tensor) else scale
-        return torch.ops.softmax_ops.softmax(x, number, mask, causal, causal_offset, batch_invariant)
     request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
-    if is_differentiated(x):
-        return autograd.softmax(x, request.scale, mask, causal, causal_offset, batch_invariant)
+    if is_recorded(x):
+        return Softmax.apply(x, request.scale, mask, causal, causal_offset, batch_invariant)
     y = dispatch.forward(request, batch_invariant)
     known.forward.remember(given, request, y)
     return y
@@ -155,34 +138,30 @@ def softmax_backward(
         dx = known.backward.found(given)
         if dx is not None:
             return dx
-    refuse_tangents(op, given)
-    if not log and _is_plain(arguments) and not _converts(y, out, arguments):
-        return _softmax_backward(dy, y, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
-    operator = needs_operator(dy, y, out, *arguments.values())
-    if out is not None and (operator or in_functorch()):
+    transformed = is_transformed(given)
+    operator = not transformed and needs_operator(dy, y, out, *arguments.values())
+    transformed = transformed or (recorded and not operator)
+    if out is not None and (operator or transformed):
         if isinstance(y, Tensor):
             arguments["dtype"] = gradient_dtype(op, arguments.get("dtype"), out, y, "y")
         dx = softmax_backward(dy, y, log=log, batch_invariant=batch_invariant, out=None, **arguments)
         beside = {name: arguments.get(name) for name in ("lse", "grad_lse")}
         return copied(op, dx, out, dtype=arguments["dtype"], **beside, dy=dy, y=y)
-    if operator:
+    plain = not log and _is_plain(arguments) and not _converts(y, out, arguments)
+    if operator or transformed:
         _check_shapes(op, given)
-        dx, d = torch.ops.softmax_ops.general_backward(
-            dy, y, log=log, batch_invariant=batch_invariant, **_for_operator(op, y, arguments)
-        )
+        if operator and plain:
+            numbers = _numbers(op, y, arguments)
+            return torch.ops.softmax_ops.softmax_backward(dy, y, **numbers, batch_invariant=batch_invariant)
+        inputs = {"dy": dy, "y": y, "log": log, "batch_invariant": batch_invariant, **separated(op, y, arguments)}
+        dx, d = (torch.ops.softmax_ops.general_backward if operator else transforms.backward)(**inputs)
         return (dx, d) if arguments.get("return_dot") else dx
-    if in_functorch():
-        raise no_rule(op)
+    if plain:
+        return _softmax_backward(dy, y, given, batch_invariant=batch_invariant, out=out, **_plain(arguments))
     request = check_general_backward(dy, y, out=out, log=log, **arguments)
     if not request.general:
-        plain: dict[str, Any] = {"scale": request.scale, **_placed(request.causal_offset)}
-        return _softmax_backward(dy, y, given, **plain, batch_invariant=batch_invariant, out=out)
-    lse, grad_lse = request.lse, request.grad_lse
-    if recorded:
-        rest = {name: value for name, value in arguments.items() if name not in ("lse", "grad_lse")}
-        rest |= {"log": log, "batch_invariant": batch_invariant}
-        dx, d = GeneralBackward.apply(dy, y, lse, grad_lse, rest)
-        return (dx, d) if request.return_dot else dx
+        plain_again: dict[str, Any] = {"scale": request.scale, **_placed(request.causal_offset)}
+        return _softmax_backward(dy, y, given, **plain_again, batch_invariant=batch_invariant, out=out)
     result = dispatch.backward(request, batch_invariant)
     if not request.return_dot:
         known.backward.remember(given, request, result)
@@ -201,19 +180,7 @@ def _softmax_backward(
     out: Tensor | None,
 ) -> Tensor:
     """A plain call of the backward; `given` are the arguments under which `known` will remember it."""
-    op = "softmax_ops.softmax_backward"
-    operator = needs_operator(dy, y, out)
-    if out is not None and (operator or in_functorch()):
-        placed: dict[str, Any] = {"causal": causal, "causal_offset": causal_offset, "batch_invariant": batch_invariant}
-        dx = _softmax_backward(dy, y, {**given, "out": None}, scale=scale, **placed, out=None)
-        return copied(op, dx, out, dy=dy, y=y)
-    if operator:
-        _check_shapes(op, given)
-        number = finite_scale(op, scale, y) if isinstance(scale, Tensor) else scale
-        return torch.ops.softmax_ops.softmax_backward(dy, y, number, causal, causal_offset, batch_invariant)
     request = check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=causal_offset, out=out)
-    if is_differentiated(dy, y):
-        return autograd.softmax_backward(dy, y, request.scale, causal, causal_offset, batch_invariant)
     dx = dispatch.backward(request, batch_invariant)
     known.backward.remember(given, request, dx)
     return dx
@@ -239,7 +206,13 @@ def _converts(rows: Tensor, out: Tensor | None, arguments: dict[str, Any]) -> bo
     scale, causal_offset = arguments["scale"], arguments["causal_offset"]
     if isinstance(out, Tensor) and isinstance(rows, Tensor) and out.dtype is not rows.dtype:
         return True
-    return _on_device(scale) or isinstance(causal_offset, Tensor)
+    return on_device(scale) or isinstance(causal_offset, Tensor)
+
+
+def _numbers(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a plain call for an operator."""
+    scale = arguments["scale"]
+    return {**_plain(arguments), "scale": finite_scale(op, scale, rows) if isinstance(scale, Tensor) else scale}
 
 
 def _check_shapes(op: str, given: dict[str, Any]) -> None:
@@ -256,41 +229,3 @@ def _check_shapes(op: str, given: dict[str, Any]) -> None:
 def _placed(causal_offset: int | None) -> dict[str, Any]:
     """The causal arguments of a request that has this offset."""
     return {"causal": causal_offset is not None, "causal_offset": causal_offset}
-
-
-def _for_operator(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with numbers and tensors in separate entries, as the operators take them.
-
-    Built as one new dictionary, because torch.compile before 2.5 cannot trace one that is modified.
-    """
-    left, right = window_bounds(op, arguments.get("window"))
-    scale, offset = arguments["scale"], arguments["causal_offset"]
-    scale_tensor = scale if _on_device(scale) else None
-    offset_tensor = offset if _on_device(offset) else None
-    if isinstance(scale, Tensor):
-        scale = finite_scale(op, scale, rows) if scale_tensor is None else 1.0
-    if isinstance(offset, Tensor):
-        offset = int(offset) if offset_tensor is None else None
-    return {
-        **{name: value for name, value in arguments.items() if name != "window"},
-        **{"scale": scale, "scale_tensor": scale_tensor, "causal_offset": offset, "offset_tensor": offset_tensor},
-        **{"left": left, "right": right},
-    }
-
-
-def _on_device(value: Any) -> bool:
-    """Whether a value stays a tensor. A 0-d CPU tensor is a number, unless torch.func transforms it."""
-    if not isinstance(value, Tensor):
-        return False
-    wrapped = not is_dynamo_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(value)
-    return wrapped or value.dim() > 0 or value.device.type != "cpu"
-
-
-def refuse_without_backward(op: str, arguments: dict[str, Any]) -> None:
-    """Refuse arguments of a forward whose gradient cannot be computed from its results."""
-    beside = [name for name in ("bias", "alibi_slopes") if arguments.get(name) is not None]
-    if arguments.get("softcap") is not None and beside:
-        raise NotImplementedError(
-            f"{op}: softcap with {' and '.join(beside)} has no backward, since the scores before it cannot be had from "
-            "the result, and an input requires grad; want softcap alone, or the call under torch.no_grad()"
-        )

@@ -101,8 +101,19 @@ def test_derivatives_of_y_and_of_lse(name: str, function: Callable[..., Any]) ->
     def both(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         return finite(*function(x, return_lse=True, **arguments(*rest)))
 
-    assert torch.autograd.gradcheck(both, inputs)
+    assert torch.autograd.gradcheck(both, inputs, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradcheck(lambda x, *rest: finite(function(x, **arguments(*rest))), inputs)
+
+
+@either
+@every_call
+def test_second_derivatives(name: str, function: Callable[..., Any]) -> None:
+    inputs, arguments = of(name)
+
+    def both(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        return finite(*function(x, return_lse=True, **arguments(*rest)))
+
+    assert torch.autograd.gradgradcheck(both, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, fast_mode=True)
 
 
 @either
@@ -306,64 +317,22 @@ def test_softcap_with_what_is_added_has_no_backward(beside: str, function: Calla
 
 
 @either
-@pytest.mark.parametrize("arguments", [{"return_lse": True}, {"softcap": 2.0}, {"bias": normal(K)}], ids=str)
-def test_second_derivatives_are_refused(arguments: dict[str, Any], function: Callable[..., Any]) -> None:
-    x = leaf(Q, K)
-    result = function(x, **arguments)
-    y = result[0] if isinstance(result, tuple) else result
-    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    assert dx.requires_grad
-    with pytest.raises(NotImplementedError, match=r"this gradient has none itself.*create_graph=False"):
-        torch.autograd.grad(dx.sum(), x)
+@pytest.mark.parametrize("name", ["scale", "alibi_slopes"])
+@pytest.mark.parametrize("how", ["grad", "jvp", "dual"])
+def test_what_has_no_derivative_is_refused(how: str, name: str, function: Callable[..., Any]) -> None:
+    x, value = normal(B, H, Q, K), normal(H, 1).abs() if name == "scale" else normal(H)
 
+    def call(value: Tensor) -> Tensor:
+        return function(x, **{name: value}).exp().sum()
 
-@pytest.mark.parametrize("function", [softmax_ops.softmax_backward, softmax_ops.log_softmax_backward])
-def test_derivatives_of_the_general_backward_are_refused(function: Callable[..., Any]) -> None:
-    dy, y = leaf(Q, K), normal(Q, K).softmax(-1)
-    dx = function(dy, y, window=(1, 1))
-    assert torch.equal(dx.detach(), function(dy.detach(), y, window=(1, 1)))
-    with pytest.raises(NotImplementedError, match="this gradient has none itself"):
-        dx.sum().backward()
-
-
-TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Any], Tensor], Any]] = {
-    "vmap": lambda function, x: torch.vmap(function)(x),
-    "grad": lambda function, x: torch.func.grad(lambda x: function(x).sum())(x),
-    "jvp": lambda function, x: torch.func.jvp(function, (x,), (x,)),
-}
-
-
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_transforms_are_refused(name: str) -> None:
-    x = normal(B, Q, K)
-    for function in (
-        lambda x: softmax_ops.softmax(x, softcap=2.0),
-        softmax_ops.log_softmax,
-        lambda x: softmax_ops.log_softmax_backward(x, x),
-        lambda x: softmax_ops.softmax(x, scale=torch.tensor([2.0])),
-    ):
-        with pytest.raises(NotImplementedError, match=r"transform of torch\.func.*call it outside"):
-            TRANSFORMS[name](function, x)
-
-
-def test_forward_mode_is_refused_and_what_has_no_tangent_computed() -> None:
-    """Also softcap with a bias, which has no backward."""
-    x, rows = normal(1, Q, K), torch.ones(Q)
-    plain: list[dict[str, Any]] = [{}, {"softcap": 2.0, "bias": x}, {"scale": rows}, {"alibi_slopes": torch.ones(1)}]
-    expected = [softmax_ops.log_softmax(x, **arguments) for arguments in plain]
-    with forward_ad.dual_level():
-        for arguments, wanted in zip(plain, expected, strict=True):
-            assert torch.equal(softmax_ops.log_softmax(x, **arguments), wanted)
-        duals = {name: forward_ad.make_dual(each, each) for name, each in (plain[2] | plain[3]).items()}
-        for given in ({"x": forward_ad.make_dual(x, x)}, *({"x": x, name: dual} for name, dual in duals.items())):
-            with pytest.raises(NotImplementedError, match="forward mode AD"):
-                softmax_ops.log_softmax(**given)
-
-
-def test_batched_gradients_are_refused() -> None:
-    x = leaf(Q, K)
-    with pytest.raises(NotImplementedError, match="is_grads_batched"):
-        torch.autograd.grad(softmax_ops.log_softmax(x), x, normal(3, Q, K), is_grads_batched=True)
+    with pytest.raises((NotImplementedError, ValueError), match=f"no (derivative|gradient) with respect to {name}"):
+        if how == "grad":
+            torch.func.grad(call)(value)
+        elif how == "jvp":
+            torch.func.jvp(call, (value,), (value,))
+        else:
+            with forward_ad.dual_level():
+                call(forward_ad.make_dual(value, value))
 
 
 def test_autocast_keeps_the_dtype() -> None:
@@ -406,12 +375,3 @@ def test_what_has_no_gradient_may_require_one_where_nothing_is_recorded() -> Non
             call()
         with pytest.raises(ValueError, match=r"requires grad, and no gradient with respect to .*no_grad"):
             call()
-
-
-@pytest.mark.parametrize("function", [softmax_ops.softmax, softmax_ops.log_softmax, softmax_ops.softmax_backward])
-def test_a_scale_of_each_sample_has_no_rule(function: Callable[..., Any]) -> None:
-    """It looks like a single number on the CPU, but is not."""
-    x, scale = normal(B, Q, K), torch.ones(B)
-    rows = (x, x) if function is softmax_ops.softmax_backward else (x,)
-    with pytest.raises(NotImplementedError, match="numbers as scale"):
-        torch.vmap(lambda scale, *rows: function(*rows, scale=scale))(scale, *rows)

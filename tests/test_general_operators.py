@@ -12,8 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import softmax_ops
-from softmax_ops import dispatch, routes
-from tests.test_operators import Seen, bits, leaf, normal, with_rules
+from softmax_ops import dispatch, schema
+from tests.test_operators import Seen, bits, leaf, normal
 
 B, H, Q, K = 2, 3, 4, 6
 
@@ -63,7 +63,7 @@ def of(name: str) -> tuple[Tensor, dict[str, Any]]:
 
 def of_operator(x: Tensor, arguments: dict[str, Any], log: bool) -> dict[str, Any]:
     plain = {"scale": 1.0, "causal_offset": None} | arguments
-    return routes._for_operator("", x, plain) | {"log": log}
+    return schema.separated("", x, plain) | {"log": log}
 
 
 def tensors(*results: Any) -> list[Tensor]:
@@ -259,11 +259,3 @@ def test_causality_reaches_the_backward(monkeypatch: pytest.MonkeyPatch) -> None
     y, _ = FORWARD(leaf(Q, K), causal=True, log=True)
     y.logsumexp(-1).sum().backward()
     assert [(request.left, request.right, request.causal_offset) for request in requests] == [(None, 0, K - Q)]
-
-
-@with_rules
-def test_vmap_of_the_operators_is_refused() -> None:
-    x = normal(B, Q, K)
-    for call in (lambda x: FORWARD(x, softcap=2.0), lambda x: BACKWARD(x, x)):
-        with pytest.raises(NotImplementedError, match=r"softmax_ops\.general.*transform of torch\.func"):
-            torch.vmap(call)(x)

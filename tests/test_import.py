@@ -21,8 +21,9 @@ MODULES = {
     for path in Path(softmax_ops.__file__).parent.rglob("*.py")
 }
 
-OF_TORCH = {"api", "autograd", "checks", "cpu", "dispatch", "modules", "ops", "signatures"}
-OF_TORCH |= {"current", "known", "layouts", "modes", "operands", "planned", "routes"}
+OF_TORCH = {"api", "autograd", "batching", "checks", "cpu", "derivatives", "dispatch", "modules", "ops"}
+OF_TORCH |= {"current", "known", "layouts", "modes", "operands", "planned", "routes", "schema", "signatures"}
+OF_TORCH |= {"transforms"}
 OF_CUDA = {"driver", "launcher", "serving"}
 TORCH_FREE = sorted(name for name in MODULES if not (OF_TORCH | OF_CUDA) & set(name.split(".")))
 

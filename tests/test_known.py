@@ -372,7 +372,8 @@ def test_calls_that_differ_in_what_is_looked_at_each_time(serve: Serve) -> None:
                 call()
                 assert outcome(refused)[::2] == (error, True), refused
         with torch.autograd.forward_ad.dual_level():
-            assert outcome(lambda: softmax_ops.softmax(dual(rows(0), rows(256))))[0] is NotImplementedError
+            y = softmax_ops.softmax(dual(rows(0), rows(256)))
+            assert torch.autograd.forward_ad.unpack_dual(y).tangent is not None
         fake = torch._subclasses.FakeTensorMode()
         for call in good[:1]:
             with fake, long_way():

@@ -398,10 +398,10 @@ def test_an_operator_loses_no_tangent() -> None:
             lambda: softmax_ops.softmax(dual),
             lambda: softmax_ops.softmax_backward(x, dual),
             lambda: softmax_ops.log_softmax(dual),
-            lambda: softmax_ops.log_softmax_backward(x, x, scale=dual_scale),
         ):
-            with pytest.raises(NotImplementedError, match="has a tangent"):
-                call()
+            assert forward_ad.unpack_dual(call()).tangent is not None
+        with pytest.raises(NotImplementedError, match="has a tangent"):
+            softmax_ops.log_softmax_backward(x, x, scale=dual_scale)
 
 
 def test_a_tensor_subclass_sees_the_operator() -> None:
@@ -450,7 +450,6 @@ def test_eager_calls_do_not_reach_the_dispatcher(monkeypatch: pytest.MonkeyPatch
     softmax_ops.softmax_backward(x, x, causal=True)
     softmax_ops.softmax(torch.nn.Parameter(x)).sum().backward()
     softmax_ops.softmax(leaf(Q, K)).sum().backward()
-    torch.vmap(softmax_ops.softmax)(x)
     assert called == []
     with Seen():
         softmax_ops.softmax(x)

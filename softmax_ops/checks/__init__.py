@@ -7,7 +7,7 @@ type raises TypeError, everything else ValueError. The parameter `op` of a check
 
 from .backward import BackwardRequest, check_general_backward, check_softmax_backward
 from .forward import check_masked_fill, check_softmax
-from .general import check_general
+from .general import check_general, check_has_backward
 from .request import Request
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Request",
     "check_general",
     "check_general_backward",
+    "check_has_backward",
     "check_masked_fill",
     "check_softmax",
     "check_softmax_backward",

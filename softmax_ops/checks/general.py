@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -82,6 +85,20 @@ def check_general(
     if band.left is None and band.right == 0 and not request._replace(right=None).general:
         return request._replace(right=None)  # causality alone
     return request._replace(dtype=result or x.dtype) if request.general else request
+
+
+def check_has_backward(
+    op: str,
+    given: Mapping[str, Any],
+    why: str = ", and an input requires grad; want softcap alone, or the call under torch.no_grad()",
+) -> None:
+    """Refuse arguments of a forward, by name, whose gradient cannot be computed from its results."""
+    beside = [name for name in ("bias", "alibi_slopes") if given.get(name) is not None]
+    if given.get("softcap") is not None and beside:
+        raise NotImplementedError(
+            f"{op}: softcap with {' and '.join(beside)} has no backward, since the scores before it cannot be had from "
+            f"the result{why}"
+        )
 
 
 def _check_added(op: str, request: Request, alibi_slopes: Tensor | None) -> None:

@@ -1,0 +1,80 @@
+"""The arguments of the operators: a number and a tensor are two arguments there where a function has one for both."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from .checks.band import window_bounds
+from .checks.scalars import finite_scale
+from .modes import is_followed
+
+Named = dict[str, Any]
+_REQUIRED = object()
+
+
+def by_name(op: str, values: tuple, default: Any = _REQUIRED) -> Named:
+    """Values in the order of the arguments of torch.ops.softmax_ops.<op>, by their names.
+
+    Those left out at the end become what the operator has by default, or `default`.
+    """
+    arguments = _arguments(op)
+    given = {each.name: each.default_value if default is _REQUIRED else default for each in arguments}
+    return given | dict(zip(given, values, strict=False))
+
+
+@cache
+def _arguments(op: str) -> Any:
+    return getattr(torch.ops.softmax_ops, op).default._schema.arguments
+
+
+def in_order(op: str, given: Named) -> tuple:
+    """`by_name` undone."""
+    return tuple((by_name(op, ()) | given).values())
+
+
+def separated(op: str, rows: Tensor, arguments: Named) -> Named:
+    """The arguments of a function as those of an operator, for rows like x or y.
+
+    Built as one new dictionary, because torch.compile before 2.5 cannot trace one that is modified.
+    """
+    left, right = window_bounds(op, arguments.get("window"))
+    scale, offset = arguments["scale"], arguments["causal_offset"]
+    scale_tensor = scale if on_device(scale) else None
+    offset_tensor = offset if on_device(offset) else None
+    if isinstance(scale, Tensor):
+        scale = finite_scale(op, scale, rows) if scale_tensor is None else 1.0
+    if isinstance(offset, Tensor):
+        offset = int(offset) if offset_tensor is None else None
+    return {
+        **{name: value for name, value in arguments.items() if name != "window"},
+        **{"scale": scale, "scale_tensor": scale_tensor, "causal_offset": offset, "offset_tensor": offset_tensor},
+        **{"left": left, "right": right},
+    }
+
+
+def joined(given: Named) -> Named:
+    """`separated` undone, for the checks; without batch_invariant. A tensor stays on the device."""
+    given = {name: known(value) for name, value in given.items() if name != "batch_invariant"}
+    scale, offset = given.pop("scale_tensor"), given.pop("offset_tensor")
+    if scale is not None:
+        given["scale"] = scale.reshape(1) if scale.dim() == 0 else scale
+    if offset is not None:
+        given["causal_offset"] = offset.reshape(1) if offset.dim() == 0 else offset
+    return given | {"window": (given.pop("left"), given.pop("right")), "out": None}
+
+
+def known(value: Any) -> Any:
+    """An offset that varies is a valid one: every integer is."""
+    return 0 if isinstance(value, torch.SymInt) else value
+
+
+def on_device(value: Any) -> bool:
+    """Whether a value stays a tensor. A 0-d CPU tensor is a number, unless a transform or forward mode sees it."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.dim() > 0 or value.device.type != "cpu" or (not is_dynamo_compiling() and is_followed(value))
