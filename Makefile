@@ -15,10 +15,11 @@ PEERS   := $(VENV)/.peers
 BENCH   := $(BIN)/python -m benchmarks
 BENCHFLAGS ?= --budget 480s
 TESTFLAGS ?= -n auto
+OF_TOOLCHAIN := toolchain resolve launcher native serving kernels gates
 FLAGS   := $(foreach arch,$(ARCH),--arch $(arch))
 
 .DEFAULT_GOAL := help
-.PHONY: help generate check-generated test test-quick test-all lint format bundle wheel bench bench-quick bench-report bench-costs bench-host predictions clean
+.PHONY: help generate check-generated test test-quick test-sample test-all lint format bundle wheel bench bench-quick bench-report bench-costs bench-host predictions clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ test: $(TESTING) $(NATIVE)  ## Run every test; without a GPU the kernels run on 
 
 test-quick: $(TESTING) $(NATIVE)  ## Run the quick tests: all except executed kernels and tests that start many processes
 	$(BIN)/python -m pytest -m "not kernels and not slow" $(TESTFLAGS)
+
+test-sample: $(TESTING) $(NATIVE)  ## Run what the toolchain decides: compiling, loading, launching, and a sample of the kernels
+	$(BIN)/python -m pytest --sample $(TESTFLAGS) $(foreach file,$(OF_TOOLCHAIN),tests/test_$(file).py)
 
 test-all: $(TESTING) $(NATIVE)  ## Run every test, and every kernel for every architecture that the toolchain supports
 	$(BIN)/python -m pytest --all-architectures $(TESTFLAGS)

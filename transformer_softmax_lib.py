@@ -29,7 +29,7 @@ def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: flo
 
     input   [batches, attn_heads, query_seq_len, key_seq_len]; float16, bfloat16, float32 or float64, on a GPU or the
             CPU.
-    mask    broadcasts to input; bool, uint8, float16 or input's dtype. Exactly 1 hides. None hides nothing.
+    mask    broadcasts to input; bool, uint8 or a float dtype that input may have. Exactly 1 hides. None hides nothing.
     scale   a number, or a tensor of one element. A tensor on a GPU is read back, which waits for the device; during a
             CUDA graph capture that is an error.
 

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from softmax_ops.artifacts.terminal import prepare_output
+
 from . import costs, report
-from .cells import cells
+from .cells import Cell, cells
 from .results import FILE, FOLDER, Results, folder_of
 from .watchdog import CELL_LIMIT_S, LOST
 
@@ -42,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     profiled.set_defaults(command=_profile)
 
     once = commands.add_parser("once", help="compute one cell once, for a profiler to look at")
-    once.add_argument("key", help="its name, as `list` prints it")
+    once.add_argument("cell", type=_cell, help="its name, as `list` prints it")
     once.set_defaults(command=_once)
 
     listed = commands.add_parser("list", help="the cells by rank")
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     predicted.set_defaults(command=_predict)
 
     compared = commands.add_parser("compare", help="predictions against results of a device")
-    compared.add_argument("device", help=f"a folder of {FOLDER.name}/")
+    compared.add_argument("results", type=_results_of, metavar="device", help=f"a folder of {FOLDER.name}/")
     compared.set_defaults(command=_compare)
     return parser
 
@@ -74,6 +76,22 @@ def _seconds(text: str) -> float:
     (480.0, 2.0)
     """
     return float(text.removesuffix("s"))
+
+
+def _cell(key: str) -> Cell:
+    for cell in cells():
+        if cell.key == key:
+            return cell
+    raise argparse.ArgumentTypeError(f"no cell has the name {key!r}; `python -m benchmarks list` prints the names")
+
+
+def _results_of(device: str) -> Path:
+    path = FOLDER / device / FILE
+    if path.is_file():
+        return path
+    measured = ", ".join(sorted(found.parent.name for found in FOLDER.glob(f"*/{FILE}")))
+    there = f"there are those of {measured}" if measured else "there are none: `python -m benchmarks run` makes them"
+    raise argparse.ArgumentTypeError(f"there are no results of {device!r} in {FOLDER}; {there}")
 
 
 def _gpu(options: argparse.Namespace) -> int:
@@ -126,7 +144,7 @@ def _profile(options: argparse.Namespace) -> int:
 def _once(options: argparse.Namespace) -> int:
     from .profile import once
 
-    once(next(cell for cell in cells() if cell.key == options.key))
+    once(options.cell)
     return 0
 
 
@@ -166,7 +184,7 @@ def _compare(options: argparse.Namespace) -> int:
     from . import predict, predict_page
 
     _, predictions = predict.load()
-    print(predict_page.compare(predictions, Results.load(FOLDER / options.device / FILE)))
+    print(predict_page.compare(predictions, Results.load(options.results)))
     for key in predict.stale(predictions, cells()):
         print(f"stale: {key}: `make predictions` counts its kernel anew")
     return 0
@@ -193,4 +211,5 @@ def _costs(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    prepare_output()
     sys.exit(main())

@@ -4,8 +4,10 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import click
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.table import Table
 from softmax_ops.artifacts import signature
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
 from softmax_ops.artifacts.cache import Cache, Swept, user_cache
+from softmax_ops.artifacts.terminal import prepare_output
 
 from . import build as builder
 from . import catalog, inspection, plan_picture, plan_tables, toolchain, tuning, variants
@@ -137,6 +140,7 @@ def tune(direction: str, dtype: str, bundle: Path | None, prepare: str | None, l
     if prepare is not None:
         if bundle is None:
             raise click.UsageError("--prepare writes the file that --bundle names")
+        _check_writable(bundle)
         specs = {spec: None for k in lengths for spec in tuning.compared(chosen, DType(dtype), k, prepare)}
         click.echo(tuning.prepare(specs, prepare, bundle))
         return
@@ -205,8 +209,9 @@ def bundle(architectures: tuple[str, ...], output: Path, sign: Path | None, jobs
     start = time.monotonic()
     private_key = _private_key(sign)  # fails before minutes of work, not after
     chosen = toolchain.check_architectures(architectures or toolchain.supported_architectures())
-    report = builder.build(variants.shipped(), chosen, _user_cache(), jobs=jobs)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    kept = _user_cache()
+    _check_writable(output)
+    report = builder.build(variants.shipped(), chosen, kept, jobs=jobs)
     shipped = catalog.build_catalog({f"{spec.name}.cu": render_spec(spec) for spec in variants.shipped()})
     facts = write_bundle(
         output, report.cubins, catalog=shipped.to_json().encode(), toolchain=toolchain.compiler_build()
@@ -217,6 +222,19 @@ def bundle(architectures: tuple[str, ...], output: Path, sign: Path | None, jobs
         f"median cubin {facts.median_cubin_bytes}, largest {facts.largest_cubin_bytes} bytes "
         f"({facts.largest_cubin}); {report.compiled} compiled, {time.monotonic() - start:.1f} s{signed}"
     )
+
+
+def _check_writable(path: Path) -> None:
+    """Create the folder of a file that is written after minutes of work, and fail before them if it cannot be."""
+    try:
+        with suppress(FileExistsError):  # if it is not a folder, that is reported below
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            wrong = "it is a directory" if path.is_dir() else ""
+    except OSError as error:
+        wrong = error.strerror or str(error)
+    if wrong:
+        raise click.ClickException(f"{path} cannot be written: {wrong}; --output or --bundle names another file")
 
 
 def _private_key(path: Path | None) -> object:
@@ -265,7 +283,8 @@ def verify() -> None:
     for finding in findings:
         click.echo(finding)
     if findings:
-        raise click.ClickException(f"{len(findings)} findings in {kept.root}; `cache clear` removes every entry")
+        advice = "; `cache clear` removes every entry" if kept.entries() else ""  # none of a cache that is refused
+        raise click.ClickException(f"{len(findings)} findings in {kept.root}{advice}")
     click.echo(f"{len(kept.entries())} entries in {kept.root}, every one intact")
 
 
@@ -277,12 +296,13 @@ def gc() -> None:
 
 @cache.command()
 def clear() -> None:
-    """Remove every entry."""
+    """Remove every entry and every file set aside."""
     click.echo(_told(_user_cache().clear()))
 
 
 def _told(swept: Swept) -> str:
-    return f"{swept.files} files removed, {swept.freed_bytes} bytes; {swept.kept_bytes} bytes stay"
+    stuck = f"; could not be removed: {', '.join(swept.stuck)}" if swept.stuck else ""
+    return f"{swept.files} files removed, {swept.freed_bytes} bytes; {swept.kept_bytes} bytes stay{stuck}"
 
 
 def run() -> None:
@@ -295,4 +315,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    prepare_output()
     run()

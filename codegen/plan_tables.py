@@ -87,7 +87,7 @@ def measured() -> str:
         for plan in plans
     ]
     if not found:
-        return f"{said}: nobody measured them. A measurement has chosen none."
+        return f"{said}: none has been measured."
     return "\n".join(
         [f"{said}. A measurement has chosen {len(found)} more, which dispatch tries before them:", "", *found]
     )

@@ -1,4 +1,4 @@
-"""Policy: which plan and which tile serve a row length. The one home of every threshold.
+"""Policy: which plan and which tile serve a row length. The one home of every threshold of that choice.
 
 MEASURED has what was chosen by timing on a GPU. Everything else follows from arithmetic, stated at each number, and
 `row_plans` lists it. The budget is that of an H200: about 29 lane-instructions per 16-bit element and 48 KiB of reads

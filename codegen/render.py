@@ -88,10 +88,10 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             cta=_cta(spec),
             ctas=ctas_per_sm(spec),
             lane_holds="lane holds" if spec.lanes == 1 else "lanes hold",
+            row_alias="Row".ljust(len("Partial")) if _has_partials(spec) else "Row",
             row_type="TileRow" if spec.plan is Plan.TILE else "UnalignedRow" if spec.unaligned else "AlignedRow",
             row_options=_row_options(spec),
-            y_pointer=f"{spec.output}* const y".ljust(len("Element const* const x")),
-            dx_pointer=f"{spec.output}* const dx".ljust(len("Element const* const dy")),
+            pointers=_pointers(spec),
             operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
             numeric=spec.numeric,
             keep=", epilogue.keeps_exponents()" if spec.epilogue else "",
@@ -113,10 +113,28 @@ def _scale(spec: Spec) -> str:
     return "epilogue.scale(p.operands.scale)" if spec.epilogue else "p.operands.scale"
 
 
+def _has_partials(spec: Spec) -> bool:
+    """Whether several warps share a row: their partial results then have a type beside the row's."""
+    return spec.plan not in (Plan.TILE, Plan.WARP)
+
+
+def _pointers(spec: Spec) -> dict[str, str]:
+    """The declaration of a pointer to a row of each tensor, all of one length."""
+    *inputs, output = spec.direction.tensors
+    found = {name: f"Element const* const {name}" for name in inputs} | {output: f"{spec.output}* const {output}"}
+    longest = max(map(len, found.values()))
+    return {name: declaration.ljust(longest) for name, declaration in found.items()}
+
+
+_WITHOUT_CAUSALITY = {Mask.CAUSAL: Mask.NONE, Mask.BOOLCAUSAL: Mask.BOOL}
+
+
 def _formula(spec: Spec) -> tuple[str, ...]:
     lines = _FORMULAS[spec.direction, spec.mask]
-    serves_unmasked = computed_by(spec.direction, spec.dtype, Mask.NONE) is Mask.CAUSAL is spec.mask
-    return (*lines[:-1], f"{lines[-1]}; without a causal mask, offset = K") if serves_unmasked else lines
+    other = _WITHOUT_CAUSALITY.get(spec.mask)
+    if other is None or computed_by(spec.direction, spec.dtype, other) is not spec.mask:
+        return lines
+    return *lines[:-1], f"{lines[-1]}; without a causal mask, offset = K"
 
 
 def _fragment_shape(spec: Spec) -> str:

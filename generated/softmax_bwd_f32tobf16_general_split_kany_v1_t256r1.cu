@@ -47,8 +47,8 @@ softmax_bwd_f32tobf16_general_split_kany_v1_t256r1(Params const __grid_constant_
   int const segment  = blockIdx.x % segments;
   RowIndex const index(rows, r);
 
-  Element const* const dy = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
-  Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
+  Element const* const dy       = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
+  Element const* const y        = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   cutlass::bfloat16_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row>(dx, rows.k, segment, /*columns=*/1024);

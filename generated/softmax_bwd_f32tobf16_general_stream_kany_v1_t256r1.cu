@@ -45,8 +45,8 @@ softmax_bwd_f32tobf16_general_stream_kany_v1_t256r1(Params const __grid_constant
   int const k      = rows.k;
   RowIndex const index(rows, from_either_end(blockIdx.x, gridDim.x));
 
-  Element const* const dy = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
-  Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
+  Element const* const dy       = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
+  Element const* const y        = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   cutlass::bfloat16_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Band const visible(p.band, rows, index);

@@ -46,8 +46,8 @@ softmax_bwd_f32tof16_band_cluster_k278528_v4_t1024r1c16(Params const __grid_cons
   Rows const& rows = p.operands.rows;
   RowIndex const index(rows, from_either_end(cute::cluster_id_in_grid().x, cute::cluster_grid_dims().x));
 
-  Element const* const dy = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
-  Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
+  Element const* const dy   = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
+  Element const* const y    = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   cutlass::half_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);

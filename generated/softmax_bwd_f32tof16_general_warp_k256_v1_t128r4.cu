@@ -44,8 +44,8 @@ softmax_bwd_f32tof16_general_warp_k256_v1_t128r4(Params const __grid_constant__ 
   int const k        = has_row ? rows.k : 0;
   RowIndex const index(rows, has_row ? r : 0);
 
-  Element const* const dy = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
-  Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
+  Element const* const dy   = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
+  Element const* const y    = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   cutlass::half_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Band const visible(p.band, rows, index);

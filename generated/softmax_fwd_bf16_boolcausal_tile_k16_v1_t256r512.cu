@@ -3,7 +3,7 @@
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
 //   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
-//   over j <= i + offset, 0 elsewhere
+//   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
 // A CTA moves its rows through shared memory, at most 8192 elements. Rows that follow each other in memory move as one range,
 // in 16-byte accesses except at its ends, whatever K is; others row by row.

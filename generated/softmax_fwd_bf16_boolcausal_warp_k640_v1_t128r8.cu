@@ -3,7 +3,7 @@
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
 //   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
-//   over j <= i + offset, 0 elsewhere
+//   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
 // 16 lanes hold a row in registers, 40 elements each; 8 rows per CTA of 128 threads.
 // Traffic: 2 bytes read per visible element, 1 of the mask; 2 bytes written per element.

@@ -3,7 +3,7 @@
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
 //   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
-//   over j <= i + offset, 0 elsewhere
+//   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
 // A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 544 threads per CTA), holds a row in
 // registers, 32 elements per thread.

@@ -3,7 +3,7 @@
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
 //   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
-//   over j <= i + offset, 0 elsewhere
+//   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
 // A CTA of 512 threads goes over its row twice, 4096 columns at a time: for maximum and sum, then to write.
 // Results are stored with an evict-first hint, so that L2 keeps what is read again.

@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import signal
 import sys
-from io import TextIOWrapper
 from pathlib import Path
 
 from . import doctor
@@ -12,6 +10,7 @@ from .artifacts import settings
 from .artifacts.bundle import Bundle
 from .artifacts.catalog import CatalogError
 from .artifacts.cubin import Absent
+from .artifacts.terminal import prepare_output
 from .explanation import explain_geometry
 from .launch_plan import NoVariant
 from .problem import DTYPE_BYTES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
@@ -155,7 +154,5 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end in silence when the reader, such as `head`, has seen enough
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # paths may have bytes that the terminal's encoding lacks
+    prepare_output()
     sys.exit(main())

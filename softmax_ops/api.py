@@ -10,6 +10,7 @@ from torch.compiler import is_dynamo_compiling
 
 from . import dispatch, ops, routes  # noqa: F401 (ops registers torch.ops.softmax_ops)
 from .checks import check_general, check_has_backward
+from .checks.scalars import check_flag
 from .explanation import Explanation
 from .known.calls import backward, forward
 from .signatures import Forward, Window
@@ -52,8 +53,9 @@ def softmax(
 
     x                [..., Q, K] or [K]; float16, bfloat16, float32 or float64, on a GPU or the CPU, any strides (a last
                      stride other than 1 is copied first).
-    scale            finite number, or 0-d CPU tensor; never rounded to x's dtype. Or a float32 tensor on x's device, of
-                     one element or one for each row: broadcast against x.shape[:-1] from the right.
+    scale            number, or 0-d CPU tensor, up to 2^127 in magnitude (for float64 any finite one); never rounded to
+                     x's dtype. Or a float32 tensor on x's device, of one element or one for each row: broadcast against
+                     x.shape[:-1] from the right.
     mask             bool or uint8, broadcast against x from the right; exactly 1 (True) hides a score.
     bias             x's dtype or float32, broadcast like a mask; differentiable. -inf in it hides.
     key_lengths      int32 [B] on x's device, B = x.shape[0]: columns at and beyond the length are hidden, and not read.
@@ -238,7 +240,7 @@ def softmax_backward(
 
     dy, y            [..., Q, K] or [K], of one shape, dtype and device, as `softmax` takes them. dy may be expanded.
     scale            that of the forward. Mask, bias, slopes and sinks are not passed: y contains all that is needed.
-    causal           only visible columns of dy and y are read, and dx is 0 elsewhere.
+    causal           only visible columns of dy and y are read; elsewhere dx is 0, or NaN if the row's sum is NaN.
     causal_offset, window, key_lengths
                      those of the forward; leave out an offset that only slopes used.
     softcap, lse     those of the forward; not supported after a forward with bias or slopes.
@@ -374,8 +376,11 @@ def explain(
     x (it ignores the mask). Loads and launches no kernel, but copies tensors that the call would have to copy first.
     For tensors on the CPU or on meta it reports what a GPU of architecture `arch` ("sm_90") would run.
 
-    Raises what the call would raise for these arguments, and NoVariant for an architecture that has no kernels.
+    Raises what the call would raise for these arguments under `torch.no_grad()`, and NoVariant for an architecture that
+    has no kernels.
     """
+    for name, flag in (("log", log), ("batch_invariant", batch_invariant), ("backward", backward)):
+        check_flag("softmax_ops.explain", flag, name)
     request = check_general(
         x,
         scale=scale,

@@ -59,6 +59,16 @@ def softmax_plain(request: Request) -> Tensor:
     return y
 
 
+def softmax_whole(request: Request) -> Tensor:
+    """`softmax_plain` in one piece and without out, for what looks at operations: compilers, modes, transforms."""
+    x, mask = request.x, request.mask
+    if x.shape[-1] == 0:
+        return torch.empty_like(x)
+    rows = x.unsqueeze(0) if x.dim() == 1 else x
+    y = _forward(rows, None if mask is None else _hides(mask), request.causal_offset, request)
+    return y.to(x.dtype).reshape(x.shape)
+
+
 def softmax_backward(request: BackwardRequest) -> Any:
     """Gradient of the forward's x, [..., Q, K] or [K]; of y's dtype, contiguous unless request.out.
 
@@ -176,7 +186,7 @@ def _forward(x: Tensor, hidden: Tensor | None, offset: int | None, request: Requ
     """Softmax of x [..., Q, K] in the accumulation type, as a new tensor: y may be the memory of x."""
     z = x.to(accumulation(x)) * request.scale
     if hidden is not None:
-        z.masked_fill_(hidden, request.fill)
+        z = z.masked_fill(hidden, request.fill)
     if offset is not None:
         z.masked_fill_(_future(x, offset), -math.inf)
     largest = z.amax(-1, keepdim=True)  # (...,Q,1)
@@ -233,12 +243,13 @@ def _backward_general(part: dict[str, Tensor], offset: int | None, request: Back
     d = (dy if request.log else y * dy).sum(-1, keepdim=True)  # (...,Q,1)
     if "grad_lse" in part:
         d.sub_(part["grad_lse"][..., :1])
-    dz = (dy - y * d).masked_fill_(given == -math.inf, 0.0) if request.log else (dy - d).mul_(y)
+    dz = dy - y * d if request.log else (dy - d).mul_(y)
     if request.softcap is not None:
         s = (given if request.log else y.log()) + part["lse"]
         s.div_(request.softcap)
         dz.mul_((1.0 - s * s).clamp_(min=0.0))  # rounding of y may move s beyond softcap; y = 0 moves it to -inf
-    return dz.mul_(part.get("row_scale", request.scale)), d
+    dz.mul_(part.get("row_scale", request.scale))
+    return dz.masked_fill_(given == -math.inf, 0.0) if request.log else dz, d
 
 
 def _backward(dy: Tensor, y: Tensor, offset: int | None, scale: float) -> Tensor:

@@ -22,7 +22,7 @@ from .checks.tensors import describe
 from .checks.values import accumulation
 from .explanation import Explanation, explain_geometry
 from .launch_plan import LaunchPlan, TooManyDimensions
-from .layouts import DTYPES, Metadata, Scalars, contiguous, geometry_of, metadata_of, supported
+from .layouts import DTYPES, Metadata, Scalars, contiguous, expanded, geometry_of, metadata_of, supported
 from .operands import Named
 from .problem import BIASED, OPERANDS, General, Geometry
 
@@ -137,13 +137,9 @@ def compute(
         return y
     tensors, others = supported((*inputs, y), others)
     with current.working_on(current.ordinal(x)):
-        try:
-            _launch(direction, tensors, others, scalars)
-        except TooManyDimensions:
-            tensors, others = contiguous(tensors, others)
-            _launch(direction, tensors, others, scalars)
-            if tensors[-1] is not y:
-                y.copy_(tensors[-1])
+        written = _in_few_dimensions(partial(_launch, direction, scalars), tensors, others)
+        if written is not y:
+            y.copy_(written)
     if out is not None and not out.is_inference():
         current.increment_version((out,))
     return y
@@ -170,12 +166,11 @@ def _explain(
     """What `compute` would do."""
     x = inputs[0]
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device="meta") if out is None else out
-    tensors, others = supported((*inputs, y), others)
-    try:
+
+    def attempt(tensors: tuple[Tensor, ...], others: Named) -> Explanation:
         return explain(geometry_of(metadata_of(direction, tensors, others, scalars, arch)), arch)
-    except TooManyDimensions:
-        tensors, others = contiguous(tensors, others)
-        return explain(geometry_of(metadata_of(direction, tensors, others, scalars, arch)), arch)
+
+    return _in_few_dimensions(attempt, *supported((*inputs, y), others))
 
 
 def executable(
@@ -200,7 +195,20 @@ def _executable(direction: str, tensors: tuple[Tensor, ...], others: Named, scal
     return launcher.executable(plan, device, current.stream(device))
 
 
-def _launch(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars: Scalars) -> None:
+def _in_few_dimensions(attempt: Callable[..., Any], tensors: tuple[Tensor, ...], others: Named) -> Any:
+    """attempt(tensors, others), on copies if more dimensions remain than kernels take."""
+    try:
+        return attempt(tensors, others)
+    except TooManyDimensions:
+        tensors = contiguous(tensors)
+    try:
+        return attempt(tensors, others)
+    except TooManyDimensions:
+        return attempt(tensors, expanded(others, tensors[-1].shape))
+
+
+def _launch(direction: str, scalars: Scalars, tensors: tuple[Tensor, ...], others: Named) -> Tensor:
+    """The tensor that was written, the last one."""
     addresses = tuple(tensor.data_ptr() for tensor in (*tensors, *others.values()))
     if 0 in addresses:
         raise _without_memory(direction, tensors, others)
@@ -213,6 +221,7 @@ def _launch(direction: str, tensors: tuple[Tensor, ...], others: Named, scalars:
         workspace=0 if workspace is None else workspace.data_ptr(),
         stream=current.stream(found.device),
     )
+    return tensors[-1]
 
 
 def _without_memory(direction: str, tensors: tuple[Tensor, ...], others: Named) -> ValueError:

@@ -126,6 +126,7 @@ def _bundle(bundle: Bundle) -> Facts:
         "bytes": facts.file_bytes,
         "toolchain": facts.toolchain,
         "kernels": {arch: _coverage(bundle, arch) for arch, _ in facts.per_architecture},
+        "not read": f"the kernels themselves: `python -m softmax_ops bundle verify {bundle.path}` reads them",
     }
 
 
@@ -171,7 +172,7 @@ def _cache() -> Facts:
     entries, findings = cache.entries(), cache.verify()
     return {
         "directory": str(cache.root),
-        "exists": cache.root is not None and cache.root.is_dir(),
+        "exists": cache.root is not None and os.path.isdir(cache.root),
         "writable": cache.root is not None and os.access(cache.root, os.W_OK),
         "entries": len(entries),
         "bytes": sum(entry.stored_bytes for entry in entries),

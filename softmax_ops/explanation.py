@@ -7,9 +7,12 @@ from math import prod
 
 from . import resolve
 from .artifacts import catalog
-from .artifacts.cubin import runs_on
+from .artifacts.cubin import TEGRA, runs_on
 from .launch_plan import LaunchPlan, NoVariant, plan
 from .problem import Geometry, Operand
+
+LARGEST_RESULT_BYTES = 2**44
+"""Size of a result that is explained, at most: more than any GPU holds, and few enough launches to plan at once."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,23 @@ def explain_geometry(
 ) -> Explanation:
     """The explanation of a geometry on an architecture; `settled` gives the plan that a device really runs.
 
-    Raises NoVariant when no shipped kernel serves it, TooManyDimensions when its operands must be copied first.
+    Raises NoVariant when no shipped kernel serves it, TooManyDimensions when its operands must be copied first, and
+    ValueError for a result of more than LARGEST_RESULT_BYTES.
     """
     built = catalog.load().architectures
     if not any(runs_on(each, arch) for each in built):
         raise NoVariant(
-            f"explain: no kernel ships for {arch}; want one of {', '.join(built)}, or a later minor version"
+            f"explain: no kernel ships for {arch}; want one of {', '.join(built)}, or a later minor version, except "
+            f"{', '.join(TEGRA)}: integrated GPUs (Tegra, Jetson) are excluded"
         )
     if geometry.rows * geometry.k == 0:
         return Explanation(None, arch, "", 0, 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", "", ())
+    written = geometry.rows * geometry.k * geometry.output.element_bytes
+    if written > LARGEST_RESULT_BYTES:
+        raise ValueError(
+            f"explain: a result of shape {geometry.shape} has {written} bytes, more than any GPU holds; "
+            f"want at most {LARGEST_RESULT_BYTES}"
+        )
     launch_plan = settled(plan(geometry, catalog.load(), arch))
     variant, first = launch_plan.variant, launch_plan.launches[0]
     cubin, passed_over = _cubin(variant, arch)
@@ -89,7 +100,7 @@ def explain_geometry(
         cluster=first.cluster,
         shared_bytes=variant.shared_bytes,
         bytes_read=_bytes_read(launch_plan),
-        bytes_written=geometry.rows * geometry.k * geometry.output.element_bytes,
+        bytes_written=written,
         workspace_bytes=launch_plan.workspace_bytes,
         reason=launch_plan.reason,
         measured=launch_plan.measured,
@@ -125,12 +136,24 @@ def _visible(geometry: Geometry) -> int:
         return geometry.rows * geometry.k
     queries, k = geometry.shape[-2:]
     left, right = (geometry.general.left, geometry.general.right) if geometry.general else (None, 0)
-    seen = 0
-    for position in range(geometry.causal_offset, geometry.causal_offset + queries):
-        begin = 0 if left is None else min(max(position - left, 0), k)
-        end = k if right is None else min(max(position + right + 1, 0), k)
-        seen += max(end - begin, 0)
-    return geometry.rows // queries * seen
+    first = geometry.causal_offset
+    before = 0 if left is None else _sum_within(first - left, queries, k)
+    until = queries * k if right is None else _sum_within(first + right + 1, queries, k)
+    return geometry.rows // queries * (until - before)
+
+
+def _sum_within(first: int, count: int, k: int) -> int:
+    """The sum of `count` integers from `first` on, each of them clamped to 0 .. k.
+
+    >>> _sum_within(-2, 7, 3) == sum([0, 0, 0, 1, 2, 3, 3])
+    True
+    """
+
+    def below(end: int) -> int:
+        rising = min(max(end, 0), k)
+        return rising * (rising - 1) // 2 + max(end - k, 0) * k
+
+    return below(first + count) - below(first)
 
 
 def _broadcast_bytes(geometry: Geometry, operand: Operand | None) -> int:

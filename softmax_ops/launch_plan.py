@@ -102,7 +102,8 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
     variant = catalog.variants[entry.name]
     broadcast = geometry.operand("bias") or geometry.mask
     if broadcast is not None and variant.plan != "tile":
-        # Rows that share a row of the bias or mask run one after the other, so that it is fetched once.
+        # Rows that share a row of the bias or mask run one after the other, so that it is fetched once. The rows of a
+        # tile stay as they lie in memory: it is one range there.
         position = geometry.operands.index(broadcast)
         dimensions.sort(key=lambda dimension: dimension.strides[position] == 0)
     layout = catalog.layout(variant)
@@ -150,7 +151,7 @@ def _measured(entry: Entry, arch: str) -> str:
     """The measurement that chose an entry, if it was made on this architecture."""
     if entry.measured.startswith(f"{arch}: "):
         return entry.measured
-    return f"by arithmetic, from bytes in flight and instructions: nobody measured it on {arch}"
+    return f"by arithmetic, from bytes in flight and instructions: not measured on {arch}"
 
 
 def _obstacle(geometry: Geometry, entry: Entry, arch: str) -> str | None:

@@ -173,8 +173,8 @@ def _named(launch_plan: LaunchPlan) -> str:
 @cache
 def _say_once(kernel: str, cluster: int, instead: str, device: int) -> None:
     warnings.warn(
-        f"softmax_ops: device {device} cannot run clusters of {cluster} CTAs of {kernel}, as where a GPU is shared "
-        f"out: it runs {instead}",
+        f"softmax_ops: device {device} cannot run clusters of {cluster} CTAs of {kernel}, for example because it is "
+        f"partitioned (MIG): it runs {instead}",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -122,15 +122,19 @@ def with_unit_stride(tensor: Tensor) -> Tensor:
     return tensor[leading].contiguous().expand(tensor.shape)
 
 
-def contiguous(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
-    """Contiguous copies of everything that is read, and a new output if y has gaps. Per-row results have none anyway.
+def contiguous(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Contiguous copies of the inputs, and a new output if y, the last, has gaps."""
+    *inputs, y = tensors
+    output = y if y.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    return (*(tensor.contiguous() for tensor in inputs), output)
+
+
+def expanded(others: Named, shape: torch.Size) -> Named:
+    """Contiguous copies that broadcast no more, for rows of this shape. Per-row results have no gaps anyway.
 
     0-d tensors are left alone: a kernel reads the lower half of a 64-bit offset, which is not a row of numbers.
     """
-    *inputs, y = tensors
-    output = y if y.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    copies = {
-        name: tensor.expand(y.shape if name in _PER_COLUMN else y.shape[:-1]).contiguous() if tensor.dim() else tensor
+    return {
+        name: tensor.expand(shape if name in _PER_COLUMN else shape[:-1]).contiguous() if tensor.dim() else tensor
         for name, tensor in others.items()
     }
-    return (*(tensor.contiguous() for tensor in inputs), output), copies

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,22 +13,28 @@ from torch.compiler import is_dynamo_compiling
 from .checks.out import check_out, check_unrecorded
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_USUAL = {*_PLAIN, type(None), bool, int, float, tuple, torch.dtype}
 
 
 def needs_operator(*arguments: Any) -> bool:
     """Whether the call must go through an operator: under a compiler, a tracer, a dispatch mode, or with a tensor
     subclass or a meta tensor."""
     return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        is_traced()
         or torch._C._len_torch_dispatch_stack() > 0
         or any(isinstance(each, Tensor) and (type(each) not in _PLAIN or each.is_meta) for each in arguments)
     )
 
 
-def is_stand_in(value: Any) -> bool:
-    """Whether a value stands for a tensor without being one, such as the proxies by which torch.fx records a call."""
-    return not isinstance(value, Tensor) and hasattr(type(value), "__torch_function__")
+def is_traced() -> bool:
+    """Whether a compiler or a tracer records the operations of a call."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def stand_ins(values: Iterable[Any]) -> list[Any]:
+    """Those values that stand for a tensor without being one, such as the proxies by which torch.fx records a call."""
+    strange = [each for each in values if type(each) not in _USUAL]
+    return [each for each in strange if not isinstance(each, Tensor) and hasattr(type(each), "__torch_function__")]
 
 
 def is_recorded(*inputs: Any) -> bool:

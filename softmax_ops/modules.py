@@ -9,6 +9,8 @@ from torch import Tensor
 
 from . import api
 from .checks import check_general
+from .checks.scalars import check_flag
+from .schema import as_float, as_int
 from .signatures import Window
 
 
@@ -38,8 +40,11 @@ class FusedSoftmax(torch.nn.Module):
         super().__init__()
         if not (dtype is None or isinstance(dtype, torch.dtype)):
             raise TypeError(f"FusedSoftmax: dtype is {dtype!r}; want a torch.dtype, or None for that of the scores")
+        for name, flag in (("batch_invariant", batch_invariant), ("log", log)):
+            check_flag("FusedSoftmax", flag, name)
         check_general(
-            torch.empty(1, 1),
+            torch.empty(1, 1, dtype=torch.float64, device="cpu"),
+            op="FusedSoftmax",
             scale=1.0 if isinstance(scale, Tensor) else scale,
             mask=None,
             causal=causal,
@@ -48,12 +53,13 @@ class FusedSoftmax(torch.nn.Module):
             window=window,
             softcap=softcap,
         )
-        self.scale = scale
+        # Numbers of Python's own types: torch.compile would make tensors of numpy's.
+        self.scale = scale if isinstance(scale, Tensor) else as_float(scale)
         self.causal = causal
-        self.causal_offset = causal_offset
+        self.causal_offset = causal_offset if isinstance(causal_offset, Tensor) else as_int(causal_offset)
         self.batch_invariant = batch_invariant
-        self.window = window
-        self.softcap = softcap
+        self.window = None if window is None else (as_int(window[0]), as_int(window[1]))
+        self.softcap = as_float(softcap)
         self.dtype = dtype
         self.log = log
 

@@ -23,7 +23,7 @@ from .checks import (
     check_softmax_backward,
 )
 from .checks.values import accumulation
-from .schema import by_name, in_order, joined, known
+from .schema import by_name, concrete, in_order, joined
 from .transforms import Backward, Forward
 
 
@@ -137,13 +137,13 @@ def _(dy, y, *rest, **named):
 
 @softmax.register_fake
 def _(x, scale=1.0, mask=None, causal=False, causal_offset=None, batch_invariant=False):
-    check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=known(causal_offset), out=None)
+    check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=concrete(causal_offset), out=None)
     return x.new_empty(x.shape)
 
 
 @softmax_backward.register_fake
 def _(dy, y, scale=1.0, causal=False, causal_offset=None, batch_invariant=False):
-    check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=known(causal_offset), out=None)
+    check_softmax_backward(dy, y, scale=scale, causal=causal, causal_offset=concrete(causal_offset), out=None)
     return y.new_empty(y.shape)
 
 

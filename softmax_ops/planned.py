@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import current, dispatch, layouts
 from .checks import Request, check_softmax, check_softmax_backward
+from .checks.scalars import check_flag
 from .checks.tensors import describe
 from .known.call import Known
 from .launcher import Executable
@@ -80,7 +81,8 @@ def plan(
         request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if x.is_meta:
         raise ValueError(f"{_OP}: x is a {describe(x)}; want a tensor on cpu or cuda, where the calls will be")
-    flags = _Flags(causal, causal_offset, bool(batch_invariant))
+    check_flag(_OP, batch_invariant, "batch_invariant")
+    flags = _Flags(causal, causal_offset, batch_invariant)
     if backward:
         return PlannedBackward("bwd", {"dy": x, "y": x}, None, request, flags)
     return Planned("fwd", {"x": x}, mask, request, flags)

@@ -5,9 +5,13 @@ bundle named by the environment -> bundle inside the package -> cache of compile
 If SOFTMAX_OPS_PUBLIC_KEY names a key, only bundles with a valid signature are used, and neither cache nor compiler.
 """
 
+import logging
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,11 @@ from .artifacts.bundle import Bundle
 from .artifacts.cache import user_cache
 from .artifacts.catalog import Variant
 from .artifacts.cubin import Absent, Cubin, architecture_order, runs_on
+from .artifacts.once import warn_once
 
 PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
+
+_log = logging.getLogger(__name__)
 
 
 class KernelNotFound(RuntimeError):
@@ -83,17 +90,30 @@ def _places(variant: Variant, arch: str, may_compile: bool) -> Iterator[tuple[st
 
 def _from_bundle(bundle: Bundle, variant: Variant, arch: str) -> Cubin:
     """The cubin for the architecture itself, else for the nearest lower one of its major version, which runs on it."""
-    held = bundle.architectures()
+    with _faults_warned_of(bundle):
+        held = bundle.architectures()
     usable = sorted((known for known in held if runs_on(known, arch)), key=architecture_order, reverse=True)
     if not usable:
         raise Absent(f"it holds {', '.join(held)}, none of which runs on {arch}")
     reasons = []
     for built in usable:
         try:
-            return bundle.find(variant.name, built, source=variant.source)
+            with _faults_warned_of(bundle):
+                return bundle.find(variant.name, built, source=variant.source)
         except Absent as absence:
             reasons.append(absence.reason)
     raise Absent("; ".join(reasons))
+
+
+@contextmanager
+def _faults_warned_of(bundle: Bundle) -> Iterator[None]:
+    """Warns, once per process and kind of fault, of a bundle that is damaged, refused or unreadable."""
+    try:
+        yield
+    except Absent as absence:
+        if absence.fault:
+            warn_once(_log, bundle.path, absence.fault, f"{absence.reason}; the places after it are searched instead")
+        raise
 
 
 def _from_cache(variant: Variant, arch: str) -> Cubin:
@@ -120,11 +140,28 @@ def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
 
 def _codegen() -> tuple[Any, Any, Any]:
     """The only code that imports codegen, which exists only in a checkout with the toolchain installed."""
+    _refuse_foreign_codegen()
     try:
         from codegen import build, toolchain, variants
     except ImportError as error:
         raise Absent(f"{error.name or error} is not installed here") from None
     return build, toolchain, variants
+
+
+def _refuse_foreign_codegen() -> None:
+    """Raises Absent unless `codegen` means the one beside this package. Imports nothing."""
+    ours = Path(__file__).parents[1] / "codegen" / "__init__.py"
+    if not ours.with_name("variants.py").is_file():
+        raise Absent("codegen is not installed here")
+    try:
+        spec = find_spec("codegen")
+    except (ImportError, ValueError):  # a finder that refuses it, or a module without a spec
+        spec = None
+    if spec is None:
+        raise Absent("codegen is not installed here")
+    if os.path.realpath(spec.origin or "") != os.path.realpath(ours):
+        found = spec.origin or ", ".join(spec.submodule_search_locations or ())
+        raise Absent(f"another package is imported as codegen, {found}, and not the one beside this package, {ours}")
 
 
 def _refuse_to_compile() -> None:

@@ -28,11 +28,11 @@ from .checks import (
     check_softmax_backward,
 )
 from .checks.out import gradient_dtype, result_dtype
-from .checks.scalars import finite_scale
+from .checks.scalars import check_flag
 from .checks.tensors import check_one_shape
 from .known import calls as known
-from .modes import copied, is_recorded, is_stand_in, is_transformed, needs_operator
-from .schema import on_device, separated
+from .modes import copied, is_recorded, is_traced, is_transformed, needs_operator, stand_ins
+from .schema import as_float, as_int, check_width, concrete, on_device, separated
 
 _PLAIN = ("scale", "mask", "causal", "causal_offset")
 """The arguments of a plain call; a backward takes no mask."""
@@ -41,14 +41,15 @@ _PLAIN = ("scale", "mask", "causal", "causal_offset")
 def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, **arguments: Any) -> Any:
     """y or log y, or (that, lse), as `api.softmax` describes it."""
     op = "softmax_ops.log_softmax" if log else "softmax_ops.softmax"
-    if is_stand_in(x):
-        return _handed_over(op, (x,), batch_invariant=batch_invariant, out=out, **arguments)
     given = {"x": x, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
     recorded = is_recorded(x, arguments.get("bias"), arguments.get("sinks"))
     if not recorded and not is_dynamo_compiling():  # what autograd records is never known
         result = known.forward.found(given)
         if result is not None:
             return result
+    if not is_dynamo_compiling() and (found := stand_ins(given.values())):
+        return _handed_over(op, found, ("x",), given)
+    check_flag(op, batch_invariant, "batch_invariant")
     transformed = is_transformed(given)
     operator = not transformed and needs_operator(x, out, *arguments.values())
     if out is not None and (operator or transformed):
@@ -61,10 +62,12 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
     plain = not log and _is_plain(arguments) and not _converts(x, out, arguments)
     if operator or transformed:
         _check_shapes(op, given)
+        if operator and not is_traced():
+            check_general(x, out=None, log=log, **{name: concrete(value) for name, value in arguments.items()})
         if recorded:
             check_has_backward(op, arguments)
         if operator and plain:
-            return torch.ops.softmax_ops.softmax(x, **_numbers(op, x, arguments), batch_invariant=batch_invariant)
+            return torch.ops.softmax_ops.softmax(x, **_numbers(op, arguments), batch_invariant=batch_invariant)
         inputs = {"x": x, "log": log, "batch_invariant": batch_invariant, **separated(op, x, arguments)}
         y, lse = (torch.ops.softmax_ops.general if operator else transforms.forward)(**inputs)
         return (y, lse) if arguments.get("return_lse") else y
@@ -107,7 +110,7 @@ def _softmax(
 def masked_fill(x: Tensor, scale: float, mask: Tensor | None, fill: float) -> Tensor:
     """A plain call, invisible to autograd, in which scores hidden by the mask become `fill`.
 
-    None of our operators has a fill: compilers, dispatch modes and the like see torch's own operations instead.
+    None of our operators has a fill: compilers, dispatch modes, transforms and the like see torch's operations instead.
     """
     given = {"x": x, "scale": scale, "mask": mask, "fill": fill, "out": None}
     if not is_dynamo_compiling():
@@ -117,11 +120,12 @@ def masked_fill(x: Tensor, scale: float, mask: Tensor | None, fill: float) -> Te
     request = check_masked_fill(x, mask, scale, fill)
     if mask is not None and mask.is_floating_point() and (mask.dtype is not x.dtype or mask.element_size() == 8):
         request = request._replace(mask=mask == 1)  # of another dtype than x's, and in float64, no kernel reads it
-    operator = needs_operator(x, mask)
+    if needs_operator(x, mask) or is_transformed(given):
+        with torch.no_grad():
+            return cpu.softmax_whole(request)
     with torch.no_grad():
-        y = cpu.softmax_plain(request) if operator else dispatch.forward(request)
-    if not operator:
-        known.masked_fill.remember(given, request, y)
+        y = dispatch.forward(request)
+    known.masked_fill.remember(given, request, y)
     return y
 
 
@@ -130,14 +134,15 @@ def softmax_backward(
 ) -> Any:
     """dx, or (dx, d) with return_dot=True, as `api.softmax_backward` describes it."""
     op = "softmax_ops.log_softmax_backward" if log else "softmax_ops.softmax_backward"
-    if is_stand_in(y):
-        return _handed_over(op, (dy, y), batch_invariant=batch_invariant, out=out, **arguments)
     given = {"dy": dy, "y": y, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
     recorded = is_recorded(dy, y, arguments.get("lse"), arguments.get("grad_lse"))
     if not recorded and not is_dynamo_compiling() and not arguments.get("return_dot"):
         dx = known.backward.found(given)
         if dx is not None:
             return dx
+    if not is_dynamo_compiling() and (found := stand_ins(given.values())):
+        return _handed_over(op, found, ("dy", "y"), given)
+    check_flag(op, batch_invariant, "batch_invariant")
     transformed = is_transformed(given)
     operator = not transformed and needs_operator(dy, y, out, *arguments.values())
     transformed = transformed or (recorded and not operator)
@@ -150,8 +155,12 @@ def softmax_backward(
     plain = not log and _is_plain(arguments) and not _converts(y, out, arguments)
     if operator or transformed:
         _check_shapes(op, given)
+        if operator and not is_traced():
+            check_general_backward(
+                dy, y, out=None, log=log, **{name: concrete(value) for name, value in arguments.items()}
+            )
         if operator and plain:
-            numbers = _numbers(op, y, arguments)
+            numbers = _numbers(op, arguments)
             return torch.ops.softmax_ops.softmax_backward(dy, y, **numbers, batch_invariant=batch_invariant)
         inputs = {"dy": dy, "y": y, "log": log, "batch_invariant": batch_invariant, **separated(op, y, arguments)}
         dx, d = (torch.ops.softmax_ops.general_backward if operator else transforms.backward)(**inputs)
@@ -186,11 +195,13 @@ def _softmax_backward(
     return dx
 
 
-def _handed_over(op: str, inputs: tuple[Any, ...], **arguments: Any) -> Any:
-    """The call as the last input, a stand-in for a tensor, answers it."""
+def _handed_over(op: str, found: list[Any], inputs: tuple[str, ...], given: dict[str, Any]) -> Any:
+    """The call as the stand-ins for tensors found among its arguments answer it."""
     from . import api
 
-    return handle_torch_function(getattr(api, op.partition(".")[2]), inputs[-1:], *inputs, **arguments)
+    named = {name: value for name, value in given.items() if name not in (*inputs, "log")}
+    call = getattr(api, op.partition(".")[2])
+    return handle_torch_function(call, found, *(given[name] for name in inputs), **named)
 
 
 def _is_plain(arguments: dict[str, Any]) -> bool:
@@ -209,10 +220,11 @@ def _converts(rows: Tensor, out: Tensor | None, arguments: dict[str, Any]) -> bo
     return on_device(scale) or isinstance(causal_offset, Tensor)
 
 
-def _numbers(op: str, rows: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
+def _numbers(op: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a plain call for an operator."""
-    scale = arguments["scale"]
-    return {**_plain(arguments), "scale": finite_scale(op, scale, rows) if isinstance(scale, Tensor) else scale}
+    scale, offset = as_float(arguments["scale"]), as_int(arguments["causal_offset"])
+    check_width(op, causal_offset=offset)
+    return {**_plain(arguments), "scale": scale, "causal_offset": offset}
 
 
 def _check_shapes(op: str, given: dict[str, Any]) -> None:

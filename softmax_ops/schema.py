@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from .checks.band import window_bounds
-from .checks.scalars import finite_scale
 from .modes import is_followed
 
 Named = dict[str, Any]
@@ -46,20 +45,39 @@ def separated(op: str, rows: Tensor, arguments: Named) -> Named:
     scale, offset = arguments["scale"], arguments["causal_offset"]
     scale_tensor = scale if on_device(scale) else None
     offset_tensor = offset if on_device(offset) else None
-    if isinstance(scale, Tensor):
-        scale = finite_scale(op, scale, rows) if scale_tensor is None else 1.0
-    if isinstance(offset, Tensor):
-        offset = int(offset) if offset_tensor is None else None
+    scale = as_float(scale) if scale_tensor is None else 1.0
+    offset = as_int(offset) if offset_tensor is None else None
+    check_width(op, causal_offset=offset, window_left=left, window_right=right)
     return {
         **{name: value for name, value in arguments.items() if name != "window"},
         **{"scale": scale, "scale_tensor": scale_tensor, "causal_offset": offset, "offset_tensor": offset_tensor},
-        **{"left": left, "right": right},
+        **{"left": left, "right": right, "softcap": as_float(arguments.get("softcap"))},
     }
+
+
+def as_float(value: Any) -> Any:
+    """A real number as the float or symbol that operators take. torch.compile traces numpy's numbers as arrays."""
+    return value if value is None or isinstance(value, (float, torch.SymFloat)) else float(value)
+
+
+def as_int(value: Any) -> Any:
+    """The same for an integer."""
+    return value if value is None or isinstance(value, (int, torch.SymInt)) else int(value)
+
+
+def check_width(op: str, **numbers: Any) -> None:
+    """Refuse integers that operators cannot take."""
+    for name, value in numbers.items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(
+                f"{op}: {name} is {value}; want an integer of 64 bits where a call goes through an operator: its "
+                "effect ends at the number of rows and columns"
+            )
 
 
 def joined(given: Named) -> Named:
     """`separated` undone, for the checks; without batch_invariant. A tensor stays on the device."""
-    given = {name: known(value) for name, value in given.items() if name != "batch_invariant"}
+    given = {name: concrete(value) for name, value in given.items() if name != "batch_invariant"}
     scale, offset = given.pop("scale_tensor"), given.pop("offset_tensor")
     if scale is not None:
         given["scale"] = scale.reshape(1) if scale.dim() == 0 else scale
@@ -68,7 +86,7 @@ def joined(given: Named) -> Named:
     return given | {"window": (given.pop("left"), given.pop("right")), "out": None}
 
 
-def known(value: Any) -> Any:
+def concrete(value: Any) -> Any:
     """An offset that varies is a valid one: every integer is."""
     return 0 if isinstance(value, torch.SymInt) else value
 

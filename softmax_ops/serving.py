@@ -66,7 +66,7 @@ def _geometries(call: Call) -> Iterator[Geometry]:
         raise ValueError(f"warm_up: mask_shape is {call.mask_shape}; want the sizes of the mask, or None")
     if 0 in shape:
         return
-    mask = () if call.mask_shape is None or call.backward else (broadcast_strides(call.mask_shape, shape),)
+    mask = () if call.mask_shape is None or call.backward else (_mask_strides(call.mask_shape, shape),)
     mask_kind = _mask_kind(call, scores, general) if mask else ""
     mask_bytes = DTYPE_BYTES[scores] if mask_kind == "like" else 1
     kind = "general" if general else mask_kind + ("causal" if call.causal else "") or "none"
@@ -108,6 +108,13 @@ def _tensors(call: Call, shape: tuple[int, ...], read: str, written: str, aligne
     return tuple(
         Operand(name, contiguous_strides(shape), ACCESS_BYTES if aligned else size, size) for name, size in sizes
     )
+
+
+def _mask_strides(mask: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return broadcast_strides(mask, shape)
+    except ValueError as error:
+        raise ValueError(f"warm_up: {error}") from None
 
 
 def _mask_kind(call: Call, scores: str, general: bool) -> str:

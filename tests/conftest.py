@@ -1,4 +1,4 @@
-"""Test runs: the option that executes more, and the lines that say what is executed."""
+"""Test runs: the options that execute more or less, and the lines that say what is executed."""
 
 import pytest
 
@@ -7,12 +7,20 @@ from tests.support import engines, targets
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-architectures", action="store_true", help="execute every kernel for every architecture")
+    parser.addoption("--sample", action="store_true", help="execute only a sample of the kernels for each architecture")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --sample, of the tests that compile kernels only those of a sampled one remain."""
+    if config.getoption("--sample"):
+        kept = {item for item in items if not item.get_closest_marker("kernels") or targets.is_sampled(item)}
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Printed like a header, but not suppressed by -q."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and "not kernels" not in session.config.option.markexpr:
-        everything = session.config.getoption("--all-architectures")
-        for line in targets.summary(everything, engines.gpu_architecture()):
+        for line in targets.summary(session.config, engines.gpu_architecture()):
             reporter.write_line(line)

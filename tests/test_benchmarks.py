@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from benchmarks.cells import Cell
 from benchmarks.providers import OURS, Provider, ours, without
 from benchmarks.results import DECIDING, Results, Row
 from benchmarks.tensors import Tensors
+from tests.support.cubins import CHECKOUT
 from tests.support.fake_device import COPY_US, FakeDevice, provider
 from tests.test_benchmark_cells import ASKING
 
@@ -594,6 +597,44 @@ def test_the_command_fails_in_another_way_when_another_process_could_go_on(
     assert capsys.readouterr().err == (
         "error: a cell: this process can measure nothing more after a peer: it hung; run again to go on\n"
     )
+
+
+def test_a_cell_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.main(["once", "nope"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("no cell has the name 'nope'; `python -m benchmarks list` prints the names")
+
+
+def test_a_device_without_results_is_told_which_have_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> str:
+        with pytest.raises(SystemExit) as end:
+            command.main(["compare", "nope"])
+        assert end.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    monkeypatch.setattr(command, "FOLDER", tmp_path)
+    nothing = f"there are no results of 'nope' in {tmp_path}; "
+    assert said().endswith(f"{nothing}there are none: `python -m benchmarks run` makes them")
+    for device_name in ("nvidia-b", "nvidia-a"):
+        Results().save(tmp_path / device_name / "cells.json")
+    (tmp_path / "costs.json").write_text("{}")
+    assert said().endswith(f"{nothing}there are those of nvidia-a, nvidia-b")
+    assert command.main(["compare", "nvidia-a"]) == 0
+    assert capsys.readouterr().out.startswith("no cell has been both predicted and measured\n")
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_in_silence() -> None:
+    """Like `head`, which closes the pipe."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    list_cells = [sys.executable, "-B", "-m", "benchmarks", "list"]
+    result = subprocess.run(list_cells, cwd=CHECKOUT, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (result.returncode, result.stderr) == (-signal.SIGPIPE, "")
 
 
 def test_a_row_without_a_ceiling_is_a_failure() -> None:

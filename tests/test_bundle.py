@@ -631,5 +631,46 @@ def test_a_key_that_cannot_sign_fails_before_anything_is_compiled(
     assert result.exit_code == 1 and "none cannot be read" in result.output and os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("bundle", "--arch", "sm_90", "--output"), ("tune", "24", "--prepare", "sm_90", "--bundle")],
+    ids=["bundle", "tune"],
+)
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("file/b", "Not a directory"),
+        ("file/sub/b", "Not a directory"),
+        ("", "it is a directory"),
+        ("x" * 300, "File name too long"),
+        ("/proc/b", "No such file or directory"),
+    ],
+    ids=["below a file", "further below a file", "a directory", "too long", "read-only"],
+)
+def test_a_file_that_cannot_be_written_fails_before_anything_is_compiled(
+    command: tuple[str, ...], place: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codegen = pytest.importorskip("codegen.__main__")
+    monkeypatch.setattr(codegen.builder, "build", lambda *_, **__: pytest.fail("compiled"))
+    (tmp_path / "file").write_text("mine")
+    result = CliRunner().invoke(codegen.main, [*command, str(tmp_path / place)])
+    assert result.exit_code == 1 and result.output.count("\n") == 1
+    assert f"Error: {tmp_path / place} cannot be written: {why}; --output or --bundle names" in result.output
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_folder_of_a_bundle_is_made_and_holds_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codegen = pytest.importorskip("codegen.__main__")
+    out, seen = tmp_path / "new" / "folder" / "b", []
+
+    def build(*_: object, **__: object) -> object:
+        seen.append(os.listdir(out.parent))
+        return codegen.builder.Report(tuple(some_cubins()), 8, 0)
+
+    monkeypatch.setattr(codegen.builder, "build", build)
+    result = CliRunner().invoke(codegen.main, ["bundle", "--output", str(out)])
+    assert result.exit_code == 0 and seen == [[]] and os.listdir(out.parent) == ["b"], result.output
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

@@ -14,14 +14,15 @@ import pytest
 
 from softmax_ops.artifacts import cache as cache_module
 from softmax_ops.artifacts import cubin as cubin_module
-from softmax_ops.artifacts.cache import SET_ASIDE_KEPT, Cache, Entry
+from softmax_ops.artifacts import once
+from softmax_ops.artifacts.cache import LARGEST_ENTRY_BYTES, SET_ASIDE_KEPT, Cache, Entry, Swept
 from softmax_ops.artifacts.cubin import Absent, encode
 from tests.support.cubins import CHECKOUT, NAME, failing, file_of, give_away, hidden, look, make, reason
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
-    monkeypatch.setattr(cache_module, "_already_said", {})
+    monkeypatch.setattr(once, "_already_said", {})
     return Cache(tmp_path / "deep" / "softmax_ops", max_bytes=1 << 20)
 
 
@@ -188,6 +189,27 @@ def test_a_file_of_another_length_is_a_miss(cache: Cache, change: str) -> None:
         assert "set aside" in reason(cache, make()), f"{length} bytes"
 
 
+@pytest.mark.parametrize("length", [LARGEST_ENTRY_BYTES + 1, 1 << 42])
+def test_an_entry_larger_than_memory_is_a_miss_and_not_read(
+    cache: Cache, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real = os.pread
+
+    def pread(descriptor: int, count: int, offset: int) -> bytes:
+        read.append(count)
+        return real(descriptor, count, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    path = plant(cache, encode(make()))
+    os.truncate(path, length)
+    said = f"it has {length} bytes, and no entry more than {64 << 20}"
+    assert cache.verify() == [f"{path.name}: {said}"] and path.exists()
+    assert f"{path.name} is set aside: {said}" in reason(cache, make()) and not path.exists()
+    assert cache.store(make()) and look(cache, make()) == make()
+    assert read == [len(encode(make()))]
+
+
 def test_an_intact_image_under_another_name_is_a_miss(cache: Cache) -> None:
     plant(cache, encode(make(arch="sm_80")))
     assert "its name is not that" in reason(cache, make())
@@ -235,6 +257,21 @@ def test_verify_names_what_is_unfit_and_changes_nothing(cache: Cache) -> None:
     path = plant(cache, b"damaged")
     (finding,) = cache.verify()
     assert path.name in finding and path.exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("file", "no directory"), ("file/sub", "no directory"), ("x" * 300, "File name too long")],
+    ids=["a file", "below a file", "too long"],
+)
+def test_verify_says_why_a_cache_cannot_be_read(cache: Cache, place: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    (finding,) = Cache(tmp_path / place, max_bytes=1).verify()
+    assert finding.startswith(f"the cache directory {tmp_path / place} cannot be used: ") and finding.endswith(why)
+
+
+def test_a_cache_that_is_not_there_is_an_empty_one(cache: Cache, tmp_path: Path) -> None:
+    assert [Cache(root, max_bytes=1).verify() for root in (None, tmp_path / "none", tmp_path / "none/sub")] == [[]] * 3
 
 
 def test_a_good_entry_that_replaced_the_bad_one_meanwhile_is_not_set_aside(cache: Cache) -> None:
@@ -379,7 +416,8 @@ def test_a_directory_that_cannot_be_listed_is_absence_not_an_error(
     monkeypatch.setattr(os, "listdir", failing(errno.ESTALE))
     with pytest.raises(Absent, match=os.strerror(errno.ESTALE)):
         cache.find(NAME, "sm_90", source="a" * 64)
-    assert cache.entries() == [] and len(cache.verify()) == 1 and cache.gc().files == 0
+    assert cache.verify() == [f"the cache {cache.root} cannot be read: {os.strerror(errno.ESTALE)}"]
+    assert cache.entries() == [] and cache.gc().files == 0
 
 
 def test_short_writes_are_continued(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,6 +495,23 @@ def test_clear_removes_all_of_ours_and_nothing_else(cache: Cache) -> None:
     (cache.root / "notes.txt").write_text("mine")
     assert cache.clear().files == 3
     assert os.listdir(cache.root) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("aside", [True, False])
+def test_clear_removes_empty_directories_too_and_names_what_stays(cache: Cache, aside: bool) -> None:
+    """Directories in place of entries, set aside or not yet."""
+    assert cache.store(make()) and cache.root is not None
+    for build in "cd":
+        path = file_of(cache, make(build=build))
+        path.mkdir(mode=0o700)
+        if build == "d":
+            (path / "notes.txt").write_text("mine")
+        if aside:
+            assert "set aside" in reason(cache, make(build=build))
+    sizes = {path.name: path.stat().st_size for path in cache.root.iterdir()}
+    (full,) = [name for name in sizes if "d" * 32 in name]
+    assert cache.clear() == Swept(2, sum(sizes.values()) - sizes[full], sizes[full], (full,))
+    assert os.listdir(cache.root) == [full] and os.listdir(cache.root / full) == ["notes.txt"]
 
 
 def test_entries_tell_what_their_names_tell(cache: Cache) -> None:

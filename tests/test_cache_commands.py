@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from click.testing import CliRunner
 
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import encode
-from tests.support.cubins import NAME, file_of, make
+from tests.support.cubins import CHECKOUT, NAME, file_of, make
 
 codegen = pytest.importorskip("codegen.__main__")
 
@@ -46,8 +49,21 @@ def test_verify(cache: Cache) -> None:
     path = file_of(cache, make(build="c"))
     path.write_bytes(path.read_bytes()[:-1])
     status, lines = run("verify")
-    assert status == 1 and len(lines) == 2 and path.name in lines[0] and lines[1].startswith("Error: 1 findings")
-    assert path.exists()
+    assert status == 1 and len(lines) == 2 and path.name in lines[0] and path.exists()
+    assert lines[1] == f"Error: 1 findings in {cache.root}; `cache clear` removes every entry"
+
+
+@pytest.mark.parametrize("place", ["writable by all", "a file", "too long"])
+def test_verify_advises_nothing_against_a_cache_that_cannot_be_used(
+    cache: Cache, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = {"a file": tmp_path / "file", "too long": tmp_path / ("x" * 300)}.get(place, tmp_path / "cache")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "cache").chmod(0o777)
+    monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(root))
+    status, (finding, error) = run("verify")
+    assert status == 1 and finding.startswith(f"the cache directory {root} ")
+    assert error == f"Error: 1 findings in {root}"
 
 
 def test_gc(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +77,25 @@ def test_gc(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_clear(cache: Cache) -> None:
     assert run("clear") == (0, [f"3 files removed, {3 * len(encode(make()))} bytes; 0 bytes stay"])
     assert cache.entries() == []
+
+
+def test_clear_names_what_it_cannot_remove(cache: Cache) -> None:
+    path = file_of(cache, make(build="c"))
+    path.unlink()
+    (path / "sub").mkdir(parents=True)
+    size = path.stat().st_size
+    removed = f"2 files removed, {2 * len(encode(make()))} bytes; {size} bytes stay"
+    assert run("clear") == (0, [f"{removed}; could not be removed: {path.name}"])
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_in_silence() -> None:
+    """Like `head`, which closes the pipe."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-B", "-m", "codegen", "cache", "list"]
+    result = subprocess.run(command, cwd=CHECKOUT, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (result.returncode, result.stderr) == (-signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("action", ["list", "verify", "gc", "clear"])

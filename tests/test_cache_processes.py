@@ -97,6 +97,7 @@ DAMAGE = {
     "cut short": "cut short",
     "a flipped bit": "sha256 does not match",
     "no bytes": "cut short",
+    "terabytes": f"it has {1 << 42} bytes",
     "a foreign file": "first bytes are foreign",
     "a planted link": "symbolic link",
     "a pipe": "no regular file",
@@ -119,6 +120,9 @@ def spoil(path: Path, damage: str, elsewhere: Path) -> None:
     image = path.read_bytes()
     if damage == "writable by all":
         path.chmod(0o666)
+        return
+    if damage == "terabytes":
+        os.truncate(path, 1 << 42)  # sparse
         return
     path.unlink()
     if damage == "a planted link":

@@ -122,6 +122,17 @@ def test_strides_that_no_kernel_can_follow_are_copied(serve: Serve) -> None:
 
 
 @isolated
+def test_a_mask_is_not_expanded_because_the_scores_are_copied(serve: Serve) -> None:
+    serve_all(serve, "fwd_f32_boolcausal")
+    x, mask = torch.randn(2, 3, 2, 3, 2, 300).permute(4, 1, 0, 3, 2, 5), torch.zeros(300, dtype=torch.bool)
+    compute("fwd", (x,), mask)
+    (call,) = launched()
+    layout = catalog.load().layout(plan_of("fwd", (x.contiguous(), x.contiguous()), mask).variant)
+    at = catalog.argument_bytes(layout[: [name for name, _ in layout].index("mask.address")])
+    assert int.from_bytes(call.parameters[at : at + 8], "little") == mask.data_ptr()
+
+
+@isolated
 def test_split_rows_get_a_workspace(serve: Serve) -> None:
     stub_driver.devices("sm_80")
     variant = catalog.load().variants["softmax_fwd_f32_none_split_kany_v1_t256r1"]

@@ -94,6 +94,7 @@ def test_bundles_and_what_they_cover(
     named, packaged = told(capsys)["bundles"].values()
     assert named["kernels"] == {"sm_80": f"5 of {ship('sm_80')}", "sm_90": f"0 of {ship('sm_90')}"}
     assert named["toolchain"] == "mine" and named["bytes"] == (host / "named").stat().st_size
+    assert f"python -m softmax_ops bundle verify {host}/named" in named["not read"]
     assert list(packaged) == ["problem"] and "cannot be read" in packaged["problem"]
     monkeypatch.setenv("SOFTMAX_OPS_PUBLIC_KEY", str(host / "key.pub"))
     assert "is not used" in told(capsys)["bundles"][f"bundle {host}/named (SOFTMAX_OPS_BUNDLE)"]["problem"]
@@ -119,6 +120,16 @@ def test_the_health_of_the_cache(host: Path, capsys: pytest.CaptureFixture[str])
     (host / "cache").chmod(0o777)
     facts = told(capsys)["cache"]
     assert facts["entries"] == 0 and "0777: others can write it" in facts["unfit"][0]
+
+
+def test_a_cache_whose_path_is_too_long_is_told_as_the_cache_tells_it(
+    host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = host / ("x" * 300)
+    monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(root))
+    facts = told(capsys)["cache"]
+    assert facts["unfit"] == [f"the cache directory {root} cannot be used: File name too long"]
+    assert (facts["exists"], facts["writable"], facts["entries"]) == (False, False, 0)
 
 
 @isolated

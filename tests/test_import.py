@@ -142,6 +142,9 @@ def test_the_command_line_tells_traffic_and_workspace(capsys: pytest.CaptureFixt
     assert explained("--shape 8,16,4,1000 --mask bias --mask-shape 16,4,1000", capsys)["bytes_read"] == 2 * 576000
     assert explained(f"--shape 4,1000 --mask causal --causal-offset {10**30}", capsys)["bytes_read"] == 8000
     assert explained(f"--shape 4,1000 --mask causal --causal-offset -{10**30}", capsys)["bytes_read"] == 0
+    many = explained("--shape 2000000000,4 --mask causal", capsys)  # the last query sees 4 columns
+    assert (many["bytes_read"], many["bytes_written"]) == (2 * (1 + 2 + 3 + 4), 16 * 10**9)
+    assert len(explained(f"--shape {2**43},1", capsys)["grid"]) == 4097
     wide = explained("--dtype f16tof32 --mask general --shape 3,1000", capsys)
     assert (wide["bytes_read"], wide["bytes_written"]) == (6000, 12000)
 
@@ -159,6 +162,14 @@ def test_the_command_line_tells_traffic_and_workspace(capsys: pytest.CaptureFixt
         ("--shape 3,7 --causal-offset 1", "--causal-offset goes with --mask causal or boolcausal"),
         ("--shape 3,7 --mask-shape 1,7", "--mask-shape goes with --mask bool, boolcausal, like or bias"),
         ("--shape 3,7 --mask bool --mask-shape 2,7", "a mask of shape (2, 7) does not broadcast to (3, 7)"),
+        *(
+            (f"--shape {rows},4", f"a result of shape ({rows}, 4) has {8 * rows} bytes, more than any GPU holds")
+            for rows in (2**41 + 1, 9999999999999999, 99999999999999999999)
+        ),
+        (
+            "--shape 3,7 --arch sm_87",
+            "sm_120, or a later minor version, except sm_72, sm_87, sm_101, sm_110: integrated GPUs (Tegra, Jetson)",
+        ),
     ],
 )
 def test_the_command_line_fails_in_a_sentence(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

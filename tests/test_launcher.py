@@ -509,7 +509,11 @@ def test_clusters_that_a_device_has_no_place_for(serve: Serve, k: int, largest: 
     serve_all(serve, "fwd_f16_none_")
     first, second = plan_for(geometry((3, k))), plan_for(geometry((5, k)))
     assert (first.variant.plan, first.cluster) == ("cluster", cluster)
-    with pytest.warns(RuntimeWarning, match=rf"device 0 cannot run clusters of {cluster} CTAs of {first.variant.name}"):
+    with pytest.warns(
+        RuntimeWarning,
+        match=rf"device 0 cannot run clusters of {cluster} CTAs of {first.variant.name}, "
+        r"for example because it is partitioned \(MIG\): it runs softmax_",
+    ):
         found = launcher.executable(first, 0)
     assert found.plan.variant.plan == "split" and found.workspace_bytes > 0
     for each in (first, second):

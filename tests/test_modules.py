@@ -81,6 +81,32 @@ def test_every_scale_is_shown(scale: Any, shown: str) -> None:
     assert repr(softmax_ops.FusedSoftmax(scale=scale)) == f"FusedSoftmax(scale={shown})"
 
 
+def test_the_default_device_and_dtype_matter_to_no_layer() -> None:
+    with torch.device("meta"):
+        layer = softmax_ops.FusedSoftmax(scale=1e60, softcap=1e60)  # fits float64 scores
+    x = torch.randn(3, 5, dtype=torch.float64)
+    assert torch.equal(layer(x), softmax_ops.softmax(x, scale=1e60, softcap=1e60))
+    with pytest.raises(ValueError, match=r"^FusedSoftmax: scale is inf"):
+        softmax_ops.FusedSoftmax(scale=float("inf"))
+
+
+@pytest.mark.parametrize("name", ["log", "batch_invariant", "causal"])
+def test_flags_are_bools(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^FusedSoftmax: {name} is 'no' of type str; want a bool"):
+        made: Any = softmax_ops.FusedSoftmax
+        made(**{name: "no"})
+
+
+def test_fx_records_a_call_of_which_any_tensor_is_a_proxy() -> None:
+    x, seen = torch.randn(3, 5), torch.zeros(5, dtype=torch.bool)
+    seen[2] = True
+    traced = torch.fx.symbolic_trace(lambda mask: softmax_ops.softmax(x, mask=mask))
+    assert torch.equal(traced(seen), softmax_ops.softmax(x, mask=seen))
+    y = softmax_ops.softmax(x)
+    traced = torch.fx.symbolic_trace(lambda dy: softmax_ops.softmax_backward(dy, y, scale=0.5))
+    assert torch.equal(traced(x), softmax_ops.softmax_backward(x, y, scale=0.5))
+
+
 def test_fx_records_a_call() -> None:
     """By its name and arguments, with whatever function the layer calls."""
 

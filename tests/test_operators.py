@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -240,6 +241,20 @@ def test_offset_and_scale_from_shapes() -> None:
         assert torch.equal(function(normal(B, Q, columns)), program(normal(B, Q, columns)))
 
 
+def test_numbers_of_numpy_are_numbers_to_a_compiler() -> None:
+    """It traces them as arrays. A layer turns them into Python's, integers too."""
+    x = normal(B, Q, K)
+
+    def function(x: Tensor, size: int) -> Any:
+        return softmax_ops.softmax(x, scale=1 / np.sqrt(size), softcap=np.float32(1.5))  # type: ignore[call-overload]
+
+    layer: Any = softmax_ops.FusedSoftmax
+    layers = layer(scale=np.float32(0.5), window=(np.int64(2), None)), layer(causal=True, causal_offset=np.int64(1))
+    for callee, given in (function, (x, 64)), *((each, (x,)) for each in layers):
+        compiled: Any = torch.compile(callee, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(*given), callee(*given))
+
+
 def test_scale_in_a_tensor_breaks_the_graph_and_works() -> None:
     """Its value has to be read."""
     x = normal(Q, K)
@@ -410,6 +425,28 @@ def test_a_tensor_subclass_sees_the_operator() -> None:
     y = softmax_ops.softmax(x)
     assert type(y) is Marked and torch.ops.softmax_ops.softmax in Marked.seen
     assert torch.equal(y.as_subclass(Tensor), softmax_ops.softmax(normal(Q, K)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"causal": 1}, TypeError, "causal is 1 of type int; want a bool"),
+        ({"scale": True}, TypeError, "scale is True"),
+        ({"scale": "x"}, TypeError, "scale is 'x' of type str"),
+        ({"mask": [1]}, TypeError, "mask is of type list"),
+        ({"causal": True, "causal_offset": 1.5}, TypeError, "causal_offset is 1.5"),
+        ({"batch_invariant": "no"}, TypeError, "batch_invariant is 'no'"),
+        ({"causal": True, "causal_offset": 10**30}, ValueError, "want an integer of 64 bits"),
+        ({"window": (10**30, 0)}, ValueError, "window_left is 10{30}; want an integer of 64 bits"),
+    ],
+    ids=str,
+)
+def test_a_call_that_goes_through_an_operator_is_checked_as_any_other(
+    arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    for x in (normal(Q, K).to("meta"), normal(Q, K).as_subclass(Marked)):
+        with pytest.raises(error, match=words):
+            softmax_ops.softmax(x, **arguments)
 
 
 def test_meta_tensors_have_shapes_and_gradients() -> None:

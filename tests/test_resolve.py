@@ -1,10 +1,14 @@
 """Where a cubin comes from: the order of places, why each has none, and which architectures share cubins."""
 
 import errno
+import logging
 import os
 import pickle
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,12 +17,12 @@ import pytest
 from cuda.pathfinder import DynamicLibNotFoundError
 
 from softmax_ops import resolve
-from softmax_ops.artifacts import catalog
+from softmax_ops.artifacts import catalog, once
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.resolve import KernelNotFound
-from tests.support.cubins import key_pair, sign
+from tests.support.cubins import CHECKOUT, key_pair, sign
 
 VARIANT = catalog.load().variants["softmax_fwd_f16_none_warp_k1024_v8_t128r4"]
 
@@ -31,6 +35,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")
     monkeypatch.delenv("SOFTMAX_OPS_PUBLIC_KEY", raising=False)
     monkeypatch.setattr(resolve, "PACKAGED_BUNDLE", tmp_path / "packaged")
+    monkeypatch.setattr(once, "_already_said", {})
     return tmp_path
 
 
@@ -60,6 +65,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
     }
     package = ModuleType("codegen")
     vars(package).update(modules)
+    package.__spec__ = ModuleSpec("codegen", None, origin=str(CHECKOUT / "codegen" / "__init__.py"))
     monkeypatch.setitem(sys.modules, "codegen", package)
     monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "auto")
 
@@ -126,8 +132,35 @@ def test_reasons_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason() == "compiler: no libnvrtc.so"
     sys.modules["codegen"].variants.by_name = dict
     assert "does not ship the variant: their versions differ" in reason()
+    sys.modules["codegen"].__spec__ = ModuleSpec("codegen", None, origin="/elsewhere/codegen.py")
+    assert reason() == (
+        "compiler: another package is imported as codegen, /elsewhere/codegen.py, and not the one beside this "
+        f"package, {CHECKOUT}/codegen/__init__.py"
+    )
+    sys.modules["codegen"].__spec__ = None
+    assert reason() == "compiler: codegen is not installed here"
     monkeypatch.setitem(sys.modules, "codegen", None)
-    assert reason().endswith("is not installed here")
+    assert reason() == "compiler: codegen is not installed here"
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_foreign_package_called_codegen_is_not_imported(checkout: bool, tmp_path: Path) -> None:
+    """Whether it comes before the generator on the path, or the package is installed without a generator."""
+    foreign, installed = tmp_path / "foreign" / "codegen", tmp_path / "installed"
+    foreign.mkdir(parents=True)
+    for module in ("__init__", "build", "toolchain", "variants"):
+        (foreign / f"{module}.py").write_text("print('imported')\n")
+    installed.mkdir()
+    (installed / "softmax_ops").symlink_to(CHECKOUT / "softmax_ops")
+    path = f"{foreign.parent}:{CHECKOUT if checkout else installed}"
+    script = (
+        "from softmax_ops import resolve\ntry: resolve.compiler()\nexcept resolve.Absent as absence: print(absence)"
+    )
+    environment = {**os.environ, "PYTHONPATH": path, "SOFTMAX_OPS_COMPILE": "auto"}
+    command = [sys.executable, "-B", "-c", script]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said = "another package is imported as codegen" if checkout else "codegen is not installed here\n"
+    assert result.stdout.startswith(said) and result.stderr == "", result
 
 
 def test_an_explanation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +267,80 @@ def test_every_architecture_of_a_bundle_that_would_run_says_why_it_does_not_serv
     assert named.index("sm_86") < named.index("sm_80")
 
 
+# Warnings of bundles that must not be used
+
+
+def flip(path: Path, at: int) -> None:
+    image = bytearray(path.read_bytes())
+    image[at] ^= 1
+    path.write_bytes(image)
+
+
+def put(path: Path, other: Callable[[Path], None]) -> None:
+    path.unlink()
+    other(path)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "an entry": (lambda path: flip(path, -33), f"is damaged: hash mismatch in {VARIANT.name} for sm_90"),
+    "the header": (lambda path: flip(path, 60), "is damaged: hash mismatch in its header"),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is truncated or damaged"),
+    "text": (lambda path: path.write_text("text"), "is not a bundle of softmax_ops"),
+    "another schema": (lambda path: flip(path, 8), "has schema 3, and this version of the package reads 2"),
+    "writable by all": (lambda path: path.chmod(0o666), "is not used: its mode is 0666: others can write it"),
+    "a directory": (lambda path: put(path, Path.mkdir), "is not used: it is no regular file"),
+    "a link to itself": (lambda path: put(path, lambda link: link.symlink_to(link)), "cannot be read: Too many levels"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bundle_that_must_not_be_used_is_warned_of_once_although_another_place_serves(
+    places: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil, said = FAULTS[fault]
+    keep(places / "cache", cubin("cached"))
+    bundle(places / "named", cubin("other", "sm_80"), cubin("named"))
+    spoil(places / "named")
+    assert [found() for _ in range(3)] == ["cached"] * 3
+    (record,) = caplog.records
+    assert (record.levelno, record.name) == (logging.WARNING, "softmax_ops.resolve")
+    assert f"{places}/named {said}" in record.message
+    assert record.message.endswith("; the places after it are searched instead")
+
+
+def test_every_fault_and_every_bundle_is_warned_of(places: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bundle(places / "named", cubin("named"))
+    bundle(places / "packaged", cubin("packaged"))
+    (places / "named").chmod(0o666)
+    assert found() == "packaged" and len(caplog.records) == 1
+    (places / "named").chmod(0o600)
+    assert found() == "named" and len(caplog.records) == 1
+    flip(places / "named", -33)
+    assert found() == "packaged" and len(caplog.records) == 2
+    flip(places / "packaged", -33)
+    assert len(passed_over()) == 4 and len(caplog.records) == 3
+    assert all(f"{places}/{place} is damaged" in caplog.text for place in ("named", "packaged"))
+
+
+def test_a_damaged_entry_is_warned_of_although_that_of_an_earlier_minor_serves(
+    places: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle(places / "named", cubin("older", "sm_80"), cubin("newer", "sm_86"))
+    flip(places / "named", -33)
+    assert found("sm_89") == "older"
+    assert f"hash mismatch in {VARIANT.name} for sm_86" in caplog.text and len(caplog.records) == 1
+
+
+def test_what_a_bundle_does_not_hold_is_nothing_to_warn_of(places: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keep(places / "cache", cubin("cached"))
+    assert found() == "cached"  # there is neither bundle
+    bundle(places / "named", cubin("old", source="0" * 64))
+    bundle(places / "packaged", cubin("other", "sm_80"))
+    assert found() == "cached"
+    bundle(places / "packaged", replace(cubin("other"), variant="softmax_other"))
+    assert found() == "cached" and caplog.records == []
+
+
 # GPUs newer than the package
 
 
@@ -276,7 +383,9 @@ def test_a_gpu_newer_than_the_bundle_is_told_the_command_that_builds_for_it(plac
 # Signed kernels only
 
 
-def test_where_a_key_is_named_only_signed_bundles_serve(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_key_is_named_only_signed_bundles_serve(
+    places: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     compiler(monkeypatch, lambda *_, **__: pytest.fail("compiled"))
     keep(places / "cache", cubin("cached"))
     bundle(places / "named", cubin("named"))
@@ -284,6 +393,7 @@ def test_where_a_key_is_named_only_signed_bundles_serve(places: Path, monkeypatc
     private, public = key_pair(places)
     monkeypatch.setenv("SOFTMAX_OPS_PUBLIC_KEY", str(public))
     named, packaged, cached, compiled = passed_over()
+    assert [record.message.count("is not used: the signature") for record in caplog.records] == [1, 1]
     assert "named.sig cannot be read" in named and "packaged.sig cannot be read" in packaged
     assert cached.removeprefix("cache: ") == compiled.removeprefix("compiler: ")
     assert cached.startswith("cache: SOFTMAX_OPS_PUBLIC_KEY asks for signed kernels")

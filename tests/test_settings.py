@@ -53,7 +53,10 @@ def test_empty_means_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("0", 0), ("1024", 1024), ("7B", 7), ("2GiB", 2 << 30), ("500 MB", 500 * 10**6), ("1kb", 1000), ("3tib", 3 << 40)],
+    [
+        *(("0", 0), ("1024", 1024), ("7B", 7), ("2GiB", 2 << 30), ("500 MB", 500 * 10**6), ("1kb", 1000)),
+        *(("3tib", 3 << 40), ("5 ", 5), (" 5", 5), ("2 GiB ", 2 << 30), ("\t2GiB\n", 2 << 30)),
+    ],
 )
 def test_byte_counts(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOFTMAX_OPS_CACHE_MAX_BYTES", text)

@@ -176,15 +176,16 @@ class Bundle:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise Absent(f"the bundle {self.path} cannot be read: {error.strerror or error}") from None
+            fault = "" if isinstance(error, FileNotFoundError) else "unreadable"
+            raise Absent(f"the bundle {self.path} cannot be read: {error.strerror or error}", fault) from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise Absent(f"the bundle {self.path} is damaged: {error}") from None
+            raise Absent(f"the bundle {self.path} is damaged: {error}", "damaged") from None
 
     def _current_top(self, descriptor: int) -> _Top:
         info = os.fstat(descriptor)
         refusal = as_trusted_as_this_package(info) if stat.S_ISREG(info.st_mode) else "it is no regular file"
         if refusal:
-            raise Absent(f"the bundle {self.path} is not used: {refusal}")
+            raise Absent(f"the bundle {self.path} is not used: {refusal}", "refused")
         file = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
         top = self._top  # read once: another thread may replace it
         if top is None or top.file != file:
@@ -195,23 +196,25 @@ class Bundle:
         file_bytes = file[2]
         first = pread_exactly(descriptor, min(_FIRST_READ, file_bytes), 0)
         if len(first) < _TOP_START or not first.startswith(_MAGIC):
-            raise Absent(f"{self.path} is not a bundle of softmax_ops")
+            raise Absent(f"{self.path} is not a bundle of softmax_ops", "damaged")
         _, schema, top_bytes, announced = _HEAD.unpack_from(first)
         if schema != SCHEMA:
-            raise Absent(f"the bundle {self.path} has schema {schema}, and this version of the package reads {SCHEMA}")
+            said = f"has schema {schema}, and this version of the package reads {SCHEMA}"
+            raise Absent(f"the bundle {self.path} {said}", "of another schema")
         body_at = _TOP_START + top_bytes
         if file_bytes != announced or body_at > file_bytes:
-            raise Absent(f"the bundle {self.path} is truncated or damaged: {file_bytes} of {announced} bytes")
+            said = f"is truncated or damaged: {file_bytes} of {announced} bytes"
+            raise Absent(f"the bundle {self.path} {said}", "damaged")
         first += pread_exactly(descriptor, max(0, body_at - len(first)), len(first))
         top = first[_TOP_START:body_at]
         digest = hashlib.sha256(first[: _HEAD.size] + top).digest()
         if digest != first[_HEAD.size : _TOP_START]:
-            raise Absent(f"the bundle {self.path} is damaged: hash mismatch in its header")
+            raise Absent(f"the bundle {self.path} is damaged: hash mismatch in its header", "damaged")
         if self._key is not None:
             try:
                 signatures.check(digest, self._key, self._signature)
             except signatures.SignatureError as error:
-                raise Absent(f"the bundle {self.path} is not used: {error}") from None
+                raise Absent(f"the bundle {self.path} is not used: {error}", "not signed") from None
         return _parse_top(json.loads(top), file, digest, body_at)
 
     def _index(self, descriptor: int, top: _Top, arch: str) -> Mapping[str, _Row]:
@@ -227,14 +230,14 @@ class Bundle:
         stored = pread_exactly(descriptor, region.stored, start + region.offset)
         content = expand(region, stored)
         if content is None:
-            raise Absent(f"the bundle {self.path} is damaged: hash mismatch in {what}")
+            raise Absent(f"the bundle {self.path} is damaged: hash mismatch in {what}", "damaged")
         return content
 
     def _check_whole(self) -> None:
         with self._open() as (descriptor, top):
             whole = pread_exactly(descriptor, top.file[2], 0)
             if hashlib.sha256(whole[:-_SHA256_BYTES]).digest() != whole[-_SHA256_BYTES:]:
-                raise Absent(f"the bundle {self.path} is damaged: hash mismatch over the whole file")
+                raise Absent(f"the bundle {self.path} is damaged: hash mismatch over the whole file", "damaged")
 
 
 def write_bundle(path: Path, cubins: Iterable[Cubin], *, catalog: bytes, toolchain: str) -> BundleFacts:

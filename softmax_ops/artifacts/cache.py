@@ -32,13 +32,14 @@ from .files import (
     remove,
     why,
 )
+from .once import warn_once
 
 SET_ASIDE_PREFIX = ".bad-"
 SET_ASIDE_KEPT = 8  # damaged files kept for inspection
 STALE_PARTIAL_SECONDS = 3600
+LARGEST_ENTRY_BYTES = 64 << 20  # a cubin has less than 100 KiB, PTX less than 1 MiB
 
 _log = logging.getLogger(__name__)
-_already_said: dict[Hashable, object] = {}
 _ENTRY_NAME = re.compile(r"([a-z0-9_]+)\.(sm_[0-9]+[af]?)\.([0-9a-f]{32})\.(cubin|ptx)")
 # O_NONBLOCK: a planted FIFO must not hang the reader.
 _OPEN_ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -64,6 +65,7 @@ class Swept:
     files: int
     freed_bytes: int
     kept_bytes: int
+    stuck: tuple[str, ...] = ()  # names of what should have been removed and could not be
 
 
 class _Unfit(Exception):
@@ -135,16 +137,19 @@ class Cache:
     def verify(self) -> list[str]:
         """Read every entry and change nothing: a sentence for each one that is unfit, [] if none is.
 
-        Entries of another schema belong to another version and are ignored; a missing directory is an empty cache.
+        Entries of another schema belong to another version and are ignored; a missing directory is an empty cache. One
+        that cannot be used is the only finding.
         """
         findings: list[str] = []
         try:
             with self._directory() as directory:
                 for entry in _entries(directory):
                     findings += _findings(directory, entry.name)
-        except (Absent, OSError) as error:
-            if self.root is not None and os.path.lexists(self.root):
-                findings.append(str(error))
+        except Absent as absent:
+            if absent.fault:
+                findings.append(absent.reason)
+        except OSError as error:
+            findings.append(f"the cache {self.root} cannot be read: {why(error)}")
         return findings
 
     def gc(self) -> Swept:
@@ -207,22 +212,20 @@ class Cache:
         except OSError as error:
             reason = f"the cache directory {self.root} cannot be used: {why(error)}"
             self._say("directory", reason)
-            raise Absent(reason) from None
+            raise Absent(reason, "unreadable") from None
         try:
             refusal = only_ours(os.fstat(directory))
             if refusal:
                 reason = f"the cache directory {self.root} is not used: {refusal}"
                 self._say("directory", reason)
-                raise Absent(reason)
+                raise Absent(reason, "refused")
             yield directory
         finally:
             os.close(directory)
 
     def _say(self, cause: Hashable, message: str) -> None:
-        """Warn once per process, root and cause. setdefault decides atomically; a lock could be held during a fork."""
-        ours = object()
-        if _already_said.setdefault((self.root, cause), ours) is ours:
-            _log.warning("%s", message)
+        """Warn once per process, root and cause."""
+        warn_once(_log, self.root, cause, message)
 
 
 def _file_name(variant: str, arch: str, fingerprint: str, kind: str) -> str:
@@ -242,6 +245,8 @@ def _load(directory: int, name: str) -> Cubin:
         refusal = only_ours(info) if stat.S_ISREG(info.st_mode) else "it is no regular file"
         if refusal:
             raise _Unfit(refusal, info.st_ino)
+        if info.st_size > LARGEST_ENTRY_BYTES:
+            raise _Unfit(f"it has {info.st_size} bytes, and no entry more than {LARGEST_ENTRY_BYTES}", info.st_ino)
         cubin = decode(pread_exactly(descriptor, info.st_size, 0))
     except ValueError as error:
         raise _Unfit(str(error), info.st_ino) from None
@@ -277,7 +282,10 @@ def _set_aside(directory: int, name: str, inode: int | None) -> bool:
 
 
 def _sweep(directory: int, cap_bytes: int, spare: str = "") -> Swept:
-    """Remove stale partial files, then files set aside and the least recently used entries until the cap is met."""
+    """Remove stale partial files, then files set aside and the least recently used entries until the cap is met.
+
+    A directory in place of a file is removed too if it is empty.
+    """
     files = list_files(directory)
     aside = [(name, info) for name, info in files if name.startswith(SET_ASIDE_PREFIX)]
     kept = [(name, info) for name, info in files if _ENTRY_NAME.fullmatch(name)] + aside[:SET_ASIDE_KEPT]
@@ -288,8 +296,10 @@ def _sweep(directory: int, cap_bytes: int, spare: str = "") -> Swept:
     while candidates and kept_bytes > cap_bytes:
         doomed.append(candidates.pop())
         kept_bytes -= doomed[-1][1].st_size
-    gone = [info.st_size for name, info in doomed if remove(directory, name)]
-    return Swept(len(gone), sum(gone), kept_bytes)
+    gone = {name: info.st_size for name, info in doomed if remove(directory, name)}
+    left = {name: info.st_size for name, info in doomed if name not in gone}
+    stuck = sorted(left.keys() & set(os.listdir(directory))) if left else []  # others have removed the rest
+    return Swept(len(gone), sum(gone.values()), kept_bytes + sum(left[name] for name in stuck), tuple(stuck))
 
 
 def _entries(directory: int, prefix: str = "") -> list[Entry]:

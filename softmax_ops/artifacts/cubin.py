@@ -18,21 +18,27 @@ from typing import Any
 SCHEMA = 1
 KINDS = ("cubin", "ptx")
 
+TEGRA = ("sm_72", "sm_87", "sm_101", "sm_110")
+"""Architectures of integrated GPUs (Tegra, Jetson)."""
+
 _MAGIC = b"SMXCUBIN"
 _HEAD = struct.Struct("<8sII")
 _DIGEST_BYTES = 32
 _VARIANT = re.compile(r"[a-z0-9_]{1,160}")
-_TEGRA = {"sm_72", "sm_87", "sm_101", "sm_110"}
 _ARCHITECTURE = re.compile(r"sm_([0-9]{2,3})([af]?)")
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class Absent(LookupError):
-    """A place that was asked for a cubin did not provide it; `reason` says why in one sentence."""
+    """A place that was asked for a cubin did not provide it; `reason` says why in one sentence.
 
-    def __init__(self, reason: str) -> None:
+    `fault` names what is wrong with a place that is there and cannot or must not be used; it is "" if nothing is.
+    """
+
+    def __init__(self, reason: str, fault: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,11 @@ def architecture_order(arch: str) -> tuple[int, str]:
 def runs_on(built: str, arch: str) -> bool:
     """A cubin runs on its own architecture and on later minors of its major version; sm_90a's only on sm_90a.
 
-    CUDA does not promise this for the integrated GPUs of Tegra.
+    CUDA does not promise this for integrated GPUs.
     """
     (number, suffix), (wanted, _) = architecture_order(built), architecture_order(arch)
     return built == arch or (
-        not suffix and number // 10 == wanted // 10 and number <= wanted and not {built, arch} & _TEGRA
+        not suffix and number // 10 == wanted // 10 and number <= wanted and not {built, arch}.intersection(TEGRA)
     )
 
 

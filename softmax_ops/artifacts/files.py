@@ -58,9 +58,12 @@ def list_files(directory: int, prefix: str = "") -> list[tuple[str, os.stat_resu
 
 
 def remove(directory: int, name: str) -> bool:
-    """Unlink; False if that failed."""
+    """Remove a file or an empty directory; False if that failed."""
     with suppress(OSError):
-        os.unlink(name, dir_fd=directory)
+        try:
+            os.unlink(name, dir_fd=directory)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=directory)
         return True
     return False
 

@@ -59,7 +59,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _byte_count(text: str) -> int:
-    found = _BYTES.fullmatch(text)
+    found = _BYTES.fullmatch(text.strip())
     unit = _UNITS.get(found[2].lower()) if found else None
     if not found or unit is None:
         raise ValueError("a whole number of bytes, plain or in KiB, MiB, GiB, TiB, kB, MB, GB or TB, such as 2GiB")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .mask import MASK_DTYPES, check_broadcast, check_mask
 from .out import check_apart, check_out, check_unmet, check_unrecorded
 from .request import Request
 from .scalars import clamped_offset, finite_scale
-from .tensors import check_rows, describe
+from .tensors import DTYPES, check_rows, describe
 
 _OP = "softmax_ops.softmax"
 _MASKED_FILL = "transformer_softmax_lib.scaled_masked_softmax_forward"
@@ -53,17 +52,16 @@ def check_softmax(
 def check_masked_fill(input: Tensor, mask: Tensor | None, scale: float | Tensor, fill: float) -> Request:
     """Validate a call of `transformer_softmax_lib.scaled_masked_softmax_forward`.
 
-    Like `check_softmax`, except that a mask may also be float16 or of input's dtype, and that hidden scores become
-    `fill`.
+    Like `check_softmax`, except that a mask may also be of any float dtype that input may have, and that hidden scores
+    become `fill`.
     """
     check_rows(_MASKED_FILL, input, "input")
     number = finite_scale(_MASKED_FILL, scale, input)
     if mask is not None:
-        wanted = {*MASK_DTYPES, torch.float16, input.dtype}
-        if isinstance(mask, Tensor) and mask.dtype not in wanted:
+        if isinstance(mask, Tensor) and mask.dtype not in (*MASK_DTYPES, *DTYPES):
             raise ValueError(
-                f"{_MASKED_FILL}: mask is a {describe(mask)}; want bool, uint8, float16 or input's dtype, where 1 "
-                "hides a column: convert it with mask == 1"
+                f"{_MASKED_FILL}: mask is a {describe(mask)}; want bool, uint8, float16, bfloat16, float32 or float64, "
+                "where 1 hides a column: convert it with mask == 1"
             )
         check_broadcast(_MASKED_FILL, mask, input, "input")
     return Request(input, number, mask, None, None, fill)

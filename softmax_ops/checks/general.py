@@ -12,7 +12,7 @@ from .band import band_of
 from .mask import check_mask
 from .out import check_apart, check_out, check_unmet, check_unrecorded, result_dtype
 from .request import Request
-from .scalars import check_no_gradient, positive_softcap
+from .scalars import check_flag, check_no_gradient, positive_softcap
 from .tensors import check_rows
 from .values import check_bias, check_key_lengths, per_head, scale_of
 
@@ -37,6 +37,7 @@ def check_general(
     dtype: torch.dtype | None = None,
     return_lse: bool = False,
     log: bool = False,
+    op: str = "",
 ) -> Request:
     """`check_softmax` with all arguments that a call may have. If only plain ones are used, the request is plain.
 
@@ -51,8 +52,9 @@ def check_general(
                    [H] float32 (for float64 x also float64) on x's device, H = x.shape[-3]. Slopes require no gradient.
     softcap        finite number above 0.
     dtype          x's, or float32 for float16 and bfloat16; out's, if both are given.
+    op             named in messages instead of softmax and log_softmax.
     """
-    op = _OPS[log is True]
+    op = op or _OPS[log is True]
     check_rows(op, x, "x")
     number, scale_tensor = scale_of(op, scale, x, "x")
     if mask is not None:
@@ -109,8 +111,7 @@ def _check_added(op: str, request: Request, alibi_slopes: Tensor | None) -> None
         check_key_lengths(op, request.key_lengths, request.x, "x")
     if alibi_slopes is not None:
         check_no_gradient(op, alibi_slopes, "alibi_slopes")
-    if request.return_lse not in (True, False):
-        raise TypeError(f"{op}: return_lse is {request.return_lse!r}; want a bool: pass True or False")
+    check_flag(op, request.return_lse, "return_lse")
 
 
 def _check_written(op: str, request: Request) -> None:

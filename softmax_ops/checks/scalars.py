@@ -20,6 +20,12 @@ _INSTEAD = {"scale": "leave scale at 1 and multiply by it in torch", "alibi_slop
 """What to do instead, for arguments that have no gradient."""
 
 
+def check_flag(op: str, given: Any, name: str) -> None:
+    """Refuse all but True and False."""
+    if given is not True and given is not False:
+        raise TypeError(f"{op}: {name} is {given!r} of type {type_name(given)}; want a bool: pass True or False")
+
+
 def finite_scale(op: str, given: Any, rows: Tensor) -> float:
     """`given` as a float that is finite in the accumulation type of `rows`, [..., K]."""
     scale: float = given if type(given) is float else _float(op, given)
@@ -72,8 +78,7 @@ def clamped_offset(op: str, rows: Tensor, causal: Any, causal_offset: Any) -> in
             f"{op}: causal_offset is {given} and causal is False; pass causal=True as well, or what else "
             "measures from it: a window, alibi_slopes"
         )
-    if causal is not True:
-        raise TypeError(f"{op}: causal is {causal!r} of type {type_name(causal)}; want a bool: pass True or False")
+    check_flag(op, causal, "causal")
     columns = rows.shape[-1]
     queries = rows.shape[-2] if rows.dim() > 1 else 1
     if causal_offset is None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _DEVICE_TYPES = frozenset(("cpu", "cuda", "meta"))
 
 
@@ -32,7 +32,7 @@ def check_rows(op: str, tensor: Tensor, name: str) -> None:
             f"{op}: {name} is of type {type_name(tensor)}; want a torch.Tensor: convert it with torch.as_tensor({name})"
         )
     check_plain(op, tensor, name)
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in DTYPES:
         raise _dtype_error(op, tensor, name)
     if tensor.dim() == 0:
         raise ValueError(

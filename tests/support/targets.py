@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,9 @@ from softmax_ops.artifacts.cubin import Cubin, architecture_order, runs_on
 WHOLE = toolchain.DEFAULT_ARCHITECTURE
 """The architecture for which every variant is executed."""
 
-SAMPLED = tuple(arch for arch in ("sm_70", "sm_75", "sm_80", "sm_120") if arch in toolchain.supported_architectures())
+OTHERS = tuple(arch for arch in toolchain.supported_architectures() if arch != WHOLE)
+
+SAMPLED = tuple(arch for arch in ("sm_70", "sm_75", "sm_80", "sm_100", "sm_120") if arch in OTHERS)
 """Architectures with other front ends and code generators, if the toolchain has them."""
 
 SAMPLE = 12
@@ -37,9 +40,10 @@ class Target(NamedTuple):
 
 
 def targets(everything: bool) -> list[Target]:
-    """Every variant for one architecture; for the others (unless everything) a sample that changes with the sources."""
-    sampled = [Target(arch, spec) for arch in SAMPLED for spec in (shipped(arch) if everything else sample(arch))]
-    return [*(Target(WHOLE, spec) for spec in shipped(WHOLE)), *sampled]
+    """Every variant for one architecture and, for some others, a sample that changes with the headers. If everything,
+    every variant for every architecture that the toolchain supports."""
+    others = {arch: shipped(arch) for arch in OTHERS} if everything else {arch: sample(arch) for arch in SAMPLED}
+    return [Target(arch, spec) for arch, specs in ({WHOLE: shipped(WHOLE)} | others).items() for spec in specs]
 
 
 def shipped(arch: str) -> list[Spec]:
@@ -47,6 +51,7 @@ def shipped(arch: str) -> list[Spec]:
     return [spec for spec in variants.shipped() if arch in variants.architectures(spec)]
 
 
+@cache
 def sample(arch: str) -> list[Spec]:
     """The variants whose names hash lowest together with the architecture and the headers."""
 
@@ -56,13 +61,30 @@ def sample(arch: str) -> list[Spec]:
     return sorted(sorted(shipped(arch), key=order)[:SAMPLE], key=lambda spec: spec.name)
 
 
-def summary(everything: bool, gpu: str | None) -> list[str]:
+def summary(config: pytest.Config, gpu: str | None) -> list[str]:
     """Two lines that say what is executed."""
-    how = "whole" if everything else f"{SAMPLE} variants each, chosen by {sources.project_headers().digest[:12]}"
-    return [
-        f"interpreter: {WHOLE} whole; {', '.join(SAMPLED)} {how}",
-        f"driver engine: {f'{gpu} whole' if gpu else 'not run (no GPU)'}",
-    ]
+    sampling = config.getoption("--sample")
+    sampled = f"{SAMPLE} variants each, chosen by {sources.project_headers().digest[:12]}"
+    if sampling:
+        executed = f"{', '.join((WHOLE, *SAMPLED))} {sampled}"
+    elif config.getoption("--all-architectures"):
+        executed = f"{', '.join((WHOLE, *OTHERS))} whole"
+    else:
+        executed = f"{WHOLE} whole; {', '.join(SAMPLED)} {sampled}"
+    on_gpu = f"{gpu} {'sampled' if sampling else 'whole'}" if gpu else "not run (no GPU)"
+    return [f"interpreter: {executed}", f"driver engine: {on_gpu}"]
+
+
+def is_sampled(item: pytest.Item) -> bool:
+    """Whether a test is of one kernel, which is in the sample of its architecture."""
+    target = target_of(item)
+    return target is not None and target.spec in sample(target.arch)
+
+
+def target_of(item: pytest.Item) -> Target | None:
+    """The kernel that a test is of."""
+    target = item.callspec.params.get("target") if hasattr(item, "callspec") else None
+    return target if isinstance(target, Target) else None
 
 
 def built_for(gpu: str) -> str:
@@ -75,9 +97,9 @@ def wanted(session: pytest.Session, module: str, function: str = "") -> set[Targ
     """The targets that this run's tests of a module, or of one function, need; a single test compiles only its own."""
     found = set()
     for item in session.items:
-        if isinstance(item, pytest.Function) and item.module.__name__ == module and hasattr(item, "callspec"):
-            target = item.callspec.params.get("target")
-            if isinstance(target, Target) and item.originalname.startswith(function):
+        if isinstance(item, pytest.Function) and item.module.__name__ == module:
+            target = target_of(item)
+            if target is not None and item.originalname.startswith(function):
                 found.add(target)
     return found
 

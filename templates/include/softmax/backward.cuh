@@ -33,7 +33,7 @@ struct SoftmaxGradient
 
   // y in hidden columns.
   CUTE_DEVICE Element hidden() const { return Element(0); }
-  CUTE_DEVICE Accumulator add(Accumulator sum, Accumulator y, Accumulator dy) const { return multiply_add(y, dy, sum); }
+  CUTE_DEVICE Accumulator add(Accumulator sum, Accumulator y, Accumulator dy) const { return fma(y, dy, sum); }
 
   // dx where y is hidden: 0, or NaN in a row that is NaN.
   CUTE_DEVICE Accumulator outside(Accumulator dot) const { return 0 * dot; }

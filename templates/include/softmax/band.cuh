@@ -29,12 +29,15 @@ struct Band
   int begin_;
   int end_;
 
-  CUTE_DEVICE Band(Params const& p, Rows const& rows, RowIndex const& row) : position(row.offset(p.query, rows.rank) + p.offset)
+  // Both loads are under way before the first use. (In the other order the offset would be widened, and waited for, first.)
+  CUTE_DEVICE Band(Params const& p, Rows const& rows, RowIndex const& row)
   {
-    if (p.offsets.present()) { position += p.offsets.at(rows, row); }
-    begin_ = clamped(position - p.left, rows.k);
-    end_   = clamped(position + p.right + 1, rows.k);
-    if (p.lengths.present()) { end_ = cute::min(end_, clamped(p.lengths.at(rows, row), rows.k)); }
+    int const length = p.lengths.present() ? p.lengths.at(rows, row) : rows.k;
+    int const offset = p.offsets.present() ? p.offsets.at(rows, row) : 0;
+
+    position = row.offset(p.query, rows.rank) + p.offset + offset;
+    begin_   = clamped(position - p.left, rows.k);
+    end_     = cute::min(clamped(position + p.right + 1, rows.k), clamped(length, rows.k));
     if (end_ <= begin_) { end_ = 0; }
   }
 
@@ -90,7 +93,7 @@ struct SlopedBand : Band
     if (slopes) {
       Accumulator const distance = Accumulator(position - span.column);
       CUTE_UNROLL
-      for (int v = 0; v < Span::Width; ++v) { rZ(v) = multiply_add(-slope, absolute(distance - v), rZ(v)); }
+      for (int v = 0; v < Span::Width; ++v) { rZ(v) = fma(-slope, fabs(distance - v), rZ(v)); }
     }
   }
 };

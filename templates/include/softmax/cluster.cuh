@@ -6,6 +6,8 @@
 #include <softmax/row_io.cuh>
 
 // Partials of a row that the CTAs of a thread block cluster share, exchanged through distributed shared memory.
+//
+// Rank and size come from CUDA's intrinsics: cute's functions are volatile, and their results, kept in registers, make a kernel spill.
 
 namespace softmax {
 

@@ -14,7 +14,7 @@ struct ProbabilitiesOrLogarithms
   Accumulator shift;
   bool logarithms;
 
-  CUTE_DEVICE Accumulator operator()(Accumulator e) const { return multiply_add(factor, e, shift); }
+  CUTE_DEVICE Accumulator operator()(Accumulator e) const { return fma(factor, e, shift); }
   CUTE_DEVICE Accumulator hidden() const { return logarithms ? negative_infinity<Accumulator>() + shift : 0 * factor; }
 };
 
@@ -54,9 +54,13 @@ public:
   // One of the threads that hold the row writes the logarithm of its sum.
   CUTE_DEVICE Closed close(MaxSum<Numeric> row, bool writes) const
   {
-    if (p_.sinks.present()) { row.add({p_.sinks.at(rows_, index_), Numeric::Exp::unit}); }
+    using Exp = typename Numeric::Exp;
+    if (p_.sinks.present()) {
+      Accumulator const sink = p_.sinks.at(rows_, index_);
+      row.add({sink, Exp(sink).at_max()});
+    }
     Accumulator log_sum = 0;
-    if (keeps_exponents() || p_.lse.present()) { log_sum = precise_logarithm(row.sum / Numeric::Exp::unit); }
+    if (keeps_exponents() || p_.lse.present()) { log_sum = precise_logarithm(Exp(row.max).multiple(row.sum)); }
     if (writes && p_.lse.present()) { p_.lse.at(rows_, index_) = row.max + log_sum; }
     return {row, log_sum};
   }

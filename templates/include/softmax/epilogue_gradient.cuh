@@ -40,7 +40,7 @@ public:
   CUTE_DEVICE Accumulator add(Accumulator sum, Accumulator y, Accumulator dy) const
   {
     if (logarithms_) { return y == negative_infinity<Accumulator>() ? sum : sum + dy; }
-    return multiply_add(y, dy, sum);
+    return fma(y, dy, sum);
   }
 
   // d of a row, from its dot product. One of the threads that hold it writes it.
@@ -72,7 +72,7 @@ protected:
     CUTE_UNROLL
     for (int v = 0; v < cute::size(rG); ++v) {
       if (logarithms_) {
-        rG(v) = rY(v) == negative_infinity<Accumulator>() ? Accumulator(0) : rG(v) - exp.weight(rY(v)) * d;
+        rG(v) = rY(v) == negative_infinity<Accumulator>() ? Accumulator(0) : rG(v) - exp.exact(rY(v)) * d;
       } else {
         rG(v) = rY(v) * (rG(v) - d);
       }

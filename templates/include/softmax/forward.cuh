@@ -86,7 +86,7 @@ template <class Numeric, class Accumulator>
 CUTE_DEVICE Accumulator normaliser(Accumulator max, MaxSum<Numeric> row)
 {
   typename Numeric::Exp const exp(row.max);
-  return exp.unit_weight(max) * normaliser<Numeric>(row.sum * exp.unit);
+  return exp.unit_rebase(max) * normaliser<Numeric>(row.sum * exp.unit);
 }
 
 // What the rows of a softmax are made of: y = factor * e. What is hidden is 0, or NaN in a row that is NaN.

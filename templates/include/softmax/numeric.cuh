@@ -23,10 +23,10 @@ CUTE_DEVICE constexpr Accumulator negative_infinity()
 //   exp(z - m) = 2^(z c - m c),  c = log2(e)
 //
 // ex2 flushes subnormal results, which bf16 still tells apart: everything is computed 2^8 times as large, and as the sum is
-// too, the factor cancels in the quotient. A larger factor would make unit_weight subnormal for a warp whose scores are all far
+// too, the factor cancels in the quotient. A larger factor would make unit_rebase subnormal for a warp whose scores are all far
 // below the row's maximum.
 //
-// Above |m| = 2^24 the rounding of m c would become a factor of its own, in the end an infinite one. There two different
+// Above |m| = 2^24 the rounding of m c would be a factor of more than 2, in the end an infinite one. There two different
 // 16-bit scores are at least 2^13 apart, exp(z - m) is 0 or 1, and c = 1/2 gives the same without rounding: a row of bf16
 // finfo.min stays uniform.
 template <class Element>
@@ -36,8 +36,7 @@ struct Numeric
   using Accumulator = float;
   static constexpr bool LongExp = false;
 
-  // unit * exp(z - m). The rounding of m c is a factor that all exponentials relative to one m share; between different ones,
-  // weight(max) = exp(max - m) and unit_weight(max) = unit * exp(max - m) have none.
+  // unit * exp(z - m), times a factor near 1 from the rounding of m c, which all exponentials relative to one m share.
   struct Exp
   {
     static constexpr float unit = 0x1p8f;
@@ -54,8 +53,17 @@ struct Numeric
     }
 
     CUTE_DEVICE float operator()(float z) const { return ptx::ex2(fmaf(z, c, shift)); }
-    CUTE_DEVICE float weight(float max) const { return ptx::ex2((max - m) * c); }
-    CUTE_DEVICE float unit_weight(float max) const { return ptx::ex2(fmaf(max - m, c, 8.0f)); }
+
+    // exp(z - m), without that factor.
+    CUTE_DEVICE float exact(float z) const { return ptx::ex2((z - m) * c); }
+
+    // Turns sums of exponentials relative to `max` into such relative to m, their factor included.
+    CUTE_DEVICE float rebase(float max) const { return ptx::ex2(shift - fmaf(-max, c, 8.0f)); }
+    CUTE_DEVICE float unit_rebase(float max) const { return ptx::ex2(shift - fmaf(-max, c, 8.0f) + 8.0f); }
+
+    // The exponential of m itself, and a sum in multiples of it, from which the factor is gone.
+    CUTE_DEVICE float at_max() const { return ptx::ex2(fmaf(m, c, shift)); }
+    CUTE_DEVICE float multiple(float sum) const { return sum * ptx::ex2(fmaf(-m, c, -shift)); }
   };
 
   CUTE_DEVICE static float reciprocal(float sum) { return ptx::rcp(sum); }
@@ -73,9 +81,12 @@ struct NumericOfSums : Numeric<Element>
     float m;
 
     CUTE_DEVICE explicit Exp(float max) : m(max == negative_infinity<float>() ? 0.0f : max) {}
-    CUTE_DEVICE float operator()(float z) const { return unit_weight(z); }
-    CUTE_DEVICE float weight(float max) const { return ptx::ex2((max - m) * 0x1.715476p+0f); }
-    CUTE_DEVICE float unit_weight(float max) const { return ptx::ex2(fmaf(max - m, 0x1.715476p+0f, 8.0f)); }
+    CUTE_DEVICE float operator()(float z) const { return ptx::ex2(fmaf(z - m, 0x1.715476p+0f, 8.0f)); }
+    CUTE_DEVICE float exact(float z) const { return ptx::ex2((z - m) * 0x1.715476p+0f); }
+    CUTE_DEVICE float rebase(float max) const { return exact(max); }
+    CUTE_DEVICE float unit_rebase(float max) const { return (*this)(max); }
+    CUTE_DEVICE static float at_max() { return unit; }
+    CUTE_DEVICE static float multiple(float sum) { return sum / unit; }
   };
 };
 
@@ -93,8 +104,11 @@ struct Numeric<float>
 
     CUTE_DEVICE explicit Exp(float max) : m(max == negative_infinity<float>() ? 0.0f : max) {}
     CUTE_DEVICE float operator()(float z) const { return expf(z - m); }
-    CUTE_DEVICE float weight(float max) const { return expf(max - m); }
-    CUTE_DEVICE float unit_weight(float max) const { return weight(max); }
+    CUTE_DEVICE float exact(float z) const { return (*this)(z); }
+    CUTE_DEVICE float rebase(float max) const { return (*this)(max); }
+    CUTE_DEVICE float unit_rebase(float max) const { return (*this)(max); }
+    CUTE_DEVICE static float at_max() { return unit; }
+    CUTE_DEVICE static float multiple(float sum) { return sum; }
   };
 
   // One Newton step: within one unit in the last place for the sums of a softmax, which are at least 1.
@@ -131,8 +145,11 @@ struct Numeric<double>
 
     CUTE_DEVICE explicit Exp(double max) : m(max == negative_infinity<double>() ? 0.0 : max) {}
     CUTE_DEVICE double operator()(double z) const { return LongExp ? exponential(z - m) : exp(z - m); }
-    CUTE_DEVICE double weight(double max) const { return exponential(max - m); }
-    CUTE_DEVICE double unit_weight(double max) const { return weight(max); }
+    CUTE_DEVICE double exact(double z) const { return exponential(z - m); }
+    CUTE_DEVICE double rebase(double max) const { return exact(max); }
+    CUTE_DEVICE double unit_rebase(double max) const { return exact(max); }
+    CUTE_DEVICE static double at_max() { return unit; }
+    CUTE_DEVICE static double multiple(double sum) { return sum; }
   };
 
   CUTE_DEVICE static double reciprocal(double sum) { return 1 / sum; }
@@ -182,10 +199,6 @@ CUTE_DEVICE void narrow(Accumulators const& rZ /* (V) */, Elements&& rY /* (V) *
   }
 }
 
-// a b + c, rounded once.
-CUTE_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-CUTE_DEVICE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
-
 // exp(z) with a relative error of |z| 2^-24 (f32), for what is compared with 1 or added to it.
 CUTE_DEVICE float exponential(float z) { return ptx::ex2(z * 0x1.715476p+0f); }
 
@@ -197,10 +210,7 @@ CUTE_DEVICE double precise_logarithm(double y) { return logarithm(y); }
 
 CUTE_DEVICE float inverse(float a) { return ptx::rcp(a); }
 
-CUTE_DEVICE float absolute(float a) { return fabsf(a); }
-CUTE_DEVICE double absolute(double a) { return fabs(a); }
-
-// max that drops a NaN operand; the sum keeps it.
+// The larger of a and b, where a is not NaN; a if b is. The sum of a row keeps its NaN.
 CUTE_DEVICE float max_number(float a, float b) { return fmaxf(a, b); }
 CUTE_DEVICE double max_number(double a, double b) { return b > a ? b : a; }
 

@@ -50,8 +50,8 @@ struct alignas(2 * sizeof(typename Numeric::Accumulator)) MaxSum  // moves in on
   {
     bool const larger = max >= other.max;
     auto const both   = larger ? max : other.max;
-    auto const weight = typename Numeric::Exp(both).weight(larger ? other.max : max);
-    sum               = larger ? multiply_add(other.sum, weight, sum) : multiply_add(sum, weight, other.sum);
+    auto const rebase = typename Numeric::Exp(both).rebase(larger ? other.max : max);
+    sum               = larger ? fma(other.sum, rebase, sum) : fma(sum, rebase, other.sum);
     max               = both;
   }
 
@@ -59,7 +59,7 @@ struct alignas(2 * sizeof(typename Numeric::Accumulator)) MaxSum  // moves in on
   CUTE_DEVICE MaxSum over_lanes() const
   {
     auto const all = group_max<Lanes>(max);
-    return {all, group_sum<Lanes>(sum * typename Numeric::Exp(all).weight(max))};
+    return {all, group_sum<Lanes>(sum * typename Numeric::Exp(all).rebase(max))};
   }
 };
 

@@ -28,11 +28,11 @@ struct Span
   int column;
   int end;
 
-  // Nothing of it where all its columns lie before `begin`.
+  // Empty if all its columns lie before `begin`.
   CUTE_DEVICE Span behind(int begin) const { return {column, column + Vec <= begin ? column : end}; }
   CUTE_DEVICE Span behind(cute::_0) const { return *this; }
 
-  // From global memory, where it is `wanted`. The operand is aligned to the words in which it moves.
+  // Loads from global memory if `wanted`. The operand is aligned to the words in which it moves.
   template <class Element, class Fragment>
   CUTE_DEVICE void load(bool wanted, Element const* row, Fragment&& rX /* (V) */) const
   {
@@ -274,7 +274,7 @@ struct AlignedRow
 // Vec columns before the first cut and after the last are dealt to the lanes one by one.
 //
 //   | head | vector 0 | vector 1 | ... | vector n-1 | tail |
-//   0      head                                     body   K
+//   0      head                                     tail   K
 template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false, bool Streamed = false>
 struct UnalignedRow
 {
@@ -289,13 +289,13 @@ struct UnalignedRow
   Share<Lanes, Chunks, ByWarp> share;
   int thread;
   int head;
-  int body;
+  int tail;
 
   template <class Element>
   CUTE_DEVICE UnalignedRow(int thread, Element const* output, int k) : share(thread), thread(thread)
   {
     head = cute::min(head_of(output), k);
-    body = head + (k - head) / Vec * Vec;
+    tail = head + (k - head) / Vec * Vec;
   }
 
   template <class Element>
@@ -316,14 +316,14 @@ struct UnalignedRow
 
   CUTE_DEVICE Span<Vec, Streamed> vector(int c, int end) const
   {
-    return {head + Vec * (share.first + Lanes * c), cute::min(end, body)};
+    return {head + Vec * (share.first + Lanes * c), cute::min(end, tail)};
   }
 
   // The lane's column number `edge` of head and tail together; at or beyond K where there is none.
   CUTE_DEVICE Span<1> edge(int edge, int end) const
   {
     int const i = thread + Lanes * edge;
-    return {i < head ? i : body + (i - head), end};
+    return {i < head ? i : tail + (i - head), end};
   }
 };
 

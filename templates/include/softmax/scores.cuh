@@ -79,8 +79,8 @@ public:
         get<I>(features_).load(how, row, seen, [&](auto part) -> auto& { return get<I>(fragments.of(part)); });
       });
     });
-    // What comes from global memory is used wherever its vector ends: to a branch around the use ptxas would move the load, and
-    // each would wait for the one before.
+    // Vectors from global memory are used whether or not they are inside the row: with a branch around the use, ptxas moves each
+    // load behind that branch, and their latencies add up.
     auto const used = cute::conditional_t<Row::InSharedMemory, int, EveryColumn>{end};
     for_each_part(row, used, [&](auto part) {
       if constexpr (Row::InSharedMemory) { seen(part).read(x, part.of(rX)); }
@@ -128,7 +128,7 @@ private:
     Accumulator const outside = HidesTail || inside > 0 ? Accumulator(0) : negative_infinity<Accumulator>();
     widen(rX, rZ);
     CUTE_UNROLL
-    for (int v = 0; v < Vec; ++v) { rZ(v) = multiply_add(scale_, rZ(v), outside); }
+    for (int v = 0; v < Vec; ++v) { rZ(v) = fma(scale_, rZ(v), outside); }
     cute::for_each(cute::make_seq<sizeof...(Features)>{}, [&](auto i) {
       cute::get<i>(features_).apply(span, cute::get<i>(fragments), rZ);
     });

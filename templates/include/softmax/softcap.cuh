@@ -41,7 +41,7 @@ struct Softcap
       CUTE_UNROLL
       for (int v = 0; v < Span::Width; ++v) {
         Accumulator const power = exponential(rZ(v) * p.twice_inverse);
-        rZ(v)                   = multiply_add(-2 * p.cap, inverse(1 + power), p.cap);
+        rZ(v)                   = fma(-2 * p.cap, inverse(1 + power), p.cap);
       }
     }
   }

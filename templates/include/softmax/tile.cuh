@@ -74,14 +74,14 @@ struct TileRow
     if constexpr (Aligned) {
       return Span<Vec>{column, end};
     } else {
-      return Singles{{column, Lanes == 1 ? end : cute::min(end, body())}};
+      return Singles{{column, Lanes == 1 ? end : cute::min(end, tail())}};
     }
   }
 
-  CUTE_DEVICE Span<1> edge(int edge, int end) const { return {body() + lane + Lanes * edge, end}; }
+  CUTE_DEVICE Span<1> edge(int edge, int end) const { return {tail() + lane + Lanes * edge, end}; }
 
 private:
-  CUTE_DEVICE int body() const { return k / Vec * Vec; }
+  CUTE_DEVICE int tail() const { return k / Vec * Vec; }
 };
 
 // A tensor in global memory, and where its rows of a tile stand in shared memory.
