@@ -154,8 +154,9 @@ def general_tangents(
             z = z * (1.0 - (scale * scores.to(wide) / softcap).tanh().square())
     if bias is not None:
         z = z + bias
+    z = torch.where(saved[0] == 0.0, 0.0, z)  # a hidden score may be NaN
     less = None if sinks is None else -_share_of(sink_values, lse) * sinks.to(wide).unsqueeze(-1)
-    t, t_lse = _rows(numbers, saved, z.expand(y.shape), less, scaled=False, dtype=wide, return_dot=True)
+    t, t_lse = _rows(numbers, saved, z, less, scaled=False, dtype=wide, return_dot=True)
     if log:
         t = (z - t_lse.unsqueeze(-1)).masked_fill(y == -torch.inf, 0.0)
     return t.to(y.dtype), t_lse if with_lse else None

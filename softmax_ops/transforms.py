@@ -96,7 +96,7 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_dx: Tensor | None, of_d: Tensor | None) -> tuple:
-        found = pulled_back(_request(ctx), of_dx, of_d)._asdict()
+        found = pulled_back(_request(ctx), of_dx, of_d if ctx.numbers["return_dot"] else None)._asdict()
         return tuple(found.get(name) for name in by_name("general_backward", ()))
 
     @staticmethod

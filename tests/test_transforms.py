@@ -168,6 +168,14 @@ def test_a_tangent_takes_one_launch_and_no_copy_of_the_scores(monkeypatch: pytes
 
 
 @either
+def test_a_hidden_nan_reaches_no_tangent(function: Callable[..., Any]) -> None:
+    x, mask = normal(Q, K), bits(Q, K)
+    hidden = x.masked_fill(mask, torch.nan)
+    tangents = [torch.func.jvp(lambda x: function(x, mask=mask, softcap=1.5), (each,), (x,))[1] for each in (x, hidden)]
+    assert torch.equal(*tangents) and tangents[0].isfinite().all()
+
+
+@either
 def test_forward_mode_without_torch_func(function: Callable[..., Any]) -> None:
     x, tangent, bias = normal(Q, K), normal(Q, K, seed=1), normal(K, seed=2)
     expected = torch.func.jvp(lambda x, bias: function(x, bias=bias, scale=0.5), (x, bias), (tangent, bias))
