@@ -210,7 +210,12 @@ def test_checkpointing_computes_it_again() -> None:
 def gpu_path(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], None]:
     """In place as on a GPU, where a kernel writes without torch noticing. Here the kernel writes zeros."""
     monkeypatch.setattr(current, "working_on", contextlib.nullcontext)
-    monkeypatch.setattr(dispatch, "_launch", lambda direction, tensors, mask, scalars: tensors[-1].data.zero_())
+
+    def zeros(direction: str, scalars: Any, tensors: tuple[Tensor, ...], others: Any) -> Tensor:
+        tensors[-1].data.zero_()
+        return tensors[-1]
+
+    monkeypatch.setattr(dispatch, "_launch", zeros)
 
     def softmax_(out: Tensor) -> None:
         request = check_softmax(out, scale=1.0, mask=None, causal=False, causal_offset=None, out=out)
