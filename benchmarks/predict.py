@@ -1,8 +1,11 @@
 """What an H200 would reach, predicted from instructions and bytes alone; kept apart from everything measured.
 
-    share = min(instructions, flight, traffic)
+    share = min(instructions, accesses, flight, traffic)
     instructions   budget / lane-instructions per element, at most 1; the budget is 29 for the 4 bytes that an element
                    of a 16-bit forward moves, and proportional to the bytes otherwise
+    accesses       budget / 128 passes per element, at most 1: an SM issues 128 lane-instructions in a cycle, while its
+                   load/store unit takes a pass of a warp: a line of global memory, a set of words without a bank
+                   conflict in shared memory, a shuffle (tests/ptx/passes.py)
     flight         bytes that the CTAs on an SM request before they wait / bytes that must be in flight, at most 1; the
                    latter is 48 KiB if half the traffic is reads, and proportional to that part otherwise
     traffic        bytes that must move / bytes that do, second reads included unless L2 holds the rows
@@ -23,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from codegen import build, variants
 from codegen.axes import Plan
@@ -48,6 +52,7 @@ ARCH = "sm_90"
 ALIGNMENT = 16
 
 INSTRUCTIONS_PER_BYTE = 29 / 4
+INSTRUCTIONS_PER_PASS = 128
 FLIGHT_BYTES = 48 << 10
 MULTIPROCESSORS = 132
 L2_BYTES = 60 << 20
@@ -75,6 +80,7 @@ class Prediction:
     bytes: int  # bytes that must move
     planned_bytes: int  # bytes that do move, as `explain` counts them
     instructions: float  # per element
+    accesses: float  # passes through the load/store unit per element, times the instructions that one takes
     budget: float  # instructions per element that bandwidth allows
     registers: int
     ctas_per_sm: float
@@ -159,6 +165,13 @@ def features(cell: Cell) -> Features | None:
 # ---- counting
 
 
+class Work(NamedTuple):
+    """Per element, both in lane-instructions."""
+
+    instructions: float
+    accesses: float
+
+
 class Counter:
     """Compiles every variant that the cells need, and counts what they execute. Raises ToolchainError."""
 
@@ -169,10 +182,10 @@ class Counter:
         self.cubins = {each.variant: each for each in build.build(specs, [ARCH], kept, progress=False).cubins}
         self._opcodes = sass.opcodes(self.cubins.values())
         self._engine = InterpreterEngine({each.variant: each for each in ptx.cubins})
-        self.instructions = cache(self._count)
+        self.work = cache(self._count)
 
-    def _count(self, name: str, k: int, causal: bool, features: Features | None) -> float:
-        """Lane-instructions per element of a full CTA; all launches of a plan that has several."""
+    def _count(self, name: str, k: int, causal: bool, features: Features | None) -> Work:
+        """The work of a full CTA; all launches of a plan that has several."""
         case = full_cta(variants.by_name()[name], k)
         if causal:
             case = replace(case, causal_offset=(k - case.shape[-2]) // 2)  # rows see half their columns on average
@@ -184,7 +197,9 @@ class Counter:
         call = case.call()
         reports = self._engine.run(call.plan, call.operands).reports
         ratio = self._opcodes[name].total() / len(reports[0].program.instructions)
-        return sum(sum(report.reached_at) for report in reports) * ratio / call.elements
+        instructions = sum(sum(report.reached_at) for report in reports) * ratio
+        passes = sum(report.passes.total() for report in reports)
+        return Work(instructions / call.elements, INSTRUCTIONS_PER_PASS * passes / call.elements)
 
 
 # ---- predicting
@@ -199,12 +214,13 @@ def predict(cells: Iterable[Cell]) -> list[Prediction]:
 def _predict(cell: Cell, of: LaunchPlan, counter: Counter) -> Prediction:
     name = of.variant.name
     explained = explain_geometry(of.geometry, ARCH)
-    instructions = counter.instructions(name, cell.k, cell.causal, features(cell))
+    work = counter.work(name, cell.k, cell.causal, features(cell))
     budget = INSTRUCTIONS_PER_BYTE * cell.bytes / cell.elements
     ctas = min(resident(of, counter.cubins[name]), of.launches[0].grid / MULTIPROCESSORS)
     flight = round(ctas * asked_by_cta(of) * cell.visible / cell.elements)
     shares = {
-        "instructions": min(budget / instructions, 1.0),
+        "instructions": min(budget / work.instructions, 1.0),
+        "accesses": min(budget / work.accesses, 1.0),
         "flight": min(flight / _under_way(cell), 1.0),
         "traffic": cell.bytes / _moved(cell, of, ctas),
     }
@@ -214,7 +230,8 @@ def _predict(cell: Cell, of: LaunchPlan, counter: Counter) -> Prediction:
         source=of.variant.source,
         bytes=cell.bytes,
         planned_bytes=explained.bytes_read + explained.bytes_written,
-        instructions=round(instructions, 2),
+        instructions=round(work.instructions, 2),
+        accesses=round(work.accesses, 2),
         budget=round(budget, 2),
         registers=counter.cubins[name].registers,
         ctas_per_sm=round(ctas, 2),

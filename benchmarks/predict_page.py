@@ -42,7 +42,7 @@ def text(date: str, predictions: list[Prediction]) -> str:
 
 
 _HEAD = [
-    *("cell", "kernel", "MB to move", "of them planned", "instructions per element", "budget", "registers"),
+    *("cell", "kernel", "MB to move", "of them planned", "instructions per element", "accesses", "budget", "registers"),
     *("CTAs per SM", "KiB in flight", "share", "held back by", "goal"),
 ]
 
@@ -54,6 +54,7 @@ def _line(cell: Cell, each: Prediction) -> list[str]:
         f"{each.bytes / 1e6:.1f}",
         f"{each.planned_bytes / each.bytes:.2f}",
         f"{each.instructions:.1f}",
+        f"{each.accesses:.1f}",
         f"{each.budget:.1f}",
         str(each.registers),
         f"{each.ctas_per_sm:g}",
@@ -90,11 +91,12 @@ def _short(short: list[tuple[Cell, Prediction]]) -> str:
                 extent(lambda each: each.share, ".2f"),
                 extent(lambda each: each.goal or 0, ".2f"),
                 extent(lambda each: each.instructions, ".0f"),
+                extent(lambda each: each.accesses, ".0f"),
                 extent(lambda each: each.flight_bytes / 1024, ".0f"),
             ]
         )
     head = ["held back by", "plan", "direction", "dtype", "rows", "masks", "K", "share", "goal"]
-    return markdown([[*head, "instructions per element", "KiB in flight"], *lines])
+    return markdown([[*head, "instructions per element", "accesses", "KiB in flight"], *lines])
 
 
 def compare(predictions: list[Prediction], results: Results) -> str:

@@ -64,6 +64,7 @@ def _variant(spec: Spec, source: str) -> Variant:
         chunks=spec.chunks,
         by_warp=spec.by_warp,
         tile_elements=spec.tile_elements,
+        flat=spec.flat,
         piece=spec.piece,
         passes=spec.passes,
         partial_bytes=spec.partial_bytes,

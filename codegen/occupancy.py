@@ -108,6 +108,7 @@ def _threads_on_sm_100(spec: Spec) -> int:
         (wide and spec.mask is Mask.GENERAL and spec.dtype is DType.F32 and not spec.unaligned, 1536),
         (warp and spec.mask is Mask.CAUSAL and not spec.unaligned and spec.chunks <= 4, 1280),
         (cluster and unaligned_half and (not forward or spec.mask is Mask.LIKE or widens), 768),
+        (spec.plan is Plan.TILE and unaligned_half and not forward, 1280),
         (True, _threads(spec)),
     )
 

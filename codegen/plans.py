@@ -11,7 +11,7 @@ from softmax_ops.artifacts.constants import MAX_CLUSTER
 
 from .axes import Direction, DType, Plan
 from .features import Mask
-from .spec import ANY_K
+from .spec import ANY_K, LONGEST_APART
 
 MAX_SPLIT_ROWS = 128
 """Up to this many rows, several CTAs share a row that is too long for a cluster. With more rows, one CTA per row
@@ -67,7 +67,8 @@ def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> lis
     longest = held[-1]
     block = longest if mask.general else _blocks(direction, dtype, half=False)[-1]
     beyond = longest.k[1] + 1
-    return held + _clusters(direction, dtype, mask, block, beyond) + _pieces(beyond, general)
+    flat = _flat_tiles(direction, dtype, mask)
+    return flat + held + _clusters(direction, dtype, mask, block, beyond) + _pieces(beyond, general)
 
 
 def _has_half_blocks(direction: Direction, mask: Mask) -> bool:
@@ -99,15 +100,31 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
     """Short rows, moved as one flat range. 256 threads with four vectors each: 16 KiB per CTA, and 64 KiB in flight
     with four CTAs on an SM.
 
-    Rows of more than 32 columns are read into the registers of a group of lanes instead. Shorter rows that start
+    Most rows of more than 32 columns are read into the registers of a group of lanes instead. Shorter rows that start
     anywhere would consist mostly of a head and a tail. There are two buckets because a lane skips the unused columns
     of its bucket one branch at a time: with a bucket of 16 columns, K = 9 takes 28 instructions per 16-bit element
     instead of 36. f64 skips nothing, so its shorter bucket ends at 8.
     """
-    threads = 256
     shortest = 8 if dtype is DType.F64 else 16
-    capacity = direction.tile_vectors * threads * dtype.vector
-    return [RowPlan(Plan.TILE, k, vec, threads, capacity // k) for k in (shortest, 32) for vec in (dtype.vector, 1)]
+    return [_tile(direction, dtype, k, vec) for k in (shortest, LONGEST_APART) for vec in (dtype.vector, 1)]
+
+
+def _flat_tiles(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
+    """Rows of 33 to 68 columns of 16 bits that start anywhere and follow each other: its vectors hold 64 of them, and
+    the edges four.
+
+    As an unaligned row in registers such a row is half head and tail: its stores reach 1.6 to 2.3 times the sectors
+    that they fill, and with 33 to 50 columns only 25 to 38 KiB are in flight on an SM, where a tile has 64. Masks and
+    biases are read from global memory, where the lanes of a tile would each read a line of their own.
+    """
+    if dtype.bytes > 2 or mask.has_epilogue or (direction is Direction.FORWARD and mask is not Mask.NONE):
+        return []
+    return [replace(_tile(direction, dtype, 64, 1), k=(LONGEST_APART + 1, 68))]
+
+
+def _tile(direction: Direction, dtype: DType, max_k: int, vec: int) -> RowPlan:
+    threads = 256
+    return RowPlan(Plan.TILE, max_k, vec, threads, direction.tile_vectors * threads * dtype.vector // max_k)
 
 
 def _warps(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
@@ -117,13 +134,16 @@ def _warps(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
     The bytes in flight on an SM are those of the rows, not those that the registers could hold. Therefore two 16-bit
     lengths between powers of two have kernels of their own, with 16 lanes per row: 384 aligned columns, of which a
     causal mask leaves half, in three vectors per lane, whose fewer registers leave room for more rows; and the 577
-    columns of a vision transformer in five.
+    columns of a vision transformer in five, aligned ones also, unless a bias or a mask of the scores' type is read
+    beside them.
     """
     plain = not mask.has_epilogue
     aligned = plain or (mask is Mask.BAND and direction is Direction.FORWARD)
     plans = [*_powers_of_two(dtype, dtype.vector, full=aligned), *_powers_of_two(dtype, 1, full=plain)]
     if plain and dtype.bytes == 2:
-        between = (384, dtype.vector), (640, dtype.vector), (640, 1)
+        between = [(384, dtype.vector), (640, dtype.vector), (640, 1)]
+        if mask in (Mask.LIKE, Mask.BIAS):
+            between.remove((640, dtype.vector))
         plans += [RowPlan(Plan.WARP, k, vec, 128, 128 // 16) for k, vec in between]
     return plans
 

@@ -91,6 +91,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             row_alias="Row".ljust(len("Partial")) if _has_partials(spec) else "Row",
             row_type="TileRow" if spec.plan is Plan.TILE else "UnalignedRow" if spec.unaligned else "AlignedRow",
             row_options=_row_options(spec),
+            only_ranges=str(spec.flat).lower(),
             pointers=_pointers(spec),
             operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
             numeric=spec.numeric,
@@ -144,7 +145,7 @@ def _fragment_shape(spec: Spec) -> str:
 def _row_options(spec: Spec) -> str:
     """C++ template arguments of the row type after Vec, Lanes and Chunks."""
     if spec.plan is Plan.TILE:
-        return f", /*Aligned=*/{'false' if spec.unaligned else 'true'}"
+        return f", /*Access=*/{spec.word if spec.unaligned else spec.access}"
     if spec.by_warp:
         return ", /*ByWarp=*/true"
     streamed = spec.plan is Plan.STREAM and spec.unaligned

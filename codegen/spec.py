@@ -15,6 +15,9 @@ from softmax_ops.artifacts.constants import ACCESS_BYTES
 from .axes import Direction, DType, Plan
 from .features import BAND, CAPPED_GRADIENT, EPILOGUE, EPILOGUE_GRADIENT, Feature, Mask, Section
 
+WORD_BYTES = 4
+"""Width of an access to shared memory in a `tile` whose rows start anywhere."""
+
 ANY_K = 2**31 - 2**20
 """Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors
 that lie beyond the last column."""
@@ -27,6 +30,10 @@ def operands(direction: Direction) -> Section:
     strides = ((f"{tensor}.strides", "4i") for tensor in direction.tensors)
     return Section((*addresses, ("scale", "A"), *rows, *strides))
 
+
+LONGEST_APART = 32
+"""Longest rows of a `tile` that need not follow each other in memory. As separate rows, longer ones would take twice as
+many instructions as in registers."""
 
 _NAME = re.compile(
     r"softmax_(?P<direction>fwd|bwd)_(?P<dtype>[a-z0-9]+)_(?P<mask>[a-z]+)_(?P<plan>[a-z]+)"
@@ -117,12 +124,12 @@ class Spec:
 
         In a `tile` kernel each lane holds 64 bytes of a row. It holds 32 bytes in the backward, which has two tensors;
         in aligned rows, because lanes whose data starts 64 bytes apart would have four-way bank conflicts; and in
-        16-bit rows with both masks, because 32 columns would take 37 KB of code. f64 keeps 64 bytes, since 32 would be
-        only four columns.
+        16-bit rows with a mask or a bias, of which neighbouring lanes then read neighbouring columns, from fewer lines
+        of memory. f64 keeps 64 bytes, since 32 would be only four columns.
         """
         if self.plan is Plan.TILE:
-            masks = self.mask is Mask.BOOLCAUSAL and self.dtype.bytes == 2
-            halved = self.direction is Direction.BACKWARD or self.vec > 1 or masks
+            masked = self.mask in (Mask.BOOLCAUSAL, Mask.LIKE, Mask.BIAS) and self.dtype.bytes == 2
+            halved = self.direction is Direction.BACKWARD or self.vec > 1 or masked
             held = 32 if halved and self.dtype is not DType.F64 else 64
             return max(self.max_k * self.dtype.bytes // held, 1)
         return self.threads // self.rows
@@ -150,18 +157,29 @@ class Spec:
     def unaligned(self) -> bool:
         """Whether rows that start anywhere move in vectors, with single columns at their ends.
 
-        Vectors are cut at the 16-byte boundaries of the output; in a `tile`, which reads from shared memory, at the
-        start of the row. False for f64 rows that are held in registers or a tile, and for the general kind of f64:
+        Vectors are cut at the 16-byte boundaries of the output; in a `tile`, which reads from shared memory, at its
+        first word. False for f64 rows that are held in registers or a tile, and for the general kind of f64:
         these move element by element.
         """
         return self.access > self.vec
 
     @property
+    def flat(self) -> bool:
+        """Whether it takes only rows that a tile moves as one range."""
+        return self.plan is Plan.TILE and self.max_k > LONGEST_APART
+
+    @property
     def edges(self) -> int:
-        """Single columns per lane of an unaligned row. Fewer than a vector of them lie at either end; in a `tile` only
-        at the last one."""
-        ends = 1 if self.plan is Plan.TILE else 2
-        return -(-ends * (self.access - 1) // self.dealt)
+        """Single columns per lane of an unaligned row. Fewer than a vector of them lie at either end; in a `tile`,
+        fewer than a word at the first one."""
+        head = self.word if self.plan is Plan.TILE else self.access
+        return -(-(head - 1 + self.access - 1) // self.dealt)
+
+    @property
+    def word(self) -> int:
+        """Elements that move at a time between registers and the shared memory of rows that start anywhere: 4 bytes;
+        one of f64."""
+        return max(WORD_BYTES // self.dtype.bytes, 1)
 
     @property
     def chunks(self) -> int:

@@ -21,7 +21,9 @@ from .sources import source_digest
 from .spec import ANY_K, Spec
 from .variants import computed_by, dispatch, variant
 
-LONGEST_TILE = 64
+LONGEST_TILE = 128
+"""Rows whose candidates include tiles, as columns."""
+
 MOST_HELD_BYTES = 128
 """Bytes of a row's tensors that a thread may hold in registers, in their memory format: more would leave no room to
 compute."""

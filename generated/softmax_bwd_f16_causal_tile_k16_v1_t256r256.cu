@@ -4,8 +4,8 @@
 //   dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij)
 //   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
-// A CTA moves its rows through shared memory, at most 4096 elements of each tensor. Rows that follow each other in memory move
-// as one range, in 16-byte accesses except at its ends, whatever K is; others row by row.
+// A CTA moves its rows through shared memory, at most 4096 elements of each tensor.
+// If they follow each other in memory, they move as one range, in 16-byte accesses except at its ends, whatever K is; else row by row.
 // 1 lane holds a row, 16 elements each; 256 rows per CTA at K = 16.
 // Traffic: 4 bytes read per visible element; 2 bytes written per element.
 // Work per element: no exponential.
@@ -22,7 +22,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 1;  // lanes that share a row
 
-using Row = TileRow</*Vec=*/4, Lanes, /*Chunks=*/4, /*Aligned=*/false>;
+using Row = TileRow</*Vec=*/4, Lanes, /*Chunks=*/4, /*Access=*/2>;
 
 struct Params
 {
@@ -32,7 +32,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 168, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/4, /*sm_80=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/4, /*sm_80=*/4, /*sm_90=*/5, /*sm_100=*/5, /*sm_120=*/3);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_bwd_f16_causal_tile_k16_v1_t256r256(Params const __grid_constant__ p)
@@ -44,7 +44,8 @@ softmax_bwd_f16_causal_tile_k16_v1_t256r256(Params const __grid_constant__ p)
   int const first  = from_either_end(blockIdx.x, gridDim.x) * p.tile.rows_per_cta;
   int const count  = cute::min(p.tile.rows_per_cta, rows.count - first);
   int const k      = rows.k;
-  TileCopy<Element, Threads, /*Vectors=*/2, Row> const tile(rows, p.tile, first, count, p.operands.dx);
+  TileCopy<Element, Threads, /*Vectors=*/2, Row, /*OnlyRanges=*/false> const tile(
+      rows, p.tile, first, count, p.operands.dx, p.operands.dx_strides);
 
   Element* const sDy = tile.place(smem_softmax_bwd_f16_causal_tile_k16_v1_t256r256);  // (count,K)
   Element* const sY  = sDy + Apart;  // (count,K)
@@ -52,28 +53,29 @@ softmax_bwd_f16_causal_tile_k16_v1_t256r256(Params const __grid_constant__ p)
   auto const visible = [&](int r) { return all ? k : Causal(p.causal, rows, RowIndex(rows, first + r)).end(k); };
   TileSource<Element> const dy{p.operands.dy, p.operands.dy_strides, sDy};
   TileSource<Element> const y{p.operands.y, p.operands.y_strides, sY};
-  tile.load_visible(visible, all, dy, y);
+  tile.load_visible(visible, all, sDy, dy, y);
   __syncthreads();
 
   SoftmaxGradient<Element> const gradient{p.operands.scale};
   // Lanes shuffle with those of their row only: a partly filled last warp shuffles without its idle lanes.
   constexpr int Step     = Threads / Lanes;  // rows
   uint32_t const members = group_of_lane<Lanes>();
-  Element* s             = sDy + threadIdx.x / Lanes * p.tile.pitch;  // (K)
+  Element* s             = sDy + threadIdx.x / Lanes * p.tile.pitch;
   CUTE_NO_UNROLL
   for (int r = threadIdx.x / Lanes; r < count; r += Step, s += Step * p.tile.pitch) {
     int const end = visible(r);
 
-    Row const row{int(threadIdx.x % Lanes), k};
-    cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*4+3)
-    cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*4+3)
-    load_gradient(row, s, s + Apart, cute::_0{}, end, gradient, rDy, rY);
+    Element* const sRow = s + tile.shift(r);  // (K)
+    Row const row(threadIdx.x % Lanes, sRow, k);
+    cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*4+4)
+    cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*4+4)
+    load_gradient(row, sRow, sRow + Apart, cute::_0{}, end, gradient, rDy, rY);
 
     Accumulator const dot = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum, members);
-    store_gradient(row, s, end, k, rDy, rY, gradient, dot);
+    store_gradient(row, sRow, end, k, rDy, rY, gradient, dot);
   }
   __syncthreads();
-  tile.store(sDy, p.operands.dx, p.operands.dx_strides);
+  tile.store(sDy);
 }
 
 }  // namespace softmax::softmax_bwd_f16_causal_tile_k16_v1_t256r256

@@ -4,8 +4,8 @@
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
 //   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
 //
-// A CTA moves its rows through shared memory, at most 8192 elements. Rows that follow each other in memory move as one range,
-// in 16-byte accesses except at its ends, whatever K is; others row by row.
+// A CTA moves its rows through shared memory, at most 8192 elements.
+// If they follow each other in memory, they move as one range, in 16-byte accesses except at its ends, whatever K is; else row by row.
 // 2 lanes hold a row, 16 elements each; 256 rows per CTA at K = 32.
 // Traffic: 2 bytes read per element, 2 of the mask; 2 bytes written per element.
 // Work per element: one exponential.
@@ -22,7 +22,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 2;  // lanes that share a row
 
-using Row = TileRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*Aligned=*/true>;
+using Row = TileRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*Access=*/8>;
 
 struct Params
 {
@@ -43,7 +43,8 @@ softmax_fwd_f16_like_tile_k32_v8_t256r256(Params const __grid_constant__ p)
   int const first  = blockIdx.x * p.tile.rows_per_cta;
   int const count  = cute::min(p.tile.rows_per_cta, rows.count - first);
   int const k      = rows.k;
-  TileCopy<Element, Threads, /*Vectors=*/4, Row> const tile(rows, p.tile, first, count, p.operands.y);
+  TileCopy<Element, Threads, /*Vectors=*/4, Row, /*OnlyRanges=*/false> const tile(
+      rows, p.tile, first, count, p.operands.y, p.operands.y_strides);
 
   Element* const sTile = tile.place(smem_softmax_fwd_f16_like_tile_k32_v8_t256r256);  // (count,K)
   TileSource<Element> const x{p.operands.x, p.operands.x_strides, sTile};
@@ -53,7 +54,7 @@ softmax_fwd_f16_like_tile_k32_v8_t256r256(Params const __grid_constant__ p)
   // Lanes shuffle with those of their row only: a partly filled last warp shuffles without its idle lanes.
   constexpr int Step     = Threads / Lanes;  // rows
   uint32_t const members = group_of_lane<Lanes>();
-  Element* s             = sTile + threadIdx.x / Lanes * p.tile.pitch;  // (K)
+  Element* s             = sTile + threadIdx.x / Lanes * p.tile.pitch;
   CUTE_NO_UNROLL
   for (int r = threadIdx.x / Lanes; r < count; r += Step, s += Step * p.tile.pitch) {
     RowIndex const index(rows, first + r);
@@ -61,16 +62,17 @@ softmax_fwd_f16_like_tile_k32_v8_t256r256(Params const __grid_constant__ p)
     auto const scores = make_scores<Element>(p.operands.scale, mask);
     int const end     = scores.end(k);
 
-    Row const row{int(threadIdx.x % Lanes), k};
+    Element* const sRow = s + tile.shift(r);  // (K)
+    Row const row(threadIdx.x % Lanes, sRow, k);
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2)
-    scores.load(row, s, end, rZ);
+    scores.load(row, sRow, end, rZ);
 
     Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end), members);
     Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max), members);
-    store_scaled(row, s, end, k, rZ, normaliser<Numeric<Element>>(sum));
+    store_scaled(row, sRow, end, k, rZ, normaliser<Numeric<Element>>(sum));
   }
   __syncthreads();
-  tile.store(sTile, p.operands.y, p.operands.y_strides);
+  tile.store(sTile);
 }
 
 }  // namespace softmax::softmax_fwd_f16_like_tile_k32_v8_t256r256

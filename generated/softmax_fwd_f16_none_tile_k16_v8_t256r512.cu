@@ -3,8 +3,8 @@
 //
 //   z_ij = scale * x_ij;  m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
 //
-// A CTA moves its rows through shared memory, at most 8192 elements. Rows that follow each other in memory move as one range,
-// in 16-byte accesses except at its ends, whatever K is; others row by row.
+// A CTA moves its rows through shared memory, at most 8192 elements.
+// If they follow each other in memory, they move as one range, in 16-byte accesses except at its ends, whatever K is; else row by row.
 // 1 lane holds a row, 16 elements each; 512 rows per CTA at K = 16.
 // Traffic: 2 bytes read per element; 2 bytes written per element.
 // Work per element: one exponential.
@@ -20,7 +20,7 @@ using Accumulator = float;
 constexpr int Threads = 256;
 constexpr int Lanes   = 1;  // lanes that share a row
 
-using Row = TileRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*Aligned=*/true>;
+using Row = TileRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*Access=*/8>;
 
 struct Params
 {
@@ -40,7 +40,8 @@ softmax_fwd_f16_none_tile_k16_v8_t256r512(Params const __grid_constant__ p)
   int const first  = blockIdx.x * p.tile.rows_per_cta;
   int const count  = cute::min(p.tile.rows_per_cta, rows.count - first);
   int const k      = rows.k;
-  TileCopy<Element, Threads, /*Vectors=*/4, Row> const tile(rows, p.tile, first, count, p.operands.y);
+  TileCopy<Element, Threads, /*Vectors=*/4, Row, /*OnlyRanges=*/false> const tile(
+      rows, p.tile, first, count, p.operands.y, p.operands.y_strides);
 
   Element* const sTile = tile.place(smem_softmax_fwd_f16_none_tile_k16_v8_t256r512);  // (count,K)
   TileSource<Element> const x{p.operands.x, p.operands.x_strides, sTile};
@@ -50,22 +51,23 @@ softmax_fwd_f16_none_tile_k16_v8_t256r512(Params const __grid_constant__ p)
   // Lanes shuffle with those of their row only: a partly filled last warp shuffles without its idle lanes.
   constexpr int Step     = Threads / Lanes;  // rows
   uint32_t const members = group_of_lane<Lanes>();
-  Element* s             = sTile + threadIdx.x / Lanes * p.tile.pitch;  // (K)
+  Element* s             = sTile + threadIdx.x / Lanes * p.tile.pitch;
   CUTE_NO_UNROLL
   for (int r = threadIdx.x / Lanes; r < count; r += Step, s += Step * p.tile.pitch) {
     auto const scores = make_scores<Element>(p.operands.scale);
     int const end     = scores.end(k);
 
-    Row const row{int(threadIdx.x % Lanes), k};
+    Element* const sRow = s + tile.shift(r);  // (K)
+    Row const row(threadIdx.x % Lanes, sRow, k);
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2)
-    scores.load(row, s, end, rZ);
+    scores.load(row, sRow, end, rZ);
 
     Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end), members);
     Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max), members);
-    store_scaled(row, s, end, k, rZ, normaliser<Numeric<Element>>(sum));
+    store_scaled(row, sRow, end, k, rZ, normaliser<Numeric<Element>>(sum));
   }
   __syncthreads();
-  tile.store(sTile, p.operands.y, p.operands.y_strides);
+  tile.store(sTile);
 }
 
 }  // namespace softmax::softmax_fwd_f16_none_tile_k16_v8_t256r512

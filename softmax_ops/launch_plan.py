@@ -19,7 +19,7 @@ from .problem import (
     launch_rows,
     leading_dimensions,
 )
-from .tile import tile_of
+from .tile import is_flat, tile_of
 
 SCALARS = ("scale", "mask.fill")
 """Fields that a launch fills in, like every `<operand>.address`; all others are fixed by the plan."""
@@ -136,8 +136,9 @@ def _select(
         raise NoVariant(str(error)) from None
     obstacles: list[str] = []
     for entry in entries:
-        obstacle = _obstacle(geometry, entry, arch)
-        cluster = _cluster(geometry.k, catalog.variants[entry.name], entry, largest_cluster)
+        variant = catalog.variants[entry.name]
+        obstacle = _obstacle(geometry, entry, variant, arch)
+        cluster = _cluster(geometry.k, variant, entry, largest_cluster)
         if obstacle is None and cluster > largest_cluster:
             obstacle = f"the GPU cannot run clusters of {cluster} CTAs"
         if obstacle is None:
@@ -154,7 +155,7 @@ def _measured(entry: Entry, arch: str) -> str:
     return f"by arithmetic, from bytes in flight and instructions: not measured on {arch}"
 
 
-def _obstacle(geometry: Geometry, entry: Entry, arch: str) -> str | None:
+def _obstacle(geometry: Geometry, entry: Entry, variant: Variant, arch: str) -> str | None:
     """Why an entry does not serve; None when it does."""
     if entry.architectures and not any(runs_on(built, arch) for built in entry.architectures):
         return f"not for {arch}"
@@ -164,6 +165,10 @@ def _obstacle(geometry: Geometry, entry: Entry, arch: str) -> str | None:
         return f"{geometry.rows} rows are less than {entry.min_rows}"
     if entry.max_rows and geometry.rows > entry.max_rows:
         return f"{geometry.rows} rows are more than {entry.max_rows}"
+    if variant.flat and geometry.batch_invariant:
+        return "chosen by how rows lie, which one row alone does not show"
+    if variant.flat and not is_flat(geometry, entry.vec, leading_dimensions(geometry)[::-1]):
+        return "rows are not one range that suits a tile"
     return _misalignment(geometry, entry.vec)
 
 

@@ -24,8 +24,9 @@ class Call(NamedTuple):
 
 
 def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[str]:
-    """Loads the kernels that the calls will need on a device: those for tensors that start on 16-byte boundaries, and
-    those for tensors that start anywhere. A plain shape stands for a Call with these `facts` (fields of Call).
+    """Loads the kernels that the calls will need on a device: those for rows that start on 16-byte boundaries, and
+    those for rows that start anywhere, one after the other or apart. A plain shape stands for a Call with these `facts`
+    (fields of Call).
 
     >>> warm_up((8, 16, 512, 512), dtype="bf16", causal=True)              # doctest: +SKIP
     >>> warm_up(Call((64, 32000), "f32"), Call((64, 32000), "f32", backward=True))  # doctest: +SKIP
@@ -53,7 +54,8 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
 
 
 def _geometries(call: Call) -> Iterator[Geometry]:
-    """Geometries of contiguous tensors, at either alignment; none if there is nothing to compute."""
+    """Geometries of aligned rows, of rows that start anywhere, and of such rows with gaps between them; none if there
+    is nothing to compute."""
     scores = _dtype(call.dtype, "dtype")
     result = scores if call.result_dtype is None else _dtype(call.result_dtype, "result_dtype")
     general = call.general or scores != result
@@ -70,8 +72,8 @@ def _geometries(call: Call) -> Iterator[Geometry]:
     mask_kind = _mask_kind(call, scores, general) if mask else ""
     mask_bytes = DTYPE_BYTES[scores] if mask_kind == "like" else 1
     kind = "general" if general else mask_kind + ("causal" if call.causal else "") or "none"
-    for aligned in (True, False):
-        tensors = _tensors(call, shape, read, written, aligned)
+    for aligned, gap in ((True, 0), (False, 0), (False, 1)):
+        tensors = _tensors(call, shape, read, written, aligned, gap)
         boundary = min(8 * mask_bytes, ACCESS_BYTES) if aligned else mask_bytes
         masks = [Operand("mask", strides, boundary, mask_bytes) for strides in mask]
         found = Geometry(
@@ -94,20 +96,21 @@ def _geometries(call: Call) -> Iterator[Geometry]:
             yield found._replace(mask_kind="bias", operands=(*tensors, bias), general=None)
         if call.backward or read == written:
             # What is left of a bias, slopes or lse in a gradient, and of a window (None, 0), is a plain call.
-            operands = (*_tensors(call, shape, read, read, aligned), *masks)
+            operands = (*_tensors(call, shape, read, read, aligned, gap), *masks)
             plain = found._replace(dtype=read, operands=operands, general=None)
             if not call.causal:
                 yield plain._replace(mask_kind=mask_kind or "none")
             yield plain._replace(mask_kind=f"{mask_kind}causal", causal_offset=shape[-1] - shape[-2])
 
 
-def _tensors(call: Call, shape: tuple[int, ...], read: str, written: str, aligned: bool) -> tuple[Operand, ...]:
-    """Inputs and output, contiguous, of these dtypes."""
+def _tensors(
+    call: Call, shape: tuple[int, ...], read: str, written: str, aligned: bool, gap: int
+) -> tuple[Operand, ...]:
+    """Inputs and output of these dtypes, with so many elements between rows."""
     *inputs, output = OPERANDS["bwd" if call.backward else "fwd"]
     sizes = [*((name, DTYPE_BYTES[read]) for name in inputs), (output, DTYPE_BYTES[written])]
-    return tuple(
-        Operand(name, contiguous_strides(shape), ACCESS_BYTES if aligned else size, size) for name, size in sizes
-    )
+    strides = contiguous_strides((*shape[:-1], shape[-1] + gap))
+    return tuple(Operand(name, strides, ACCESS_BYTES if aligned else size, size) for name, size in sizes)
 
 
 def _mask_strides(mask: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

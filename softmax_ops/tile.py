@@ -8,6 +8,9 @@ from .artifacts.catalog import Variant
 from .artifacts.constants import ACCESS_BYTES
 from .problem import Dimension, Geometry
 
+WORD_BYTES = 4
+"""Width of a bank of shared memory, and of an access to rows that start anywhere."""
+
 CROWDING_BYTES = 32
 """If rows are a multiple of this length, all of them start in at most 4 of the 32 banks."""
 
@@ -23,25 +26,29 @@ class Tile(NamedTuple):
 def tile_of(geometry: Geometry, variant: Variant, inner_first: Sequence[Dimension]) -> Tile | None:
     """The layout in shared memory of as many rows as fit; None if the variant is no `tile`.
 
-    If rows follow each other without gaps in every tensor, they are copied as one range, whose number of rows keeps
-    the next CTA's range at the same offset from a 16-byte boundary, if that many rows fit. Otherwise rows are placed an
-    odd number of vectors apart, so that neighbours start in different banks. The same is done for rows that start
-    anywhere, which lanes read one element at a time, if their own length would crowd them into few banks.
+    A range is copied as such; its number of rows keeps the next CTA's range at the same offset from a 16-byte boundary,
+    if that many rows fit. Otherwise rows are placed an odd number of vectors apart, so that neighbours start in
+    different banks; rows that start anywhere an odd number of words, with room for the element of a word by which they
+    may be shifted.
     """
     if variant.plan != "tile":
         return None
     k, vec = geometry.k, variant.vec
-    crowded = vec == 1 and k * geometry.element_bytes % CROWDING_BYTES == 0
-    if crowded or not _is_flat(geometry, inner_first):
-        pitch = (k // vec | 1) * vec
+    if not is_flat(geometry, vec, inner_first):
+        apart = vec if vec > 1 else max(WORD_BYTES // geometry.element_bytes, 1)
+        longest = k if vec > 1 else k + apart - 1
+        pitch = (-(-longest // apart) | 1) * apart
         return Tile(variant.tile_elements // pitch, pitch, flat=False)
     rows = variant.tile_elements // k
     period = ACCESS_BYTES // gcd(k * geometry.element_bytes, ACCESS_BYTES)
     return Tile(rows // period * period if rows >= period else rows, k, flat=True)
 
 
-def _is_flat(geometry: Geometry, inner_first: Sequence[Dimension]) -> bool:
-    """Whether the rows of every tensor follow each other without gaps."""
+def is_flat(geometry: Geometry, vec: int, inner_first: Sequence[Dimension]) -> bool:
+    """Whether a tile moves the rows as one range: those of every tensor follow each other without gaps, and their
+    length does not crowd them into few banks. It cannot where they are aligned, since lanes then read vectors."""
+    if vec == 1 and geometry.k * geometry.element_bytes % CROWDING_BYTES == 0:
+        return False
     expected = geometry.k
     tensors = len(geometry.inputs) + 1
     for dimension in inner_first:

@@ -326,18 +326,21 @@ DIGEST = "0" * 64
 class Counted:
     """Given counts, instead of those for which `predict` would execute kernels."""
 
-    def __init__(self, instructions: float, cubin: Cubin):
-        self._instructions = instructions
+    def __init__(self, work: predict.Work, cubin: Cubin):
+        self._work = work
         self.cubins = {cubin.variant: cubin}
 
-    def instructions(self, *_: Any) -> float:
-        return self._instructions
+    def work(self, *_: Any) -> predict.Work:
+        return self._work
 
 
-def prediction(cell: Cell, instructions: float = 20.0, registers: int = 64) -> predict.Prediction:
+def prediction(
+    cell: Cell, instructions: float = 20.0, accesses: float = 6.0, registers: int = 64
+) -> predict.Prediction:
     planned = predict.launch_plan(cell)
     cubin = Cubin(planned.variant.name, "sm_90", b"code", registers, 0, DIGEST, DIGEST, "cubin")
-    return predict._predict(cell, planned, Counted(instructions, cubin))  # type: ignore[arg-type]
+    counted = Counted(predict.Work(instructions, accesses), cubin)
+    return predict._predict(cell, planned, counted)  # type: ignore[arg-type]
 
 
 def test_a_prediction_by_hand() -> None:
@@ -348,6 +351,8 @@ def test_a_prediction_by_hand() -> None:
     assert found.share == 1.0 and found.goal == 0.97 and not found.falls_short and found.limit == ""
     slow = prediction(cell, instructions=58.0)
     assert slow.shares["instructions"] == 0.5 and slow.falls_short and slow.limit == "instructions"
+    scattered = prediction(cell, accesses=58.0)
+    assert scattered.shares["accesses"] == 0.5 and scattered.limit == "accesses"
     alone = prediction(cell, registers=255)  # two CTAs
     assert alone.flight_bytes == 2 * 4 * 2048 and alone.share == pytest.approx(1 / 3, abs=1e-3)
     assert alone.limit == "flight"

@@ -33,16 +33,19 @@ def test_a_page_without_one_block_is_refused(page: str) -> None:
 
 
 @pytest.mark.parametrize("arch", variants.ARCHITECTURES)
-@pytest.mark.parametrize("rows", [1, MAX_SPLIT_ROWS, MAX_SPLIT_ROWS + 1])
+@pytest.mark.parametrize("rows", [2, MAX_SPLIT_ROWS, MAX_SPLIT_ROWS + 1])
 @pytest.mark.parametrize("kind", plan_tables.KINDS, ids=lambda kind: f"{kind[0].label}-{kind[1].value}-{kind[2].label}")
 def test_spans_are_what_dispatch_chooses(kind: plan_tables.Kind, rows: int, arch: str) -> None:
-    """At both ends of each span, aligned and not."""
+    """At both ends of each span, aligned and not, for rows with gaps between them."""
     direction, dtype, mask = kind
     for vec in (dtype.vector, 1):
         for span in plan_tables.spans(kind, arch, vec, rows):
             for k in {-(-span.first // vec) * vec, span.last // vec * vec}:
                 aligned = 16 if vec > 1 else 1
-                of = geometry((rows, k), dtype.value, mask.label, direction=direction.label, alignment=aligned)
+                apart = {direction.tensors[0]: (k + dtype.vector, 1)}
+                of = geometry(
+                    (rows, k), dtype.value, mask.label, direction=direction.label, alignment=aligned, strides=apart
+                )
                 assert plan(of, catalog.load(), arch).variant.name == named(kind, span.plan), (k, vec)
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from codegen import variants
-from codegen.axes import Direction
+from codegen.axes import Direction, Plan
 from codegen.features import Mask
 from tests.support import targets
 from tests.support.calls import Call, Case
-from tests.support.cases import LONG, cases
+from tests.support.cases import LONG, cases, full_cta, interval
 from tests.support.engines import DriverEngine, InterpreterEngine, gpu_architecture
 from tests.support.far import judge_far_rows
+from tests.support.layouts import Layout
 from tests.support.outcomes import judge
 from tests.support.targets import Target
 
@@ -76,6 +77,19 @@ def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: Inte
     assert torch.equal(alone, output(interpreter, call)[-1:]), case.why
 
 
+SHORT = [each for each in SHIPPED if each.spec.plan is Plan.TILE and each.spec.unaligned and not each.spec.flat]
+
+
+@pytest.mark.parametrize("target", SHORT, ids=str)
+def test_same_row_same_bits_in_a_range_and_apart(target: Target, interpreter: InterpreterEngine) -> None:
+    """Rows of a tile at odd and at even addresses, one after the other and with gaps between them."""
+    case = full_cta(target.spec, (interval(target.spec)[1] - 1) | 1)
+    call = case.call()
+    gaps = replace(case, inputs=(Layout(phase=1, gap=2),) * len(case.inputs), output=Layout(phase=1, gap=2))
+    apart = replace(call, case=gaps)
+    assert torch.equal(output(interpreter, call), output(interpreter, apart))
+
+
 def in_one_phase(case: Case) -> Case:
     """With gaps between rows, so that all of them start at the same phase."""
     gap = -case.shape[-1] % case.spec.access
@@ -88,7 +102,7 @@ def output(engine: InterpreterEngine, call: Call) -> torch.Tensor:
     return call.output(engine.run(call.plan, call.operands).output).view(torch.uint8)
 
 
-@pytest.mark.parametrize("target", MOST_OPERANDS, ids=str)
+@pytest.mark.parametrize("target", [each for each in MOST_OPERANDS if not each.spec.flat], ids=str)
 def test_offsets_are_64_bit(target: Target, interpreter: InterpreterEngine) -> None:
     judge_far_rows(target.spec, interpreter)
 

@@ -60,6 +60,42 @@ def test_copies_of_every_width_are_exact_and_counted(width: int) -> None:
     assert not memory.unwritten("y").any()
 
 
+@pytest.mark.parametrize(
+    ("step", "width", "passes"),
+    [(1, 1, 1), (2, 2, 1), (4, 4, 1), (8, 8, 2), (16, 16, 4), (8, 4, 2), (64, 4, 16), (128, 4, 32), (256, 16, 32)],
+)
+def test_lines_of_an_access_are_counted(step: int, width: int, passes: int) -> None:
+    """One pass for each 128-byte line that a warp reads or writes; three warps, of which the last has half its
+    lanes."""
+    memory = GlobalMemory()
+    data = np.zeros(80 * step + width, np.uint8)
+    x, y = memory.add("x", data), memory.add("y", data.nbytes, access="write")
+    report = launch(copy_text(step, *WIDTHS[width]), memory, x, y, block=80)
+    assert report.passes["global"] == 2 * (2 * passes + -(-passes // 2))
+    assert not report.passes["shared"]
+
+
+BANKED = """
+    .shared .align 16 .b8 tile[8192];
+    mov.u32 %r1, %tid.x; mul.lo.u32 %r1, %r1, {step}; mov.u32 %r2, tile; add.u32 %r1, %r1, %r2;
+    st.shared{type} [%r1], {registers};
+    ret;
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "width", "passes"),
+    [
+        *((2, 2, 1), (4, 4, 1), (12, 4, 1), (8, 4, 2), (16, 4, 4), (128, 4, 32), (132, 4, 1)),
+        *((8, 8, 2), (16, 8, 4), (16, 16, 4), (32, 16, 8), (80, 16, 4)),
+    ],
+)
+def test_bank_conflicts_are_counted(step: int, width: int, passes: int) -> None:
+    """32 banks of 4 bytes; accesses of 8 and 16 bytes by half and by quarter warp."""
+    text = module(BANKED.format(step=step, type=WIDTHS[width][0], registers=WIDTHS[width][1]), params=1)
+    assert launch(text, GlobalMemory(), 0).passes == {"shared": passes}
+
+
 def test_executed_instructions_are_counted() -> None:
     memory = GlobalMemory()
     data = np.arange(40, dtype=np.uint32)

@@ -44,10 +44,13 @@ def cluster_columns(dtype: str, aligned: bool) -> int:
     return longest * 17 // 16 if more else longest
 
 
-def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, mask_kind: str, aligned: bool) -> str:
+def documented_plan(
+    dtype: str, k: int, rows: int, arch: str, direction: str, mask_kind: str, aligned: bool, apart: bool
+) -> str:
     """Who holds a row: the whole policy in a few lines, independent of codegen.plans, which makes it. Alignment matters
-    only in clusters of f32 and in warps of the band kind; the general kind, which has no tiles, holds half as much,
-    depending on direction. So does the band kind, except in clusters and, in the forward, in blocks and aligned
+    only in clusters of f32, in warps of the band kind, and in short rows of 16 bits without a mask or in the backward:
+    these are in a tile unless they lie `apart` or in few banks; the general kind, which has no tiles, holds half as
+    much, depending on direction. So does the band kind, except in clusters and, in the forward, in blocks and aligned
     warps."""
     held = whole_vectors(dtype, k)
     general = mask_kind in ("band", "general") or (mask_kind in ("bool", "boolcausal") and dtype == "f64")
@@ -56,6 +59,9 @@ def documented_plan(dtype: str, k: int, rows: int, arch: str, direction: str, ma
     read = dtype.split("to")[0]
     longest = LONGEST_BLOCK_OF_GENERAL[direction, read] if half else LONGEST_BLOCK[read]
     if k <= 32 and not general:
+        return "tile"
+    ranges = DTYPE_BYTES[dtype] == 2 and (mask_kind == "none" or direction == "bwd") and not general
+    if k <= 68 and ranges and not (aligned or apart or k % 16 == 0):
         return "tile"
     if held * DTYPE_BYTES[dtype] <= (1024 if half or (lean and not aligned) else 2048):
         return "warp"
@@ -83,17 +89,29 @@ def test_every_row_length_is_served_as_documented(direction: str, dtype: str, ma
     """On every architecture, by a variant that ships for it; no row length falls between two plans."""
     any_length = geometry((1, 1), dtype, mask_kind, direction=direction)
     for k, arch, rows in row_lengths(CATALOG.tables[direction, dtype, mask_kind]):
-        for alignment in (16, 1):
-            operands = tuple(o._replace(strides=(k, 1), alignment=alignment) for o in any_length.operands)
+        for alignment, gap in ((16, 0), (1, 0), (1, 3)):
+            operands = tuple(o._replace(strides=(k + gap, 1), alignment=alignment) for o in any_length.operands)
             entry, _, reason = _select(any_length._replace(shape=(rows, k), operands=operands), CATALOG, arch)
             found = CATALOG.variants[entry.name]
             aligned = alignment == 16 and k % vector(dtype) == 0
-            at = (k, rows, alignment, arch)
-            documented = documented_plan(dtype, k, rows, arch, direction, mask_kind, aligned)
+            apart = gap > 0 and rows > 1
+            at = (k, rows, alignment, gap, arch)
+            documented = documented_plan(dtype, k, rows, arch, direction, mask_kind, aligned, apart)
             assert found.plan == documented, at
-            assert arch in found.architectures and whole_vectors(dtype, k) <= found.max_k and reason, at
+            held = k - 4 if found.flat else whole_vectors(dtype, k)
+            assert arch in found.architectures and held <= found.max_k and reason, at
             assert (found.direction, found.dtype) == (direction, dtype), at
             assert (found.vec > 1) == (aligned and found.plan not in ("split", "stream")), at
+
+
+def test_how_rows_lie_does_not_choose_a_batch_invariant_kernel() -> None:
+    """A single row of a tensor with gaps between its rows is a range, all of its rows are not."""
+    apart: dict[str, Any] = {"strides": {"x": (52, 1)}}
+    kernels = {planned(geometry((rows, 49), **apart, batch_invariant=True)).variant.name for rows in (1, 4)}
+    assert kernels == {"softmax_fwd_f16_none_warp_k64_v1_t128r32"}
+    assert planned(geometry((4, 49), batch_invariant=True)).variant.name in kernels
+    assert planned(geometry((1, 49), **apart)).variant.plan == planned(geometry((4, 49))).variant.plan == "tile"
+    assert planned(geometry((4, 49), **apart)).variant.plan == "warp"
 
 
 def test_a_plan_says_whether_its_tile_was_measured_on_the_architecture() -> None:
@@ -120,6 +138,7 @@ def test_the_first_variant_that_fits_is_taken(direction: str, dtype: str, mask_k
             for e in table
             if e.k[0] <= k <= e.k[1]
             and (e.vec == 1 or (alignment == 16 and k % e.vec == 0))
+            and not (CATALOG.variants[e.name].flat and k % 16 == 0)
             and (not e.architectures or "sm_90" in e.architectures)
         )
         assert found.variant.name == next(fits).name, k

@@ -30,6 +30,15 @@ def test_a_shape_loads_the_kernels_of_either_alignment(serve: Serve) -> None:
 
 
 @isolated
+def test_a_shape_loads_the_kernels_of_rows_together_and_apart(serve: Serve) -> None:
+    serve_all(serve, "fwd_f16_none")
+    assert softmax_ops.warm_up((3, 5, 49)) == [
+        "softmax_fwd_f16_none_tile_k64_v1_t256r128",
+        "softmax_fwd_f16_none_warp_k64_v1_t128r32",
+    ]
+
+
+@isolated
 def test_calls_of_every_kind(serve: Serve) -> None:
     """A mask, the backward, rows shared by the CTAs of a cluster; a single row; nothing to compute."""
     serve_all(serve, "f16_boolcausal_warp", "bwd_f16_causal_warp", "fwd_f32_none_cluster")

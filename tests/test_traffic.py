@@ -15,7 +15,7 @@ from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import plan
 from tests.support import targets
 from tests.support.calls import Call, Case
-from tests.support.cases import full_cta, interval, middle
+from tests.support.cases import full_cta, interval, middle, placed
 from tests.support.engines import InterpreterEngine
 from tests.support.features import Features
 from tests.support.geometries import geometry
@@ -90,7 +90,7 @@ def test_neighbouring_ctas_share_long_and_short_rows(target: Target, interpreter
     row. Split rows are so few that all of their CTAs run at once."""
     spec = target.spec
     k = interval(spec)[0] + (spec.vec == 1) if spec.plan is Plan.CLUSTER else middle(spec)
-    case = Case("", spec, (1, 6, k), 1.0, causal_offset=0)
+    case = placed(Case("", spec, (1, 6, k), 1.0, causal_offset=0))
     per_cta = case.call().rows_per_cta
     rows = 6 * per_cta
     case = replace(case, why="six CTAs", shape=(1, rows, k), causal_offset=(k - rows) // 2)

@@ -191,6 +191,18 @@ def test_dispatch_tries_what_was_measured_first(measured: Callable[[Spec, int], 
     assert f"* fwd f16 none, K = 1032 .. 2048 on sm_90: `{best.name}`. sm_90: GPU, today" in said
 
 
+def test_a_measured_tile_serves_ranges_only(measured: Callable[[Spec, int], None]) -> None:
+    """It was timed on one: rows apart keep the kernel that they had."""
+    best = next(
+        spec for spec in tuning.candidates(Direction.FORWARD, DType.F16, 101, "sm_90") if spec.plan is Plan.TILE
+    )
+    apart: dict[str, Any] = {"strides": {"x": (104, 1)}}
+    before = served(101, "sm_90", **apart).variant.name
+    measured(best, 101)
+    assert served(101, "sm_90").variant.name == best.name != before
+    assert served(101, "sm_90", **apart).variant.name == before
+
+
 def test_a_measured_stream_leaves_few_rows_alone(measured: Callable[[Spec, int], None]) -> None:
     """It was measured with many rows, which fill the GPU. A batch-invariant call must not depend on their number."""
     stream = next(

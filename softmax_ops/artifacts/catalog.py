@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .lazy_mapping import LazyMapping
 
-SCHEMA = 7
+SCHEMA = 8
 
 _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
@@ -43,6 +43,7 @@ class Variant:
     chunks: int  # vectors that a lane holds at once
     by_warp: bool  # a launch has as many warps as the row needs
     tile_elements: int  # elements of each of a row's tensors that a tile's shared memory holds; 0: not a tile
+    flat: bool  # it takes only rows that a tile moves as one range
     piece: int  # columns that a CTA handles at once if a row is longer; 0: it holds its part of the row
     passes: int  # launches over the same rows
     partial_bytes: int  # left by a piece in the workspace for the next pass

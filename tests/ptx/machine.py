@@ -21,16 +21,18 @@ WAVE_LANES = 1 << 14  # lanes that run at once: enough to hide Python's overhead
 
 @dataclass(frozen=True)
 class Report:
-    """What a launch did, counted in lanes (threads), not warps.
+    """What a launch did, counted in lanes (threads), except for `passes`, which are of warps.
 
     `count` has the accesses by (state space, "read" | "write" | "atomic", width in bytes), `traffic` those of each
-    buffer. `reached_at` and `executed_at` have one number per instruction of `program.instructions`: lanes that reached
-    it, and lanes whose guard held.
+    buffer, `passes` the passes through the load/store unit (passes.py) for "global", "shared" and "shuffle".
+    `reached_at` and `executed_at` have one number per instruction of `program.instructions`: lanes that reached it, and
+    lanes whose guard held.
     """
 
     program: Program
     count: Counter[tuple[str, str, int]]
     traffic: dict[str, Traffic]
+    passes: Counter[str]
     reached_at: tuple[int, ...]
     executed_at: tuple[int, ...]
 
@@ -72,6 +74,7 @@ def run(
     memory.start()
     code = _compiled(program)
     count: Counter[tuple[str, str, int]] = Counter()
+    passes: Counter[str] = Counter()
     reached, executed = [0] * len(code), [0] * len(code)
     order = Order(grid, padded(block), cluster)
     shared = program.shared_dynamic + shared_bytes if shared_bytes else program.shared_static
@@ -81,9 +84,9 @@ def run(
             lanes = Lanes(first, blocks, block, grid, cluster)
             lanes.registers = [None] * len(program.register_bits)
             order.start_wave(lanes.first, lanes.count)
-            state = State(lanes, memory, data, program.param_bytes, order, shared, program.local_bytes, count)
+            state = State(lanes, memory, data, program.param_bytes, order, shared, program.local_bytes, count, passes)
             Scheduler(state, code, reached, executed).run()
-    return Report(program, count, memory.finish(), tuple(reached), tuple(executed))
+    return Report(program, count, memory.finish(), passes, tuple(reached), tuple(executed))
 
 
 def waves(grid: int, block: int, cluster: int) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from .formats import Values
 from .lanes import Active, Lanes
 from .memory import POISON, GlobalMemory
 from .order import Order
+from .passes import through_banks, through_lines
 from .shadow import WIDEST, Shadow
 
 RANK_SHIFT = 24  # a shared::cluster address is (rank in the cluster + 1) << 24 | offset; smaller ones: own block
@@ -97,8 +98,10 @@ class State:
         shared_bytes: int,
         local_bytes: int,
         count: Counter[tuple[str, str, int]],
+        passes: Counter[str],
     ) -> None:
-        self.lanes, self.memory, self.params, self.order, self.count = lanes, memory, params, order, count
+        self.lanes, self.memory, self.params, self.order = lanes, memory, params, order
+        self.count, self.passes = count, passes
         self.param_bytes = param_bytes
         self.shared = SharedMemory(lanes, shared_bytes)
         self.local_bytes = local_bytes
@@ -149,8 +152,10 @@ class State:
         space, address = self._resolve(space, address, lane)
         self.count[space, kind, width] += active.size
         if space == "global":
+            self.passes["global"] += through_lines(address, lane)
             yield from self._global_places(address, width, kind, lane, strong)
         elif space == "shared":
+            self.passes["shared"] += through_banks(address & _OFFSET, width, lane)
             position = self.shared.positions(address, width, kind, active)
             if self.lanes.cluster > 1:
                 self.shared.used_by(active, position, self.order)

@@ -5,8 +5,9 @@ A case is chosen from the spec such that dispatch picks this very variant, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from math import ceil, inf, prod
 
 from codegen.axes import Direction, DType, Plan
@@ -24,6 +25,10 @@ LONG = (Plan.CLUSTER, Plan.STREAM, Plan.SPLIT)
 
 def cases(spec: Spec) -> list[Case]:
     """Launches that together cover everything this variant can meet."""
+    return [placed(case) for case in _cases(spec)]
+
+
+def _cases(spec: Spec) -> list[Case]:
     if spec.mask.has_epilogue:
         own = _forward_features(spec) if spec.direction is Direction.FORWARD else _backward_features(spec)
         return [*(own if spec.mask.general else map(_band, own)), *_whole_warps(spec), *_masked(spec)]
@@ -56,7 +61,8 @@ def full_cta(spec: Spec, k: int) -> Case:
         if spec.mask.sums:
             shape = (1, 1, rows, k)
             features = {"features": Features(bias="q" if spec.mask is Mask.BIAS else None)}
-        return Case("a full CTA", spec, shape, 0.125, (start,) * _inputs(spec), start, mask_layout=start, **features)
+        inputs = (start,) * _inputs(spec)
+        return placed(Case("a full CTA", spec, shape, 0.125, inputs, start, mask_layout=start, **features))
 
     return of(of(1).call().rows_per_cta)
 
@@ -64,16 +70,35 @@ def full_cta(spec: Spec, k: int) -> Case:
 def interval(spec: Spec) -> tuple[int, int]:
     """Shortest and longest row that the variant is tested with: those that dispatch gives to it on sm_90, or up to
     three pieces more than the shortest if it takes any length."""
-    tables = catalog.load().tables.items()
-    entries = [entry for key, table in tables if key[:2] == _key(spec) for entry in table if entry.name == spec.name]
-    shortest, longest = max(entry.k for entry in entries)
+    shortest, longest = max(entry.k for table in _tables(spec) for entry in table if entry.name == spec.name)
     if spec.piece:
         longest = shortest + 3 * spec.piece
     return -(-shortest // spec.vec) * spec.vec, longest
 
 
-def _key(spec: Spec) -> tuple[str, str]:
-    return spec.direction.label, spec.dtype.value
+@cache
+def _tables(spec: Spec) -> list[tuple[catalog.Entry, ...]]:
+    """The dispatch tables that have the variant."""
+    tables = catalog.load().tables.values()
+    return [table for table in tables if any(entry.name == spec.name for entry in table)]
+
+
+def placed(case: Case) -> Case:
+    """The case with its rows adjacent if dispatch gives only such rows to the variant; with a gap after each row if
+    dispatch gives adjacent rows of this length to another."""
+    k = case.shape[-1]
+    if case.spec.flat:
+        return _relaid(case, lambda layout: Layout(phase=layout.phase))
+    serving = [entry for table in _tables(case.spec) for entry in table if entry.k[0] <= k <= entry.k[1]]
+    if case.spec.vec == 1 and any(Spec.from_name(entry.name).flat for entry in serving):
+        return _relaid(case, lambda layout: replace(layout, gap=layout.gap + 1))
+    return case
+
+
+def _relaid(case: Case, changed: Callable[[Layout], Layout]) -> Case:
+    inputs = [case.layouts[name] for name in case.spec.direction.tensors[:-1]]
+    output = case.output if isinstance(case.output, str) else changed(case.output)
+    return replace(case, inputs=tuple(map(changed, inputs)), output=output)
 
 
 def _inputs(spec: Spec) -> int:
@@ -434,6 +459,8 @@ def _around_vectors(spec: Spec) -> Iterator[Case]:
     if spec.plan is not Plan.TILE or not spec.unaligned:
         return
     whole = interval(spec)[1] - spec.access
+    if whole % 16 == 0:  # would crowd into few banks, and not be a range
+        whole -= spec.access
     for number, k in enumerate((whole, whole + 1, whole + spec.access - 1)):
         shape = (*_leading(spec, k), k)
         yield Case(

@@ -183,13 +183,20 @@ def _tile(call: Call) -> Promise:
     """
     spec, size, visible = call.case.spec, call.element_bytes, visible_columns(call)
     k, per_cta, vec = call.case.shape[-1], call.rows_per_cta, spec.dtype.vector
-    taken = np.minimum(-(-visible // spec.access) * spec.access, k)
-    body = k // spec.access * spec.access
-    mask = int(np.where(visible > body, visible, taken).sum())
     found = {name: starts(call, name) for name in spec.direction.tensors}
     output, rows = found.pop(spec.direction.tensors[-1]), visible.size
     crowded = spec.vec == 1 and k * size % 32 == 0
-    if crowded or any((np.diff(each) != k).any() for each in (output, *found.values())):
+    flat = not crowded and all((np.diff(each) == k).all() for each in (output, *found.values()))
+
+    # Lanes cut a row that starts anywhere at its first word of 4 bytes; it stands in shared memory at its output's
+    # phase.
+    word = 4 // size if spec.unaligned else 1
+    head = -output % word
+    in_vectors = -(-(visible - head) // spec.access) * spec.access
+    taken = np.where(visible <= head, visible, np.minimum(head + in_vectors, k))
+    behind = head + (k - (word - 1)) // spec.access * spec.access
+    mask = int(np.where(visible > behind, visible, taken).sum())
+    if not flat:
         apart = Counter({spec.vec * size: int(taken.sum()) // spec.vec})
         return Promise(dict.fromkeys(found, apart), Counter({spec.vec * size: rows * k // spec.vec}), mask)
     counts = np.diff(np.append(np.arange(0, rows, per_cta), rows))

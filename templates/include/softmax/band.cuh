@@ -7,7 +7,7 @@ namespace softmax {
 
 // Which columns a row sees by their place alone. Query i stands at p = i + offset; visible are the columns p - left .. p + right,
 // as far as they lie before the row's length. Causal is right = 0.
-struct Band
+struct Band : InertFeature
 {
   struct Params
   {
@@ -21,9 +21,6 @@ struct Band
 
   static constexpr bool HidesTail = true;
   static constexpr bool HidesHead = true;
-
-  template <int Vec>
-  using Fragment = NoFragment;
 
   int64_t position;
   int begin_;
@@ -52,14 +49,6 @@ struct Band
 
   CUTE_DEVICE int begin() const { return begin_; }
   CUTE_DEVICE int end(int end) const { return cute::max(cute::min(end_, end), 0); }
-
-  template <class How, class Row, class Seen, class Registers>
-  CUTE_DEVICE void load(How, Row const&, Seen, Registers) const
-  {}
-
-  template <class Span, class ScoreVector>
-  CUTE_DEVICE void apply(Span const&, NoFragment, ScoreVector&&) const
-  {}
 
 private:
   CUTE_DEVICE static int clamped(int64_t column, int k) { return int(cute::min(cute::max(column, int64_t(0)), int64_t(k))); }

@@ -10,7 +10,7 @@ namespace softmax {
 // Numbers in memory that are added to the scores, broadcast by strides of 0: of type Element, or Wide if the launch sets `wide`.
 // -inf hides.
 template <class Element, class Wide>
-struct Bias
+struct Bias : InertFeature
 {
   using Accumulator = typename Numeric<Element>::Accumulator;
 
@@ -22,9 +22,6 @@ struct Bias
   };
 
   CUTE_DEVICE static bool is_present(Params const& p) { return p.bias != nullptr; }
-
-  static constexpr bool HidesTail = false;
-  static constexpr bool HidesHead = false;
 
   // A vector as it lies in memory; narrow elements use the first half.
   template <int Vec>
@@ -59,9 +56,6 @@ struct Bias
     bias.row += int64_t(column) * bytes();
     return bias;
   }
-
-  CUTE_DEVICE static cute::_0 begin() { return {}; }
-  CUTE_DEVICE int end(int end) const { return end; }
 
   // The words of a vector of elements are the first of one of the wider type: one load serves either.
   template <class Row, class Seen, class Registers>

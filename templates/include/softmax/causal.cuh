@@ -7,7 +7,7 @@ namespace softmax {
 
 // Column j is visible to query i when j <= i + offset. offset = K - Q aligns the last query with the last column
 // (bottom-right), 0 the first with the first (top-left).
-struct Causal
+struct Causal : InertFeature
 {
   struct Params
   {
@@ -19,10 +19,6 @@ struct Causal
   CUTE_DEVICE static bool hides_nothing(Params const& p, int k) { return p.offset >= k - 1; }
 
   static constexpr bool HidesTail = true;
-  static constexpr bool HidesHead = false;
-
-  template <int Vec>
-  using Fragment = NoFragment;
 
   int64_t visible;  // columns before the first hidden one; at or below 0: none
 
@@ -33,17 +29,7 @@ struct Causal
   CUTE_DEVICE explicit Causal(int64_t visible) : visible(visible) {}
 
   CUTE_DEVICE Causal from(int column) const { return Causal(visible - column); }
-
-  CUTE_DEVICE static cute::_0 begin() { return {}; }
   CUTE_DEVICE int end(int end) const { return visible < end ? (visible > 0 ? int(visible) : 0) : end; }
-
-  template <class How, class Row, class Seen, class Registers>
-  CUTE_DEVICE void load(How, Row const&, Seen, Registers) const
-  {}
-
-  template <class Span, class ScoreVector>
-  CUTE_DEVICE void apply(Span const&, NoFragment, ScoreVector&&) const
-  {}
 };
 
 }  // namespace softmax

@@ -14,13 +14,13 @@
 namespace softmax {
 
 // A register or up to four, in which Vec elements move.
-template <class Element, int Vec, int Bytes = cute::min(Vec * int(sizeof(Element)), 16)>
+template <class Element, int Vec, int Widest = 16, int Bytes = cute::min(Vec * int(sizeof(Element)), Widest)>
 using Access = cute::conditional_t<
     Bytes == 16, uint4, cute::conditional_t<Bytes == 8, uint2, cute::uint_bit_t<8 * Bytes>>>;
 
 // Vec neighbouring columns of a row, from `column` on. They are this lane's to handle when column < end. Streamed
 // stores are evicted from L2 first, which keeps the rows that are read again.
-template <int Vec, bool Streamed = false>
+template <int Vec, bool Streamed = false, int Widest = 16>
 struct Span
 {
   static constexpr int Width = Vec;
@@ -74,7 +74,7 @@ struct Span
     using namespace cute;
     if (column < end) {
       Tensor sX = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
-      copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(Access<Element, Vec>)>{}, sX, rX);
+      copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(Access<Element, Vec, Widest>)>{}, sX, rX);
     }
   }
 
@@ -90,7 +90,7 @@ struct Span
           __stcs(reinterpret_cast<uint4*>(row + column) + i, recast<uint4>(rY)(i));
         }
       } else {
-        copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(Access<Element, Vec>)>{}, rY, gY);
+        copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(Access<Element, Vec, Widest>)>{}, rY, gY);
       }
     }
   }

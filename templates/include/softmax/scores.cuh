@@ -16,13 +16,33 @@
 //   Fragment<Vec>                                  the registers it needs for a vector
 //   load(how, row, seen, fragment)                 fills fragment(part) of every part with its columns seen(part), by load_parts
 //   apply(span, fragment, rZ)                      applies the feature to the vector's scores
-// A new one is a header beside this; nothing here changes.
+// It derives from InertFeature, and declares of these what differs. A new one is a header beside this; nothing here changes.
 
 namespace softmax {
 
-// For features that load nothing.
 struct NoFragment
 {};
+
+// Hides nothing, loads nothing, and leaves the scores as they are.
+struct InertFeature
+{
+  static constexpr bool HidesTail = false;
+  static constexpr bool HidesHead = false;
+
+  template <int Vec>
+  using Fragment = NoFragment;
+
+  CUTE_DEVICE static cute::_0 begin() { return {}; }
+  CUTE_DEVICE static int end(int k) { return k; }
+
+  template <class How, class Row, class Seen, class Registers>
+  CUTE_DEVICE void load(How, Row const&, Seen, Registers) const
+  {}
+
+  template <class Span, class ScoreVector>
+  CUTE_DEVICE void apply(Span const&, NoFragment, ScoreVector&&) const
+  {}
+};
 
 template <class Element, class... Features>
 class Scores

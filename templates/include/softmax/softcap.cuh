@@ -9,7 +9,7 @@ namespace softmax {
 //
 //   cap tanh(u) = cap - 2 cap / (1 + exp(2 u)),  to the rounding of cap
 template <class Accumulator>
-struct Softcap
+struct Softcap : InertFeature
 {
   struct Params
   {
@@ -17,22 +17,10 @@ struct Softcap
     Accumulator twice_inverse;  // 2 / cap
   };
 
-  static constexpr bool HidesTail = false;
-  static constexpr bool HidesHead = false;
-
-  template <int Vec>
-  using Fragment = NoFragment;
-
   Params p;
 
   CUTE_DEVICE Softcap(Params const& p, Rows const&, RowIndex const&) : p(p) {}
   CUTE_DEVICE Softcap from(int /*column*/) const { return *this; }
-  CUTE_DEVICE static cute::_0 begin() { return {}; }
-  CUTE_DEVICE int end(int end) const { return end; }
-
-  template <class How, class Row, class Seen, class Registers>
-  CUTE_DEVICE void load(How, Row const&, Seen, Registers) const
-  {}
 
   template <class Span, class ScoreVector>
   CUTE_DEVICE void apply(Span const& span, NoFragment, ScoreVector&& rZ /* (V) */) const

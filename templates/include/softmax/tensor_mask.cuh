@@ -43,7 +43,7 @@ struct One<float>
 // A mask in memory: an element that is exactly 1 hides its column, which then scores `fill` (-inf: it takes no part).
 // The mask is broadcast by strides of 0; along the row by column_stride = 0, when one element hides or shows the whole row.
 template <class Element, class Accumulator>
-struct TensorMask
+struct TensorMask : InertFeature
 {
   using Bits = typename One<Element>::Bits;
 
@@ -60,9 +60,6 @@ struct TensorMask
 
   // Whether a launch that may do without has one.
   CUTE_DEVICE static bool is_present(Params const& p) { return p.mask != nullptr; }
-
-  static constexpr bool HidesTail = false;
-  static constexpr bool HidesHead = false;
 
   // Vec mask elements, kept as 32-bit registers where they fill them.
   template <int Vec>
@@ -93,9 +90,6 @@ struct TensorMask
     if (per_column) { mask.row += column; }
     return mask;
   }
-
-  CUTE_DEVICE static cute::_0 begin() { return {}; }
-  CUTE_DEVICE int end(int end) const { return end; }
 
   template <class How, class Row, class Seen, class Registers>
   CUTE_DEVICE void load(How how, Row const& scores, Seen seen, Registers fragment, bool wanted = true) const

@@ -14,74 +14,77 @@ struct TileParams
   int32_t flat;   // the rows of a CTA are one range of memory in every tensor, and in shared memory
 };
 
-// A row of k columns in shared memory. Where it starts anywhere, vectors are read and written element by element, and the fewer
-// than Vec columns behind the last whole one are dealt to the lanes one by one.
+// A row of k columns in shared memory, moved by `Access` elements at a time: by whole vectors if it starts on a vector boundary,
+// else by words of 4 bytes, at which the vectors are cut. The columns beside the vectors are dealt to the lanes one by one.
 //
-// k is the same for all rows: vectors beyond it are skipped by a warp-uniform branch. How many columns are visible may differ
-// from row to row; that skips no further vectors.
-template <int Vec_, int Lanes_, int Chunks_, bool Aligned>
+//   | head | vector 0 | vector 1 | ... | vector n-1 | tail |
+//   0      head < Access                            tail   k
+//
+// k is the same for all rows, and so is n: vectors beyond it are skipped by a warp-uniform branch. How many columns are visible
+// may differ from row to row; that skips no further vectors.
+template <int Vec_, int Lanes_, int Chunks_, int Access_>
 struct TileRow
 {
   static constexpr int Vec             = Vec_;
   static constexpr int Lanes           = Lanes_;
   static constexpr int Chunks          = Chunks_;
-  static constexpr int Edges           = Aligned ? 0 : (Vec - 1 + Lanes - 1) / Lanes;
+  static constexpr bool IsAligned      = Access_ == Vec;
+  static constexpr int LongestHead     = IsAligned ? 0 : Access_ - 1;
+  static constexpr int Edges           = IsAligned ? 0 : (LongestHead + Vec - 1 + Lanes - 1) / Lanes;
   static constexpr bool InSharedMemory = true;
-  static constexpr bool IsAligned      = Aligned;
-
-  // A Span in accesses of one element.
-  struct Singles : Span<Vec>
-  {
-    CUTE_DEVICE Singles behind(cute::_0) const { return *this; }
-
-    template <class Element, class Fragment>
-    CUTE_DEVICE void read(Element const* row, Fragment&& rX /* (V) */) const
-    {
-      if (this->column < this->end) {
-        CUTE_UNROLL
-        for (int v = 0; v < Vec; ++v) { rX(v) = row[this->column + v]; }
-      }
-    }
-
-    template <class Element, class Fragment>
-    CUTE_DEVICE void store(Element* row, Fragment const& rY /* (V) */) const
-    {
-      if (this->column < this->end) {
-        CUTE_UNROLL
-        for (int v = 0; v < Vec; ++v) { row[this->column + v] = rY(v); }
-      }
-    }
-  };
 
   int lane;
   int k;
+  int head;
+
+  template <class Element>
+  CUTE_DEVICE TileRow(int lane, Element const* row, int k) : lane(lane), k(k), head(head_of(row))
+  {}
+
+  template <class Element>
+  CUTE_DEVICE static int head_of(Element const* row)
+  {
+    return reinterpret_cast<uintptr_t>(row) / sizeof(Element) % (LongestHead + 1);
+  }
+
+  // The first `visible` columns, and those beside them in a vector.
+  CUTE_DEVICE int taken(int visible) const
+  {
+    return visible <= head ? visible : cute::min(head + (visible - head + Vec - 1) / Vec * Vec, k);
+  }
 
   template <class End>
   CUTE_DEVICE bool reaches(int c, End /*end*/) const
   {
-    return Vec < 4 || Vec * Lanes * c + Vec <= k;
+    return Vec < 4 || LongestHead + Vec * (Lanes * c + 1) <= k;
   }
 
   template <class Element>
-  CUTE_DEVICE static cute::bool_constant<Aligned> is_aligned(Element const* /*operand*/)
+  CUTE_DEVICE static cute::bool_constant<IsAligned> is_aligned(Element const* /*operand*/)
   {
     return {};
   }
 
   CUTE_DEVICE auto vector(int c, int end) const
   {
-    int const column = Vec * (lane + Lanes * c);
-    if constexpr (Aligned) {
+    int const column = head + Vec * (lane + Lanes * c);
+    if constexpr (IsAligned) {
       return Span<Vec>{column, end};
     } else {
-      return Singles{{column, Lanes == 1 ? end : cute::min(end, tail())}};
+      __builtin_assume(Lanes > 1 || column < k);  // of a vector that is reached: spares a test of each
+      return Span<Vec, /*Streamed=*/false, sizeof(uint32_t)>{column, Lanes == 1 ? end : cute::min(end, tail())};
     }
   }
 
-  CUTE_DEVICE Span<1> edge(int edge, int end) const { return {tail() + lane + Lanes * edge, end}; }
+  // The lane's column number `edge` of head and tail together; at or beyond k where there is none.
+  CUTE_DEVICE Span<1> edge(int edge, int end) const
+  {
+    int const i = lane + Lanes * edge;
+    return {i < head ? i : tail() + (i - head), end};
+  }
 
 private:
-  CUTE_DEVICE int tail() const { return k / Vec * Vec; }
+  CUTE_DEVICE int tail() const { return head + (k - LongestHead) / Vec * Vec; }
 };
 
 // A tensor in global memory, and where its rows of a tile stand in shared memory.
@@ -96,27 +99,37 @@ struct TileSource
 // Moves the rows of a CTA between global and shared memory, where they lie one after the other.
 //
 // A flat range is copied like one unaligned row, at most `Vectors` vectors per thread: it stands in shared memory at the phase of
-// its output, so that a vector is aligned in both. Other rows are copied one by one, a few neighbouring threads to each, which
-// is a Row in shared memory: in its vectors where it is aligned, else element by element.
-template <class Element, int Threads, int Vectors, class Row>
+// its output, so that a vector is aligned in both. Other rows, unless a kernel takes OnlyRanges, are copied one by one, a few
+// neighbouring threads to each: in vectors if they are aligned, else element by element. Each of them stands at the phase of its
+// own output: where a row is cut, and so the order of its sum, does not depend on the rows beside it.
+template <class Element, int Threads, int Vectors, class Row, bool OnlyRanges>
 class TileCopy
 {
 public:
-  CUTE_DEVICE TileCopy(Rows const& rows, TileParams const& tile, int first, int count, Element const* output)
-    : rows_(rows), tile_(tile), first_(first), count_(count), output_(output + flat_offset())
+  CUTE_DEVICE TileCopy(
+      Rows const& rows, TileParams const& tile, int first, int count, Element* output, RowStrides const& strides)
+    : rows_(rows), tile_(tile), first_(first), count_(count), output_(output), strides_(strides)
   {}
 
   // The tile's first element in shared memory.
   CUTE_DEVICE Element* place(void* smem) const
   {
-    return static_cast<Element*>(smem) + reinterpret_cast<uintptr_t>(output_) / sizeof(Element) % Vec;
+    Element* const sTile = static_cast<Element*>(smem);
+    return is_range() ? sTile + reinterpret_cast<uintptr_t>(output_ + flat_offset()) / sizeof(Element) % Vec : sTile;
+  }
+
+  // How far row r stands behind r times the pitch. The rows of a range have the phase of their output by themselves.
+  CUTE_DEVICE int shift(int r) const
+  {
+    if (Row::LongestHead == 0 || is_range()) { return 0; }
+    return Row::head_of(output_ + RowIndex(rows_, first_ + r).offset(strides_, rows_.rank));
   }
 
   // Every row of the tensors.
   template <class... Sources>
   CUTE_DEVICE void load(Sources const&... sources) const
   {
-    if (tile_.flat) {
+    if (is_range()) {
       load_range(every_part(), sources...);
     } else {
       load_rows([&](int /*r*/) { return k(); }, sources...);
@@ -126,24 +139,24 @@ public:
   // Of row r the first visible(r) columns, and those beside them in the vectors in which lanes will take them. Of a range all
   // vectors with any of these. `all`: nothing is hidden anywhere.
   template <class Visible, class... Sources>
-  CUTE_DEVICE void load_visible(Visible visible, bool all, Sources const&... sources) const
+  CUTE_DEVICE void load_visible(Visible visible, bool all, Element* sTile, Sources const&... sources) const
   {
-    auto const taken = [&](int r) { return cute::min((visible(r) + Row::Vec - 1) / Row::Vec * Row::Vec, k()); };
-    if (tile_.flat) {
+    auto const taken = [&](int r) { return Row(0, row(sTile, r), k()).taken(visible(r)); };
+    if (is_range()) {
       load_range(all ? every_part() : parts_of(taken), sources...);
     } else {
       load_rows(taken, sources...);
     }
   }
 
-  CUTE_DEVICE void store(Element const* sTile /* (count,K) */, Element* target, RowStrides const& strides) const
+  CUTE_DEVICE void store(Element* sTile /* (count,K) */) const
   {
-    if (tile_.flat) {
+    if (is_range()) {
       int const n = count_ * k();
-      store_parts(Range(threadIdx.x, output_, n), n, sTile, target + flat_offset());
+      store_parts(range(n), n, sTile, output_ + flat_offset());
     } else {
-      for_each_row([&](RowIndex const& index, int r, SeparateRow const& row) {
-        store_parts(row, k(), sTile + r * tile_.pitch, target + index.offset(strides, rows_.rank));
+      for_each_row([&](RowIndex const& index, int r, SeparateRow const& separate) {
+        store_parts(separate, k(), row(sTile, r), output_ + index.offset(strides_, rows_.rank));
       });
     }
   }
@@ -160,10 +173,14 @@ private:
   TileParams const& tile_;
   int first_;
   int count_;
-  Element const* output_;
+  Element* output_;
+  RowStrides const& strides_;
 
   CUTE_DEVICE int k() const { return rows_.k; }
+  CUTE_DEVICE bool is_range() const { return OnlyRanges || tile_.flat; }
+  CUTE_DEVICE Element* row(Element* sTile, int r) const { return sTile + r * tile_.pitch + shift(r); }
   CUTE_DEVICE int64_t flat_offset() const { return int64_t(first_) * k(); }
+  CUTE_DEVICE Range range(int n) const { return Range(threadIdx.x, output_ + flat_offset(), n); }
 
   // Bit c: the thread's part c of the range is to be copied; the edge column comes behind the vectors.
   CUTE_DEVICE static constexpr uint32_t every_part() { return ~0u; }
@@ -172,9 +189,9 @@ private:
   template <class Taken>
   CUTE_DEVICE uint32_t parts_of(Taken taken) const
   {
-    int const n = count_ * k();
-    Range const range(threadIdx.x, output_, n);
-    uint32_t parts = 0;
+    int const n       = count_ * k();
+    Range const range = this->range(n);
+    uint32_t parts    = 0;
     CUTE_NO_UNROLL
     for (int c = 0; c <= Vectors; ++c) {
       int const begin = c < Vectors ? range.vector(c, n).column : range.edge(0, n).column;
@@ -188,20 +205,20 @@ private:
   template <class... Sources>
   CUTE_DEVICE void load_range(uint32_t parts, Sources const&... sources) const
   {
-    int const n = count_ * k();
-    Range const range(threadIdx.x, output_, n);
-    auto const seen = [&](auto part) { return part.span(range, parts >> part.c & 1 ? n : 0); };
+    int const n       = count_ * k();
+    Range const range = this->range(n);
+    auto const seen   = [&](auto part) { return part.span(range, parts >> part.c & 1 ? n : 0); };
     load_parts_of(range, seen, n, {sources.global + flat_offset()...}, {sources.sTile...});
   }
 
   template <class Taken, class... Sources>
   CUTE_DEVICE void load_rows(Taken taken, Sources const&... sources) const
   {
-    for_each_row([&](RowIndex const& index, int r, SeparateRow const& row) {
+    for_each_row([&](RowIndex const& index, int r, SeparateRow const& separate) {
       int const end   = taken(r);
-      auto const seen = [&](auto part) { return part.span(row, end); };
+      auto const seen = [&](auto part) { return part.span(separate, end); };
       load_parts_of(
-          row, seen, end, {sources.global + index.offset(sources.strides, rows_.rank)...}, {sources.sTile + r * tile_.pitch...});
+          separate, seen, end, {sources.global + index.offset(sources.strides, rows_.rank)...}, {row(sources.sTile, r)...});
     });
   }
 

@@ -67,6 +67,7 @@ def build_shuffle(instruction: Instruction) -> Control:
             first = int(np.argmax(absent))
             what = f"shuffles from lane {int(source[first])}, which is not in its member mask {int(members[first]):#x}"
             raise Fault("missing lane", what, lanes.first + int(active.index[first]))
+        state.passes["shuffle"] += np.unique(active.index // WARP).size
         everyone = np.zeros(lanes.count, np.uint32)
         everyone[active.select] = value(state, active)
         out(state, active, everyone[active.index - lane + source])
