@@ -23,9 +23,12 @@ pytestmark = pytest.mark.kernels
 
 GPU = gpu_architecture()
 SHIPPED = [Target(targets.WHOLE, spec) for spec in variants.shipped()]
+ONE_OF_A_SIZE = [each for each in SHIPPED if "bf16" not in each.spec.dtype.value]
+"""Kernels of bf16 address rows and order sums as those of f16 do: they come from the same lines of the templates."""
+
 MOST_OPERANDS = [
     each
-    for each in SHIPPED
+    for each in ONE_OF_A_SIZE
     if each.spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS, Mask.GENERAL) or each.spec.direction is Direction.BACKWARD
 ]
 
@@ -66,7 +69,7 @@ def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
         judge(call, interpreter.run(call.plan, call.operands))
 
 
-@pytest.mark.parametrize("target", SHIPPED, ids=str)
+@pytest.mark.parametrize("target", ONE_OF_A_SIZE, ids=str)
 def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: InterpreterEngine) -> None:
     """In a batch of any size: the last rows of a batch, and alone. Rows that start anywhere are compared at the same
     phase, since the order of the sum depends on where they are cut into vectors."""
@@ -77,7 +80,7 @@ def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: Inte
     assert torch.equal(alone, output(interpreter, call)[-1:]), case.why
 
 
-SHORT = [each for each in SHIPPED if each.spec.plan is Plan.TILE and each.spec.unaligned and not each.spec.flat]
+SHORT = [each for each in ONE_OF_A_SIZE if each.spec.plan is Plan.TILE and each.spec.unaligned and not each.spec.flat]
 
 
 @pytest.mark.parametrize("target", SHORT, ids=str)
