@@ -42,7 +42,7 @@ def test_spans_are_what_dispatch_chooses(kind: plan_tables.Kind, rows: int, arch
         for span in plan_tables.spans(kind, arch, vec, rows):
             for k in {-(-span.first // vec) * vec, span.last // vec * vec}:
                 aligned = 16 if vec > 1 else 1
-                apart = {direction.tensors[0]: (k + dtype.vector, 1)}
+                apart: dict[str, tuple[int, ...]] = {direction.tensors[0]: (k + dtype.vector, 1)}
                 of = geometry(
                     (rows, k), dtype.value, mask.label, direction=direction.label, alignment=aligned, strides=apart
                 )
