@@ -10,13 +10,10 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 
-from softmax_ops.artifacts.constants import ACCESS_BYTES
+from softmax_ops.artifacts.constants import ACCESS_BYTES, WORD_BYTES
 
 from .axes import Direction, DType, Plan
 from .features import BAND, CAPPED_GRADIENT, EPILOGUE, EPILOGUE_GRADIENT, Feature, Mask, Section
-
-WORD_BYTES = 4
-"""Width of an access to shared memory in a `tile` whose rows start anywhere."""
 
 ANY_K = 2**31 - 2**20
 """Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors

@@ -5,11 +5,8 @@ from math import gcd
 from typing import NamedTuple
 
 from .artifacts.catalog import Variant
-from .artifacts.constants import ACCESS_BYTES
+from .artifacts.constants import ACCESS_BYTES, WORD_BYTES
 from .problem import Dimension, Geometry
-
-WORD_BYTES = 4
-"""Width of a bank of shared memory, and of an access to rows that start anywhere."""
 
 CROWDING_BYTES = 32
 """If rows are a multiple of this length, all of them start in at most 4 of the 32 banks."""
