@@ -8,7 +8,7 @@ from .axes import Direction, DType, Plan
 from .features import Mask
 from .pages import DOCS, markdown, with_block
 from .plans import CLUSTERS, MAX_SPLIT_ROWS, MEASURED, RowPlan, row_plans
-from .spec import ANY_K, LONGEST_APART
+from .spec import ANY_K
 from .variants import ARCHITECTURES, MASKS, computed_by, dispatch, variant
 
 PAGE = DOCS / "plans.md"
@@ -37,7 +37,7 @@ def spans(kind: Kind, arch: str, vec: int, rows: int) -> list[Span]:
         plan
         for plan in row_plans(*kind)
         if plan.vec <= vec
-        and not (plan.plan is Plan.TILE and plan.max_k > LONGEST_APART)
+        and not variant(*kind, plan).flat
         and (not plan.architectures or arch in plan.architectures)
         and (not plan.max_rows or rows <= plan.max_rows)
     ]

@@ -110,8 +110,8 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
 
 
 def _flat_tiles(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
-    """Rows of 33 to 68 columns of 16 bits that start anywhere and follow each other: its vectors hold 64 of them, and
-    the edges four.
+    """Rows of 33 to 68 columns of 16 bits that start anywhere and follow each other: the vectors of the lanes hold 64
+    columns, and their edges four.
 
     As an unaligned row in registers such a row is half head and tail: its stores reach 1.6 to 2.3 times the sectors
     that they fill, and with 33 to 50 columns only 25 to 38 KiB are in flight on an SM, where a tile has 64. Masks and
@@ -141,9 +141,9 @@ def _warps(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
     aligned = plain or (mask is Mask.BAND and direction is Direction.FORWARD)
     plans = [*_powers_of_two(dtype, dtype.vector, full=aligned), *_powers_of_two(dtype, 1, full=plain)]
     if plain and dtype.bytes == 2:
-        between = [(384, dtype.vector), (640, dtype.vector), (640, 1)]
-        if mask in (Mask.LIKE, Mask.BIAS):
-            between.remove((640, dtype.vector))
+        between = [(384, dtype.vector), (640, 1)]
+        if mask not in (Mask.LIKE, Mask.BIAS):
+            between.append((640, dtype.vector))
         plans += [RowPlan(Plan.WARP, k, vec, 128, 128 // 16) for k, vec in between]
     return plans
 

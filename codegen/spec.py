@@ -19,6 +19,10 @@ ANY_K = 2**31 - 2**20
 """Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors
 that lie beyond the last column."""
 
+LONGEST_APART = 32
+"""Longest rows of a `tile` that need not follow each other in memory. As separate rows, longer ones would take twice as
+many instructions as in registers."""
+
 
 def operands(direction: Direction) -> Section:
     """The arguments that every kernel of a direction has, in the order of its C++ struct."""
@@ -27,10 +31,6 @@ def operands(direction: Direction) -> Section:
     strides = ((f"{tensor}.strides", "4i") for tensor in direction.tensors)
     return Section((*addresses, ("scale", "A"), *rows, *strides))
 
-
-LONGEST_APART = 32
-"""Longest rows of a `tile` that need not follow each other in memory. As separate rows, longer ones would take twice as
-many instructions as in registers."""
 
 _NAME = re.compile(
     r"softmax_(?P<direction>fwd|bwd)_(?P<dtype>[a-z0-9]+)_(?P<mask>[a-z]+)_(?P<plan>[a-z]+)"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from codegen import variants
-from codegen.axes import Direction, Plan
+from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
 from tests.support import targets
 from tests.support.calls import Call, Case
@@ -23,21 +23,24 @@ pytestmark = pytest.mark.kernels
 
 GPU = gpu_architecture()
 SHIPPED = [Target(targets.WHOLE, spec) for spec in variants.shipped()]
-ONE_OF_A_SIZE = [each for each in SHIPPED if "bf16" not in each.spec.dtype.value]
-"""Kernels of bf16 address rows and order sums as those of f16 do: they come from the same lines of the templates."""
-
 MOST_OPERANDS = [
     each
-    for each in ONE_OF_A_SIZE
+    for each in SHIPPED
     if each.spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS, Mask.GENERAL) or each.spec.direction is Direction.BACKWARD
 ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`test_kernel` runs on more targets than the other tests, or on all."""
+    """With --all-architectures every kernel runs every test, and `test_kernel` on each of them. Without, `test_kernel`
+    runs on some more than the other tests; and of what depends only on where a row lies, bf16 is left out: its kernels
+    come from the same lines of the templates as those of f16."""
+    everything = metafunc.config.getoption("--all-architectures")
     if metafunc.function is test_kernel:
-        chosen = targets.targets(metafunc.config.getoption("--all-architectures"))
-        metafunc.parametrize("target", chosen, ids=str)
+        metafunc.parametrize("target", targets.targets(everything), ids=str)
+    if metafunc.function in POSITIONS:
+        chosen = POSITIONS[metafunc.function]
+        few = [each for each in chosen if "bf16" not in each.spec.dtype.value]
+        metafunc.parametrize("target", chosen if everything else few, ids=str)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +72,6 @@ def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
         judge(call, interpreter.run(call.plan, call.operands))
 
 
-@pytest.mark.parametrize("target", ONE_OF_A_SIZE, ids=str)
 def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: InterpreterEngine) -> None:
     """In a batch of any size: the last rows of a batch, and alone. Rows that start anywhere are compared at the same
     phase, since the order of the sum depends on where they are cut into vectors."""
@@ -80,13 +82,17 @@ def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: Inte
     assert torch.equal(alone, output(interpreter, call)[-1:]), case.why
 
 
-SHORT = [each for each in ONE_OF_A_SIZE if each.spec.plan is Plan.TILE and each.spec.unaligned and not each.spec.flat]
+IN_WORDS = [each for each in SHIPPED if each.spec.plan is Plan.TILE and each.spec.unaligned and not each.spec.flat]
+IN_WORDS = [each for each in IN_WORDS if each.spec.dtype is DType.F16]
 
 
-@pytest.mark.parametrize("target", SHORT, ids=str)
+@pytest.mark.parametrize("target", IN_WORDS, ids=str)
 def test_same_row_same_bits_in_a_range_and_apart(target: Target, interpreter: InterpreterEngine) -> None:
-    """Rows of a tile at odd and at even addresses, one after the other and with gaps between them."""
+    """Rows of a tile at odd and at even addresses, one after the other and with gaps between them; so many that another
+    order of summation would round some result differently."""
     case = full_cta(target.spec, (interval(target.spec)[1] - 1) | 1)
+    shape = (*case.shape[:-2], 16 * case.shape[-2], case.shape[-1])
+    case = replace(case, shape=shape, mask_shape=case.mask_shape and shape)
     call = case.call()
     gaps = replace(case, inputs=(Layout(phase=1, gap=2),) * len(case.inputs), output=Layout(phase=1, gap=2))
     apart = replace(call, case=gaps)
@@ -105,9 +111,15 @@ def output(engine: InterpreterEngine, call: Call) -> torch.Tensor:
     return call.output(engine.run(call.plan, call.operands).output).view(torch.uint8)
 
 
-@pytest.mark.parametrize("target", [each for each in MOST_OPERANDS if not each.spec.flat], ids=str)
 def test_offsets_are_64_bit(target: Target, interpreter: InterpreterEngine) -> None:
     judge_far_rows(target.spec, interpreter)
+
+
+POSITIONS = {
+    test_same_row_same_bits_wherever_it_stands: SHIPPED,
+    test_offsets_are_64_bit: [each for each in MOST_OPERANDS if not each.spec.flat],
+}
+"""Tests of where a row lies, and the targets that they are for."""
 
 
 if GPU is not None:
