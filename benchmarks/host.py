@@ -24,7 +24,7 @@ from cuda.bindings import driver as cuda
 import softmax_ops
 from softmax_ops import dispatch, driver, launcher
 from softmax_ops.artifacts import catalog
-from softmax_ops.checks import check_general, check_softmax
+from softmax_ops.checks import check_softmax
 from softmax_ops.problem import Geometry
 from tests.support import stub_driver
 from tests.support.geometries import geometry
@@ -173,7 +173,7 @@ def general_calls() -> dict[str, Callable[[], object]]:
 
     def long_way() -> None:
         dispatch.forward(
-            check_general(
+            check_softmax(
                 x, scale=1.0, mask=None, causal=False, causal_offset=None, out=out, bias=bias, key_lengths=lengths
             )
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from . import dispatch, ops, routes  # noqa: F401 (ops registers torch.ops.softmax_ops)
-from .checks import check_general, check_has_backward
+from .checks import check_has_backward, check_softmax
 from .checks.scalars import check_flag
 from .explanation import Explanation
 from .known.calls import backward, forward
@@ -381,7 +381,7 @@ def explain(
     """
     for name, flag in (("log", log), ("batch_invariant", batch_invariant), ("backward", backward)):
         check_flag("softmax_ops.explain", flag, name)
-    request = check_general(
+    request = check_softmax(
         x,
         scale=scale,
         mask=mask,

@@ -6,100 +6,79 @@ scores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .checks import Request
+from .checks import without_backward
 from .checks.values import accumulation
-from .schema import separated
+from .schema import Named, as_float, on_device, separated
 
 
 class Softmax(torch.autograd.Function):
-    """(x, scale, mask, causal, causal_offset, batch_invariant) -> y"""
+    """(x, bias, sinks, arguments) -> (y, lse), or log y for y. lse is None where neither the caller nor the gradient
+    needs it.
+
+    `arguments` are the others of `api.softmax` by name, without `out`, and `log`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, sinks: Tensor | None, arguments: Named) -> Any:
         from . import api
 
-        x, scale, mask, causal, causal_offset, batch_invariant = inputs
-        y = api.softmax(
-            x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, batch_invariant=batch_invariant
-        )
-        Softmax.keep(ctx, inputs, y)
-        return y
-
-    @staticmethod
-    def keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        """Of the tensors, the gradient needs only the result."""
-        _, ctx.scale, _, ctx.causal, ctx.causal_offset, ctx.batch_invariant = inputs
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple:
-        from . import api
-
-        (y,) = _alive(ctx.saved_tensors)
-        if torch._C._functorch.is_legacy_batchedtensor(dy):  # of is_grads_batched=True: only operators take it
-            numbers = ctx.scale, ctx.causal, ctx.causal_offset, ctx.batch_invariant
-            dx = torch.ops.softmax_ops.softmax_backward(dy, y, *numbers)
-        else:
-            dx = api.softmax_backward(
-                dy,
-                y,
-                scale=ctx.scale,
-                causal=ctx.causal,
-                causal_offset=ctx.causal_offset,
-                batch_invariant=ctx.batch_invariant,
-            )
-        return dx, None, None, None, None, None
-
-
-class General(torch.autograd.Function):
-    """(x, bias, sinks, request, batch_invariant) -> (y, lse), lse None where nobody needs it"""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, sinks: Tensor | None, request: Request, batch_invariant):
-        from . import dispatch
-
-        with_lse = request._replace(return_lse=request.return_lse or request.softcap is not None or sinks is not None)
-        result: Any = dispatch.forward(with_lse, batch_invariant)
-        y, lse = result if with_lse.return_lse else (result, None)
-        keep(ctx, request._asdict() | {"batch_invariant": batch_invariant}, y, lse)
+        log, others = arguments["log"], {name: value for name, value in arguments.items() if name != "log"}
+        others["return_lse"] = others["return_lse"] or others["softcap"] is not None or sinks is not None
+        result: Any = (api.log_softmax if log else api.softmax)(x, bias=bias, sinks=sinks, **others)
+        y, lse = result if others["return_lse"] else (result, None)
+        keep(ctx, {"x": x, "bias": bias, "sinks": sinks, **arguments}, y, lse)
         return y, lse
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, grad_lse: Tensor | None) -> tuple:
         wanted = dict(zip(("x", "bias", "sinks"), ctx.needs_input_grad, strict=False))
-        found = general_gradients(ctx, dy, grad_lse, **wanted)
-        return found["x"], found["bias"], found["sinks"], None, None
+        found = gradients(ctx, dy, grad_lse, **wanted)
+        return found["x"], found["bias"], found["sinks"], None
 
 
-def keep(ctx: Any, request: Mapping[str, Any], y: Tensor, lse: Tensor | None) -> None:
-    """Save what the gradient of a general request needs: y, lse for softcap and sinks, and what broadcasts. In forward
-    mode also x.
+def record(*, x: Tensor, bias: Tensor | None, sinks: Tensor | None, out: None, **arguments: Any) -> Any:
+    """A valid call of the forward that autograd records, with the arguments of `api.softmax` and `log`."""
+    y, lse = Softmax.apply(x, bias, sinks, arguments)
+    return (y, lse) if arguments["return_lse"] else y
 
-    request   its fields by name: a Request's, or an operator's arguments.
+
+def is_recordable(given: Named) -> bool:
+    """Whether autograd may record a valid call of the forward with these arguments of `api.softmax`."""
+    if given["out"] is not None or without_backward(given):
+        return False
+    others = (value for name, value in given.items() if name not in ("x", "bias", "sinks"))
+    return not any(isinstance(each, Tensor) and each.requires_grad for each in others)
+
+
+def keep(ctx: Any, given: Named, y: Tensor, lse: Tensor | None) -> None:
+    """Save what the gradient of a call needs: y, lse for softcap and sinks, what broadcasts, and in forward mode x.
+
+    given  the arguments of `api.softmax`, without `out`, and `log`.
     """
-    x, bias, sinks = request["x"], request["bias"], request["sinks"]
-    bounded = request["left"] is not None or request["right"] is not None
-    offset = request["causal_offset"] if request["offset_tensor"] is None else None
-    ctx.numbers = {name: request[name] for name in ("scale", "softcap", "log", "batch_invariant")}
-    ctx.numbers |= {"window": (request["left"], request["right"]), "causal_offset": offset if bounded else None}
+    x, bias, sinks, scale = (given[name] for name in ("x", "bias", "sinks", "scale"))
+    window = given["window"] if any(bound is not None for bound in given["window"] or ()) else None
+    offset = given["causal_offset"] if given["causal"] or window else None  # otherwise only slopes measure from it
+    ctx.numbers = {name: given[name] for name in ("causal", "softcap", "log", "batch_invariant")}
+    ctx.numbers |= {"scale": 1.0 if on_device(scale) else as_float(scale), "window": window}
+    ctx.numbers["causal_offset"] = None if isinstance(offset, Tensor) else offset
     ctx.x_dtype, ctx.bias_like = x.dtype, None if bias is None else (bias.shape, bias.dtype)
-    moved = request["offset_tensor"] if bounded else None
-    saved_lse = lse if request["softcap"] is not None or sinks is not None else None
-    saved = y, saved_lse, request["scale_tensor"], request["key_lengths"], moved, sinks
+    saved_lse = lse if given["softcap"] is not None or sinks is not None else None
+    scale_tensor, offset_tensor = scale if on_device(scale) else None, offset if isinstance(offset, Tensor) else None
+    saved = y, saved_lse, scale_tensor, given["key_lengths"], offset_tensor, sinks
     ctx.save_for_backward(*saved)
     if forward_ad._current_level >= 0:  # what is saved for tangents stays alive until the backward
         ctx.save_for_forward(*saved, x)
     ctx.set_materialize_grads(False)
 
 
-def general_gradients(
+def gradients(
     ctx: Any, dy: Tensor | None, grad_lse: Tensor | None, *, x: bool, bias: bool, sinks: bool
 ) -> dict[str, Tensor | None]:
     """The requested gradients of x, bias and sinks, from those of y (or log y) and of lse, either of which may be None.
@@ -127,7 +106,7 @@ def general_gradients(
     }
 
 
-def general_tangents(
+def tangents(
     ctx: Any, *, x: Tensor | None, bias: Tensor | None, sinks: Tensor | None, with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The tangents t(.) of y, or log y, and of lse if wanted, from those of x, bias and sinks, which may be None:
@@ -178,12 +157,13 @@ def _rows(
     return_dot: bool,
 ) -> Any:
     """(dx, d), differentiable in turn. d is None unless requested."""
-    from . import routes
+    from . import api, routes
 
     y, lse, scale, key_lengths, offset, _ = saved
     assert y is not None
-    arguments = {**numbers, "causal": False, "key_lengths": key_lengths, "grad_lse": grad_lse, "dtype": dtype}
-    arguments |= {"lse": None if numbers["softcap"] is None else lse, "return_dot": return_dot}
+    log, arguments = numbers["log"], {name: value for name, value in numbers.items() if name != "log"}
+    arguments |= {"key_lengths": key_lengths, "grad_lse": grad_lse, "dtype": None if dtype is y.dtype else dtype}
+    arguments["lse"] = None if numbers["softcap"] is None else lse
     if not scaled:
         arguments["scale"] = 1.0
     elif scale is not None:
@@ -193,9 +173,10 @@ def _rows(
     if any(each is not None and torch._C._functorch.is_legacy_batchedtensor(each) for each in (dy, grad_lse)):
         # Of is_grads_batched=True: only operators take it.
         arguments = separated("softmax_ops.softmax_backward", y, arguments)
-        return torch.ops.softmax_ops.general_backward(dy, y, **arguments)
-    result = routes.softmax_backward(dy, y, out=None, **arguments)
-    return result if return_dot else (result, None)
+        return torch.ops.softmax_ops.general_backward(dy, y, **arguments, log=log, return_dot=return_dot)
+    if return_dot:
+        return routes.softmax_backward(dy, y, log=log, out=None, **arguments, return_dot=True)
+    return (api.log_softmax_backward if log else api.softmax_backward)(dy, y, **arguments), None
 
 
 def _summed(dz: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

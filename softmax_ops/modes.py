@@ -12,8 +12,10 @@ from torch.compiler import is_dynamo_compiling
 
 from .checks.out import check_out, check_unrecorded
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_USUAL = {*_PLAIN, type(None), bool, int, float, tuple, torch.dtype}
+TENSOR_TYPES = (Tensor, torch.nn.Parameter)
+"""Types whose operations are torch's own; subclasses may override them."""
+
+_USUAL = {*TENSOR_TYPES, type(None), bool, int, float, tuple, torch.dtype}
 
 
 def needs_operator(*arguments: Any) -> bool:
@@ -22,7 +24,7 @@ def needs_operator(*arguments: Any) -> bool:
     return (
         is_traced()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(isinstance(each, Tensor) and (type(each) not in _PLAIN or each.is_meta) for each in arguments)
+        or any(isinstance(each, Tensor) and (type(each) not in TENSOR_TYPES or each.is_meta) for each in arguments)
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import api
-from .checks import check_general
+from .checks import check_softmax
 from .checks.scalars import check_flag
 from .schema import as_float, as_int
 from .signatures import Window
@@ -42,7 +42,7 @@ class FusedSoftmax(torch.nn.Module):
             raise TypeError(f"FusedSoftmax: dtype is {dtype!r}; want a torch.dtype, or None for that of the scores")
         for name, flag in (("batch_invariant", batch_invariant), ("log", log)):
             check_flag("FusedSoftmax", flag, name)
-        check_general(
+        check_softmax(
             torch.empty(1, 1, dtype=torch.float64, device="cpu"),
             op="FusedSoftmax",
             scale=1.0 if isinstance(scale, Tensor) else scale,

@@ -12,18 +12,16 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .autograd import Softmax
+from .autograd import gradients, keep
 from .batching import vmapped
 from .checks import (
     BackwardRequest,
     Request,
-    check_general,
-    check_general_backward,
     check_softmax,
     check_softmax_backward,
 )
 from .checks.values import accumulation
-from .schema import by_name, concrete, in_order, joined
+from .schema import by_name, concrete, for_checks, in_order
 from .transforms import Backward, Forward
 
 
@@ -114,11 +112,11 @@ def general_backward(
 
 def _checked(x: Tensor, return_lse: bool, **given: Any) -> Request:
     return_lse = return_lse or given["softcap"] is not None or given["sinks"] is not None
-    return check_general(x, return_lse=return_lse, **joined(given))
+    return check_softmax(x, return_lse=return_lse, **for_checks(given))
 
 
 def _checked_backward(dy: Tensor, y: Tensor, **given: Any) -> BackwardRequest:
-    return check_general_backward(dy, y, **joined(given))
+    return check_softmax_backward(dy, y, **for_checks(given))
 
 
 @general.register_fake
@@ -147,6 +145,20 @@ def _(dy, y, scale=1.0, causal=False, causal_offset=None, batch_invariant=False)
     return y.new_empty(y.shape)
 
 
+_ABSENT = {"bias": None, "key_lengths": None, "window": None, "sinks": None, "softcap": None, "log": False}
+"""Arguments of `general` that a gradient would depend on, as in a plain call."""
+
+
+def _setup_softmax(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, scale, _, causal, causal_offset, batch_invariant = inputs
+    plain = {"scale": scale, "causal": causal, "causal_offset": causal_offset, "batch_invariant": batch_invariant}
+    keep(ctx, {**_ABSENT, "x": x, **plain}, output, None)
+
+
+def _of_softmax(ctx: Any, dy: Tensor) -> tuple:
+    return gradients(ctx, dy, None, x=True, bias=False, sinks=False)["x"], None, None, None, None, None
+
+
 def _setup_softmax_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
     Backward.setup_context(ctx, in_order("general_backward", by_name("softmax_backward", inputs)), output)
 
@@ -156,7 +168,7 @@ def _of_softmax_backward(ctx: Any, of_dx: Tensor) -> tuple:
     return of_dy, of_y, None, None, None, None
 
 
-softmax.register_autograd(Softmax.backward, setup_context=Softmax.keep)
+softmax.register_autograd(_of_softmax, setup_context=_setup_softmax)
 softmax_backward.register_autograd(_of_softmax_backward, setup_context=_setup_softmax_backward)
 general.register_autograd(Forward.backward, setup_context=Forward.setup_context)
 general_backward.register_autograd(Backward.backward, setup_context=Backward.setup_context)

@@ -12,11 +12,12 @@ from . import current, dispatch, layouts
 from .checks import Request, check_softmax, check_softmax_backward
 from .checks.scalars import check_flag
 from .checks.tensors import describe
-from .known.call import Known
+from .known.call import Known, possible
 from .launcher import Executable
 from .modes import may_be_transformed, needs_operator
 
 _OP = "softmax_ops.plan"
+_WANTED = "want numbers and one dtype: call softmax_ops.softmax, which is fast when repeated"
 
 
 @overload
@@ -79,6 +80,8 @@ def plan(
         raise ValueError(f"{_OP}: mask is given, and backward is True; y is 0 where the mask hid: leave the mask out")
     with torch.no_grad():  # requires_grad does not matter here: each call is checked
         request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
+    if request.general:
+        raise ValueError(f"{_OP}: scale or causal_offset is a tensor, or out has another dtype than x; {_WANTED}")
     if x.is_meta:
         raise ValueError(f"{_OP}: x is a {describe(x)}; want a tensor on cpu or cuda, where the calls will be")
     check_flag(_OP, batch_invariant, "batch_invariant")
@@ -185,11 +188,11 @@ class _Planned:
     def _learn(self, arguments: Mapping[str, Tensor | None]) -> None:
         """Remembers this checked call, so that calls like it take the fast path. Does nothing for CPU tensors."""
         tensors = {name: tensor for name, tensor in arguments.items() if tensor is not None}
-        if self._executable is None or any(tensor.requires_grad for tensor in tensors.values()):
+        if self._executable is None or any(tensor.requires_grad for tensor in tensors.values()) or not possible():
             return
         out = arguments["out"]
         known = self._known[out is None]
-        if known is None or not known.knows([*arguments.values()]):  # the first call, or another mode
+        if known is None or not known.knows(*arguments.values()):  # the first call, or another mode
             sources = [name for name, tensor in arguments.items() if name == "out" or tensor is not None]
             like = tensors[self._inputs[-1].name]
             known = Known(arguments, sources, like if out is None else out, scale=self._scale)

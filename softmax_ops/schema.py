@@ -76,14 +76,21 @@ def check_width(op: str, **numbers: Any) -> None:
 
 
 def joined(given: Named) -> Named:
-    """`separated` undone, for the checks; without batch_invariant. A tensor stays on the device."""
-    given = {name: concrete(value) for name, value in given.items() if name != "batch_invariant"}
-    scale, offset = given.pop("scale_tensor"), given.pop("offset_tensor")
-    if scale is not None:
-        given["scale"] = scale.reshape(1) if scale.dim() == 0 else scale
-    if offset is not None:
-        given["causal_offset"] = offset.reshape(1) if offset.dim() == 0 else offset
-    return given | {"window": (given.pop("left"), given.pop("right")), "out": None}
+    """`separated` undone: the arguments of an operator as those of a function."""
+    names = ("scale_tensor", "offset_tensor", "left", "right")
+    scale, offset, left, right = (given[name] for name in names)
+    found = {name: value for name, value in given.items() if name not in names} | {"window": (left, right)}
+    found |= {} if scale is None else {"scale": scale}
+    return found | ({} if offset is None else {"causal_offset": offset})
+
+
+def for_checks(given: Named) -> Named:
+    """`joined` for the checks: without batch_invariant, and a tensor of one element is no number even on the CPU."""
+    found = {name: concrete(value) for name, value in joined(given).items() if name != "batch_invariant"}
+    for name in ("scale", "causal_offset"):
+        if isinstance(found[name], Tensor) and found[name].dim() == 0:
+            found[name] = found[name].reshape(1)
+    return found | {"out": None}
 
 
 def concrete(value: Any) -> Any:

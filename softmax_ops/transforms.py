@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .autograd import general_gradients, general_tangents, keep
+from .autograd import gradients, keep, tangents
 from .batching import vmapped
-from .checks import BackwardRequest, check_general, check_general_backward, check_has_backward
+from .checks import BackwardRequest, check_has_backward, check_softmax, check_softmax_backward
 from .checks.scalars import check_no_gradient
 from .derivatives import Gradients, pulled_back, pushed_forward
-from .schema import by_name, in_order, joined
+from .schema import by_name, for_checks, in_order, joined
 
 _NO_DERIVATIVE = ("scale_tensor", "alibi_slopes")
 _WITHOUT_BACKWARD = ("softcap", "bias", "alibi_slopes")  # together
@@ -25,13 +25,13 @@ _WITHOUT_BACKWARD = ("softcap", "bias", "alibi_slopes")  # together
 
 def forward(**given: Any) -> tuple[Tensor, Tensor]:
     """What torch.ops.softmax_ops.general returns. Invalid arguments raise as in a call that is not transformed."""
-    check_general(**joined(given))
+    check_softmax(**for_checks(given))
     return Forward.apply(*in_order("general", given))
 
 
 def backward(**given: Any) -> tuple[Tensor, Tensor]:
     """What torch.ops.softmax_ops.general_backward returns, like `forward`."""
-    check_general_backward(**joined(given))
+    check_softmax_backward(**for_checks(given))
     return Backward.apply(*in_order("general_backward", given))
 
 
@@ -39,7 +39,7 @@ class Forward(torch.autograd.Function):
     """(the arguments of torch.ops.softmax_ops.general) -> (y, lse)
 
     torch inspects the signature of a forward that has a setup_context in every call, which takes 50 us: what autograd
-    alone records goes to `autograd.Softmax` and `autograd.General`.
+    alone records goes to `autograd.Softmax`.
     """
 
     @staticmethod
@@ -47,12 +47,12 @@ class Forward(torch.autograd.Function):
         return torch.ops.softmax_ops.general(*inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
         given = by_name("general", inputs)
         op = "softmax_ops.log_softmax" if given["log"] else "softmax_ops.softmax"
         _check_no_gradient(op, given)
         ctx.op, ctx.given = op, {name: True for name in _WITHOUT_BACKWARD if given[name] is not None}
-        keep(ctx, given | {"right": 0 if given["causal"] else given["right"]}, *output)
+        keep(ctx, joined(given), *output)
         ctx.with_lse = given["return_lse"] or given["softcap"] is not None or given["sinks"] is not None
 
     @staticmethod
@@ -60,15 +60,15 @@ class Forward(torch.autograd.Function):
         check_has_backward(ctx.op, ctx.given)
         wanted = by_name("general", ctx.needs_input_grad, default=False)
         of_lse = grad_lse if grad_lse is not None and grad_lse.numel() else None
-        found = general_gradients(ctx, dy, of_lse, **{name: wanted[name] for name in ("x", "bias", "sinks")})
+        found = gradients(ctx, dy, of_lse, **{name: wanted[name] for name in ("x", "bias", "sinks")})
         return tuple(found.get(name) for name in wanted)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        given = by_name("general", tangents, default=None)
+    def jvp(ctx: Any, *of_inputs: Any) -> tuple[Tensor, Tensor]:
+        given = by_name("general", of_inputs, default=None)
         _check_no_tangent(given)
         found = {name: given[name] for name in ("x", "bias", "sinks")}
-        t, t_lse = general_tangents(ctx, **found, with_lse=ctx.with_lse)
+        t, t_lse = tangents(ctx, **found, with_lse=ctx.with_lse)
         return t, t.new_zeros(0) if t_lse is None else t_lse
 
     @staticmethod
@@ -114,7 +114,7 @@ class Backward(torch.autograd.Function):
 
 def _request(ctx: Any) -> BackwardRequest:
     given = ctx.numbers | dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-    return check_general_backward(**joined(given))
+    return check_softmax_backward(**for_checks(given))
 
 
 def _check_no_gradient(op: str, given: dict[str, Any]) -> None:

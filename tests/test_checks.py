@@ -153,13 +153,12 @@ def test_scale_must_be_finite_in_the_accumulation_type() -> None:
 @pytest.mark.parametrize(
     ("scale", "words"),
     [
-        (on_cuda(), ["on cuda:0", "0-d CPU tensor", "float(scale)"]),
-        (torch.zeros((), device="meta"), ["on meta", "0-d CPU tensor"]),
-        (torch.ones(1), ["shape (1,)", "0-d CPU tensor", "float(scale)"]),
-        (torch.ones(2, 2), ["shape (2, 2)", "0-d CPU tensor"]),
+        (on_cuda(), ["on cuda:0", "both on one device"]),
+        (torch.zeros((), device="meta"), ["on meta", "both on one device"]),
+        (torch.ones(2, 2), ["shape (2, 2)", "one element, or one for each row"]),
         (torch.tensor(1.0, requires_grad=True), ["requires grad", "scale.detach()"]),
     ],
-    ids=["cuda", "meta", "one element", "matrix", "requires grad"],
+    ids=["cuda", "meta", "matrix", "requires grad"],
 )
 def test_scale_tensor_is_refused(scale: torch.Tensor, words: list[str]) -> None:
     refuse(ValueError, "scale is a float32 tensor", *words, scale=scale)
@@ -255,7 +254,7 @@ def test_causal_must_be_a_bool(causal: Any) -> None:
     refuse(TypeError, "causal is", type(causal).__name__, "want a bool", causal=causal)
 
 
-@pytest.mark.parametrize("offset", [True, 1.0, "1", np.float64(1), torch.tensor(1)], ids=lambda o: repr(o))
+@pytest.mark.parametrize("offset", [True, 1.0, "1", np.float64(1)], ids=lambda o: repr(o))
 def test_causal_offset_must_be_an_int(offset: Any) -> None:
     refuse(TypeError, "causal_offset is", type(offset).__name__, "j <= i + ", causal=True, causal_offset=offset)
 

@@ -161,11 +161,11 @@ def test_scale_must_be_a_real_number(scale: Any) -> None:
         (torch.tensor(NAN), ["scale is nan", "finite"]),
         (-1e39, ["scale is -1e+39", "1.701e+38"]),
         (10**400, ["beyond the range of float"]),
-        (on_cuda(), ["on cuda:0", "0-d CPU tensor"]),
-        (torch.ones(1), ["shape (1,)", "0-d CPU tensor"]),
+        (on_cuda(), ["on cuda:0", "both on one device"]),
+        (torch.ones(2, 2), ["shape (2, 2)", "one element, or one for each row"]),
         (torch.tensor(1.0, requires_grad=True), ["requires grad", "scale.detach()"]),
     ],
-    ids=["inf", "nan", "too large", "huge int", "cuda", "one element", "requires grad"],
+    ids=["inf", "nan", "too large", "huge int", "cuda", "matrix", "requires grad"],
 )
 def test_scale_is_refused(scale: Any, words: list[str]) -> None:
     refuse(ValueError, *words, scale=scale)
@@ -211,7 +211,7 @@ def test_out_must_be_a_tensor(out: Any) -> None:
 @pytest.mark.parametrize(
     ("out", "words"),
     [
-        (torch.zeros(Q, K, dtype=torch.float16), ["float16 tensor", "float32 tensor", "torch.empty_like(y)"]),
+        (torch.zeros(Q, K, dtype=torch.float64), ["float64 tensor", "float32 tensor", "torch.empty_like(y)"]),
         (torch.zeros(Q, K + 1), ["(4, 7)", "(4, 6)"]),
         (torch.zeros(1, Q, K), ["(1, 4, 6)"]),
         (torch.zeros(Q, K, device="meta"), ["on meta", "on cpu"]),

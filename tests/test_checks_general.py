@@ -1,4 +1,4 @@
-"""Valid and invalid general calls: every rule of `check_general` and `check_general_backward`, kept or broken."""
+"""Valid and invalid general calls: every rule of `check_softmax` and `check_softmax_backward`, kept or broken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softmax_ops.checks import BackwardRequest, Request, check_general, check_general_backward
+from softmax_ops.checks import BackwardRequest, Request, check_softmax, check_softmax_backward
 from tests.test_checks import lazily_negated, on_cuda
 
 B, H, Q, K = 2, 3, 4, 6
@@ -19,12 +19,12 @@ PLAIN = {"scale": 1.0, "causal": False, "causal_offset": None, "out": None}
 
 
 def check(x: Any = None, **arguments: Any) -> Request:
-    return check_general(torch.zeros(B, H, Q, K) if x is None else x, **({"mask": None} | PLAIN | arguments))
+    return check_softmax(torch.zeros(B, H, Q, K) if x is None else x, **({"mask": None} | PLAIN | arguments))
 
 
 def check_backward(y: Any = None, **arguments: Any) -> BackwardRequest:
     y = torch.zeros(B, H, Q, K) if y is None else y
-    return check_general_backward(torch.zeros_like(y), y, **(PLAIN | arguments))
+    return check_softmax_backward(torch.zeros_like(y), y, **(PLAIN | arguments))
 
 
 def refuse(error: type[Exception], *words: str, backward: bool = False, **arguments: Any) -> None:

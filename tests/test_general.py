@@ -14,7 +14,7 @@ from torch import Tensor
 
 import softmax_ops
 from softmax_ops import cpu, routes
-from softmax_ops.checks import check_general, check_general_backward
+from softmax_ops.checks import check_softmax, check_softmax_backward
 from softmax_ops.checks.values import accumulation
 from softmax_ops.signatures import Forward
 from tests.support import bounds, reference
@@ -199,7 +199,7 @@ def test_no_window_is_the_plain_call() -> None:
     x = normal(Q, K, dtype=torch.float32)
     plain = softmax_ops.softmax(x, causal=True)
     for arguments in ({"window": (None, None)}, {"dtype": torch.float32}, {"window": (None, 0)}):
-        request = check_general(x, scale=1.0, mask=None, causal=True, causal_offset=None, out=None, **arguments)
+        request = check_softmax(x, scale=1.0, mask=None, causal=True, causal_offset=None, out=None, **arguments)
         assert not request.general and request.dtype is None
         assert torch.equal(softmax_ops.softmax(x, causal=True, **arguments), plain)
 
@@ -276,7 +276,7 @@ def test_empty(shape: tuple[int, ...]) -> None:
         _, lse = softmax_ops.softmax(x, return_lse=True, sinks=sinks)
         assert torch.equal(lse, sinks[:, None].expand(shape[:-1]))
     grad_lse = torch.ones(shape[:-1])
-    request = check_general_backward(
+    request = check_softmax_backward(
         x, x, scale=1.0, causal=False, causal_offset=None, out=None, grad_lse=grad_lse, return_dot=True
     )
     dx, d = cpu.softmax_backward(request)

@@ -22,12 +22,12 @@ from tests.support import stub_driver
 from tests.support.launches import STREAM, Serve, serve
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
-from tests.support.ways import way
+from tests.support.ways import asking
 from transformer_softmax_lib import scaled_masked_softmax_forward
 
 pytestmark = pytest.mark.slow  # many calls, or a process per test
 
-__all__ = ["serve", "way"]  # fixtures
+__all__ = ["asking", "serve"]  # fixtures
 
 Call = Callable[[], Tensor]
 

@@ -15,12 +15,12 @@ from tests.support import stub_driver
 from tests.support.launches import STREAM, Serve, serve
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
-from tests.support.ways import way
+from tests.support.ways import asking
 from tests.test_known import Call, long_calls, long_way, outcome
 
 pytestmark = pytest.mark.slow  # a process per test
 
-__all__ = ["long_calls", "serve", "way"]  # fixtures
+__all__ = ["asking", "long_calls", "serve"]  # fixtures
 
 B, H, Q, K = 2, 3, 4, 24
 

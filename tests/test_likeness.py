@@ -1,6 +1,5 @@
-"""Whether a tensor is like another: each property that a known call depends on, changed alone, for both comparisons."""
+"""Whether a tensor is like another: each property that a known call depends on, changed alone."""
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,20 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softmax_ops.known import likeness
+from softmax_ops.known.likeness import matcher
 
 K, Q = 5, 4
 
-every_way = pytest.mark.parametrize("matcher", [likeness.matcher, likeness.compared], ids=["guards", "python"])
 
-
-def test_the_guards_are_there() -> None:
-    """Otherwise both comparisons would be the same, and calls would cost more than measured_facts says."""
-    assert isinstance(likeness.matcher(torch.zeros(1)), types.BuiltinMethodType)
-
-
-@every_way
-def test_tensors_like_these(matcher: Callable[..., Any]) -> None:
+def test_tensors_like_these() -> None:
     is_like = matcher(torch.zeros(3, Q, K), torch.zeros(Q, 1).expand(Q, K))
     for _ in range(2):
         assert is_like(torch.ones(3, Q, K), torch.ones(2 * Q, 1)[:Q].expand(Q, K))
@@ -51,18 +42,16 @@ OTHERS = {
 }
 
 
-@every_way
 @pytest.mark.parametrize("other", OTHERS.values(), ids=list(OTHERS))
 @pytest.mark.parametrize("place", [0, 1])
-def test_others(matcher: Callable[..., Any], other: Any, place: int) -> None:
+def test_others(other: Any, place: int) -> None:
     like = [torch.zeros(Q, K), torch.zeros(Q, K)]
     is_like = matcher(*like)
     like[place] = other
     assert not is_like(*like)
 
 
-@every_way
-def test_metadata_changed_in_place(matcher: Callable[..., Any]) -> None:
+def test_metadata_changed_in_place() -> None:
     x = torch.zeros(Q, Q)
     is_like = matcher(x)
     assert not is_like(x.as_strided_((Q, Q), (1, Q))) and is_like(x.t_())
@@ -75,13 +64,12 @@ class Mode(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@every_way
 @pytest.mark.parametrize(
     "circumstance",
     [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), Mode],
     ids=["inference", "autocast", "dispatch mode"],
 )
-def test_circumstances(matcher: Callable[..., Any], circumstance: Callable[[], Any]) -> None:
+def test_circumstances(circumstance: Callable[[], Any]) -> None:
     x = torch.zeros(Q, K)
     outside = matcher(x)
     with circumstance():
@@ -90,17 +78,15 @@ def test_circumstances(matcher: Callable[..., Any], circumstance: Callable[[], A
     assert outside(x) and not inside(x)
 
 
-@every_way
-def test_inference_tensors(matcher: Callable[..., Any]) -> None:
+def test_inference_tensors() -> None:
     """They have no version to increment."""
     with torch.inference_mode():
         made_inside = torch.zeros(Q, K)
     assert not matcher(torch.zeros(Q, K))(made_inside)
 
 
-@every_way
 @pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad, torch.func.functionalize], ids=lambda t: t.__name__)
-def test_transforms(matcher: Callable[..., Any], transform: Callable[..., Any]) -> None:
+def test_transforms(transform: Callable[..., Any]) -> None:
     """For the transformed tensor, and for another one next to it."""
     x = torch.zeros(Q, K)
     is_like, of_samples = matcher(x), matcher(torch.zeros(K))

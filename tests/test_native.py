@@ -1,7 +1,6 @@
-"""The compiled part by itself: what it refuses, what it keeps, and when Python replaces it.
+"""The compiled part by itself: what it refuses, what it keeps, and when it is not used.
 
-The tests of launches and known calls, each of which runs both ways (tests/support/ways.py), check that both do the
-same.
+tests/support/ways.py has the ways in which its tests, and those of launches and known calls, run.
 """
 
 import ctypes
@@ -30,12 +29,12 @@ from tests.support.cubins import CHECKOUT
 from tests.support.launches import CALL, STREAM, Serve, planned, serve, serve_all
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
-from tests.support.ways import only_compiled, way
+from tests.support.ways import asking, only_by_exchange
 from tests.test_known import long_calls
 
 pytestmark = pytest.mark.slow  # a process per test
 
-__all__ = ["long_calls", "serve", "way"]  # fixtures
+__all__ = ["asking", "long_calls", "serve"]  # fixtures
 
 
 @pytest.fixture(autouse=True)
@@ -59,17 +58,20 @@ def executables(known: Known) -> list[launcher.Executable]:
 
 
 @isolated
-def test_the_setting_decides(serve: Serve, way: str) -> None:
+@pytest.mark.parametrize("setting", ["auto", "never"])
+def test_the_setting_decides(serve: Serve, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    """Without the compiled part every call is a first one."""
+    monkeypatch.setenv("SOFTMAX_OPS_NATIVE", setting)
     found = launcher.executable(planned(serve), 0)
-    assert (found.native is not None) == (way == "compiled")
+    assert (found.native is not None) == (setting == "auto")
     serve_all(serve, "f16_none_warp")
-    softmax_ops.softmax(rows())
-    (known,) = calls.forward._known.values()
-    assert (known.run != known._run) == (way == "compiled")
+    for _ in range(2):
+        softmax_ops.softmax(rows())
+    assert len(calls.forward._known) == (setting == "auto") and len(stub_driver.launches()) == 2
 
 
 @isolated
-@only_compiled
+@only_by_exchange
 @pytest.mark.parametrize(
     ("argument", "value", "error"),
     [
@@ -81,10 +83,8 @@ def test_the_setting_decides(serve: Serve, way: str) -> None:
         ("stream", "7", TypeError),
     ],
 )
-def test_what_cannot_be_launched_is_not(
-    serve: Serve, way: str, argument: str, value: Any, error: type[Exception]
-) -> None:
-    """And the next launch is right. Python accepts more, but its arguments were checked before."""
+def test_what_cannot_be_launched_is_not(serve: Serve, argument: str, value: Any, error: type[Exception]) -> None:
+    """And the next launch is right."""
     found = launcher.executable(planned(serve), 0)
     arguments: dict[str, Any] = {"addresses": (CALL["x.address"], CALL["y.address"]), "scale": 0.5, "stream": STREAM}
     with pytest.raises(error):
@@ -96,7 +96,7 @@ def test_what_cannot_be_launched_is_not(
 
 
 @isolated
-def test_nothing_is_kept_but_what_is_known(serve: Serve, way: str) -> None:
+def test_nothing_is_kept_but_what_is_known(serve: Serve) -> None:
     """References: none to tensors, and nothing is left of a call that is forgotten."""
     serve_all(serve, "f16")
     x, y, out, mask = rows(), rows(), rows(), torch.zeros(1000, dtype=torch.bool)
@@ -178,7 +178,7 @@ def test_many_kinds_in_turn(serve: Serve, long_calls: list[str]) -> None:
 
 
 @isolated
-@only_compiled
+@only_by_exchange
 def test_as_many_kinds_in_turn_as_a_server_has(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are found without computing a key."""
     serve_all(serve, "f16_none_warp")
@@ -219,7 +219,7 @@ def test_threads_at_once_launch_what_each_asked_for(serve: Serve, shapes: str) -
     assert sorted(call.parameters for call in stub_driver.launches()) == sorted(expected)
 
 
-@only_compiled
+@only_by_exchange
 def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
     """As on a host where nothing could be compiled; the reason is available."""
     program = (
@@ -230,17 +230,8 @@ def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
     assert said.stdout.startswith("None import of softmax_ops.native.calls halted"), said.stderr
 
 
-@only_compiled
-@pytest.mark.parametrize("exchange", [None, "another"])
-def test_another_torch_has_another_exchange(monkeypatch: pytest.MonkeyPatch, exchange: str | None) -> None:
-    """Then known calls run in Python, whatever was compiled."""
-    monkeypatch.setattr(Tensor, "__dlpack_c_exchange_api__", exchange, raising=False)
-    known = Known({"x": rows(), "out": None}, ["x", "out"], rows())
-    assert known.run == known._run
-
-
 @isolated
-@only_compiled
+@only_by_exchange
 def test_other_bindings_export_another_launch(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then launches run in Python."""
     for exported in ({}, {"cuLaunchKernelEx": object()}):
@@ -263,17 +254,20 @@ def table(version: int) -> object:
     return new(("PyCapsule_New", ctypes.pythonapi))(ctypes.addressof(TABLE), b"dlpack_exchange_api", None)
 
 
-@only_compiled
-@pytest.mark.parametrize(("version", "said"), [(0, "PyCapsule"), (1, "describes no tensors"), (2, "DLPack 2; want")])
-def test_what_is_no_exchange_is_refused(version: int, said: str) -> None:
-    exchange = table(version) if version else object()
-    with pytest.raises(ValueError, match=said):
-        native.compiled().Repeated(  # type: ignore[union-attr]
-            exchange=exchange, kinds=(), values=(), tensors=(), operands=(), like=0, out=0, scale=1.0, fill=0.0,
-            limit=1.0, bumps=False, is_like=None, find=None, new_result=None, new_rows=None, new_scratch=None,
-            records=None, dispatch_modes=None, forward_ad=None, device=0, exchange_device=None, restore_device=None,
-            stream_of=None, increment_version=None,
-        )  # fmt: skip
+@only_by_exchange
+@pytest.mark.parametrize("exchange", [None, object(), table(0), table(1), table(2)], ids=["none", "other", *"012"])
+def test_what_is_no_exchange_is_not_used(exchange: object) -> None:
+    """The tables describe no tensors, or are of another version."""
+    compiled: Any = native.compiled()
+    assert not compiled.is_exchange(exchange)
+    known = Known({"x": rows(), "out": None}, ["x", "out"], rows())
+    assert known.knows(rows(), None) and not known.knows(rows()[:, :4], None)
+
+
+@only_by_exchange
+def test_the_exchange_of_this_torch_is_used() -> None:
+    compiled: Any = native.compiled()
+    assert compiled.is_exchange(Tensor.__dlpack_c_exchange_api__)
 
 
 @isolated

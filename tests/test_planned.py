@@ -15,12 +15,12 @@ from tests.support import stub_driver
 from tests.support.launches import STREAM, Serve, serve, serve_all
 from tests.support.posing import pose
 from tests.support.stub_driver import isolated
-from tests.support.ways import way
+from tests.support.ways import asking
 from tests.test_known import outcome
 
 pytestmark = pytest.mark.slow  # a process per test
 
-__all__ = ["serve", "way"]  # fixtures
+__all__ = ["asking", "serve"]  # fixtures
 
 Q, K = 5, 1000
 

@@ -118,7 +118,7 @@ _TABLE = {
     "SOFTMAX_OPS_NATIVE": _Variable(
         type="choice",
         default="auto",
-        description="auto: launch through the compiled part of the package if it was built; never: through Python",
+        description="auto: use the compiled part of the package if it was built; never: launch through Python",
         parse=_one_of("auto", "never"),
         fallback=lambda: "auto",
     ),

@@ -5,18 +5,16 @@ A valid call pays only for the comparisons, since each message is built in the b
 type raises TypeError, everything else ValueError. The parameter `op` of a check is the operation named in its message.
 """
 
-from .backward import BackwardRequest, check_general_backward, check_softmax_backward
-from .forward import check_masked_fill, check_softmax
-from .general import check_general, check_has_backward
+from .backward import BackwardRequest, check_softmax_backward
+from .forward import check_has_backward, check_masked_fill, check_softmax, without_backward
 from .request import Request
 
 __all__ = [
     "BackwardRequest",
     "Request",
-    "check_general",
-    "check_general_backward",
     "check_has_backward",
     "check_masked_fill",
     "check_softmax",
     "check_softmax_backward",
+    "without_backward",
 ]

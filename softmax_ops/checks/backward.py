@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .band import band_of
 from .out import check_apart, check_out, check_unmet, check_unrecorded, gradient_dtype
-from .scalars import clamped_offset, finite_scale, positive_softcap
+from .scalars import positive_softcap
 from .tensors import check_rows, describe
 from .values import check_key_lengths, per_row, scale_of
 
@@ -44,7 +44,7 @@ class BackwardRequest(NamedTuple):
     @property
     def general(self) -> bool:
         """Whether the request needs more than scale * y * (dy - sum y dy), causality and y's dtype."""
-        return any(map(is_not, self[_FIRST_OF_GENERAL:], _PLAIN))  # != of a tensor and None takes 40 us
+        return any(map(is_not, self[_FIRST_OF_GENERAL:], _PLAIN))  # comparing a tensor with None by != takes 40 us
 
 
 _FIRST_OF_GENERAL = BackwardRequest._fields.index("scale_tensor")
@@ -52,36 +52,6 @@ _PLAIN = tuple(BackwardRequest._field_defaults.values())
 
 
 def check_softmax_backward(
-    dy: Tensor,
-    y: Tensor,
-    *,
-    scale: float | Tensor,
-    causal: bool,
-    causal_offset: int | Tensor | None,
-    out: Tensor | None,
-) -> BackwardRequest:
-    """Validate one plain call of the backward and bring its scalars to plain Python numbers.
-
-    dy             [..., Q, K] or [K], like y; any strides, 0 included: out.sum().backward() passes an expanded element.
-    y              what the forward returned: float16, bfloat16, float32 or float64; strided, on cpu or cuda, any
-                   strides.
-    scale          that of the forward, under the same limits.
-    causal_offset  that of the forward; only with causal=True; K - Q by default; clamped to [-Q, K].
-    out            dtype, shape and device of y; last stride 1 unless K <= 1; no two elements at one address. It may be
-                   exactly dy or exactly y, but shares no byte with the others. Not allowed while autograd records dy, y
-                   or out.
-
-    Raises TypeError for an argument of the wrong Python type, ValueError for anything else.
-    """
-    _check_pair(_OP, dy, y)
-    number = finite_scale(_OP, scale, y)
-    offset = clamped_offset(_OP, y, causal, causal_offset)
-    if out is not None:
-        _check_out(_OP, out, dy, y)
-    return BackwardRequest(dy, y, number, offset, out)
-
-
-def check_general_backward(
     dy: Tensor,
     y: Tensor,
     *,
@@ -98,14 +68,21 @@ def check_general_backward(
     log: bool = False,
     return_dot: bool = False,
 ) -> BackwardRequest:
-    """`check_softmax_backward` with all arguments that a call may have. If only plain ones are used, the request is
-    plain.
+    """Validate a call of the backward and bring its scalars to plain Python numbers. If only plain arguments are used,
+    the request is plain.
 
-    scale, causal_offset, window, key_lengths, softcap
-                   those of the forward, as `check_general` takes them.
+    dy             [..., Q, K] or [K], like y; any strides, 0 included: out.sum().backward() passes an expanded element.
+    y              what the forward returned: float16, bfloat16, float32 or float64; strided, on cpu or cuda, any
+                   strides.
+    scale, causal, causal_offset, window, key_lengths, softcap
+                   those of the forward, as `check_softmax` takes them.
+    out            shape and device of y, dtype of dx; last stride 1 unless K <= 1; no two elements at one address. It
+                   shares no byte with any input, except that it may be dy or y exactly if they have that dtype. Not
+                   allowed while autograd records an input or out.
     lse, grad_lse  [..., Q] float32, or float64 for float64 y, on y's device. lse is for softcap, which needs it.
     dtype          y's, or float16 or bfloat16 for float32 y; out's, if both are given.
-    out            of that dtype; it may be dy or y exactly only if they have that dtype.
+
+    Raises TypeError for an argument of the wrong Python type, ValueError for anything else.
     """
     op = _LOG_OP if log else _OP
     _check_pair(op, dy, y)

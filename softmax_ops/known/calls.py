@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from .. import current, dispatch, launcher, native
+from ..autograd import is_recordable, record
 from ..checks import BackwardRequest, Request
-from .call import PLAIN, Known, is_number
+from ..modes import TENSOR_TYPES
+from .call import Known, is_number, possible
 
 _ARGUMENT = {
     **{"slopes": "alibi_slopes", "row_scale": "scale", "offsets": "causal_offset"},
@@ -28,15 +30,20 @@ _ARGUMENT = {
 
 
 class Calls:
-    """The known calls of one direction. `names` are the arguments: inputs first, then `scale` and others, with
-    `out`."""
+    """The known calls of one direction.
 
-    def __init__(self, direction: str, *names: str):
+    names   the arguments: inputs first, then `scale` and others, with `out`.
+    record  makes a known call, its arguments by name, as autograd records it; None if autograd records none. A call is
+            recorded so if `is_recordable` says that it may be.
+    """
+
+    def __init__(self, direction: str, *names: str, record: Callable[..., Any] | None = None):
         self._direction = direction
+        self._record = record
         self.names = names
         self._known: dict[tuple, Known] = {}
         self.run: Callable[..., Any] = _unknown
-        """Runs the latest known call, in C one of the few latest: most calls are like one of them, and need no key."""
+        """Runs one of the few latest known calls: most calls are like one of them, and need no key."""
         self._recent: Any = None
 
     def found(self, arguments: Mapping[str, Any]) -> Any:
@@ -55,7 +62,7 @@ class Calls:
         rows: Tensor | None = None,
     ) -> None:
         """Remember that a call with these arguments became this request and returned `result`, with lse in `rows`."""
-        if not current.on_gpu(result) or result.numel() == 0:
+        if not current.on_gpu(result) or result.numel() == 0 or not possible():
             return
         key = self._key(arguments)
         arguments = {name: arguments[name] for name in self.names}
@@ -75,10 +82,12 @@ class Calls:
         if executable is None:
             return
         known = self._known.get(key)
-        if known is None or not known.knows([*arguments.values()]):
+        if known is None or not known.knows(*arguments.values()):
             if len(self._known) >= launcher.PLANS:
                 self._known.clear()
-            known = self._known[key] = Known(arguments, [*operands], result, rows, fill=scalars.fill)
+            recorded = self._recorded if self._record is not None and is_recordable(arguments) else None
+            known = Known(arguments, [*operands], result, rows, fill=scalars.fill, recorded=recorded)
+            self._known[key] = known
         known.add(executable, tuple(each.data_ptr() for each in (*inputs, result, *others.values())))
         self._use(known)
 
@@ -87,13 +96,14 @@ class Calls:
         self._known.clear()
         self.run, self._recent = _unknown, None
 
+    def _recorded(self, *values: Any) -> Any:
+        assert self._record is not None
+        return self._record(**dict(zip(self.names, values, strict=True)))
+
     def _use(self, known: Known) -> None:
-        calls = native.compiled()
-        if known.repeated is None or calls is None:
-            self.run = known.run
-            return
         if self._recent is None:
-            self._recent = calls.Recent()
+            compiled: Any = native.compiled()
+            self._recent = compiled.Recent()
         self._recent.put(known.repeated)
         self.run = self._recent.run
 
@@ -104,7 +114,7 @@ class Calls:
         for name in self.names:
             value = arguments[name]
             if isinstance(value, Tensor):
-                if type(value) not in PLAIN or value.is_nested or value.layout is not torch.strided:
+                if type(value) not in TENSOR_TYPES or value.is_nested or value.layout is not torch.strided:
                     return ()
                 facts += [name, value is out, value.dtype, value.device, value.shape, value.stride()]
             elif name != "scale":
@@ -133,6 +143,7 @@ forward = Calls(
     "fwd",
     *("x", "scale", "mask", "bias", "key_lengths", "causal", "causal_offset", "window", "alibi_slopes", "sinks"),
     *("softcap", "dtype", "return_lse", "batch_invariant", "out", "log"),
+    record=record,
 )
 """Known calls of the forward; names in the order of `softmax`'s arguments. `log` tells `log_softmax` from it."""
 

@@ -1,7 +1,7 @@
 """The compiled part: launches and repeated calls, without running the interpreter between their steps.
 
 calls.h says what it contains. Building a wheel compiles it, and so does `make` in a checkout. If that was not possible,
-or if SOFTMAX_OPS_NATIVE is `never`, launcher.py and known/call.py do the same in Python.
+or if SOFTMAX_OPS_NATIVE is `never`, launcher.py launches in Python, and every call is checked and planned again.
 """
 
 from __future__ import annotations

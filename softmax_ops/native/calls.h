@@ -5,7 +5,8 @@
    recent.c     Recent: the known calls used last, tried one after the other (softmax_ops/known/calls.py)
    module.c     softmax_ops.native.calls, the module with these types
 
-   Those Python modules explain the steps, and perform them on hosts without the compiled part. */
+   Those Python modules explain the steps. On hosts without the compiled part launcher.py launches, and no call is
+   known. */
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -64,6 +65,9 @@ void forget_threads(void);
 PyObject *launches_type(void);
 PyObject *repeated_type(void);
 PyObject *recent_type(void);
+
+/* Whether an object is a DLPack exchange that a Repeated can use; otherwise it calls methods of tensors. */
+PyObject *is_exchange(PyObject *module, PyObject *exchange);
 
 /* Runs a Repeated: the result, or None if it does not know the call. */
 PyObject *repeated_run(PyObject *repeated, PyObject *const *arguments, Py_ssize_t count);

@@ -33,7 +33,10 @@ class Launches:
     def launch(self, addresses: tuple[int, ...], scale: float, stream: int, fill: float, workspace: int, /) -> None: ...
 
 class Repeated:
-    """A known call, by what softmax_ops.known.call.Known knows. What `find` gives has its Launches as `native`."""
+    """A known call, by what softmax_ops.known.call.Known knows. What `find` gives has its Launches as `native`.
+
+    Without a usable `exchange` it asks tensors for their addresses, and `is_like` has to compare layouts too.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Repeated:
         new_rows: Callable[[Tensor], Tensor] | None,
         new_scratch: Callable[[Tensor, int], Tensor],
         records: Callable[[], bool] | None,
+        recorded: Callable[..., Any] | None,
         dispatch_modes: Callable[[], int],
         forward_ad: object,
         device: int,
@@ -64,6 +68,7 @@ class Repeated:
         increment_version: Callable[[tuple[Tensor, ...]], None],
     ) -> None: ...
     def run(self, *arguments: object) -> Any: ...
+    def knows(self, *arguments: object) -> bool: ...
 
 class Recent:
     """A few known calls with as many arguments each: runs the first that the given ones are arguments of."""
@@ -73,3 +78,6 @@ class Recent:
 
 def forget_threads() -> None:
     """After a fork: every thread has to be prepared again."""
+
+def is_exchange(exchange: object, /) -> bool:
+    """Whether a Repeated can ask this DLPack exchange about tensors."""

@@ -9,6 +9,7 @@ static PyObject *forget(PyObject *module, PyObject *unused)
 
 static PyMethodDef functions[] = {
     {"forget_threads", forget, METH_NOARGS, "After a fork: every thread has to be prepared again."},
+    {"is_exchange", is_exchange, METH_O, "Whether a Repeated can ask this DLPack exchange about tensors."},
     {NULL, NULL, 0, NULL},
 };
 

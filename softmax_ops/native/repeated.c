@@ -59,7 +59,7 @@ typedef struct {
     /* If it is a TENSOR: */
     PyObject *type;
     int32_t rank;
-    int64_t *layout; /* shape, then strides */
+    int64_t *layout; /* shape, then strides; NULL without an exchange: IS_LIKE compares them */
 } Argument;
 
 typedef struct {
@@ -69,7 +69,8 @@ typedef struct {
 
 typedef struct {
     PyObject ob_base;
-    const DLPackExchangeAPI *exchange;
+    const DLPackExchangeAPI *exchange; /* NULL before torch 2.10 */
+    PyObject *recorded;                /* makes a call that autograd has to record; None: run does not */
     PyObject *asked[ASKED];
     int arguments, operands;
     Argument argument[MAX_ARGUMENTS];
@@ -92,7 +93,7 @@ typedef struct {
 } Call;
 
 /* Names of attributes, interned. */
-static PyObject *text_current_level, *text_native;
+static PyObject *text_current_level, *text_native, *text_is_nested, *text_data_ptr;
 
 /* The result of a callable as an int; -1 with an error. */
 static long asked(PyObject *callable, PyObject *argument)
@@ -105,23 +106,47 @@ static long asked(PyObject *callable, PyObject *argument)
     return value;
 }
 
-static uint64_t address_of(const DLTensor *tensor)
+/* The address of a tensor's first element and, through an exchange, its description; -1 with an error. */
+static int locate(Repeated *self, PyObject *tensor, DLTensor *description, uint64_t *address)
 {
-    return (uint64_t)(uintptr_t)tensor->data + tensor->byte_offset;
+    if (self->exchange != NULL) {
+        if (self->exchange->describe(tensor, description) != 0)
+            return -1;
+        *address = (uint64_t)(uintptr_t)description->data + description->byte_offset;
+        return 0;
+    }
+    PyObject *number = PyObject_CallMethodObjArgs(tensor, text_data_ptr, NULL);
+    if (number == NULL)
+        return -1;
+    *address = PyLong_AsUnsignedLongLong(number);
+    Py_DECREF(number);
+    return PyErr_Occurred() ? -1 : 0;
 }
 
-/* 1 and its address if a tensor is laid out like the known one. 0 otherwise: also for a nested tensor (asking for its
-   shape in IS_LIKE would end the process), a tensor without memory, and an object that is not a tensor. */
+/* 1 if IS_LIKE may be asked about a tensor: its shape, if it were nested, would end the process. An exchange refuses
+   such a tensor. */
+static int has_one_shape(Repeated *self, PyObject *tensor)
+{
+    if (self->exchange != NULL)
+        return 1;
+    PyObject *is_nested = PyObject_GetAttr(tensor, text_is_nested);
+    Py_XDECREF(is_nested);
+    return is_nested == Py_False;
+}
+
+/* 1 and its address for a tensor of the known one's type and, through an exchange, its layout. 0 for others: also for a
+   nested tensor, one without memory, and an object that is not a tensor. */
 static int is_laid_out_like(Repeated *self, const Argument *known, PyObject *tensor, uint64_t *address)
 {
     DLTensor given;
     if ((PyObject *)Py_TYPE(tensor) != known->type)
         return 0;
-    if (self->exchange->describe(tensor, &given) != 0) {
+    if (!has_one_shape(self, tensor) || locate(self, tensor, &given, address) < 0) {
         PyErr_Clear();
         return 0;
     }
-    *address = address_of(&given);
+    if (known->layout == NULL)
+        return 1;
     size_t bytes = (size_t)known->rank * sizeof *known->layout;
     return given.rank == known->rank && memcmp(given.shape, known->layout, bytes) == 0 &&
            memcmp(given.strides, known->layout + known->rank, bytes) == 0;
@@ -156,7 +181,7 @@ static int is_same(PyObject *given, PyObject *known)
     return same;
 }
 
-/* 1 if nothing else needs to see the call: no dispatch mode, no level of forward-mode differentiation, no autograd. */
+/* 1 if neither a dispatch mode nor a level of forward-mode differentiation needs to see the call. */
 static int is_unobserved(Repeated *self)
 {
     long modes = asked(self->asked[DISPATCH_MODES], NULL);
@@ -167,12 +192,7 @@ static int is_unobserved(Repeated *self)
         return -1;
     long depth = PyLong_AsLong(level);
     Py_DECREF(level);
-    if (PyErr_Occurred())
-        return -1;
-    if (depth >= 0 || self->asked[RECORDS] == Py_None)
-        return depth < 0;
-    long records = asked(self->asked[RECORDS], NULL);
-    return records < 0 ? -1 : !records;
+    return PyErr_Occurred() ? -1 : depth < 0;
 }
 
 /* 1 if everything except addresses matches the known call. */
@@ -251,10 +271,8 @@ static PyObject *made(Repeated *self, PyObject *maker, PyObject *like, uint64_t 
 {
     PyObject *tensor = PyObject_CallFunctionObjArgs(maker, like, NULL);
     DLTensor description;
-    if (tensor != NULL && self->exchange->describe(tensor, &description) != 0)
+    if (tensor != NULL && locate(self, tensor, &description, address) < 0)
         Py_CLEAR(tensor);
-    if (tensor != NULL)
-        *address = address_of(&description);
     return tensor;
 }
 
@@ -272,11 +290,10 @@ static int launch_on_stream(Repeated *self, Launches *launches, const uint64_t *
     if (launches->workspace_bytes > 0) {
         scratch = PyObject_CallFunction(self->asked[NEW_SCRATCH], "On", result, launches->workspace_bytes);
         DLTensor description;
-        if (scratch == NULL || self->exchange->describe(scratch, &description) != 0) {
+        if (scratch == NULL || locate(self, scratch, &description, &workspace) < 0) {
             Py_XDECREF(scratch);
             return -1;
         }
-        workspace = address_of(&description);
     }
     int status = launch(launches, addresses, scale, stream_address, self->fill, workspace);
     Py_XDECREF(scratch);
@@ -348,16 +365,48 @@ static int compute_on_device(Repeated *self, const Call *call, PyObject **result
     return -1;
 }
 
+/* is_same_call of as many arguments as the known call has. */
+static int matches(Repeated *self, Call *call, Py_ssize_t count)
+{
+    if (count == self->arguments)
+        return is_same_call(self, call);
+    PyErr_Format(PyExc_TypeError, "a call has %d arguments, and got %zd", self->arguments, count);
+    return -1;
+}
+
+static PyObject *repeated_knows(PyObject *object, PyObject *const *arguments, Py_ssize_t count)
+{
+    Call call = {.arguments = arguments};
+    int same = matches((Repeated *)object, &call, count);
+    return same < 0 ? NULL : PyBool_FromLong(same);
+}
+
+/* A call that autograd has to record: what `recorded` gives for its arguments, or None. */
+static PyObject *record(Repeated *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (self->recorded == Py_None)
+        return Py_NewRef(Py_None);
+    PyObject *given = PyTuple_New(count);
+    if (given == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < count; ++i)
+        PyTuple_SetItem(given, i, Py_NewRef(arguments[i]));
+    PyObject *answer = PyObject_CallObject(self->recorded, given);
+    Py_DECREF(given);
+    return answer;
+}
+
 PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t count)
 {
     Repeated *self = (Repeated *)object;
-    if (count != self->arguments) {
-        PyErr_Format(PyExc_TypeError, "run takes %d arguments, and got %zd", self->arguments, count);
-        return NULL;
-    }
     Call call = {.arguments = arguments, .scale = self->scale};
     PyObject *result = NULL, *rows = NULL;
-    int status = is_same_call(self, &call);
+    int status = matches(self, &call, count);
+    if (status == 1 && self->asked[RECORDS] != Py_None) {
+        long records = asked(self->asked[RECORDS], NULL);
+        if (records != 0)
+            return records < 0 ? NULL : record(self, arguments, count);
+    }
     if (status == 1)
         status = compute_on_device(self, &call, &result, &rows);
     PyObject *answer = NULL;
@@ -370,10 +419,13 @@ PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t 
     return answer;
 }
 
-/* Stores the type and layout of a tensor. */
+/* Stores the type of a tensor and, if there is an exchange, its layout. */
 static int remember(Repeated *self, Argument *known, PyObject *tensor)
 {
     DLTensor given;
+    known->type = Py_NewRef((PyObject *)Py_TYPE(tensor));
+    if (self->exchange == NULL)
+        return 0;
     if (self->exchange->describe(tensor, &given) != 0)
         return -1;
     size_t bytes = (size_t)given.rank * sizeof *known->layout;
@@ -385,7 +437,6 @@ static int remember(Repeated *self, Argument *known, PyObject *tensor)
     memcpy(known->layout, given.shape, bytes);
     memcpy(known->layout + given.rank, given.strides, bytes);
     known->rank = given.rank;
-    known->type = Py_NewRef((PyObject *)Py_TYPE(tensor));
     return 0;
 }
 
@@ -413,38 +464,43 @@ static int learn(Repeated *self, PyObject *kinds, PyObject *values, PyObject *te
     return PyErr_Occurred() ? -1 : 0;
 }
 
+/* The exchange in a capsule; NULL if there is none that describes tensors as declared above. */
+static const DLPackExchangeAPI *exchange_in(PyObject *capsule)
+{
+    if (!PyCapsule_IsValid(capsule, "dlpack_exchange_api"))
+        return NULL;
+    const DLPackExchangeAPI *exchange = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    return exchange->version.major == 1 && exchange->describe != NULL ? exchange : NULL;
+}
+
+PyObject *is_exchange(PyObject *module, PyObject *capsule)
+{
+    (void)module;
+    return PyBool_FromLong(exchange_in(capsule) != NULL);
+}
+
 static PyObject *repeated_new(PyTypeObject *type, PyObject *positional, PyObject *named)
 {
     static char *names[] = {"exchange", "kinds", "values", "tensors", "operands", "like", "out", "scale", "fill",
                             "limit", "bumps", "is_like", "find", "new_result", "new_rows", "new_scratch", "records",
-                            "dispatch_modes", "forward_ad", "device", "exchange_device", "restore_device",
-                            "stream_of", "increment_version", NULL};
-    PyObject *capsule, *kinds, *values, *tensors, *operands, *asked[ASKED];
+                            "recorded", "dispatch_modes", "forward_ad", "device", "exchange_device",
+                            "restore_device", "stream_of", "increment_version", NULL};
+    PyObject *recorded, *capsule, *kinds, *values, *tensors, *operands, *asked[ASKED];
     int like, out, bumps;
     double scale, fill, limit;
-    if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!O!O!O!iidddpOOOOOOOOOOOOO", names, &capsule, &PyTuple_Type,
+    if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!O!O!O!iidddpOOOOOOOOOOOOOO", names, &capsule, &PyTuple_Type,
                                      &kinds, &PyTuple_Type, &values, &PyTuple_Type, &tensors, &PyTuple_Type, &operands,
                                      &like, &out, &scale, &fill, &limit, &bumps, &asked[IS_LIKE], &asked[FIND],
-                                     &asked[NEW_RESULT], &asked[NEW_ROWS], &asked[NEW_SCRATCH], &asked[RECORDS],
+                                     &asked[NEW_RESULT], &asked[NEW_ROWS], &asked[NEW_SCRATCH], &asked[RECORDS], &recorded,
                                      &asked[DISPATCH_MODES], &asked[FORWARD_AD], &asked[ORDINAL],
                                      &asked[EXCHANGE_DEVICE], &asked[RESTORE_DEVICE], &asked[STREAM],
                                      &asked[INCREMENT_VERSION]))
         return NULL;
-    const DLPackExchangeAPI *exchange = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
-    if (exchange == NULL)
-        return NULL;
-    if (exchange->version.major != 1) {
-        PyErr_Format(PyExc_ValueError, "DLPack %u; want version 1", exchange->version.major);
-        return NULL;
-    }
-    if (exchange->describe == NULL) {
-        PyErr_SetString(PyExc_ValueError, "an exchange of DLPack that describes no tensors");
-        return NULL;
-    }
     Repeated *self = (Repeated *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (self == NULL)
         return NULL;
-    self->exchange = exchange;
+    self->exchange = exchange_in(capsule);
+    self->recorded = Py_NewRef(recorded);
     for (int i = 0; i < ASKED; ++i)
         self->asked[i] = Py_NewRef(asked[i]);
     self->like = like;
@@ -465,6 +521,7 @@ static void repeated_dealloc(PyObject *object)
 {
     Repeated *self = (Repeated *)object;
     PyTypeObject *type = Py_TYPE(object);
+    Py_XDECREF(self->recorded);
     for (int i = 0; i < ASKED; ++i)
         Py_XDECREF(self->asked[i]);
     for (int i = 0; i < MAX_ARGUMENTS; ++i) {
@@ -479,7 +536,10 @@ static void repeated_dealloc(PyObject *object)
 }
 
 static PyMethodDef repeated_methods[] = {
-    {"run", (PyCFunction)(void (*)(void))repeated_run, METH_FASTCALL, "run(*arguments): the result, or None"},
+    {"run", (PyCFunction)(void (*)(void))repeated_run, METH_FASTCALL,
+     "run(*arguments): the result, that of `recorded` where autograd has to record the call, or None"},
+    {"knows", (PyCFunction)(void (*)(void))repeated_knows, METH_FASTCALL,
+     "knows(*arguments): whether these are the arguments of such a call, at any addresses"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -496,5 +556,7 @@ PyObject *repeated_type(void)
                                repeated_slots};
     text_current_level = PyUnicode_InternFromString("_current_level");
     text_native = PyUnicode_InternFromString("native");
-    return text_current_level == NULL || text_native == NULL ? NULL : PyType_FromSpec(&spec);
+    text_is_nested = PyUnicode_InternFromString("is_nested");
+    text_data_ptr = PyUnicode_InternFromString("data_ptr");
+    return PyErr_Occurred() ? NULL : PyType_FromSpec(&spec);
 }
