@@ -102,8 +102,8 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
 
     Most rows of more than 32 columns are read into the registers of a group of lanes instead. Shorter rows that start
     anywhere would consist mostly of a head and a tail. There are two buckets because a lane skips the unused columns
-    of its bucket one branch at a time: with a bucket of 16 columns, K = 9 takes 28 instructions per 16-bit element
-    instead of 36. f64 skips nothing, so its shorter bucket ends at 8.
+    of its bucket one branch at a time, each of which takes instructions. f64 skips nothing, so its shorter bucket ends
+    at 8.
     """
     shortest = 8 if dtype is DType.F64 else 16
     return [_tile(direction, dtype, k, vec) for k in (shortest, LONGEST_APART) for vec in (dtype.vector, 1)]
