@@ -136,8 +136,14 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _uuid() -> str:
+    """The identity of torch's first device; nvidia-smi numbers devices in another order, and all of them."""
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)  # torch 2.5
+    return "0" if uuid is None else f"GPU-{uuid}"
+
+
 def _smi(fields: str) -> str | None:
-    command = ["nvidia-smi", "--id=0", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--id={_uuid()}", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -82,6 +82,10 @@ def _link(folder: Path, output: Path) -> None:
 
 def load(path: Path = LIBRARY) -> Callable[[str], Callable[..., None] | None]:
     """A lookup of functions by name, which gives None for an unknown name."""
+    import torch
+
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # tvm_ffi would compile one, and put it there
+        os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     import tvm_ffi
 
     module = tvm_ffi.load_module(str(path))

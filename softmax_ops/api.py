@@ -381,23 +381,24 @@ def explain(
     """
     for name, flag in (("log", log), ("batch_invariant", batch_invariant), ("backward", backward)):
         check_flag("softmax_ops.explain", flag, name)
-    request = check_softmax(
-        x,
-        scale=scale,
-        mask=mask,
-        causal=causal,
-        causal_offset=causal_offset,
-        out=out,
-        bias=bias,
-        key_lengths=key_lengths,
-        window=window,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        softcap=softcap,
-        dtype=dtype,
-        return_lse=return_lse,
-        log=log,
-    )
+    with torch.no_grad():
+        request = check_softmax(
+            x,
+            scale=scale,
+            mask=mask,
+            causal=causal,
+            causal_offset=causal_offset,
+            out=out,
+            bias=bias,
+            key_lengths=key_lengths,
+            window=window,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
+            softcap=softcap,
+            dtype=dtype,
+            return_lse=return_lse,
+            log=log,
+        )
     if backward:
         given = {"softcap": softcap, "bias": bias, "alibi_slopes": alibi_slopes}
         check_has_backward("softmax_ops.explain", given, "; want softcap alone")

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from .checks import without_backward
 from .checks.values import accumulation
+from .modes import primal
 from .schema import Named, as_float, on_device, separated
 
 
@@ -87,14 +88,17 @@ def gradients(
     """
     saved = _alive(ctx.saved_tensors)  # once: a checkpoint hands out what it saved a single time
     y, lse, scale_tensor, _, _, sink_values = saved
-    if dy is None:
-        dy = y.new_zeros(()).expand(y.shape)
+    # Autograd itself makes lazily negated gradients, of complex numbers.
+    dy = y.new_zeros(()).expand(y.shape) if dy is None else dy.resolve_neg()
+    grad_lse = None if grad_lse is None else grad_lse.resolve_neg()
     dx: Any = None
     dz: Any = None
     d: Any = None
     scaled = scale_tensor is not None or ctx.numbers["scale"] != 1.0
     if bias:
-        dz, d = _rows(ctx.numbers, saved, dy, grad_lse, scaled=False, dtype=y.dtype, return_dot=sinks)
+        wide = torch.promote_types(y.dtype, ctx.bias_like[1])  # rounded to 16 bits, a sum of small gradients would be 0
+        rows = (y.to(wide), *saved[1:])
+        dz, d = _rows(ctx.numbers, rows, dy.to(wide), grad_lse, scaled=False, dtype=wide, return_dot=sinks)
         if x and not scaled:
             dx = dz.to(ctx.x_dtype)
     if (x and dx is None) or (sinks and d is None):
@@ -116,7 +120,7 @@ def tangents(
 
     Takes one launch of the backward, since the Jacobian of a softmax is symmetric.
     """
-    *saved, scores = ctx.saved_tensors
+    *saved, scores = map(primal, ctx.saved_tensors)
     y, lse, scale_tensor, _, _, sink_values = saved
     numbers, wide = ctx.numbers | {"softcap": None, "log": False}, accumulation(y)
     scale, softcap, log = (ctx.numbers[name] for name in ("scale", "softcap", "log"))
@@ -124,16 +128,18 @@ def tangents(
         t, _ = _rows(numbers, saved, x.to(y.dtype), None, scaled=True, dtype=y.dtype, return_dot=False)
         return t, None
     saved[0] = y.to(wide).exp() if log else y.to(wide)
+    hidden = y == -torch.inf if log else y == 0.0
     z = saved[0].new_zeros(())
     if scale_tensor is not None:
         scale = scale_tensor.to(wide).unsqueeze(-1)
     if x is not None:
         z = scale * x.to(wide)
         if softcap is not None:
-            z = z * (1.0 - (scale * scores.to(wide) / softcap).tanh().square())
+            seen = scores.to(wide).masked_fill(hidden, 0.0)  # a hidden score may be NaN, also for a later derivative
+            z = z * (1.0 - (scale * seen / softcap).tanh().square())
     if bias is not None:
-        z = z + bias
-    z = torch.where(saved[0] == 0.0, 0.0, z)  # a hidden score may be NaN
+        z = z + bias.to(wide)
+    z = torch.where(hidden, 0.0, z)
     less = None if sinks is None else -_share_of(sink_values, lse) * sinks.to(wide).unsqueeze(-1)
     t, t_lse = _rows(numbers, saved, z, less, scaled=False, dtype=wide, return_dot=True)
     if log:
@@ -196,5 +202,5 @@ def _of_sinks(sinks: Tensor, lse: Tensor, d: Tensor) -> Tensor:
 
 def _share_of(sinks: Tensor, lse: Tensor) -> Tensor:
     """[..., H, Q]: the part of a row's sum that is its sink's."""
-    share = (sinks.to(lse.dtype).unsqueeze(-1) - lse).exp()
-    return share.masked_fill(lse == -torch.inf, 0.0)  # neither columns nor a sink: -inf minus -inf
+    below = sinks.to(lse.dtype).unsqueeze(-1) - lse
+    return below.masked_fill(lse == -torch.inf, -torch.inf).exp()  # neither columns nor a sink: -inf minus -inf

@@ -88,10 +88,15 @@ def _as_given(result: Tensor, size: int, rank: int, entries: int | None) -> Tens
 
 
 def _one_by_one(call: Callable[..., Any], size: int, in_dims: tuple, inputs: tuple) -> tuple:
-    results = [
-        call(*(value if dim is None else value.select(dim, i) for value, dim in zip(inputs, in_dims, strict=True)))
-        for i in range(size)
-    ]
+    def sample(i: int) -> Any:
+        return call(*(each if dim is None else each.select(dim, i) for each, dim in zip(inputs, in_dims, strict=True)))
+
+    if size == 0:  # a sample of zeros has results of the right sizes and dtypes
+        inputs = tuple(
+            each if dim is None else each.new_zeros((*each.shape[:dim], 1, *each.shape[dim + 1 :]))
+            for each, dim in zip(inputs, in_dims, strict=True)
+        )
+    results = [sample(i) for i in range(max(size, 1))]
     if isinstance(results[0], Tensor):
-        return torch.stack(results), 0
-    return tuple(torch.stack(each) for each in zip(*results, strict=True)), (0, 0)
+        return torch.stack(results)[:size], 0
+    return tuple(torch.stack(each)[:size] for each in zip(*results, strict=True)), (0, 0)

@@ -111,7 +111,9 @@ def _terms(request: BackwardRequest) -> _Terms:
         return _Terms(hidden, dy, p, d, scale, 0.0)
     lse = request.lse
     assert lse is not None
-    s = ((given if request.log else p.log()) + lse.unsqueeze(-1)) / request.softcap
-    within = s.abs() < 1.0  # rounding of y may move s beyond softcap, and p = 0 moves it to -inf
+    none = p == 0.0
+    log_p = given if request.log else p.masked_fill(none, 1.0).log()  # log 0 would have a derivative
+    s = (log_p + lse.unsqueeze(-1)) / request.softcap
+    within = (s.abs() < 1.0) & ~none  # rounding of y may move s beyond softcap
     s = s.masked_fill(~within, 0.0)
     return _Terms(hidden, dy, p, d, scale * (1.0 - s * s) * within, -2.0 / request.softcap * scale * s)

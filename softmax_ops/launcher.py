@@ -6,6 +6,7 @@ executable(plan, device, stream).launch(addresses, scale, stream, fill=..., work
 
 import threading
 import warnings
+from contextlib import suppress
 from functools import cache, lru_cache, partial
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from cuda.bindings import driver as cuda
 
 from . import driver, native, resolve
 from .artifacts import catalog
-from .artifacts.constants import MAX_CLUSTER
+from .artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
 from .launch_plan import WORKSPACE, Launch, LaunchPlan, plan
 from .problem import Geometry
 
@@ -153,7 +154,21 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
     with _lock:
         if len(_executables) >= PLANS:
             _executables.clear()
-        return _executables.setdefault((id(launch_plan), device), Executable(chosen, kernel, device, launch_plan))
+        ready = _executables.setdefault((id(launch_plan), device), Executable(chosen, kernel, device, launch_plan))
+    _prepare_aligned(launch_plan, device, stream)
+    return ready
+
+
+def _prepare_aligned(launch_plan: LaunchPlan, device: int, stream: int) -> None:
+    """Also loads the kernel for such operands at 16-byte boundaries: a CUDA graph is often captured on copies of the
+    tensors that the call before it had, and copies are aligned.
+    """
+    geometry = launch_plan.geometry
+    operands = tuple(operand._replace(alignment=ACCESS_BYTES) for operand in geometry.operands)
+    aligned = plan_for(geometry._replace(operands=operands), driver.architecture(device))
+    if aligned.variant.name != launch_plan.variant.name:
+        with suppress(NotLoaded, resolve.KernelNotFound):  # the call at hand does not need it
+            executable(aligned, device, stream)
 
 
 def settled(launch_plan: LaunchPlan, device: int) -> LaunchPlan:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ _USUAL = {*TENSOR_TYPES, type(None), bool, int, float, tuple, torch.dtype}
 
 
 def needs_operator(*arguments: Any) -> bool:
-    """Whether the call must go through an operator: under a compiler, a tracer, a dispatch mode, or with a tensor
-    subclass or a meta tensor."""
+    """Whether the call must go through an operator: under a compiler, a tracer, a dispatch mode, torch.func's
+    functionalize, or with a tensor subclass or a meta tensor."""
     return (
         is_traced()
+        or _is_functionalized()
         or torch._C._len_torch_dispatch_stack() > 0
         or any(isinstance(each, Tensor) and (type(each) not in TENSOR_TYPES or each.is_meta) for each in arguments)
     )
@@ -51,13 +53,21 @@ def is_transformed(given: Mapping[str, Any]) -> bool:
     if is_dynamo_compiling():
         return False
     if torch._C._are_functorch_transforms_active():
-        return True
+        return not _is_functionalized()
     return _in_forward_mode() and any(isinstance(each, Tensor) and _is_dual(each) for each in given.values())
 
 
 def is_followed(tensor: Tensor) -> bool:
     """Whether a transform of torch.func or forward mode follows what becomes of a tensor."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or (_in_forward_mode() and _is_dual(tensor))
+
+
+def _is_functionalized() -> bool:
+    """Whether the innermost transform of torch.func is functionalize, which has a rule for operators alone."""
+    if is_dynamo_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    functorch = torch._C._functorch
+    return functorch.peek_interpreter_stack().key() == functorch.TransformType.Functionalize
 
 
 def may_be_transformed() -> bool:
@@ -71,6 +81,25 @@ def _in_forward_mode() -> bool:
 
 def _is_dual(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Forward mode inside a rule of forward mode, where torch turns it off: outer levels, of a jvp of a jvp, need it.
+
+    What the rule's own level has saved must be without its tangents (`primal`).
+    """
+    before = torch._C._is_fwd_grad_enabled()
+    torch._C._set_fwd_grad_enabled(True)
+    try:
+        yield
+    finally:
+        torch._C._set_fwd_grad_enabled(before)
+
+
+def primal(tensor: Any) -> Any:
+    """A tensor, or None, without its tangent."""
+    return None if tensor is None else forward_ad.unpack_dual(tensor).primal
 
 
 def copied(

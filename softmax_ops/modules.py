@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 import torch
 from torch import Tensor
 
 from . import api
 from .checks import check_softmax
 from .checks.scalars import check_flag
+from .checks.tensors import DTYPES, describe
 from .schema import as_float, as_int
 from .signatures import Window
 
@@ -40,23 +39,31 @@ class FusedSoftmax(torch.nn.Module):
         super().__init__()
         if not (dtype is None or isinstance(dtype, torch.dtype)):
             raise TypeError(f"FusedSoftmax: dtype is {dtype!r}; want a torch.dtype, or None for that of the scores")
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"FusedSoftmax: dtype is {dtype}; want one that scores can have, or None for theirs")
         for name, flag in (("batch_invariant", batch_invariant), ("log", log)):
             check_flag("FusedSoftmax", flag, name)
+        for name, number in (("scale", scale), ("causal_offset", causal_offset)):
+            if isinstance(number, Tensor):
+                raise TypeError(
+                    f"FusedSoftmax: {name} is a {describe(number)}; want a number, since the layer has no state: pass "
+                    f"tensors to softmax_ops.softmax"
+                )
         check_softmax(
             torch.empty(1, 1, dtype=torch.float64, device="cpu"),
             op="FusedSoftmax",
-            scale=1.0 if isinstance(scale, Tensor) else scale,
+            scale=scale,
             mask=None,
             causal=causal,
-            causal_offset=0 if isinstance(causal_offset, Tensor) else causal_offset,
+            causal_offset=causal_offset,
             out=None,
             window=window,
             softcap=softcap,
         )
         # Numbers of Python's own types: torch.compile would make tensors of numpy's.
-        self.scale = scale if isinstance(scale, Tensor) else as_float(scale)
+        self.scale = as_float(scale)
         self.causal = causal
-        self.causal_offset = causal_offset if isinstance(causal_offset, Tensor) else as_int(causal_offset)
+        self.causal_offset = as_int(causal_offset)
         self.batch_invariant = batch_invariant
         self.window = None if window is None else (as_int(window[0]), as_int(window[1]))
         self.softcap = as_float(softcap)
@@ -71,8 +78,14 @@ class FusedSoftmax(torch.nn.Module):
         bias: Tensor | None = None,
         key_lengths: Tensor | None = None,
     ) -> Tensor:
-        """The softmax of scores x, [..., Q, K] or [K]; with a mask that broadcasts to them and hides where it is 1, a
-        bias to add to them, and lengths [B] of the visible part.
+        """The softmax of scores.
+
+        x            [..., Q, K] or [K], float16, bfloat16, float32 or float64.
+        mask         bool or uint8, broadcast to x; 1 hides.
+        bias         x's dtype or float32, broadcast to x.
+        key_lengths  int32 [B]: the visible columns of each batch entry.
+
+        Raises what `softmax_ops.softmax` raises.
         """
         function = api.log_softmax if self.log else api.softmax
         return function(
@@ -91,7 +104,7 @@ class FusedSoftmax(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """Arguments that differ from the defaults, and scale."""
-        said = [f"scale={float(self.scale):g}" if isinstance(self.scale, Real) else f"scale={self.scale!r}"]
+        said = [f"scale={self.scale:g}"]
         if self.causal:
             said.append("causal=True")
         for name in ("causal_offset", "window", "softcap", "dtype"):

@@ -48,6 +48,20 @@ def plan(
 ) -> PlannedBackward: ...
 
 
+@overload
+def plan(
+    x: Tensor,
+    *,
+    scale: float | Tensor = ...,
+    mask: Tensor | None = ...,
+    causal: bool = ...,
+    causal_offset: int | None = ...,
+    batch_invariant: bool = ...,
+    out: Tensor | None = ...,
+    backward: bool,
+) -> Planned | PlannedBackward: ...
+
+
 def plan(
     x: Tensor,
     *,
@@ -76,6 +90,7 @@ def plan(
 
     Raises what `softmax` raises, and ValueError for a layout that no kernel can follow without a copy.
     """
+    check_flag(_OP, backward, "backward")
     if backward and mask is not None:
         raise ValueError(f"{_OP}: mask is given, and backward is True; y is 0 where the mask hid: leave the mask out")
     with torch.no_grad():  # requires_grad does not matter here: each call is checked

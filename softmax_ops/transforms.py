@@ -6,6 +6,7 @@ order. Each transform takes off one layer, down to the operator, which finds out
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from .batching import vmapped
 from .checks import BackwardRequest, check_has_backward, check_softmax, check_softmax_backward
 from .checks.scalars import check_no_gradient
 from .derivatives import Gradients, pulled_back, pushed_forward
+from .modes import forward_mode, primal
 from .schema import by_name, for_checks, in_order, joined
 
 _NO_DERIVATIVE = ("scale_tensor", "alibi_slopes")
@@ -68,8 +70,9 @@ class Forward(torch.autograd.Function):
         given = by_name("general", of_inputs, default=None)
         _check_no_tangent(given)
         found = {name: given[name] for name in ("x", "bias", "sinks")}
-        t, t_lse = tangents(ctx, **found, with_lse=ctx.with_lse)
-        return t, t.new_zeros(0) if t_lse is None else t_lse
+        with forward_mode():
+            t, t_lse = tangents(ctx, **found, with_lse=ctx.with_lse)
+            return t, t.new_zeros(0) if t_lse is None else t_lse
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple:
@@ -96,24 +99,27 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_dx: Tensor | None, of_d: Tensor | None) -> tuple:
-        found = pulled_back(_request(ctx), of_dx, of_d if ctx.numbers["return_dot"] else None)._asdict()
+        found = pulled_back(
+            _request(ctx, ctx.saved_tensors), of_dx, of_d if ctx.numbers["return_dot"] else None
+        )._asdict()
         return tuple(found.get(name) for name in by_name("general_backward", ()))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
         given = by_name("general_backward", tangents, default=None)
         _check_no_tangent(given)
-        request = _request(ctx)
-        t_dx, t_d = pushed_forward(request, Gradients(**{name: given[name] for name in Gradients._fields}))
-        return t_dx, t_d if request.return_dot else t_dx.new_zeros(0)
+        with forward_mode():
+            request = _request(ctx, map(primal, ctx.saved_tensors))
+            t_dx, t_d = pushed_forward(request, Gradients(**{name: given[name] for name in Gradients._fields}))
+            return t_dx, t_d if request.return_dot else t_dx.new_zeros(0)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple:
         return vmapped("general_backward", Backward.apply, info, in_dims, *inputs)
 
 
-def _request(ctx: Any) -> BackwardRequest:
-    given = ctx.numbers | dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+def _request(ctx: Any, saved: Iterable[Tensor]) -> BackwardRequest:
+    given = ctx.numbers | dict(zip(ctx.names, saved, strict=True))
     return check_softmax_backward(**for_checks(given))
 
 

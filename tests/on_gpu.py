@@ -37,7 +37,7 @@ from tests.support.outcomes import judge
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-SHARD = 16
+SHARD = 40
 """Variants that one process begins with."""
 
 START_S = 60.0

@@ -315,6 +315,26 @@ def test_inference_tensors_may_be_overwritten() -> None:
         x = normal(Q, K)
         expected = softmax_ops.softmax(x)
         assert torch.equal(softmax_ops.softmax_(x), expected)
+        x = normal(Q, K)
+    with pytest.raises(ValueError, match=r"out is a .* made in inference mode, and the call is outside"):
+        softmax_ops.softmax_(x)
+
+
+def test_a_gradient_may_be_lazily_negated() -> None:
+    """Autograd makes them of complex numbers."""
+    x, weight = normal(Q, K).requires_grad_(), torch.complex(normal(Q, K, seed=1), normal(Q, K, seed=2))
+
+    def gradient(softmax: Callable[[Tensor], Tensor]) -> Tensor:
+        imaginary = torch.complex(torch.zeros(Q, K, dtype=x.dtype), softmax(x))
+        return torch.autograd.grad((imaginary.conj() * weight).real.sum(), x)[0]
+
+    assert torch.allclose(gradient(softmax_ops.softmax), gradient(lambda x: x.softmax(-1)))
+
+
+def test_explain_does_not_mind_a_gradient() -> None:
+    """As under no_grad."""
+    x = normal(Q, K).requires_grad_()
+    assert softmax_ops.explain(x, out=torch.empty(Q, K, dtype=x.dtype)).variant
 
 
 def test_parameters_are_plain_tensors() -> None:

@@ -375,3 +375,13 @@ def test_what_has_no_gradient_may_require_one_where_nothing_is_recorded() -> Non
             call()
         with pytest.raises(ValueError, match=r"requires grad, and no gradient with respect to .*no_grad"):
             call()
+
+
+def test_small_gradients_of_a_wider_bias_are_summed_before_they_are_rounded() -> None:
+    """In 16 bits most of them would be 0."""
+    x, bias = torch.randn(64, 512).half(), torch.zeros(512, requires_grad=True)
+    dy = (torch.rand(64, 512) * 1e-4).half()
+    (ours,) = torch.autograd.grad(softmax_ops.softmax(x, bias=bias), bias, dy)
+    y = (x.double() + bias).softmax(-1)
+    (expected,) = torch.autograd.grad(y, bias, dy.double())
+    assert (ours - expected).norm() < 2e-3 * expected.norm()

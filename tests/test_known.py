@@ -280,6 +280,62 @@ def test_circumstances_of_a_known_call(serve: Serve) -> None:
         x.requires_grad_(False)
 
 
+RECORDED: dict[str, Callable[[], dict[str, Any]]] = {
+    "plain": lambda: {"scale": 0.5, "causal": True},
+    "masked": lambda: {"mask": torch.zeros(5, 1000, dtype=torch.bool)},
+    "lengths": lambda: {"key_lengths": torch.tensor([3, 5, 7], dtype=torch.int32), "return_lse": True},
+    "softcap": lambda: {"softcap": 30.0},
+}
+
+
+@isolated
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_known_call_is_recorded_without_checks(serve: Serve, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """And so is its backward. What autograd must not record is not known to it."""
+    served = ("warp", "tile", "block")
+    serve(*(each for each in catalog.load().variants.values() if each.plan in served and "f16" in each.name))
+    arguments, dy = RECORDED[name](), torch.zeros(3, 5, 1000).half()
+    x = torch.zeros(3, 5, 1000).half().requires_grad_()
+
+    def gradient() -> tuple[Tensor, Tensor]:
+        result: Any = softmax_ops.softmax(x, **arguments)
+        y = result[0] if isinstance(result, tuple) else result
+        return y, torch.autograd.grad(y, x, dy)[0]
+
+    gradient(), gradient()
+    stub_driver.forget()
+    with pytest.MonkeyPatch.context() as patch:
+        for way in ("softmax", "softmax_backward"):
+            patch.setattr(routes, way, None)
+        y, dx = gradient()
+    assert y.grad_fn is not None and dx.shape == x.shape and len(stub_driver.launches()) == 2
+    assert softmax_ops.softmax(x.detach(), **arguments) is not None
+    with torch.no_grad():
+        first: Any = softmax_ops.softmax(x, **arguments)
+    assert not (first[0] if isinstance(first, tuple) else first).requires_grad
+    with pytest.raises(ValueError, match="requires grad"):
+        softmax_ops.softmax(x, **arguments, out=torch.empty_like(dy))
+
+
+@isolated
+def test_what_autograd_must_refuse_is_not_recorded(serve: Serve) -> None:
+    """After the same call where nothing is recorded."""
+    served = ("band", "general")
+    serve(*(each for each in catalog.load().variants.values() if each.mask in served))
+    x, slopes = torch.zeros(2, 3, 4, 24).requires_grad_(), torch.zeros(3)
+    refused: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"softcap": 5.0, "alibi_slopes": slopes, "return_lse": True}, NotImplementedError),
+        ({"alibi_slopes": slopes.clone().requires_grad_()}, ValueError),
+        ({"scale": torch.ones(2, 3, 4, requires_grad=True)}, ValueError),
+    ]
+    for arguments, error in refused:
+        for _ in range(2):
+            with torch.no_grad():
+                softmax_ops.softmax(x, **arguments)
+            with pytest.raises(error, match=r"no backward|requires grad"):
+                softmax_ops.softmax(x, **arguments)
+
+
 @isolated
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_trace_records_an_operator(serve: Serve) -> None:

@@ -515,3 +515,18 @@ def test_an_out_that_does_not_fit_is_refused_while_tracing() -> None:
     compiled = torch.compile(lambda x, out: softmax_ops.softmax(x, out=out), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"out is a float32 tensor of shape \(4, 5\).*want one dtype, shape and device"):
         compiled(normal(Q, K), normal(Q, K - 1))
+
+
+@pytest.mark.parametrize("beside", ["mask", "bias", "scale"])
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_compiled_rows_whose_number_depends_on_data(beside: str) -> None:
+    """As tokens that a router has chosen."""
+
+    def chosen(x: Tensor) -> Tensor:
+        rows = x[x[:, 0] > 0]
+        arguments: dict[str, Any] = {beside: rows > 0 if beside == "mask" else rows}
+        return softmax_ops.softmax(rows, **arguments if beside != "scale" else {"scale": rows[:, 1]})
+
+    x = normal(Q, K).float()
+    compiled = torch.compile(chosen, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), chosen(x))

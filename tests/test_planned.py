@@ -58,7 +58,12 @@ def test_the_backward() -> None:
     assert torch.equal(run(dy, y), expected)
     assert run(dy, y, out=dy) is dy and torch.equal(dy, expected)
     with pytest.raises(ValueError, match="mask is given, and backward is True"):
-        softmax_ops.plan(scores(), mask=MASK, backward=True)  # type: ignore[call-overload]
+        softmax_ops.plan(scores(), mask=MASK, backward=True)
+    with pytest.raises(TypeError, match="backward is 1 of type int; want a bool"):
+        softmax_ops.plan(scores(), backward=1)  # type: ignore[call-overload]
+    for tensors in ({"scale": torch.ones(1)}, {"causal": True, "causal_offset": torch.tensor([1])}):
+        with pytest.raises(ValueError, match="scale or causal_offset is a tensor"):
+            softmax_ops.plan(scores(), **tensors)
 
 
 def shifted(elements: int) -> Tensor:

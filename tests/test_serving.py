@@ -133,6 +133,21 @@ def test_what_was_warmed_up_runs_in_a_capture_and_frozen(serve: Serve) -> None:
 
 
 @isolated
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_graph_may_be_captured_on_aligned_copies(serve: Serve, apart: bool) -> None:
+    """As a compiler does after a call on tensors that start anywhere. A kernel that is missing fails no other call."""
+    serve_all(serve, "fwd_f16_none_warp_k1024_v1" if apart else "fwd_f16_none_warp")
+    launch(plan_for(geometry((3, 5, 1000), alignment=2)))
+    stub_driver.capture(STREAM)
+    if apart:
+        with pytest.raises(NotLoaded, match="_v8_"):
+            launch(plan_for(geometry((3, 5, 1000))))
+        return
+    launch(plan_for(geometry((3, 5, 1000))))
+    assert names().count("cuLaunchKernelEx") == 2 and names().count("cuLibraryLoadData") == 2
+
+
+@isolated
 def test_freeze_forbids_loading_and_can_be_lifted(serve: Serve) -> None:
     serve_all(serve, "fwd_f16_none_warp")
     found = plan_for(geometry((3, 5, 1000)))

@@ -289,3 +289,90 @@ def test_a_compiled_vmap() -> None:
     one = torch.vmap(lambda x, bias: softmax_ops.log_softmax(x, bias=bias))
     compiled = torch.compile(one, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, bias), one(x, bias))
+
+
+def capped(x: Tensor) -> Tensor:
+    return torch.softmax(2.0 * torch.tanh(x / 2.0), -1)
+
+
+def gradient_of(x: Tensor) -> Tensor:
+    return softmax_ops.softmax_backward(x.sin(), torch.softmax(x, -1))
+
+
+def gradient_in_torch(x: Tensor) -> Tensor:
+    y, dy = torch.softmax(x, -1), x.sin()
+    return y * (dy - (y * dy).sum(-1, keepdim=True))
+
+
+AND_IN_TORCH: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "softmax": (softmax_ops.softmax, lambda x: torch.softmax(x, -1)),
+    "log_softmax": (softmax_ops.log_softmax, lambda x: torch.log_softmax(x, -1)),
+    "softcap": (lambda x: softmax_ops.softmax(x, softcap=2.0), capped),
+    "gradient": (gradient_of, gradient_in_torch),
+}
+
+
+@pytest.mark.parametrize(("ours", "in_torch"), AND_IN_TORCH.values(), ids=list(AND_IN_TORCH))
+@pytest.mark.parametrize("modes", ["fff", "rff", "ffr", "frf"])
+def test_third_derivatives_in_mixed_modes(
+    ours: Callable[[Tensor], Tensor], in_torch: Callable[[Tensor], Tensor], modes: str
+) -> None:
+    """Forward mode within forward mode: a rule must not hide its operations from the levels around it."""
+
+    def third(function: Callable[[Tensor], Tensor]) -> Tensor:
+        derivative: Callable[[Tensor], Any] = lambda x: function(x).square().sum()  # noqa: E731
+        for mode in modes:
+            derivative = torch.func.jacfwd(derivative) if mode == "f" else torch.func.jacrev(derivative)
+        return derivative(normal(3))
+
+    torch.testing.assert_close(third(ours), third(in_torch))
+
+
+def test_a_tangent_of_log_softmax_where_the_probability_is_0() -> None:
+    x, t = torch.tensor([0.0, 150.0, 3.0]), torch.tensor([1.0, 0.0, 2.0])
+    assert torch.func.jvp(softmax_ops.log_softmax, (x,), (t,))[1].tolist() == [1.0, 0.0, 2.0]
+
+
+def test_hidden_scores_reach_no_derivative() -> None:
+    """Not a hidden NaN, a probability of 0 in a third one, or a row that sees nothing beside a sink of -inf in a second
+    one.
+    """
+    x, hidden = torch.tensor([torch.nan, 1.0, 2.0], requires_grad=True), torch.tensor([True, False, False])
+
+    def masked(x: Tensor) -> Tensor:
+        return softmax_ops.softmax(x, mask=hidden, softcap=2.0)
+
+    tangent = torch.func.jvp(masked, (x,), (torch.tensor([0.0, 1.0, 2.0]),))[1]
+    (dx,) = torch.autograd.grad(tangent.square().sum(), x)
+    assert dx[0] == 0.0 and dx[1:].abs().min() > 0.0
+
+    x = normal(3).requires_grad_()
+    found: Tensor = masked(x)
+    for _ in range(3):
+        (found,) = torch.autograd.grad(found.square().sum(), x, create_graph=True)
+    assert found[0] == 0.0 and found[1:].isfinite().all() and found[1:].abs().min() > 0.0
+
+    x, sinks = normal(1, 2, 3).requires_grad_(), torch.full((1,), -torch.inf, dtype=torch.float64, requires_grad=True)
+    y = softmax_ops.softmax(x, sinks=sinks, mask=torch.tensor([[True], [False]]))
+    first = torch.autograd.grad(y.square().sum(), (x, sinks), create_graph=True)
+    of_x, of_sinks = torch.autograd.grad(first[0].square().sum() + first[1].sum(), (x, sinks))
+    assert (of_x[0, 0] == 0.0).all() and of_x[0, 1].abs().min() > 0.0 and of_sinks.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_tangent_of_a_bias_alone(dtype: torch.dtype) -> None:
+    x, bias = normal(Q, K, dtype=dtype), normal(K, seed=1, dtype=dtype)
+    y, t = torch.func.jvp(lambda bias: softmax_ops.softmax(x, bias=bias), (bias,), (torch.ones_like(bias),))[:2]
+    assert y.dtype is t.dtype is dtype and t.abs().max() < torch.finfo(dtype).eps  # a constant shifts nothing
+
+
+def test_functionalize() -> None:
+    x = normal(Q, K)
+    for function in (softmax_ops.softmax, softmax_ops.log_softmax, lambda x: softmax_ops.softmax_backward(x, x)):
+        assert torch.equal(torch.func.functionalize(function)(x), function(x))
+
+
+def test_an_empty_batch_of_what_takes_a_call_of_its_own() -> None:
+    x, sinks = normal(0, H, Q, K, dtype=torch.float32), torch.zeros(0, H)
+    y, lse = torch.vmap(lambda x, sinks: softmax_ops.softmax(x, sinks=sinks, return_lse=True))(x, sinks)
+    assert y.shape == x.shape and lse.shape == x.shape[:-1] and y.dtype is x.dtype

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .memory import may_overlap_itself, may_share, ranges_meet, same_elements
 from .tensors import check_plain, describe, type_name
@@ -37,7 +38,7 @@ def _agreed(op: str, dtype: Any, out: Any, rows: Tensor, name: str, others: tupl
         )
     if isinstance(out, Tensor) and out.dtype is not dtype:
         raise ValueError(
-            f"{op}: out is a {describe(out)} and dtype is {dtype}; want them to agree: leave one of the two away"
+            f"{op}: out is a {describe(out)} and dtype is {dtype}; want them to agree: leave one of the two out"
         )
     return None if dtype is rows.dtype else dtype
 
@@ -50,6 +51,11 @@ def check_out(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dtype 
     if not isinstance(out, Tensor):
         raise TypeError(f"{op}: out is of type {type_name(out)}; want a torch.Tensor like {name}, or None")
     check_plain(op, out, "out")
+    if not is_dynamo_compiling() and out.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{op}: out is a {describe(out)} made in inference mode, and the call is outside; want both inside, as for "
+            "every operation in place: write to a clone"
+        )
     if out.dtype is not (dtype or like.dtype) or out.shape != like.shape or out.device != like.device:
         raise _unlike_error(op, out, like, name, dtype)
     if out.shape[-1] > 1 and out.stride(-1) != 1:
@@ -86,7 +92,7 @@ def check_apart(op: str, out: Tensor, other: Tensor, name: str) -> None:
 
 
 def check_unmet(op: str, out: Tensor, other: Tensor | None, name: str) -> None:
-    """Refuse an out whose address range meets that of a tensor which is read more than once, by its field's name."""
+    """Refuse an out whose address range meets that of another input. `name` is the request's field."""
     if other is not None and ranges_meet(out, other):
         name = {"scale_tensor": "scale", "offset_tensor": "causal_offset"}.get(name, name)
         raise ValueError(

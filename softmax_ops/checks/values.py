@@ -28,9 +28,9 @@ def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tenso
     check_plain(op, given, "scale")
     _check_float(op, given, rows, "scale", name, "a number, a 0-d CPU tensor, or a float32 tensor")
     check_no_gradient(op, given, "scale")
-    if given.numel() == 1:
-        return 1.0, given.reshape(()).to(accumulation(rows))
     if not broadcasts(given.shape, rows.shape[:-1]):
+        if given.numel() == 1:
+            return 1.0, given.reshape(()).to(accumulation(rows))
         raise ValueError(
             f"{said} and {name} has shape {tuple(rows.shape)}; want one element, or one for each row, aligned at the "
             f"right with {tuple(rows.shape[:-1])}: reshape it, for instance [B] to [B, 1, 1]"
@@ -123,7 +123,8 @@ def broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
     """Whether each dimension, aligned at the right, is 1 or the target's."""
     if len(shape) > len(target):
         return False
-    return all(n in (1, size) for n, size in zip(reversed(shape), reversed(target), strict=False))
+    # In this order: whether a size that depends on data is 1 cannot be told while a compiler traces.
+    return all(n == size or n == 1 for n, size in zip(reversed(shape), reversed(target), strict=False))
 
 
 def _check_float(op: str, given: Tensor, rows: Tensor, name: str, rows_name: str, wanted: str) -> None:

@@ -200,7 +200,8 @@ class _DeviceBuffer:
         self._base = driver.check("cuMemAlloc", cuda.cuMemAlloc(operand.phase + max(self._nbytes, 1)))
         self._storage = int(self._base) + operand.phase
         self.first = self._storage + operand.first
-        driver.check("cuMemcpyHtoD", cuda.cuMemcpyHtoD(self._storage, operand.storage.ctypes.data, self._nbytes))
+        if self._nbytes:
+            driver.check("cuMemcpyHtoD", cuda.cuMemcpyHtoD(self._storage, operand.storage.ctypes.data, self._nbytes))
 
     def read(self) -> Bytes:
         """The storage, after everything launched has finished."""
