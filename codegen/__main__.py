@@ -144,8 +144,11 @@ def tune(direction: str, dtype: str, bundle: Path | None, prepare: str | None, l
         specs = {spec: None for k in lengths for spec in tuning.compared(chosen, DType(dtype), k, prepare)}
         click.echo(tuning.prepare(specs, prepare, bundle))
         return
-    from benchmarks import tuning as timing  # imports torch, which nothing else here needs
-    from benchmarks.device import NoDevice
+    try:
+        from benchmarks import tuning as timing  # imports torch, which nothing else here needs
+        from benchmarks.device import NoDevice
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"tune needs {error.name}: run it with the environment of `make bench`") from None
 
     prepared = None if bundle is None else Bundle(bundle)
     for k in lengths:

@@ -28,9 +28,10 @@ def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tenso
     check_plain(op, given, "scale")
     _check_float(op, given, rows, "scale", name, "a number, a 0-d CPU tensor, or a float32 tensor")
     check_no_gradient(op, given, "scale")
+    count = given.numel()
+    if type(count) is int and count == 1:  # a compiler's symbol is not 1
+        return 1.0, given.reshape(()).to(accumulation(rows))
     if not broadcasts(given.shape, rows.shape[:-1]):
-        if given.numel() == 1:
-            return 1.0, given.reshape(()).to(accumulation(rows))
         raise ValueError(
             f"{said} and {name} has shape {tuple(rows.shape)}; want one element, or one for each row, aligned at the "
             f"right with {tuple(rows.shape[:-1])}: reshape it, for instance [B] to [B, 1, 1]"
@@ -40,7 +41,7 @@ def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tenso
 
 def per_head(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
     """A value per head: [H] of the accumulation type, for rows [..., H, Q, K]."""
-    check_tensor(op, given, name, "float32 torch.Tensor [H]")
+    check_tensor(op, given, name, "a float32 torch.Tensor [H]")
     if rows.dim() < 3:
         raise ValueError(
             f"{op}: {name} is one number for each head, and x has shape {tuple(rows.shape)}; want x [..., H, Q, K]: "
@@ -59,7 +60,7 @@ def per_head(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
 def per_row(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
     """A value per row: [..., Q] of the accumulation type, as the forward returns lse for rows [..., Q, K]."""
     wanted = accumulation(rows)
-    check_tensor(op, given, name, "torch.Tensor like the lse that the forward returns")
+    check_tensor(op, given, name, "a torch.Tensor like the lse that the forward returns")
     if given.dtype is not wanted or given.shape != rows.shape[:-1] or given.device != rows.device:
         raise ValueError(
             f"{op}: {name} is a {describe(given)} and y a {describe(rows)}; want one {str(wanted)[6:]} for each row, "
@@ -70,7 +71,7 @@ def per_row(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
 
 def check_key_lengths(op: str, given: Any, rows: Tensor, name: str) -> None:
     """Refuse all but int32 [B] for rows [B, ..., K]."""
-    check_tensor(op, given, "key_lengths", "int32 torch.Tensor [B]")
+    check_tensor(op, given, "key_lengths", "an int32 torch.Tensor [B]")
     if rows.dim() < 2:
         raise ValueError(
             f"{op}: key_lengths is one number for each batch, and {name} has shape {tuple(rows.shape)}; "
@@ -89,7 +90,7 @@ def check_key_lengths(op: str, given: Any, rows: Tensor, name: str) -> None:
 
 def check_bias(op: str, given: Any, x: Tensor) -> None:
     """Refuse all but a tensor of x's dtype or float32 that broadcasts to x, [..., Q, K]."""
-    check_tensor(op, given, "bias", "torch.Tensor of x's dtype or float32")
+    check_tensor(op, given, "bias", "a torch.Tensor of x's dtype or float32")
     if given.dtype is not x.dtype and given.dtype is not torch.float32:
         advice = "a mask that hides goes to mask=" if given.dtype in (torch.bool, torch.uint8) else "pass bias.to(x)"
         raise ValueError(
@@ -107,7 +108,7 @@ def check_bias(op: str, given: Any, x: Tensor) -> None:
 
 def check_tensor(op: str, given: Any, name: str, wanted: str) -> None:
     if not isinstance(given, Tensor):
-        raise TypeError(f"{op}: {name} is of type {type_name(given)}; want a {wanted}, or None")
+        raise TypeError(f"{op}: {name} is of type {type_name(given)}; want {wanted}, or None")
     check_plain(op, given, name)
 
 

@@ -7,19 +7,20 @@ or if SOFTMAX_OPS_NATIVE is `never`, launcher.py launches in Python, and every c
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from types import ModuleType
 
 from ..artifacts import settings
 
+_module: ModuleType | None
 try:
-    from . import calls as _calls
+    _module = import_module(".calls", __name__)
 except ImportError as error:
-    _module: ModuleType | None = None
-    problem = str(error)
+    _module, problem = None, str(error)
     """Why there is none; empty where there is."""
 else:
-    _module, problem = _calls, ""
-    os.register_at_fork(after_in_child=_calls.forget_threads)
+    problem = ""
+    os.register_at_fork(after_in_child=_module.forget_threads)
 
 
 def compiled() -> ModuleType | None:
