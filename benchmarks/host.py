@@ -141,6 +141,7 @@ def calls(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
             "planned call": lambda: run(x, y),
         }
     mask = torch.zeros(8, 1, 1, 1024, dtype=torch.bool) if "bool" in mask_kind else None
+    weighted = x.clone().requires_grad_()
     softmax, planned = softmax_ops.softmax, softmax_ops.plan(x, scale=0.125, mask=mask, causal=causal)
 
     def in_turn() -> None:
@@ -158,6 +159,7 @@ def calls(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
         ),
         **({} if mask is not None else {"softmax_ops call with another shape each time": in_turn}),
         "softmax_ops call": lambda: softmax(x, scale=0.125, mask=mask, causal=causal),
+        "softmax_ops call that autograd records": lambda: softmax(weighted, scale=0.125, mask=mask, causal=causal),
         "planned call with out": lambda: planned(x, out, mask),
         "planned call": lambda: planned(x, None, mask),
         "checks and dispatch of a call that is not known": long_way,

@@ -31,6 +31,11 @@ def project_headers() -> Headers:
     return Headers("softmax_ops", INCLUDE)
 
 
+def project_headers_changed() -> bool:
+    """Whether they are other files than this process read at first."""
+    return Headers("softmax_ops", INCLUDE).digest != project_headers().digest
+
+
 @cache
 def source_digest(source: str) -> str:
     """The digest that the catalog records of a variant: of its rendered source and the project's own headers."""

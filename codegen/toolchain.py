@@ -17,7 +17,7 @@ from cuda.pathfinder import find_nvidia_header_directory
 
 from softmax_ops.artifacts.cubin import Cubin
 
-from .sources import Headers, project_headers, source_digest
+from .sources import Headers, project_headers, project_headers_changed, source_digest
 from .variants import ARCHITECTURES
 
 SCHEMA = 1
@@ -135,11 +135,14 @@ def compile_unit(sources: Mapping[str, str], architectures: Iterable[str], kind:
     """Compiles the sources of one translation unit (variant name -> text) for architectures of one family.
 
     `kind` is "cubin", or "ptx" for the linked PTX with line numbers. Raises ToolchainError, with options and numbered
-    source, when the front end says anything at all or a kernel spills registers.
+    source, when the front end says anything at all or a kernel spills registers; and when a header was edited since
+    this process began, because the cubins would pass for those of the old one.
     """
     architectures = list(architectures)
     (compute,) = {family(arch) for arch in architectures}
     ir = _front_end("\n".join(sources.values()), compute, _KIND_OPTIONS[kind])
+    if project_headers_changed():
+        raise ToolchainError(f"a header in {project_headers().root} was edited while it was compiled: compile again")
     return [_cubin(variant, source, arch, kind, ir) for arch in architectures for variant, source in sources.items()]
 
 

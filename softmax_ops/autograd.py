@@ -30,11 +30,14 @@ class Softmax(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, sinks: Tensor | None, arguments: Named) -> Any:
         from . import api
 
-        log, others = arguments["log"], {name: value for name, value in arguments.items() if name != "log"}
-        others["return_lse"] = others["return_lse"] or others["softcap"] is not None or sinks is not None
-        result: Any = (api.log_softmax if log else api.softmax)(x, bias=bias, sinks=sinks, **others)
-        y, lse = result if others["return_lse"] else (result, None)
-        keep(ctx, {"x": x, "bias": bias, "sinks": sinks, **arguments}, y, lse)
+        given = arguments | {"bias": bias, "sinks": sinks}
+        given["return_lse"] = with_lse = (
+            arguments["return_lse"] or arguments["softcap"] is not None or sinks is not None
+        )
+        log = given.pop("log")
+        result: Any = api.log_softmax(x, **given) if log else api.softmax(x, **given)
+        y, lse = result if with_lse else (result, None)
+        keep(ctx, given | {"x": x, "log": log}, y, lse)
         return y, lse
 
     @staticmethod
@@ -63,15 +66,25 @@ def keep(ctx: Any, given: Named, y: Tensor, lse: Tensor | None) -> None:
 
     given  the arguments of `api.softmax`, without `out`, and `log`.
     """
-    x, bias, sinks, scale = (given[name] for name in ("x", "bias", "sinks", "scale"))
-    window = given["window"] if any(bound is not None for bound in given["window"] or ()) else None
-    offset = given["causal_offset"] if given["causal"] or window else None  # otherwise only slopes measure from it
-    ctx.numbers = {name: given[name] for name in ("causal", "softcap", "log", "batch_invariant")}
-    ctx.numbers |= {"scale": 1.0 if on_device(scale) else as_float(scale), "window": window}
-    ctx.numbers["causal_offset"] = None if isinstance(offset, Tensor) else offset
+    x, bias, sinks = given["x"], given["bias"], given["sinks"]
+    scale, offset, window = given["scale"], given["causal_offset"], given["window"]
+    if window is not None and window[0] is None and window[1] is None:
+        window = None
+    if window is None and not given["causal"]:
+        offset = None  # only slopes measure from it
+    scale_tensor = scale if on_device(scale) else None
+    offset_tensor = offset if isinstance(offset, Tensor) else None
+    ctx.numbers = {
+        "scale": as_float(scale) if scale_tensor is None else 1.0,
+        "causal": given["causal"],
+        "causal_offset": offset if offset_tensor is None else None,
+        "window": window,
+        "softcap": given["softcap"],
+        "log": given["log"],
+        "batch_invariant": given["batch_invariant"],
+    }
     ctx.x_dtype, ctx.bias_like = x.dtype, None if bias is None else (bias.shape, bias.dtype)
     saved_lse = lse if given["softcap"] is not None or sinks is not None else None
-    scale_tensor, offset_tensor = scale if on_device(scale) else None, offset if isinstance(offset, Tensor) else None
     saved = y, saved_lse, scale_tensor, given["key_lengths"], offset_tensor, sinks
     ctx.save_for_backward(*saved)
     if forward_ad._current_level >= 0:  # what is saved for tangents stays alive until the backward

@@ -190,3 +190,18 @@ def test_inspection_counts_what_the_disassembler_prints(cache: Cache) -> None:
     assert facts.instructions == sum(facts.sass.values()) > 100
     older = dataclasses.replace(cubin, arch="sm_70")
     assert inspection.inspect(older).sass == {}
+
+
+def test_headers_edited_during_a_compile_give_no_cubin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be cached as the cubin of the headers before."""
+    header = tmp_path / "softmax.cuh"
+    header.write_text("// before")
+    monkeypatch.setattr(sources, "INCLUDE", tmp_path)
+    monkeypatch.setattr(toolchain, "_front_end", lambda *_: header.write_text("// after"))
+    sources.project_headers.cache_clear()
+    try:
+        assert sources.project_headers().digest
+        with pytest.raises(toolchain.ToolchainError, match="was edited while it was compiled: compile again"):
+            toolchain.compile_unit({"probe": ""}, ["sm_90"])
+    finally:
+        sources.project_headers.cache_clear()
