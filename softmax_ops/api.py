@@ -12,8 +12,8 @@ from . import dispatch, ops, routes  # noqa: F401 (ops registers torch.ops.softm
 from .checks import check_has_backward, check_softmax
 from .checks.scalars import check_flag
 from .explanation import Explanation
+from .keywords import Forward, Window
 from .known.calls import backward, forward
-from .signatures import Forward, Window
 
 
 @overload

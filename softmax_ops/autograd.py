@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from .checks import without_backward
 from .checks.values import accumulation
 from .modes import primal
-from .schema import Named, as_float, on_device, separated
+from .schema import Arguments, as_float, on_device, to_operator
 
 
 class Softmax(torch.autograd.Function):
@@ -27,7 +27,7 @@ class Softmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, sinks: Tensor | None, arguments: Named) -> Any:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, sinks: Tensor | None, arguments: Arguments) -> Any:
         from . import api
 
         given = arguments | {"bias": bias, "sinks": sinks}
@@ -53,7 +53,7 @@ def record(*, x: Tensor, bias: Tensor | None, sinks: Tensor | None, out: None, *
     return (y, lse) if arguments["return_lse"] else y
 
 
-def is_recordable(given: Named) -> bool:
+def is_recordable(given: Arguments) -> bool:
     """Whether autograd may record a valid call of the forward with these arguments of `api.softmax`."""
     if given["out"] is not None or without_backward(given):
         return False
@@ -61,7 +61,7 @@ def is_recordable(given: Named) -> bool:
     return not any(isinstance(each, Tensor) and each.requires_grad for each in others)
 
 
-def keep(ctx: Any, given: Named, y: Tensor, lse: Tensor | None) -> None:
+def keep(ctx: Any, given: Arguments, y: Tensor, lse: Tensor | None) -> None:
     """Save what the gradient of a call needs: y, lse for softcap and sinks, what broadcasts, and in forward mode x.
 
     given  the arguments of `api.softmax`, without `out`, and `log`.
@@ -191,7 +191,7 @@ def _rows(
         arguments["causal_offset"] = offset
     if any(each is not None and torch._C._functorch.is_legacy_batchedtensor(each) for each in (dy, grad_lse)):
         # Of is_grads_batched=True: only operators take it.
-        arguments = separated("softmax_ops.softmax_backward", y, arguments)
+        arguments = to_operator("softmax_ops.softmax_backward", y, arguments)
         return torch.ops.softmax_ops.general_backward(dy, y, **arguments, log=log, return_dot=return_dot)
     if return_dot:
         return routes.softmax_backward(dy, y, log=log, out=None, **arguments, return_dot=True)

@@ -9,8 +9,8 @@ from . import api
 from .checks import check_softmax
 from .checks.scalars import check_flag
 from .checks.tensors import DTYPES, describe
+from .keywords import Window
 from .schema import as_float, as_int
-from .signatures import Window
 
 
 class FusedSoftmax(torch.nn.Module):

@@ -22,7 +22,7 @@ from .checks.scalars import check_flag
 from .checks.tensors import check_one_shape
 from .known import calls as known
 from .modes import copied, is_recorded, is_traced, is_transformed, needs_operator, stand_ins
-from .schema import Named, as_float, as_int, check_width, concrete, on_device, separated
+from .schema import Arguments, as_float, as_int, check_width, concrete, on_device, to_operator
 
 _PLAIN_ARGUMENTS = ("scale", "mask", "causal", "causal_offset")
 """What the plain operators take besides scores or gradients; that of the backward takes no mask."""
@@ -54,7 +54,7 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
     return result
 
 
-def _observed_softmax(op: str, given: Named, transformed: bool, recorded: bool) -> Any:
+def _observed_softmax(op: str, given: Arguments, transformed: bool, recorded: bool) -> Any:
     """A call that transforms have to see, or a compiler, a mode or a subclass."""
     x, out = given["x"], given["out"]
     arguments = {name: value for name, value in given.items() if name not in ("x", "out", "batch_invariant")}
@@ -70,7 +70,7 @@ def _observed_softmax(op: str, given: Named, transformed: bool, recorded: bool) 
         y = torch.ops.softmax_ops.softmax(x, **numbers, batch_invariant=given["batch_invariant"])
         lse = None
     else:
-        inputs = {"x": x, "batch_invariant": given["batch_invariant"], **separated(op, x, arguments)}
+        inputs = {"x": x, "batch_invariant": given["batch_invariant"], **to_operator(op, x, arguments)}
         y, lse = (transforms.forward if transformed else torch.ops.softmax_ops.general)(**inputs)
     if out is not None:
         y = copied(op, y, out, dtype=arguments["dtype"], bias=arguments["bias"], sinks=arguments["sinks"], x=x)
@@ -125,7 +125,7 @@ def softmax_backward(
     return result
 
 
-def _observed_backward(op: str, given: Named, transformed: bool) -> Any:
+def _observed_backward(op: str, given: Arguments, transformed: bool) -> Any:
     """A call that autograd or transforms have to see, or a compiler, a mode or a subclass."""
     dy, y, out = given["dy"], given["y"], given["out"]
     arguments = {name: value for name, value in given.items() if name not in ("dy", "y", "out", "batch_invariant")}
@@ -139,7 +139,7 @@ def _observed_backward(op: str, given: Named, transformed: bool) -> Any:
         dx = torch.ops.softmax_ops.softmax_backward(dy, y, **numbers, batch_invariant=given["batch_invariant"])
         d = None
     else:
-        inputs = {"dy": dy, "y": y, "batch_invariant": given["batch_invariant"], **separated(op, y, arguments)}
+        inputs = {"dy": dy, "y": y, "batch_invariant": given["batch_invariant"], **to_operator(op, y, arguments)}
         dx, d = (transforms.backward if transformed else torch.ops.softmax_ops.general_backward)(**inputs)
     if out is not None:
         beside = {name: arguments.get(name) for name in ("lse", "grad_lse")}
@@ -147,7 +147,7 @@ def _observed_backward(op: str, given: Named, transformed: bool) -> Any:
     return (dx, d) if arguments.get("return_dot") else dx
 
 
-def _handed_over(op: str, found: list[Any], inputs: tuple[str, ...], given: Named) -> Any:
+def _handed_over(op: str, found: list[Any], inputs: tuple[str, ...], given: Arguments) -> Any:
     """Passes the call to __torch_function__ of the stand-ins for tensors found among its arguments."""
     from . import api
 
@@ -156,14 +156,14 @@ def _handed_over(op: str, found: list[Any], inputs: tuple[str, ...], given: Name
     return handle_torch_function(call, found, *(given[name] for name in inputs), **named)
 
 
-def _is_plain(arguments: Named) -> bool:
+def _is_plain(arguments: Arguments) -> bool:
     """Whether a plain operator takes the call: scale and causal_offset as numbers, and nothing beyond its arguments."""
     if on_device(arguments["scale"]) or isinstance(arguments["causal_offset"], Tensor):
         return False
     return all(value is None or value is False or name in _PLAIN_ARGUMENTS for name, value in arguments.items())
 
 
-def _numbers(op: str, arguments: Named) -> Named:
+def _numbers(op: str, arguments: Arguments) -> Arguments:
     """The arguments of a plain call for an operator."""
     scale, offset = as_float(arguments["scale"]), as_int(arguments["causal_offset"])
     check_width(op, causal_offset=offset)
@@ -171,7 +171,7 @@ def _numbers(op: str, arguments: Named) -> Named:
     return {**plain, "scale": scale, "causal_offset": offset}
 
 
-def _check_shapes(op: str, given: Named) -> None:
+def _check_shapes(op: str, given: Arguments) -> None:
     """Refuse nested tensors before an operator does, with a better message. Not while torch.compile traces, since not
     every version can trace is_nested.
     """

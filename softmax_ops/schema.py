@@ -1,4 +1,6 @@
-"""The arguments of the operators: a number and a tensor are two arguments there where a function has one for both."""
+"""The arguments of the operators, and their conversion: for what is a number or a tensor to a function, operators have
+two.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from torch.compiler import is_dynamo_compiling
 from .checks.band import window_bounds
 from .modes import is_followed
 
-Named = dict[str, Any]
+Arguments = dict[str, Any]
 _REQUIRED = object()
 
 
-def by_name(op: str, values: tuple, default: Any = _REQUIRED) -> Named:
+def by_name(op: str, values: tuple, default: Any = _REQUIRED) -> Arguments:
     """Values in the order of the arguments of torch.ops.softmax_ops.<op>, by their names.
 
     Those left out at the end become what the operator has by default, or `default`.
@@ -31,12 +33,12 @@ def _arguments(op: str) -> Any:
     return getattr(torch.ops.softmax_ops, op).default._schema.arguments
 
 
-def in_order(op: str, given: Named) -> tuple:
+def in_order(op: str, given: Arguments) -> tuple:
     """`by_name` undone."""
     return tuple((by_name(op, ()) | given).values())
 
 
-def separated(op: str, rows: Tensor, arguments: Named) -> Named:
+def to_operator(op: str, rows: Tensor, arguments: Arguments) -> Arguments:
     """The arguments of a function as those of an operator, for rows like x or y.
 
     Built as one new dictionary, because torch.compile before 2.5 cannot trace one that is modified.
@@ -75,8 +77,8 @@ def check_width(op: str, **numbers: Any) -> None:
             )
 
 
-def joined(given: Named) -> Named:
-    """`separated` undone: the arguments of an operator as those of a function."""
+def from_operator(given: Arguments) -> Arguments:
+    """`to_operator` undone: the arguments of an operator as those of a function."""
     names = ("scale_tensor", "offset_tensor", "left", "right")
     scale, offset, left, right = (given[name] for name in names)
     found = {name: value for name, value in given.items() if name not in names} | {"window": (left, right)}
@@ -84,9 +86,9 @@ def joined(given: Named) -> Named:
     return found | ({} if offset is None else {"causal_offset": offset})
 
 
-def for_checks(given: Named) -> Named:
-    """`joined` for the checks: without batch_invariant, and a tensor of one element is no number even on the CPU."""
-    found = {name: concrete(value) for name, value in joined(given).items() if name != "batch_invariant"}
+def for_checks(given: Arguments) -> Arguments:
+    """`from_operator` for the checks: without batch_invariant, and a tensor of one element is no number even on the CPU."""
+    found = {name: concrete(value) for name, value in from_operator(given).items() if name != "batch_invariant"}
     for name in ("scale", "causal_offset"):
         if isinstance(found[name], Tensor) and found[name].dim() == 0:
             found[name] = found[name].reshape(1)

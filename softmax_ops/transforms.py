@@ -19,7 +19,7 @@ from .checks import BackwardRequest, check_has_backward, check_softmax, check_so
 from .checks.scalars import check_no_gradient
 from .derivatives import Gradients, pulled_back, pushed_forward
 from .modes import forward_mode, primal
-from .schema import by_name, for_checks, in_order, joined
+from .schema import by_name, for_checks, from_operator, in_order
 
 _NO_DERIVATIVE = ("scale_tensor", "alibi_slopes")
 _WITHOUT_BACKWARD = ("softcap", "bias", "alibi_slopes")  # together
@@ -54,7 +54,7 @@ class Forward(torch.autograd.Function):
         op = "softmax_ops.log_softmax" if given["log"] else "softmax_ops.softmax"
         _check_no_gradient(op, given)
         ctx.op, ctx.given = op, {name: True for name in _WITHOUT_BACKWARD if given[name] is not None}
-        keep(ctx, joined(given), *output)
+        keep(ctx, from_operator(given), *output)
         ctx.with_lse = given["return_lse"] or given["softcap"] is not None or given["sinks"] is not None
 
     @staticmethod

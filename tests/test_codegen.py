@@ -354,8 +354,8 @@ def test_layers() -> None:
     assert importers("softmax_ops", "cryptography") == {"softmax_ops/artifacts/signature.py"}
     assert importers("codegen", "cryptography") == set()
     torch_only = (
-        *("api", "autograd", "batching", "cpu", "current", "derivatives", "dispatch", "layouts", "modes"),
-        *("modules", "operands", "ops", "planned", "routes", "schema", "signatures", "transforms"),
+        *("api", "autograd", "batching", "cpu", "current", "derivatives", "dispatch", "keywords", "layouts", "modes"),
+        *("modules", "operands", "ops", "planned", "routes", "schema", "transforms"),
         *(f"known/{name}" for name in ("addressed", "call", "calls", "likeness")),
     )
     of_torch = {f"softmax_ops/{name}.py" for name in torch_only}

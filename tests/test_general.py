@@ -16,7 +16,7 @@ import softmax_ops
 from softmax_ops import cpu, routes
 from softmax_ops.checks import check_softmax, check_softmax_backward
 from softmax_ops.checks.values import accumulation
-from softmax_ops.signatures import Forward
+from softmax_ops.keywords import Forward
 from tests.support import bounds, reference
 from tests.support.reference import DTYPE_NAMES, DTYPES, FORMATS, General, assert_close, to_numpy
 

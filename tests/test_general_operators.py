@@ -63,7 +63,7 @@ def of(name: str) -> tuple[Tensor, dict[str, Any]]:
 
 def of_operator(x: Tensor, arguments: dict[str, Any], log: bool) -> dict[str, Any]:
     plain = {"scale": 1.0, "causal_offset": None} | arguments
-    return schema.separated("", x, plain) | {"log": log}
+    return schema.to_operator("", x, plain) | {"log": log}
 
 
 def tensors(*results: Any) -> list[Tensor]:

@@ -22,7 +22,7 @@ MODULES = {
 }
 
 OF_TORCH = {"api", "autograd", "batching", "checks", "cpu", "derivatives", "dispatch", "modules", "ops"}
-OF_TORCH |= {"current", "known", "layouts", "modes", "operands", "planned", "routes", "schema", "signatures"}
+OF_TORCH |= {"current", "known", "layouts", "modes", "operands", "planned", "routes", "schema", "keywords"}
 OF_TORCH |= {"transforms"}
 OF_CUDA = {"driver", "launcher", "serving"}
 TORCH_FREE = sorted(name for name in MODULES if not (OF_TORCH | OF_CUDA) & set(name.split(".")))
