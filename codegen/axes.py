@@ -74,7 +74,7 @@ class Plan(Enum):
     TILE = "tile", Section((("tile.rows_per_cta", "i"), ("tile.pitch", "i"), ("tile.flat", "i")))
     WARP = "warp", Section(())
     BLOCK = "block", Section(())
-    CLUSTER = "cluster", Section((("cluster.columns", "i"),))
+    CLUSTER = "cluster", Section((("cluster.columns", "i"), ("cluster.shift", "i")))
     STREAM = "stream", Section(()), 2
     SPLIT = "split", Section((("workspace.address", "P"), ("split.segments", "i"), ("split.pass", "i"))), 2
 

@@ -73,7 +73,7 @@ def template_of(spec: Spec) -> str:
 def render(spec: Spec, templates: Path = TEMPLATES) -> str:
     """The CUDA C++ source of one kernel."""
     features = [*spec.features, spec.epilogue] if spec.epilogue else [*spec.features]
-    headers = {f"{spec.direction.struct.lower()}.cuh", *(feature.header for feature in features)}
+    headers = {"launch.cuh", f"{spec.direction.struct.lower()}.cuh", *(feature.header for feature in features)}
     headers |= {*_PLAN_HEADERS.get(spec.plan, ())}
     if any("Optional<" in feature.type for feature in features):
         headers.add("optional.cuh")
@@ -85,6 +85,7 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             template=template_of(spec),
             formula=_formula(spec),
             headers=sorted(headers),
+            threads="MaxThreads" if spec.by_warp else "Threads",
             cta=_cta(spec),
             ctas=ctas_per_sm(spec),
             lane_holds="lane holds" if spec.lanes == 1 else "lanes hold",
@@ -95,11 +96,10 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             pointers=_pointers(spec),
             operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
             numeric=spec.numeric,
-            keep=", epilogue.keeps_exponents()" if spec.epilogue else "",
             features=[_named(spec, feature) for feature in spec.features],
             epilogue=_named(spec, spec.epilogue) if spec.epilogue else None,
+            ending=_ending(spec),
             visible=_named(spec, spec.features[0]) if spec.features else None,
-            score_arguments=", ".join([_scale(spec), *(feature.name for feature in spec.features)]),
             fragment_shape=_fragment_shape(spec),
             traffic=_traffic(spec),
         )
@@ -110,8 +110,14 @@ def _named(spec: Spec, feature: Feature) -> dict[str, str]:
     return {"name": feature.name, "type": spec.feature_type(feature)}
 
 
-def _scale(spec: Spec) -> str:
-    return "epilogue.scale(p.operands.scale)" if spec.epilogue else "p.operands.scale"
+def _ending(spec: Spec) -> str:
+    """The declaration of what finishes a row once its reduction is known."""
+    forward = spec.direction is Direction.FORWARD
+    if spec.epilogue is None:
+        plain = f"NoEpilogue<{spec.numeric}> const epilogue{{}};"
+        return plain if forward else "SoftmaxGradient<Element> const gradient{p.operands.scale};"
+    arguments = "p.epilogue, rows, index" if forward else "p.gradient, p.operands.scale, rows, index"
+    return f"{spec.feature_type(spec.epilogue)} const {spec.epilogue.name}({arguments});"
 
 
 def _has_partials(spec: Spec) -> bool:
@@ -154,9 +160,8 @@ def _row_options(spec: Spec) -> str:
 
 def _cta(spec: Spec) -> str:
     """C++ expression for the number of the group of rows that a CTA (or cluster) works on."""
-    cluster = spec.plan is Plan.CLUSTER
-    number = "cute::cluster_id_in_grid().x" if cluster else "blockIdx.x"
-    count = "cute::cluster_grid_dims().x" if cluster else "gridDim.x"
+    of_clusters = " >> p.cluster.shift" if spec.plan is Plan.CLUSTER else ""
+    number, count = f"blockIdx.x{of_clusters}", f"gridDim.x{of_clusters}"
     return f"from_either_end({number}, {count})" if spec.mask.causal else number
 
 

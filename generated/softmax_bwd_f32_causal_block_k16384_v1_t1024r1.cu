@@ -11,14 +11,16 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
+#include <softmax/launch.cuh>
 
 namespace softmax::softmax_bwd_f32_causal_block_k16384_v1_t1024r1 {
 
 using Element     = float;
 using Accumulator = float;
 
-constexpr int Threads = 1024;
-constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
+constexpr int MaxThreads = 1024;  // a launch has as many warps as the row needs
+constexpr int MaxWarps   = MaxThreads / 32;
+constexpr int Lanes      = 32;  // of a warp
 
 using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
@@ -32,10 +34,10 @@ static_assert(sizeof(Params) == 152, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/1, /*sm_80=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
 
-extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
+extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_bwd_f32_causal_block_k16384_v1_t1024r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Threads / 32];
+  __shared__ Partial sPartials[MaxWarps];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -54,9 +56,10 @@ softmax_bwd_f32_causal_block_k16384_v1_t1024r1(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*4+1)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const lane  = dot_of(row, rDy, rY, end, gradient);
-  Partial const whole = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
-  store_gradient(row, dx, end, k, rDy, rY, gradient, whole.sum);
+  Partial const mine       = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole      = over_warps<MaxWarps>(mine.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
+  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
+  store_gradient(row, dx, end, k, rDy, rY, gradient, closed);
 }
 
 }  // namespace softmax::softmax_bwd_f32_causal_block_k16384_v1_t1024r1

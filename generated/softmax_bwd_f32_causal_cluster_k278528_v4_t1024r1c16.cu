@@ -12,6 +12,7 @@
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
 #include <softmax/cluster.cuh>
+#include <softmax/launch.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f32_causal_cluster_k278528_v4_t1024r1c16 {
@@ -19,8 +20,9 @@ namespace softmax::softmax_bwd_f32_causal_cluster_k278528_v4_t1024r1c16 {
 using Element     = float;
 using Accumulator = float;
 
-constexpr int Threads = 1024;
-constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
+constexpr int MaxThreads = 1024;  // a launch has as many warps as the row needs
+constexpr int MaxWarps   = MaxThreads / 32;
+constexpr int Lanes      = 32;  // of a warp
 
 using Row     = AlignedRow</*Vec=*/4, Lanes, /*Chunks=*/5, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
@@ -35,14 +37,14 @@ static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/1, /*sm_80=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
 
-extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
+extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_bwd_f32_causal_cluster_k278528_v4_t1024r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Inbox<Partial, /*MaxWarps=*/Threads / 32, /*MaxCtas=*/16> sInbox;
+  __shared__ Inbox<Partial, MaxWarps, /*MaxCtas=*/16> sInbox;
   open(sInbox);
 
   Rows const& rows = p.operands.rows;
-  RowIndex const index(rows, from_either_end(cute::cluster_id_in_grid().x, cute::cluster_grid_dims().x));
+  RowIndex const index(rows, from_either_end(blockIdx.x >> p.cluster.shift, gridDim.x >> p.cluster.shift));
 
   Element const* const dy = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
@@ -59,9 +61,10 @@ softmax_bwd_f32_causal_cluster_k278528_v4_t1024r1c16(Params const __grid_constan
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
   await_cluster();
 
-  Partial const lane  = dot_of(row, rDy, rY, end, gradient);
-  Partial const whole = over_cluster(lane.over_lanes<32>(), sInbox);
-  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
+  Partial const mine       = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole      = over_cluster(mine.over_lanes<32>(), sInbox);
+  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
+  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
 }
 
 }  // namespace softmax::softmax_bwd_f32_causal_cluster_k278528_v4_t1024r1c16

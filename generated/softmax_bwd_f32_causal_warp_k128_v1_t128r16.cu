@@ -10,6 +10,7 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
+#include <softmax/launch.cuh>
 
 namespace softmax::softmax_bwd_f32_causal_warp_k128_v1_t128r16 {
 
@@ -55,8 +56,9 @@ softmax_bwd_f32_causal_warp_k128_v1_t128r16(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*4+1)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Accumulator const dot = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
-  store_gradient(row, dx, end, k, rDy, rY, gradient, dot);
+  Accumulator const dot    = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
+  Accumulator const closed = gradient.close(dot, /*writes=*/has_row && lane == 0);
+  store_gradient(row, dx, end, k, rDy, rY, gradient, closed);
 }
 
 }  // namespace softmax::softmax_bwd_f32_causal_warp_k128_v1_t128r16

@@ -12,6 +12,7 @@
 
 #include <softmax/backward.cuh>
 #include <softmax/causal.cuh>
+#include <softmax/launch.cuh>
 #include <softmax/tile.cuh>
 
 namespace softmax::softmax_bwd_f64_causal_tile_k8_v2_t256r128 {

@@ -12,14 +12,16 @@
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
 #include <softmax/epilogue_gradient.cuh>
+#include <softmax/launch.cuh>
 
 namespace softmax::softmax_bwd_f64_general_block_k2048_v1_t512r1 {
 
 using Element     = double;
 using Accumulator = double;
 
-constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
+constexpr int MaxThreads = 512;  // a launch has as many warps as the row needs
+constexpr int MaxWarps   = MaxThreads / 32;
+constexpr int Lanes      = 32;  // of a warp
 
 using Row     = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = Dot<Accumulator>;
@@ -34,10 +36,10 @@ static_assert(sizeof(Params) == 328, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
-extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
+extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_bwd_f64_general_block_k2048_v1_t512r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Threads / 32];
+  __shared__ Partial sPartials[MaxWarps];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -56,10 +58,10 @@ softmax_bwd_f64_general_block_k2048_v1_t512r1(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (1*4)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const lane  = dot_of(row, rDy, rY, end, gradient);
-  Partial const whole = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
-  Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
-  store_gradient(row, dx, end, k, rDy, rY, gradient, d);
+  Partial const mine       = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole      = over_warps<MaxWarps>(mine.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
+  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
+  store_gradient(row, dx, end, k, rDy, rY, gradient, closed);
 }
 
 }  // namespace softmax::softmax_bwd_f64_general_block_k2048_v1_t512r1

@@ -12,6 +12,7 @@
 #include <softmax/backward.cuh>
 #include <softmax/band.cuh>
 #include <softmax/epilogue_gradient.cuh>
+#include <softmax/launch.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_bwd_f64_general_split_kany_v1_t256r1 {
@@ -41,10 +42,14 @@ softmax_bwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
 
+  // The second launch goes backwards: what was read last is the most likely to be in L2 still.
+  bool const combines = p.split.pass == 1;
+  uint32_t const cta  = combines ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+
   Rows const& rows   = p.operands.rows;
   int const segments = p.split.segments;
-  int const r        = blockIdx.x / segments;
-  int const segment  = blockIdx.x % segments;
+  int const r        = cta / segments;
+  int const segment  = cta % segments;
   RowIndex const index(rows, r);
 
   Element const* const dy = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
@@ -62,12 +67,11 @@ softmax_bwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
-  bool const combines      = p.split.pass == 1;
-  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments) : dot_of(row, rDy, rY, end, gradient);
-  Partial const whole      = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials);
+  Partial const mine       = combines ? over_segments<Threads>(gPartials, segments) : dot_of(row, rDy, rY, end, gradient);
+  Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
   if (combines) {
-    Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && segment == 0);
-    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, d);
+    Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && segment == 0);
+    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
   } else if (threadIdx.x == 0) {
     gPartials[segment] = whole;
   }

@@ -12,14 +12,16 @@
 #include <softmax/band.cuh>
 #include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
+#include <softmax/launch.cuh>
 
 namespace softmax::softmax_fwd_bf16_band_block_k16384_v1_t512r1 {
 
 using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
-constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
+constexpr int MaxThreads = 512;  // a launch has as many warps as the row needs
+constexpr int MaxWarps   = MaxThreads / 32;
+constexpr int Lanes      = 32;  // of a warp
 
 using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
@@ -34,10 +36,10 @@ static_assert(sizeof(Params) == 272, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
-extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
+extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_fwd_bf16_band_block_k16384_v1_t512r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Threads / 32];
+  __shared__ Partial sPartials[MaxWarps];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -60,9 +62,9 @@ softmax_fwd_bf16_band_block_k16384_v1_t512r1(Params const __grid_constant__ p)
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
   warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
 
-  Partial const all = over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32);
-  auto const whole  = epilogue.close(all, /*writes=*/threadIdx.x == 0);
-  store_outcome(row, y, end, k, rZ, epilogue.outcome(warp.max, whole));
+  Partial const whole = over_warps<MaxWarps>(warp, sPartials, /*warps=*/blockDim.x / 32);
+  auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0);
+  store_outcome(row, y, end, k, rZ, epilogue.outcome(warp.max, closed));
 }
 
 }  // namespace softmax::softmax_fwd_bf16_band_block_k16384_v1_t512r1

@@ -13,6 +13,7 @@
 #include <softmax/cluster.cuh>
 #include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
+#include <softmax/launch.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_fwd_bf16_band_cluster_k278528_v1_t544r1c16 {
@@ -20,8 +21,9 @@ namespace softmax::softmax_fwd_bf16_band_cluster_k278528_v1_t544r1c16 {
 using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
-constexpr int Threads = 544;
-constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
+constexpr int MaxThreads = 544;  // a launch has as many warps as the row needs
+constexpr int MaxWarps   = MaxThreads / 32;
+constexpr int Lanes      = 32;  // of a warp
 
 using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
@@ -37,14 +39,14 @@ static_assert(sizeof(Params) == 280, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
-extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
+extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_fwd_bf16_band_cluster_k278528_v1_t544r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Inbox<Partial, /*MaxWarps=*/Threads / 32, /*MaxCtas=*/16> sInbox;
+  __shared__ Inbox<Partial, MaxWarps, /*MaxCtas=*/16> sInbox;
   open(sInbox);
 
   Rows const& rows = p.operands.rows;
-  RowIndex const index(rows, from_either_end(cute::cluster_id_in_grid().x, cute::cluster_grid_dims().x));
+  RowIndex const index(rows, from_either_end(blockIdx.x >> p.cluster.shift, gridDim.x >> p.cluster.shift));
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
@@ -65,9 +67,9 @@ softmax_fwd_bf16_band_cluster_k278528_v1_t544r1c16(Params const __grid_constant_
   warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
 
   await_cluster();
-  bool const writes = threadIdx.x == 0 && __clusterRelativeBlockRank() == 0;
-  auto const whole  = epilogue.close(over_cluster(warp, sInbox), writes);
-  store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(warp.max, whole));
+  Partial const whole = over_cluster(warp, sInbox);
+  auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
+  store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(warp.max, closed));
 }
 
 }  // namespace softmax::softmax_fwd_bf16_band_cluster_k278528_v1_t544r1c16

@@ -9,6 +9,7 @@
 // Work per element: two exponentials.
 
 #include <softmax/forward.cuh>
+#include <softmax/launch.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_fwd_bf16_none_split_kany_v1_t256r1 {
@@ -36,17 +37,22 @@ softmax_fwd_bf16_none_split_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
 
+  // The second launch goes backwards: what was read last is the most likely to be in L2 still.
+  bool const combines = p.split.pass == 1;
+  uint32_t const cta  = combines ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+
   Rows const& rows   = p.operands.rows;
   int const segments = p.split.segments;
-  int const r        = blockIdx.x / segments;
-  int const segment  = blockIdx.x % segments;
+  int const r        = cta / segments;
+  int const segment  = cta % segments;
   RowIndex const index(rows, r);
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
+  NoEpilogue<Numeric<Element>> const epilogue{};
   Piece const piece = piece_of_row<Row>(y, rows.k, segment, /*columns=*/4096);
-  auto const scores = make_scores<Element>(p.operands.scale).from(piece.begin);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale)).from(piece.begin);
   int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
@@ -54,13 +60,13 @@ softmax_fwd_bf16_none_split_kany_v1_t256r1(Params const __grid_constant__ p)
   scores.load(row, x + piece.begin, end, rZ);
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
-  bool const combines      = p.split.pass == 1;
-  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments)
+  Partial const mine       = combines ? over_segments<Threads>(gPartials, segments)
                                       : max_sum_of<Numeric<Element>>(row, rZ, end);
-  Partial const whole      = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials);
+  Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
   if (combines) {
-    exponentiate<Numeric<Element>>(row, rZ, end, whole.max);
-    store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser<Numeric<Element>>(whole.sum));
+    auto const closed = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && segment == 0);
+    exponentiate<Numeric<Element>>(row, rZ, end, closed.max, epilogue.keeps_exponents());
+    store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(closed));
   } else if (threadIdx.x == 0) {
     gPartials[segment] = whole;
   }

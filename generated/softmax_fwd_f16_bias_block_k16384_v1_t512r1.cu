@@ -10,14 +10,16 @@
 
 #include <softmax/bias.cuh>
 #include <softmax/forward.cuh>
+#include <softmax/launch.cuh>
 
 namespace softmax::softmax_fwd_f16_bias_block_k16384_v1_t512r1 {
 
 using Element     = cutlass::half_t;
 using Accumulator = float;
 
-constexpr int Threads = 512;
-constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
+constexpr int MaxThreads = 512;  // a launch has as many warps as the row needs
+constexpr int MaxWarps   = MaxThreads / 32;
+constexpr int Lanes      = 32;  // of a warp
 
 using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
@@ -31,10 +33,10 @@ static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
-extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
+extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_fwd_f16_bias_block_k16384_v1_t512r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Threads / 32];
+  __shared__ Partial sPartials[MaxWarps];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -43,8 +45,9 @@ softmax_fwd_f16_bias_block_k16384_v1_t512r1(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
+  NoEpilogue<NumericOfSums<Element>> const epilogue{};
   Bias<cutlass::half_t, cutlass::half_t> const bias(p.bias, rows, index);
-  auto const scores = make_scores<Element>(p.operands.scale, bias);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), bias);
   int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
@@ -54,10 +57,11 @@ softmax_fwd_f16_bias_block_k16384_v1_t512r1(Params const __grid_constant__ p)
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max));
+  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
 
-  Partial const whole = over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32);
-  store_scaled(row, y, end, k, rZ, normaliser(warp.max, whole));
+  Partial const whole = over_warps<MaxWarps>(warp, sPartials, /*warps=*/blockDim.x / 32);
+  auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0);
+  store_outcome(row, y, end, k, rZ, epilogue.outcome(warp.max, closed));
 }
 
 }  // namespace softmax::softmax_fwd_f16_bias_block_k16384_v1_t512r1

@@ -12,6 +12,7 @@
 #include <softmax/causal.cuh>
 #include <softmax/cluster.cuh>
 #include <softmax/forward.cuh>
+#include <softmax/launch.cuh>
 #include <softmax/pieces.cuh>
 
 namespace softmax::softmax_fwd_f16_causal_cluster_k278528_v8_t544r1c16 {
@@ -19,8 +20,9 @@ namespace softmax::softmax_fwd_f16_causal_cluster_k278528_v8_t544r1c16 {
 using Element     = cutlass::half_t;
 using Accumulator = float;
 
-constexpr int Threads = 544;
-constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
+constexpr int MaxThreads = 544;  // a launch has as many warps as the row needs
+constexpr int MaxWarps   = MaxThreads / 32;
+constexpr int Lanes      = 32;  // of a warp
 
 using Row     = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
@@ -35,21 +37,22 @@ static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
-extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
+extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_fwd_f16_causal_cluster_k278528_v8_t544r1c16(Params const __grid_constant__ p)
 {
-  __shared__ Inbox<Partial, /*MaxWarps=*/Threads / 32, /*MaxCtas=*/16> sInbox;
+  __shared__ Inbox<Partial, MaxWarps, /*MaxCtas=*/16> sInbox;
   open(sInbox);
 
   Rows const& rows = p.operands.rows;
-  RowIndex const index(rows, from_either_end(cute::cluster_id_in_grid().x, cute::cluster_grid_dims().x));
+  RowIndex const index(rows, from_either_end(blockIdx.x >> p.cluster.shift, gridDim.x >> p.cluster.shift));
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
+  NoEpilogue<Numeric<Element>> const epilogue{};
   Causal const causal(p.causal, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
-  auto const scores = make_scores<Element>(p.operands.scale, causal).from(piece.begin);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), causal).from(piece.begin);
   int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
@@ -59,11 +62,12 @@ softmax_fwd_f16_causal_cluster_k278528_v8_t544r1c16(Params const __grid_constant
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
+  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
 
   await_cluster();
   Partial const whole = over_cluster(warp, sInbox);
-  store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser(warp.max, whole));
+  auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
+  store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(warp.max, closed));
 }
 
 }  // namespace softmax::softmax_fwd_f16_causal_cluster_k278528_v8_t544r1c16

@@ -14,6 +14,7 @@
 #include <softmax/bias.cuh>
 #include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
+#include <softmax/launch.cuh>
 #include <softmax/optional.cuh>
 #include <softmax/pieces.cuh>
 #include <softmax/softcap.cuh>
@@ -67,14 +68,15 @@ softmax_fwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   // to be in L2 still.
   int const pieces = (k + Columns - 1) / Columns;
   int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
-  int const hidden = first_piece<Row::Vec>(scores.begin(), reads, Columns);
+  int const first  = first_piece<Row::Vec>(scores.begin(), reads, Columns);
   Partial seen     = Partial::nothing();
-  Epilogue<NumericOfSums<Element>>::Closed whole;
+  decltype(epilogue)::Closed closed;
   CUTE_NO_UNROLL
-  for (int turn = hidden; turn < reads + pieces; ++turn) {
+  for (int turn = first; turn < reads + pieces; ++turn) {
     bool const writes = turn >= reads;
     if (turn == reads) {
-      whole = epilogue.close(over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials), /*writes=*/threadIdx.x == 0);
+      Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
+      closed              = epilogue.close(whole, /*writes=*/threadIdx.x == 0);
     }
     Piece const piece  = piece_of_row<Row>(y, k, writes ? reads + pieces - 1 - turn : turn, Columns);
     auto const current = scores.from(piece.begin);
@@ -84,8 +86,8 @@ softmax_fwd_f16_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*1+1)
     current.load(row, x + piece.begin, end, rZ);
     if (writes) {
-      exponentiate<NumericOfSums<Element>>(row, rZ, end, whole.max, epilogue.keeps_exponents());
-      store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(whole.max, whole));
+      exponentiate<NumericOfSums<Element>>(row, rZ, end, closed.max, epilogue.keeps_exponents());
+      store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(closed));
     } else {
       seen.add(max_sum_of<NumericOfSums<Element>>(row, rZ, end));
     }

@@ -14,6 +14,7 @@
 #include <softmax/bias.cuh>
 #include <softmax/epilogue.cuh>
 #include <softmax/forward.cuh>
+#include <softmax/launch.cuh>
 #include <softmax/optional.cuh>
 #include <softmax/pieces.cuh>
 #include <softmax/softcap.cuh>
@@ -49,10 +50,14 @@ softmax_fwd_f16tof32_general_split_kany_v1_t256r1(Params const __grid_constant__
 {
   __shared__ Partial sPartials[Threads / 32];
 
+  // The second launch goes backwards: what was read last is the most likely to be in L2 still.
+  bool const combines = p.split.pass == 1;
+  uint32_t const cta  = combines ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+
   Rows const& rows   = p.operands.rows;
   int const segments = p.split.segments;
-  int const r        = blockIdx.x / segments;
-  int const segment  = blockIdx.x % segments;
+  int const r        = cta / segments;
+  int const segment  = cta % segments;
   RowIndex const index(rows, r);
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
@@ -72,14 +77,13 @@ softmax_fwd_f16tof32_general_split_kany_v1_t256r1(Params const __grid_constant__
   scores.load(row, x + piece.begin, end, rZ);
 
   Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
-  bool const combines      = p.split.pass == 1;
-  Partial const lane       = combines ? over_segments<Threads>(gPartials, segments)
+  Partial const mine       = combines ? over_segments<Threads>(gPartials, segments)
                                       : max_sum_of<NumericOfSums<float>>(row, rZ, end);
-  Partial const whole      = over_warps<Threads / 32>(lane.over_lanes<32>(), sPartials);
+  Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
   if (combines) {
     auto const closed = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && segment == 0);
     exponentiate<NumericOfSums<float>>(row, rZ, end, closed.max, epilogue.keeps_exponents());
-    store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(closed.max, closed));
+    store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(closed));
   } else if (threadIdx.x == 0) {
     gPartials[segment] = whole;
   }

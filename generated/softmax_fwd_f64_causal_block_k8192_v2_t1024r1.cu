@@ -11,14 +11,16 @@
 
 #include <softmax/causal.cuh>
 #include <softmax/forward.cuh>
+#include <softmax/launch.cuh>
 
 namespace softmax::softmax_fwd_f64_causal_block_k8192_v2_t1024r1 {
 
 using Element     = double;
 using Accumulator = double;
 
-constexpr int Threads = 1024;
-constexpr int Lanes   = 32;  // of a warp; the launch chooses how many warps share a row
+constexpr int MaxThreads = 1024;  // a launch has as many warps as the row needs
+constexpr int MaxWarps   = MaxThreads / 32;
+constexpr int Lanes      = 32;  // of a warp
 
 using Row     = AlignedRow</*Vec=*/2, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
@@ -32,10 +34,10 @@ static_assert(sizeof(Params) == 128, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/1, /*sm_80=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
 
-extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
+extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_fwd_f64_causal_block_k8192_v2_t1024r1(Params const __grid_constant__ p)
 {
-  __shared__ Partial sPartials[Threads / 32];
+  __shared__ Partial sPartials[MaxWarps];
 
   Rows const& rows = p.operands.rows;
   int const k      = rows.k;
@@ -44,8 +46,9 @@ softmax_fwd_f64_causal_block_k8192_v2_t1024r1(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
+  NoEpilogue<Numeric<Element>> const epilogue{};
   Causal const causal(p.causal, rows, index);
-  auto const scores = make_scores<Element>(p.operands.scale, causal);
+  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), causal);
   int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
@@ -55,10 +58,11 @@ softmax_fwd_f64_causal_block_k8192_v2_t1024r1(Params const __grid_constant__ p)
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
+  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
 
-  Partial const whole = over_warps<Threads / 32>(warp, sPartials, /*warps=*/blockDim.x / 32);
-  store_scaled(row, y, end, k, rZ, normaliser(warp.max, whole));
+  Partial const whole = over_warps<MaxWarps>(warp, sPartials, /*warps=*/blockDim.x / 32);
+  auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0);
+  store_outcome(row, y, end, k, rZ, epilogue.outcome(warp.max, closed));
 }
 
 }  // namespace softmax::softmax_fwd_f64_causal_block_k8192_v2_t1024r1

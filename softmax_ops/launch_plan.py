@@ -27,10 +27,6 @@ SCALARS = ("scale", "mask.fill")
 WARP = 32
 """Threads of a warp."""
 
-MAX_CLUSTERED_CTAS = 2**24
-"""CTAs of a grid with clusters, at most: the machine code computes the number of a CTA's cluster in float32, which is
-exact as long as CTAs have numbers below this. Other grids may have nearly 2^31."""
-
 WORKSPACE = "workspace.address"
 """Field with the address of scratch memory (LaunchPlan.workspace_bytes) for the partial results of split rows."""
 
@@ -107,10 +103,9 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
         position = geometry.operands.index(broadcast)
         dimensions.sort(key=lambda dimension: dimension.strides[position] == 0)
     layout = catalog.layout(variant)
-    limit = MAX_ROWS if cluster == 1 else MAX_CLUSTERED_CTAS // cluster
     launches = [
         launch
-        for rows in launch_rows(tuple(dimensions), limit)
+        for rows in launch_rows(tuple(dimensions), MAX_ROWS // cluster)
         for launch in _launches(geometry, variant, cluster, layout, rows)
     ]
     shared = geometry.rows * _pieces(geometry, variant) if variant.passes > 1 else 0
@@ -207,6 +202,7 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
         "causal.query": _padded(dimension.query for dimension in inner_first),
         **({f"tile.{name}": (int(value),) for name, value in tile._asdict().items()} if tile else {}),
         "cluster.columns": (_part_of_cta(geometry, cluster),),
+        "cluster.shift": (cluster.bit_length() - 1,),
         "split.segments": (pieces,),
     }
     # Also where no feature is asked for: general kernels serve masked rows of f64.

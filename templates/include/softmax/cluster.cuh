@@ -14,6 +14,7 @@ namespace softmax {
 struct ClusterParams
 {
   int32_t columns;  // of a row for each CTA
+  int32_t shift;    // from the number of a CTA to that of its cluster, which has 2^shift CTAs
 };
 
 // Where the partials of all the cluster's CTAs arrive; every CTA has one.
@@ -49,7 +50,7 @@ CUTE_DEVICE Partial over_cluster(Partial warp, Inbox<Partial, MaxWarps, MaxCtas>
 
   int const ctas      = __clusterSizeInBlocks();
   uint32_t const full = cute::cast_smem_ptr_to_uint(&sInbox.full);
-  Partial const cta   = over_warps<(MaxWarps > 16 ? 32 : 16)>(warp, sInbox.of_warps, int(blockDim.x / 32));
+  Partial const cta   = over_warps<MaxWarps>(warp, sInbox.of_warps, int(blockDim.x / 32));
 
   if (threadIdx.x < ctas) {
     uint32_t const slot  = cute::cast_smem_ptr_to_uint(&sInbox.of_ctas[__clusterRelativeBlockRank()]);

@@ -41,7 +41,7 @@ CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) 
   typename Numeric::Exp const exp(max);
   Accumulator sum = 0;
   if constexpr (Numeric::LongExp) {
-    static_assert(Row::Vec < 4, "every vector is visited");
+    static_assert(!kSkipsVectors<Row::Vec>, "every vector is visited");
     constexpr int Size = decltype(cute::size(rZ))::value;
     CUTE_NO_UNROLL
     for (int i = 0; i < Size; ++i) {
@@ -119,11 +119,20 @@ CUTE_DEVICE void store_outcome(
   });
 }
 
-template <class Row, class Output, class ScoreTensor, class Accumulator>
-CUTE_DEVICE void store_scaled(
-    Row const& row, Output* y, int end, int k, ScoreTensor& rE /* (V*C+E) */, Accumulator factor)
+// How a row ends where only its probabilities are asked for. Epilogue knows the other ways.
+template <class Numeric>
+struct NoEpilogue
 {
-  store_outcome(row, y, end, k, rE, Probabilities<Accumulator>{factor});
-}
+  using Accumulator = typename Numeric::Accumulator;
+  using Closed      = MaxSum<Numeric>;
+
+  CUTE_DEVICE static Accumulator scale(Accumulator scale) { return scale; }
+  CUTE_DEVICE static cute::false_type keeps_exponents() { return {}; }
+  CUTE_DEVICE static Closed close(MaxSum<Numeric> whole, bool /*writes*/) { return whole; }
+
+  CUTE_DEVICE static Probabilities<Accumulator> outcome(Accumulator max, Closed row) { return {normaliser(max, row)}; }
+  CUTE_DEVICE static Probabilities<Accumulator> outcome(MaxSum<Numeric> /*whole*/, Closed row) { return outcome(row); }
+  CUTE_DEVICE static Probabilities<Accumulator> outcome(Closed row) { return {normaliser<Numeric>(row.sum)}; }
+};
 
 }  // namespace softmax

@@ -48,10 +48,10 @@ struct SplitParams
 template <int Threads, class Partial>
 CUTE_DEVICE Partial over_segments(Partial const* gPartials /* (segments) */, int segments)
 {
-  Partial lane = Partial::nothing();
+  Partial mine = Partial::nothing();
   CUTE_NO_UNROLL
-  for (int i = threadIdx.x; i < segments; i += Threads) { lane.add(gPartials[i]); }
-  return lane;
+  for (int i = threadIdx.x; i < segments; i += Threads) { mine.add(gPartials[i]); }
+  return mine;
 }
 
 }  // namespace softmax

@@ -2,13 +2,14 @@
 
 #include <cute/numeric/numeric_types.hpp>
 
-// Every line of inline PTX in the project.
+// The project's inline PTX. A cluster's barrier and the addresses of its CTAs' shared memory come from CuTe.
 
 namespace softmax::ptx {
 
 // The word at an address of global memory where it is wanted; elsewhere `value` stays. A predicate in place of a branch: around
 // branches ptxas moves a load behind the use of the one before it, and their latencies add up. Without a "memory" clobber, so
-// that loads may be reordered: a result may overwrite what was loaded, as every store of a row depends on all of its loads.
+// that loads may be reordered. A result may overwrite what was loaded: the thread that stores to an address is the one that
+// loaded it, so program order holds.
 CUTE_DEVICE void load_if(bool wanted, uint4 const* address, uint4& value)
 {
   asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
@@ -50,7 +51,8 @@ CUTE_DEVICE void load_if(bool wanted, Word const* address, Word& value)
 }
 
 // An mbarrier of one phase, which completes when `bytes` have come by store_async. Other threads may use it after a cluster
-// barrier at which this thread arrives after this call. Addresses are those of shared memory.
+// barrier at which this thread arrives after this call. Bytes may be counted (complete_tx) before they are expected
+// (expect_tx): the arrival that is pending until then keeps the phase open. Addresses are those of shared memory.
 CUTE_DEVICE void expect_bytes(uint32_t mbarrier, uint32_t bytes)
 {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\t"

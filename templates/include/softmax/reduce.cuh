@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cute/numeric/integral_constant.hpp>
+#include <cute/numeric/math.hpp>
 
 #include <softmax/numeric.cuh>
 
@@ -83,10 +84,11 @@ struct Dot
 template <int Most, class Partial, class Count>
 CUTE_DEVICE Partial over_partials(Partial const* sPartials /* (count) */, Count count)
 {
-  static_assert(1 < Most && Most <= 32 && (Most & (Most - 1)) == 0, "a group of lanes holds one partial each");
-  int const i        = threadIdx.x % Most;
+  constexpr int Lanes = cute::bit_ceil(uint32_t(Most));
+  static_assert(1 < Lanes && Lanes <= 32, "a group of lanes holds one partial each");
+  int const i        = threadIdx.x % Lanes;
   Partial const each = i < int(count) ? sPartials[i] : Partial::nothing();
-  return each.template over_lanes<Most>();
+  return each.template over_lanes<Lanes>();
 }
 
 // One partial per warp, already the same in all its lanes, becomes that of the whole CTA, in every thread, with one barrier.

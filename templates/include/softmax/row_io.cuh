@@ -219,6 +219,10 @@ struct Share
   {}
 };
 
+// Whether vectors beyond the end of a row may be skipped. Around fewer elements a branch costs more than it saves.
+template <int Vec>
+constexpr bool kSkipsVectors = Vec >= 4;
+
 // A kind of row is a class with
 //   Vec, Lanes, Chunks, Edges                      how many columns a lane holds, and how
 //   head_of(output)                                how many columns precede the row's first vector
@@ -254,7 +258,7 @@ struct AlignedRow
   // Where one warp holds the row, lengths grow by two from kernel to kernel: a branch would cost more than it saves.
   CUTE_DEVICE bool reaches(int c, int end) const
   {
-    constexpr bool Always = Vec < 4 || (Lanes <= 32 && !ByWarp);
+    constexpr bool Always = !kSkipsVectors<Vec> || (Lanes <= 32 && !ByWarp);
     return Always || c == 0 || Vec * (share.begin + Lanes * c) < end;
   }
 
@@ -305,7 +309,7 @@ struct UnalignedRow
     return (Vec - phase) % Vec;
   }
 
-  CUTE_DEVICE bool reaches(int c, int end) const { return Vec < 4 || c == 0 || Vec * (share.begin + Lanes * c) < end; }
+  CUTE_DEVICE bool reaches(int c, int end) const { return !kSkipsVectors<Vec> || c == 0 || Vec * (share.begin + Lanes * c) < end; }
   CUTE_DEVICE static bool reaches(int /*c*/, EveryColumn) { return true; }
 
   template <class Element>

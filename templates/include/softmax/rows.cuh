@@ -11,16 +11,6 @@ namespace softmax {
 
 constexpr int kMaxRank = 4;
 
-// Minimum CTAs per SM for __launch_bounds__, each from its architecture on.
-constexpr int ctas_per_sm(int sm_70, int sm_80, int sm_90, int sm_100, int sm_120)
-{
-  return __CUDA_ARCH__ >= 1200   ? sm_120
-         : __CUDA_ARCH__ >= 1000 ? sm_100
-         : __CUDA_ARCH__ >= 900  ? sm_90
-         : __CUDA_ARCH__ >= 800  ? sm_80
-                                 : sm_70;
-}
-
 // n / divisor for 0 <= n < 2^31, by the high word of a product and a shift.
 //   shift = ceil(log2(divisor)), multiplier = ceil(2^(31 + shift) / divisor):  n / divisor = 2 n multiplier / 2^(32 + shift)
 // The error is below n / 2^(31 + shift) < 1 / divisor, so the quotient is exact.
@@ -84,9 +74,5 @@ struct RowValue
   CUTE_DEVICE bool present() const { return address != nullptr; }
   CUTE_DEVICE Value& at(Rows const& rows, RowIndex const& row) const { return address[row.offset(strides, rows.rank)]; }
 };
-
-// Which of n groups of rows a CTA (or cluster) works on. Later causal rows are longer: even CTAs take groups from the start of
-// the launch, odd ones from its end, so that each pair of neighbours reads about the same amount.
-CUTE_DEVICE int from_either_end(int cta, int n) { return cta % 2 == 0 ? cta / 2 : n - 1 - cta / 2; }
 
 }  // namespace softmax

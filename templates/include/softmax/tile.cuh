@@ -56,7 +56,7 @@ struct TileRow
   template <class End>
   CUTE_DEVICE bool reaches(int c, End /*end*/) const
   {
-    return Vec < 4 || LongestHead + Vec * (Lanes * c + 1) <= k;
+    return !kSkipsVectors<Vec> || LongestHead + Vec * (Lanes * c + 1) <= k;
   }
 
   template <class Element>
