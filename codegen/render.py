@@ -98,7 +98,9 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             numeric=spec.numeric,
             features=[_named(spec, feature) for feature in spec.features],
             epilogue=_named(spec, spec.epilogue) if spec.epilogue else None,
-            ending=_ending(spec),
+            keep=", epilogue.keeps_exponents()" if spec.epilogue else "",
+            score_arguments=", ".join([_scale(spec), *(feature.name for feature in spec.features)]),
+            gradient=_gradient(spec),
             visible=_named(spec, spec.features[0]) if spec.features else None,
             fragment_shape=_fragment_shape(spec),
             traffic=_traffic(spec),
@@ -110,14 +112,15 @@ def _named(spec: Spec, feature: Feature) -> dict[str, str]:
     return {"name": feature.name, "type": spec.feature_type(feature)}
 
 
-def _ending(spec: Spec) -> str:
-    """The declaration of what finishes a row once its reduction is known."""
-    forward = spec.direction is Direction.FORWARD
+def _scale(spec: Spec) -> str:
+    return "epilogue.scale(p.operands.scale)" if spec.epilogue else "p.operands.scale"
+
+
+def _gradient(spec: Spec) -> str:
+    """The declaration of what computes the gradient of each element."""
     if spec.epilogue is None:
-        plain = f"NoEpilogue<{spec.numeric}> const epilogue{{}};"
-        return plain if forward else "SoftmaxGradient<Element> const gradient{p.operands.scale};"
-    arguments = "p.epilogue, rows, index" if forward else "p.gradient, p.operands.scale, rows, index"
-    return f"{spec.feature_type(spec.epilogue)} const {spec.epilogue.name}({arguments});"
+        return "SoftmaxGradient<Element> const gradient{p.operands.scale};"
+    return f"{spec.feature_type(spec.epilogue)} const gradient(p.gradient, p.operands.scale, rows, index);"
 
 
 def _has_partials(spec: Spec) -> bool:

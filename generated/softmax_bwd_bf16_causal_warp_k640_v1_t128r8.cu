@@ -57,8 +57,7 @@ softmax_bwd_bf16_causal_warp_k640_v1_t128r8(Params const __grid_constant__ p)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
   Accumulator const dot    = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
-  Accumulator const closed = gradient.close(dot, /*writes=*/has_row && lane == 0);
-  store_gradient(row, dx, end, k, rDy, rY, gradient, closed);
+  store_gradient(row, dx, end, k, rDy, rY, gradient, dot);
 }
 
 }  // namespace softmax::softmax_bwd_bf16_causal_warp_k640_v1_t128r8

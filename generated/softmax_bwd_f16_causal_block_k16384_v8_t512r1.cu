@@ -58,8 +58,7 @@ softmax_bwd_f16_causal_block_k16384_v8_t512r1(Params const __grid_constant__ p)
 
   Partial const mine       = dot_of(row, rDy, rY, end, gradient);
   Partial const whole      = over_warps<MaxWarps>(mine.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
-  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
-  store_gradient(row, dx, end, k, rDy, rY, gradient, closed);
+  store_gradient(row, dx, end, k, rDy, rY, gradient, whole.sum);
 }
 
 }  // namespace softmax::softmax_bwd_f16_causal_block_k16384_v8_t512r1

@@ -68,8 +68,7 @@ softmax_bwd_f32_causal_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Partial const mine       = combines ? over_segments<Threads>(gPartials, segments) : dot_of(row, rDy, rY, end, gradient);
   Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
   if (combines) {
-    Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && segment == 0);
-    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
+    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
   } else if (threadIdx.x == 0) {
     gPartials[segment] = whole;
   }

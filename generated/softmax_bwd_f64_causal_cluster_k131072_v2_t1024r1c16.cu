@@ -63,8 +63,7 @@ softmax_bwd_f64_causal_cluster_k131072_v2_t1024r1c16(Params const __grid_constan
 
   Partial const mine       = dot_of(row, rDy, rY, end, gradient);
   Partial const whole      = over_cluster(mine.over_lanes<32>(), sInbox);
-  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
-  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
+  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
 }
 
 }  // namespace softmax::softmax_bwd_f64_causal_cluster_k131072_v2_t1024r1c16

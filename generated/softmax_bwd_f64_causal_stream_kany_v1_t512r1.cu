@@ -66,7 +66,6 @@ softmax_bwd_f64_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
     seen.add(dot_of(row, rDy, rY, end, gradient));
   }
   Partial const whole      = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
-  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
 
   // Backwards: what was read last is the most likely to be in L2 still.
   CUTE_NO_UNROLL
@@ -79,7 +78,7 @@ softmax_bwd_f64_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
     cute::Tensor rDy = make_row_fragment<Row, Element>();  // (2*1+1)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (2*1+1)
     load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
-    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
+    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
   }
 }
 

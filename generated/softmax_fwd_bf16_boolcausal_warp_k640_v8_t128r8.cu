@@ -49,22 +49,18 @@ softmax_fwd_bf16_boolcausal_warp_k640_v8_t128r8(Params const __grid_constant__ p
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  NoEpilogue<Numeric<Element>> const epilogue{};
   Causal const causal(p.causal, rows, index);
   TensorMask<uint8_t, float> const mask(p.mask, rows, index);
-  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), causal, mask);
+  auto const scores = make_scores<Element>(p.operands.scale, causal, mask);
   int const end     = scores.end(k);
 
   Row const row(lane, y, k);
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*5)
   scores.load(row, x, end, rZ);
 
-  MaxSum<Numeric<Element>> whole;
-  whole.max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-  whole.sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, whole.max, epilogue.keeps_exponents()));
-
-  auto const closed = epilogue.close(whole, /*writes=*/has_row && lane == 0);
-  store_outcome(row, y, end, k, rZ, epilogue.outcome(whole, closed));
+  Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max));
+  store_scaled(row, y, end, k, rZ, normaliser<Numeric<Element>>(sum));
 }
 
 }  // namespace softmax::softmax_fwd_bf16_boolcausal_warp_k640_v8_t128r8

@@ -70,7 +70,7 @@ softmax_fwd_bf16tof32_general_stream_kany_v1_t256r1(Params const __grid_constant
   int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
   int const first  = first_piece<Row::Vec>(scores.begin(), reads, Columns);
   Partial seen     = Partial::nothing();
-  decltype(epilogue)::Closed closed;
+  Epilogue<NumericOfSums<float>>::Closed closed;
   CUTE_NO_UNROLL
   for (int turn = first; turn < reads + pieces; ++turn) {
     bool const writes = turn >= reads;

@@ -45,9 +45,8 @@ softmax_fwd_f16_bias_block_k16384_v1_t512r1(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  NoEpilogue<NumericOfSums<Element>> const epilogue{};
   Bias<cutlass::half_t, cutlass::half_t> const bias(p.bias, rows, index);
-  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), bias);
+  auto const scores = make_scores<Element>(p.operands.scale, bias);
   int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
@@ -57,11 +56,10 @@ softmax_fwd_f16_bias_block_k16384_v1_t512r1(Params const __grid_constant__ p)
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
+  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max));
 
   Partial const whole = over_warps<MaxWarps>(warp, sPartials, /*warps=*/blockDim.x / 32);
-  auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0);
-  store_outcome(row, y, end, k, rZ, epilogue.outcome(warp.max, closed));
+  store_scaled(row, y, end, k, rZ, normaliser(warp.max, whole));
 }
 
 }  // namespace softmax::softmax_fwd_f16_bias_block_k16384_v1_t512r1

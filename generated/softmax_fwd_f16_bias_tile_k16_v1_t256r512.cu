@@ -69,7 +69,7 @@ softmax_fwd_f16_bias_tile_k16_v1_t256r512(Params const __grid_constant__ p)
 
     Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end), members);
     Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, max), members);
-    store_outcome(row, sRow, end, k, rZ, Probabilities<Accumulator>{normaliser<NumericOfSums<Element>>(sum)});
+    store_scaled(row, sRow, end, k, rZ, normaliser<NumericOfSums<Element>>(sum));
   }
   __syncthreads();
   tile.store(sTile);

@@ -45,21 +45,17 @@ softmax_fwd_f16_bias_warp_k64_v1_t128r32(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  NoEpilogue<NumericOfSums<Element>> const epilogue{};
   Bias<cutlass::half_t, cutlass::half_t> const bias(p.bias, rows, index);
-  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), bias);
+  auto const scores = make_scores<Element>(p.operands.scale, bias);
   int const end     = scores.end(k);
 
   Row const row(lane, y, k);
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2+4)
   scores.load(row, x, end, rZ);
 
-  MaxSum<NumericOfSums<Element>> whole;
-  whole.max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-  whole.sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, whole.max, epilogue.keeps_exponents()));
-
-  auto const closed = epilogue.close(whole, /*writes=*/has_row && lane == 0);
-  store_outcome(row, y, end, k, rZ, epilogue.outcome(whole, closed));
+  Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, max));
+  store_scaled(row, y, end, k, rZ, normaliser<NumericOfSums<Element>>(sum));
 }
 
 }  // namespace softmax::softmax_fwd_f16_bias_warp_k64_v1_t128r32

@@ -49,10 +49,9 @@ softmax_fwd_f16_causal_cluster_k278528_v8_t544r1c16(Params const __grid_constant
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  NoEpilogue<Numeric<Element>> const epilogue{};
   Causal const causal(p.causal, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
-  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), causal).from(piece.begin);
+  auto const scores = make_scores<Element>(p.operands.scale, causal).from(piece.begin);
   int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
@@ -62,12 +61,11 @@ softmax_fwd_f16_causal_cluster_k278528_v8_t544r1c16(Params const __grid_constant
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
+  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
 
   await_cluster();
   Partial const whole = over_cluster(warp, sInbox);
-  auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
-  store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(warp.max, closed));
+  store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser(warp.max, whole));
 }
 
 }  // namespace softmax::softmax_fwd_f16_causal_cluster_k278528_v8_t544r1c16

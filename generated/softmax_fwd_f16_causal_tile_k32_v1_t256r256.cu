@@ -71,7 +71,7 @@ softmax_fwd_f16_causal_tile_k32_v1_t256r256(Params const __grid_constant__ p)
 
     Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end), members);
     Accumulator const sum = group_sum<Lanes>(exponentiate<Numeric<Element>>(row, rZ, end, max), members);
-    store_outcome(row, sRow, end, k, rZ, Probabilities<Accumulator>{normaliser<Numeric<Element>>(sum)});
+    store_scaled(row, sRow, end, k, rZ, normaliser<Numeric<Element>>(sum));
   }
   __syncthreads();
   tile.store(sTile);

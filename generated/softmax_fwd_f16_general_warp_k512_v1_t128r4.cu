@@ -68,12 +68,10 @@ softmax_fwd_f16_general_warp_k512_v1_t128r4(Params const __grid_constant__ p)
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2+1)
   scores.load(row, x, end, rZ);
 
-  MaxSum<NumericOfSums<Element>> whole;
-  whole.max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-  whole.sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, whole.max, epilogue.keeps_exponents()));
-
-  auto const closed = epilogue.close(whole, /*writes=*/has_row && lane == 0);
-  store_outcome(row, y, end, k, rZ, epilogue.outcome(whole, closed));
+  Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Element>>(row, rZ, end, max, epilogue.keeps_exponents()));
+  auto const closed     = epilogue.close({max, sum}, /*writes=*/has_row && lane == 0);
+  store_outcome(row, y, end, k, rZ, epilogue.outcome(max, closed));
 }
 
 }  // namespace softmax::softmax_fwd_f16_general_warp_k512_v1_t128r4

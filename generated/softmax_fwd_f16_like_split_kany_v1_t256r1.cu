@@ -53,10 +53,9 @@ softmax_fwd_f16_like_split_kany_v1_t256r1(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  NoEpilogue<Numeric<Element>> const epilogue{};
   TensorMask<cutlass::half_t, float> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, segment, /*columns=*/4096);
-  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), mask).from(piece.begin);
+  auto const scores = make_scores<Element>(p.operands.scale, mask).from(piece.begin);
   int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
@@ -68,9 +67,8 @@ softmax_fwd_f16_like_split_kany_v1_t256r1(Params const __grid_constant__ p)
                                       : max_sum_of<Numeric<Element>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
   if (combines) {
-    auto const closed = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && segment == 0);
-    exponentiate<Numeric<Element>>(row, rZ, end, closed.max, epilogue.keeps_exponents());
-    store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(closed));
+    exponentiate<Numeric<Element>>(row, rZ, end, whole.max);
+    store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser<Numeric<Element>>(whole.sum));
   } else if (threadIdx.x == 0) {
     gPartials[segment] = whole;
   }

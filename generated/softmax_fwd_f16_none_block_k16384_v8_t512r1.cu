@@ -43,8 +43,7 @@ softmax_fwd_f16_none_block_k16384_v8_t512r1(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  NoEpilogue<Numeric<Element>> const epilogue{};
-  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale));
+  auto const scores = make_scores<Element>(p.operands.scale);
   int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
@@ -54,11 +53,10 @@ softmax_fwd_f16_none_block_k16384_v8_t512r1(Params const __grid_constant__ p)
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
   Partial warp;
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
+  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
 
   Partial const whole = over_warps<MaxWarps>(warp, sPartials, /*warps=*/blockDim.x / 32);
-  auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0);
-  store_outcome(row, y, end, k, rZ, epilogue.outcome(warp.max, closed));
+  store_scaled(row, y, end, k, rZ, normaliser(warp.max, whole));
 }
 
 }  // namespace softmax::softmax_fwd_f16_none_block_k16384_v8_t512r1

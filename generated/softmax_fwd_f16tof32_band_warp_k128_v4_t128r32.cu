@@ -57,12 +57,10 @@ softmax_fwd_f16tof32_band_warp_k128_v4_t128r32(Params const __grid_constant__ p)
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*8)
   scores.load(row, x, end, rZ);
 
-  MaxSum<NumericOfSums<float>> whole;
-  whole.max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-  whole.sum = group_sum<Lanes>(exponentiate<NumericOfSums<float>>(row, rZ, end, whole.max, epilogue.keeps_exponents()));
-
-  auto const closed = epilogue.close(whole, /*writes=*/has_row && lane == 0);
-  store_outcome(row, y, end, k, rZ, epilogue.outcome(whole, closed));
+  Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<float>>(row, rZ, end, max, epilogue.keeps_exponents()));
+  auto const closed     = epilogue.close({max, sum}, /*writes=*/has_row && lane == 0);
+  store_outcome(row, y, end, k, rZ, epilogue.outcome(max, closed));
 }
 
 }  // namespace softmax::softmax_fwd_f16tof32_band_warp_k128_v4_t128r32

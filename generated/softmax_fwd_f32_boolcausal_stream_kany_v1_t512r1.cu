@@ -50,10 +50,9 @@ softmax_fwd_f32_boolcausal_stream_kany_v1_t512r1(Params const __grid_constant__ 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  NoEpilogue<Numeric<Element>> const epilogue{};
   Causal const causal(p.causal, rows, index);
   TensorMask<uint8_t, float> const mask(p.mask, rows, index);
-  auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), causal, mask);
+  auto const scores = make_scores<Element>(p.operands.scale, causal, mask);
 
   // Both passes share one loop body, most of which is the load. The second goes backwards: what was read last is the most likely
   // to be in L2 still.
@@ -61,13 +60,12 @@ softmax_fwd_f32_boolcausal_stream_kany_v1_t512r1(Params const __grid_constant__ 
   int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
   int const first  = first_piece<Row::Vec>(scores.begin(), reads, Columns);
   Partial seen     = Partial::nothing();
-  decltype(epilogue)::Closed closed;
+  Partial whole;
   CUTE_NO_UNROLL
   for (int turn = first; turn < reads + pieces; ++turn) {
     bool const writes = turn >= reads;
     if (turn == reads) {
-      Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
-      closed              = epilogue.close(whole, /*writes=*/threadIdx.x == 0);
+      whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
     }
     Piece const piece  = piece_of_row<Row>(y, k, writes ? reads + pieces - 1 - turn : turn, Columns);
     auto const current = scores.from(piece.begin);
@@ -77,8 +75,8 @@ softmax_fwd_f32_boolcausal_stream_kany_v1_t512r1(Params const __grid_constant__ 
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*2+1)
     current.load(row, x + piece.begin, end, rZ);
     if (writes) {
-      exponentiate<Numeric<Element>>(row, rZ, end, closed.max, epilogue.keeps_exponents());
-      store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(closed));
+      exponentiate<Numeric<Element>>(row, rZ, end, whole.max);
+      store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser<Numeric<Element>>(whole.sum));
     } else {
       seen.add(max_sum_of<Numeric<Element>>(row, rZ, end));
     }

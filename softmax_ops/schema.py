@@ -87,7 +87,7 @@ def from_operator(given: Arguments) -> Arguments:
 
 
 def for_checks(given: Arguments) -> Arguments:
-    """`from_operator` for the checks: without batch_invariant; a tensor of one element is no number, even on the CPU."""
+    """`from_operator` for the checks: without batch_invariant; a tensor of one element stays one, even on the CPU."""
     found = {name: concrete(value) for name, value in from_operator(given).items() if name != "batch_invariant"}
     for name in ("scale", "causal_offset"):
         if isinstance(found[name], Tensor) and found[name].dim() == 0:

@@ -35,9 +35,6 @@ struct SoftmaxGradient
   CUTE_DEVICE Element hidden() const { return Element(0); }
   CUTE_DEVICE Accumulator add(Accumulator sum, Accumulator y, Accumulator dy) const { return fma(y, dy, sum); }
 
-  // The dot product of the whole row is used as it is.
-  CUTE_DEVICE static Accumulator close(Accumulator dot, bool /*writes*/) { return dot; }
-
   // dx where y is hidden: 0, or NaN in a row that is NaN.
   CUTE_DEVICE Accumulator outside(Accumulator dot) const { return 0 * dot; }
 

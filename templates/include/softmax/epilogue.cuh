@@ -19,7 +19,7 @@ struct ProbabilitiesOrLogarithms
 };
 
 // How a row ends, once its maximum and sum are known: a sink joins the sum, the logarithm of the sum is written, and the
-// results are probabilities or their logarithms. Kernels without any of these have NoEpilogue.
+// results are probabilities or their logarithms.
 //
 //   lse = m + log(sum),  log y = (z - m) - log(sum)
 template <class Numeric>
@@ -73,12 +73,6 @@ public:
       return {1, row.log_sum == negative_infinity<Accumulator>() ? 0 : less - row.log_sum, true};
     }
     return {normaliser(max, MaxSum<Numeric>(row)), 0, false};
-  }
-
-  // Of what is relative to the maximum of the whole row, which a sink may have raised since.
-  CUTE_DEVICE ProbabilitiesOrLogarithms<Accumulator> outcome(MaxSum<Numeric> whole, Closed const& row) const
-  {
-    return outcome(whole.max, row);
   }
 
   // Of what is relative to the maximum of the closed row.

@@ -119,20 +119,11 @@ CUTE_DEVICE void store_outcome(
   });
 }
 
-// How a row ends where only its probabilities are asked for. Epilogue knows the other ways.
-template <class Numeric>
-struct NoEpilogue
+template <class Row, class Output, class ScoreTensor, class Accumulator>
+CUTE_DEVICE void store_scaled(
+    Row const& row, Output* y, int end, int k, ScoreTensor& rE /* (V*C+E) */, Accumulator factor)
 {
-  using Accumulator = typename Numeric::Accumulator;
-  using Closed      = MaxSum<Numeric>;
-
-  CUTE_DEVICE static Accumulator scale(Accumulator scale) { return scale; }
-  CUTE_DEVICE static cute::false_type keeps_exponents() { return {}; }
-  CUTE_DEVICE static Closed close(MaxSum<Numeric> whole, bool /*writes*/) { return whole; }
-
-  CUTE_DEVICE static Probabilities<Accumulator> outcome(Accumulator max, Closed row) { return {normaliser(max, row)}; }
-  CUTE_DEVICE static Probabilities<Accumulator> outcome(MaxSum<Numeric> /*whole*/, Closed row) { return outcome(row); }
-  CUTE_DEVICE static Probabilities<Accumulator> outcome(Closed row) { return {normaliser<Numeric>(row.sum)}; }
-};
+  store_outcome(row, y, end, k, rE, Probabilities<Accumulator>{factor});
+}
 
 }  // namespace softmax
