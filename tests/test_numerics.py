@@ -46,12 +46,21 @@ def test_page_shows_nothing_beyond_the_tolerance() -> None:
 def test_page_says_what_the_kernels_do(
     direction: Direction, dtype: DType, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The same lines, measured now."""
+    """The same lines, measured now. Errors of f64 differ by some percent between CPUs, whose mathematical functions
+    differ.
+    """
     torch.set_num_threads(1)
     chosen = {Target(targets.WHOLE, spec) for spec in numerics_general.kernels(direction, dtype)}
     images = targets.images(chosen, "ptx", tmp_path_factory.getbasetemp().parent)[targets.WHOLE]
     ours = [line for line in on_the_page() if line[0] == dtype.value and line[1] in RESULTS[direction]]
-    assert numerics_general.lines(direction, dtype, images) == ours, STALE
+    measured = numerics_general.lines(direction, dtype, images)
+    assert [line[:2] for line in measured] == [line[:2] for line in ours], STALE
+    assert numbers(measured) == pytest.approx(numbers(ours), rel=0.1), STALE
+
+
+def numbers(lines: list[list[str]]) -> list[float]:
+    """The numbers in the cells, which are such as "3.2 of 28.1", in order."""
+    return [float(number) for line in lines for cell in line[2:] for number in cell.split(" of ")]
 
 
 def test_the_largest_error_stands_beside_what_is_allowed_there() -> None:
