@@ -167,7 +167,7 @@ def _prepare_aligned(launch_plan: LaunchPlan, device: int, stream: int) -> None:
     operands = tuple(operand._replace(alignment=ACCESS_BYTES) for operand in geometry.operands)
     aligned = plan_for(geometry._replace(operands=operands), driver.architecture(device))
     if aligned.variant.name != launch_plan.variant.name:
-        with suppress(NotLoaded, resolve.KernelNotFound):  # the call at hand does not need it
+        with suppress(NotLoaded, resolve.KernelNotFound, driver.DriverError):  # the call at hand does not need it
             executable(aligned, device, stream)
 
 
