@@ -31,9 +31,7 @@ class Softmax(torch.autograd.Function):
         from . import api
 
         given = arguments | {"bias": bias, "sinks": sinks}
-        given["return_lse"] = with_lse = (
-            arguments["return_lse"] or arguments["softcap"] is not None or sinks is not None
-        )
+        given["return_lse"] = with_lse = arguments["return_lse"] or saves_lse(given)
         log = given.pop("log")
         result: Any = api.log_softmax(x, **given) if log else api.softmax(x, **given)
         y, lse = result if with_lse else (result, None)
@@ -61,6 +59,11 @@ def is_recordable(given: Arguments) -> bool:
     return not any(isinstance(each, Tensor) and each.requires_grad for each in others)
 
 
+def saves_lse(given: Arguments) -> bool:
+    """Whether the gradient of a call with these arguments of `api.softmax` needs lse."""
+    return given["softcap"] is not None or given["sinks"] is not None
+
+
 def keep(ctx: Any, given: Arguments, y: Tensor, lse: Tensor | None) -> None:
     """Save what the gradient of a call needs: y, lse for softcap and sinks, what broadcasts, and in forward mode x.
 
@@ -84,8 +87,7 @@ def keep(ctx: Any, given: Arguments, y: Tensor, lse: Tensor | None) -> None:
         "batch_invariant": given["batch_invariant"],
     }
     ctx.x_dtype, ctx.bias_like = x.dtype, None if bias is None else (bias.shape, bias.dtype)
-    saved_lse = lse if given["softcap"] is not None or sinks is not None else None
-    saved = y, saved_lse, scale_tensor, given["key_lengths"], offset_tensor, sinks
+    saved = y, lse if saves_lse(given) else None, scale_tensor, given["key_lengths"], offset_tensor, sinks
     ctx.save_for_backward(*saved)
     if forward_ad._current_level >= 0:  # what is saved for tangents stays alive until the backward
         ctx.save_for_forward(*saved, x)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .autograd import gradients, keep
+from .autograd import gradients, keep, saves_lse
 from .batching import vmapped
 from .checks import (
     BackwardRequest,
@@ -111,7 +111,7 @@ def general_backward(
 
 
 def _checked(x: Tensor, return_lse: bool, **given: Any) -> Request:
-    return_lse = return_lse or given["softcap"] is not None or given["sinks"] is not None
+    return_lse = return_lse or saves_lse(given)
     return check_softmax(x, return_lse=return_lse, **for_checks(given))
 
 

@@ -15,7 +15,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function
 
 from . import cpu, dispatch, transforms
-from .autograd import record
+from .autograd import record, saves_lse
 from .checks import check_has_backward, check_masked_fill, check_softmax, check_softmax_backward
 from .checks.out import gradient_dtype, result_dtype
 from .checks.scalars import check_flag
@@ -47,6 +47,8 @@ def softmax(x: Tensor, *, log: bool, batch_invariant: bool, out: Tensor | None, 
     if recorded:
         check_has_backward(op, arguments)
         result = record(**given)
+        if not saves_lse(arguments) or request.return_lse:
+            return result  # the call within, with the same arguments, is known by now
     else:
         result = dispatch.forward(request, batch_invariant)
     y, lse = result if request.return_lse else (result, None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .autograd import gradients, keep, tangents
+from .autograd import gradients, keep, saves_lse, tangents
 from .batching import vmapped
 from .checks import BackwardRequest, check_has_backward, check_softmax, check_softmax_backward
 from .checks.scalars import check_no_gradient
@@ -55,7 +55,7 @@ class Forward(torch.autograd.Function):
         _check_no_gradient(op, given)
         ctx.op, ctx.given = op, {name: True for name in _WITHOUT_BACKWARD if given[name] is not None}
         keep(ctx, from_operator(given), *output)
-        ctx.with_lse = given["return_lse"] or given["softcap"] is not None or given["sinks"] is not None
+        ctx.with_lse = given["return_lse"] or saves_lse(given)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, grad_lse: Tensor | None) -> tuple:
