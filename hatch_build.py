@@ -14,6 +14,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from setuptools import Distribution, Extension
 from setuptools.command.build_ext import build_ext
 
+sys.path.insert(0, str(Path(__file__).parent))  # of softmax_ops, whose modules used here need nothing installed
+
 
 class Hook(BuildHookInterface):
     """Fails the build if the bundle's kernels are not those of generated/: the package would never use them."""
@@ -22,7 +24,7 @@ class Hook(BuildHookInterface):
         root = Path(self.root)
         included = {root / "transformer_softmax_lib.py": "transformer_softmax_lib.py"}
         bundle = root / "build" / "softmax_ops.bundle"
-        if bundle.exists():
+        if version != "editable" and bundle.exists():
             _check(root, bundle)
             for path in (bundle, bundle.with_name(f"{bundle.name}.sig")):
                 included[path] = f"softmax_ops/{path.name}"
@@ -43,10 +45,15 @@ def compile_native(root: Path, into: Path) -> Path | None:
 
     Everything works without it, at a higher cost per call. The limited API makes one binary work with every Python.
     """
-    sources = sorted(str(path) for path in (root / "softmax_ops" / "native").glob("*.c"))
-    flags = [] if sys.platform == "win32" else ["-O2", "-g0", "-Wall", "-Wextra"]
+    from softmax_ops.native import digest_of_sources
+
     module = Extension(
-        "softmax_ops.native.calls", sources, extra_compile_args=flags, py_limited_api=True, optional=True
+        "softmax_ops.native.calls",
+        sorted(str(path) for path in (root / "softmax_ops" / "native").glob("*.c")),
+        extra_compile_args=[] if sys.platform == "win32" else ["-O2", "-g0", "-Wall", "-Wextra"],
+        define_macros=[("SOURCES", f'"{digest_of_sources()}"')],
+        py_limited_api=True,
+        optional=True,
     )
     with TemporaryDirectory() as objects:
         command = build_ext(Distribution({"name": "softmax-ops", "ext_modules": [module]}))
@@ -59,7 +66,6 @@ def compile_native(root: Path, into: Path) -> Path | None:
 
 
 def _check(root: Path, bundle: Path) -> None:
-    sys.path.insert(0, str(root))
     from softmax_ops.artifacts.bundle import Bundle
 
     findings = Bundle(bundle).verify()

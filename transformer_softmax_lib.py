@@ -31,7 +31,7 @@ def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: flo
             CPU.
     mask    broadcasts to input; bool, uint8 or a float dtype that input may have. Exactly 1 hides. None hides nothing.
     scale   a number, or a tensor of one element. A tensor on a GPU is read back, which waits for the device; during a
-            CUDA graph capture that is an error.
+            CUDA graph capture that is an error. Compilers and fake tensors want a number.
 
     Returns a contiguous tensor of input's shape and dtype. Sums and exponentials are computed in float32 (float64 for
     float64). A completely hidden row becomes uniform.
@@ -54,16 +54,22 @@ def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: f
     scale                 that of the forward.
 
     The formula is applied to every column, hidden ones too, so a completely hidden row has a gradient. Returns a
-    contiguous tensor; raises what `softmax_ops.softmax_backward` raises.
+    contiguous tensor; raises what `softmax_ops.softmax_backward` raises, whose messages call grad_output dy and
+    output y.
     """
+    number = _number("backward", scale)
+    if not torch.is_grad_enabled():  # in the backward of an autograd.Function; entering no_grad takes microseconds
+        return softmax_ops.softmax_backward(grad_output, output, scale=number)
     with torch.no_grad():
-        return softmax_ops.softmax_backward(grad_output, output, scale=_number("backward", scale))
+        return softmax_ops.softmax_backward(grad_output, output, scale=number)
 
 
 def _number(direction: str, scale: float | Tensor) -> float:
     if not isinstance(scale, Tensor):
         return scale
-    if scale.numel() != 1:
-        function = f"transformer_softmax_lib.scaled_masked_softmax_{direction}"
-        raise ValueError(f"{function}: scale is a {describe(scale)}; want a number or a tensor of one element")
+    given = f"transformer_softmax_lib.scaled_masked_softmax_{direction}: scale is a {describe(scale)}"
+    if scale.numel() != 1 or scale.is_meta:
+        raise ValueError(f"{given}; want a number or a tensor of one element")
+    if scale.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise ValueError(f"{given}, which cannot be read while a CUDA graph is captured; want a number")
     return scale.item()

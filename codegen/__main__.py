@@ -294,18 +294,19 @@ def verify() -> None:
 @cache.command()
 def gc() -> None:
     """Remove the least recently used entries until the size cap is kept, and what dead writers left."""
-    click.echo(_told(_user_cache().gc()))
+    _tell(_user_cache().gc())
 
 
 @cache.command()
 def clear() -> None:
     """Remove every entry and every file set aside."""
-    click.echo(_told(_user_cache().clear()))
+    _tell(_user_cache().clear())
 
 
-def _told(swept: Swept) -> str:
-    stuck = f"; could not be removed: {', '.join(swept.stuck)}" if swept.stuck else ""
-    return f"{swept.files} files removed, {swept.freed_bytes} bytes; {swept.kept_bytes} bytes stay{stuck}"
+def _tell(swept: Swept) -> None:
+    click.echo(f"{swept.files} files removed, {swept.freed_bytes} bytes; {swept.kept_bytes} bytes stay")
+    if swept.stuck:
+        raise click.ClickException(f"could not be removed: {', '.join(swept.stuck)}")
 
 
 def run() -> None:

@@ -53,7 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--json", action="store_true")
     config.set_defaults(run=_config)
 
-    doctor = commands.add_parser("doctor", help="driver, devices, compiler, kernels and cache, for a bug report")
+    doctor = commands.add_parser(
+        "doctor",
+        help="driver, devices, compiler, kernels and cache, for a bug report",
+    )
+    doctor.description = "Exit status 1 if a device here lacks kernels and nothing would compile them."
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
 
@@ -131,7 +135,7 @@ def _config(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     parts = doctor.report()
     print(json.dumps(parts, indent=1) if options.json else doctor.as_text(parts))
-    return 0
+    return int(doctor.lacks_kernels(parts))
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -87,45 +87,27 @@ def softmax(
     is found; NoVariant when none ships for rows of this length; NotLoaded when a kernel would have to be loaded after
     `freeze()` or while a CUDA graph is captured; DriverError when CUDA reports an error.
     """
-    if not is_dynamo_compiling():
-        y = forward.run(
-            x,
-            scale,
-            mask,
-            bias,
-            key_lengths,
-            causal,
-            causal_offset,
-            window,
-            alibi_slopes,
-            sinks,
-            softcap,
-            dtype,
-            return_lse,
-            batch_invariant,
-            out,
-            False,
-        )
-        if y is not None:
-            return y
-    return routes.softmax(
+    values = (
         x,
-        log=False,
-        scale=scale,
-        mask=mask,
-        bias=bias,
-        key_lengths=key_lengths,
-        causal=causal,
-        causal_offset=causal_offset,
-        window=window,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        softcap=softcap,
-        dtype=dtype,
-        return_lse=return_lse,
-        batch_invariant=batch_invariant,
-        out=out,
+        scale,
+        mask,
+        bias,
+        key_lengths,
+        causal,
+        causal_offset,
+        window,
+        alibi_slopes,
+        sinks,
+        softcap,
+        dtype,
+        return_lse,
+        batch_invariant,
+        out,
+        False,
     )
+    if not is_dynamo_compiling() and (y := forward.run(*values)) is not None:
+        return y
+    return routes.softmax(**forward.named(values))
 
 
 @overload
@@ -177,45 +159,27 @@ def log_softmax(
     -inf is taken for a hidden column, also where a float16 result overflowed (below -65504); dtype=torch.float32 keeps
     it.
     """
-    if not is_dynamo_compiling():
-        y = forward.run(
-            x,
-            scale,
-            mask,
-            bias,
-            key_lengths,
-            causal,
-            causal_offset,
-            window,
-            alibi_slopes,
-            sinks,
-            softcap,
-            dtype,
-            return_lse,
-            batch_invariant,
-            out,
-            True,
-        )
-        if y is not None:
-            return y
-    return routes.softmax(
+    values = (
         x,
-        log=True,
-        scale=scale,
-        mask=mask,
-        bias=bias,
-        key_lengths=key_lengths,
-        causal=causal,
-        causal_offset=causal_offset,
-        window=window,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        softcap=softcap,
-        dtype=dtype,
-        return_lse=return_lse,
-        batch_invariant=batch_invariant,
-        out=out,
+        scale,
+        mask,
+        bias,
+        key_lengths,
+        causal,
+        causal_offset,
+        window,
+        alibi_slopes,
+        sinks,
+        softcap,
+        dtype,
+        return_lse,
+        batch_invariant,
+        out,
+        True,
     )
+    if not is_dynamo_compiling() and (y := forward.run(*values)) is not None:
+        return y
+    return routes.softmax(**forward.named(values))
 
 
 def softmax_backward(
@@ -255,41 +219,25 @@ def softmax_backward(
 
     Raises what `softmax` raises.
     """
-    if not is_dynamo_compiling():
-        dx = backward.run(
-            dy,
-            y,
-            scale,
-            causal,
-            causal_offset,
-            window,
-            key_lengths,
-            softcap,
-            lse,
-            grad_lse,
-            dtype,
-            batch_invariant,
-            out,
-            False,
-        )
-        if dx is not None:
-            return dx
-    return routes.softmax_backward(
+    values = (
         dy,
         y,
-        log=False,
-        scale=scale,
-        causal=causal,
-        causal_offset=causal_offset,
-        window=window,
-        key_lengths=key_lengths,
-        softcap=softcap,
-        lse=lse,
-        grad_lse=grad_lse,
-        dtype=dtype,
-        batch_invariant=batch_invariant,
-        out=out,
+        scale,
+        causal,
+        causal_offset,
+        window,
+        key_lengths,
+        softcap,
+        lse,
+        grad_lse,
+        dtype,
+        batch_invariant,
+        out,
+        False,
     )
+    if not is_dynamo_compiling() and (dx := backward.run(*values)) is not None:
+        return dx
+    return routes.softmax_backward(**backward.named(values))
 
 
 def log_softmax_backward(
@@ -312,41 +260,25 @@ def log_softmax_backward(
 
     dx = scale * (dy - exp(y) * (sum_j dy_j - grad_lse)), with softcap times 1 - ((y + lse) / softcap)^2
     """
-    if not is_dynamo_compiling():
-        dx = backward.run(
-            dy,
-            y,
-            scale,
-            causal,
-            causal_offset,
-            window,
-            key_lengths,
-            softcap,
-            lse,
-            grad_lse,
-            dtype,
-            batch_invariant,
-            out,
-            True,
-        )
-        if dx is not None:
-            return dx
-    return routes.softmax_backward(
+    values = (
         dy,
         y,
-        log=True,
-        scale=scale,
-        causal=causal,
-        causal_offset=causal_offset,
-        window=window,
-        key_lengths=key_lengths,
-        softcap=softcap,
-        lse=lse,
-        grad_lse=grad_lse,
-        dtype=dtype,
-        batch_invariant=batch_invariant,
-        out=out,
+        scale,
+        causal,
+        causal_offset,
+        window,
+        key_lengths,
+        softcap,
+        lse,
+        grad_lse,
+        dtype,
+        batch_invariant,
+        out,
+        True,
     )
+    if not is_dynamo_compiling() and (dx := backward.run(*values)) is not None:
+        return dx
+    return routes.softmax_backward(**backward.named(values))
 
 
 def explain(

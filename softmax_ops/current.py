@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,14 +37,9 @@ def working_on(device: int) -> Iterator[None]:
         restore_device(previous)
 
 
-def _increment_version() -> Any:
-    """torch.autograd.graph.increment_version of a tuple of tensors, at half its cost where this torch takes one."""
-    fast = torch._C._increment_version
-    try:
-        fast((torch.empty(0),))
-    except (TypeError, RuntimeError):  # before torch 2.6: a single tensor
-        return lambda tensors: fast(tensors[0])
-    return fast
-
-
-increment_version: Callable[[tuple[Tensor, ...]], None] = _increment_version()
+increment_version: Callable[[tuple[Tensor, ...]], None] = (
+    torch._C._increment_version
+    if torch.__version__ >= "2.6.0a0"
+    else lambda tensors: torch._C._increment_version(tensors[0])  # it takes a single tensor
+)
+"""torch.autograd.graph.increment_version of a tuple of tensors, at half its cost."""

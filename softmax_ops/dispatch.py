@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import cpu, current, driver, launcher, operands
 from .checks import BackwardRequest, Request
-from .checks.backward import simplified
+from .checks.request import simplified
 from .checks.tensors import describe
 from .checks.values import accumulation
 from .explanation import Explanation, explain_geometry
@@ -76,7 +76,7 @@ def explain_backward(request: Request, batch_invariant: bool = False, arch: str 
         # Otherwise only slopes measure from the offset, and the gradient has them in y.
         shared += ["causal_offset", "offset_tensor"]
     gradient = BackwardRequest(y, y, request.scale, None, request.out, dtype=None if y is x else x.dtype)
-    gradient = simplified(gradient._replace(**{name: getattr(request, name) for name in shared}))
+    gradient = simplified(gradient._replace(**{name: getattr(request, name) for name in shared}), request.x.dtype)
     others, scalars = of_backward(gradient, batch_invariant)
     explain, arch = _explainer(x, arch)
     return _explain("bwd", (y, y), others, request.out, scalars, arch, explain, x.dtype)

@@ -30,6 +30,12 @@ def report() -> dict[str, Facts]:
     return {name: _guarded(part) for name, part in _PARTS.items()}
 
 
+def lacks_kernels(parts: dict[str, Facts]) -> bool:
+    """Whether a report says that a device here lacks kernels, and that nothing would compile them."""
+    devices = [facts for facts in parts["kernels of the devices here"].values() if isinstance(facts, dict)]
+    return "compiler" not in parts["toolchain"] and any(facts["nowhere"] for facts in devices)
+
+
 def as_text(parts: dict[str, Facts]) -> str:
     """A few lines per part, to paste into a bug report."""
     lines = []

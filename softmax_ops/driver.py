@@ -122,11 +122,17 @@ def context_of(device: int) -> Iterator[None]:
         check("cuCtxSetCurrent", cuda.cuCtxSetCurrent(own))
 
 
+def stream_handle(stream: int) -> int:
+    """What the driver calls a stream: torch's default stream, 0, is the legacy one, also where
+    CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM makes 0 mean the thread's own."""
+    return stream or int(cuda.CU_STREAM_LEGACY)
+
+
 def is_capturing(stream: int) -> bool:
     """Whether a CUDA graph is being captured on the stream, or on a stream that the default stream (0) would wait
     for."""
     _initialise()
-    result = cuda.cuStreamIsCapturing(cuda.CUstream(stream))
+    result = cuda.cuStreamIsCapturing(cuda.CUstream(stream_handle(stream)))
     if result[0] == cuda.CUresult.CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
         return True
     if result[0] == cuda.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # a thread without a context has nothing to capture
@@ -156,7 +162,6 @@ class Kernel:
         _initialise()
         call = f"cuLibraryLoadData of {name} ({_described()})"  # cubins of a later toolchain need a later driver
         library = check(call, cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0))
-        self.name = name
         self._kernel = check("cuLibraryGetKernel", cuda.cuLibraryGetKernel(library, name.encode()))
         self.handle = cuda.CUfunction(int(self._kernel))  # any other type is converted at each launch
         self._library = library

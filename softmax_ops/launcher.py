@@ -63,7 +63,8 @@ class Executable:
     def launch(
         self, addresses: tuple[int, ...], scale: float, stream: int, fill: float = 0.0, workspace: int = 0
     ) -> None:
-        """Launches on a stream of the device; stream 0 is the default stream of the thread's current context.
+        """Launches on a stream of the device; stream 0 is the default stream of the thread's current context, the
+        legacy one, as it is for torch.
 
         addresses   of the operands, in the order of the plan's geometry.
         workspace   address of plan.workspace_bytes of scratch memory that nothing else uses until the kernels are done.
@@ -79,7 +80,7 @@ class Executable:
             values["mask.fill"] = fill
         for launch, block, config in self._grids_of_this_thread():
             block.buffer[:] = self.plan.arguments(launch, values)
-            config.hStream = stream
+            config.hStream = driver.stream_handle(stream)
             status, *_ = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
             if status == cuda.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # the thread's was taken away since its first launch
                 driver.ensure_context(self.device)
@@ -143,10 +144,10 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
     Raises resolve.KernelNotFound when no place has it, NotLoaded when it would have to be loaded after `freeze()` or
     while `stream` is being captured into a CUDA graph.
     """
+    driver.refuse_after_fork()
     found = _executables.get((id(launch_plan), device))
     if found is not None:
         return found
-    driver.refuse_after_fork()
     kernel, chosen = _ready_kernel(launch_plan, device, stream), launch_plan
     while (instead := settled(chosen, device)) is not chosen:
         _say_once(chosen.variant.name, chosen.cluster, _named(instead), device)
@@ -213,12 +214,12 @@ def _ready_kernel(launch_plan: LaunchPlan, device: int, stream: int) -> driver.K
     if _frozen:
         raise NotLoaded(
             f"{variant.name} is not loaded on device {device}, and softmax_ops.freeze() forbids loading: "
-            "name its shape in softmax_ops.warm_up(...) before."
+            f"before, name in softmax_ops.warm_up(...) {_scores(launch_plan.geometry)}."
         )
     if driver.is_capturing(stream):
         raise NotLoaded(
-            f"{variant.name} is not loaded, and nothing can be loaded while a CUDA graph is captured: "
-            "call softmax_ops.warm_up(...), or softmax_ops.softmax once with these shapes, before the capture."
+            f"{variant.name} is not loaded on device {device}, and nothing can be loaded while a CUDA graph is "
+            f"captured: before, name in softmax_ops.warm_up(...) {_scores(launch_plan.geometry)}, or make such a call."
         )
     with driver.beside_captures():
         kernel = _loaded(launch_plan, arch)
@@ -226,6 +227,11 @@ def _ready_kernel(launch_plan: LaunchPlan, device: int, stream: int) -> driver.K
             kernel.prepare(device)
             kernel.permit_cluster(cluster, device)
     return kernel
+
+
+def _scores(geometry: Geometry) -> str:
+    direction = ", backward" if geometry.direction == "bwd" else ""
+    return f"scores {geometry.shape} of {geometry.dtype} with mask kind {geometry.mask_kind}{direction}"
 
 
 def _loaded(launch_plan: LaunchPlan, arch: str) -> driver.Kernel:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .artifacts.constants import ACCESS_BYTES
-from .operands import Named
+from .operands import Named, unexpanded
 from .problem import DTYPE_NAMES, OPERANDS, General, Geometry, Operand, kind_of_general
 
 DTYPES = {getattr(torch, name): dtype for name, dtype in DTYPE_NAMES.items()}
@@ -108,18 +108,16 @@ def alignment(tensor: Tensor) -> int:
 def supported(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
     """The tensors, copied where kernels do not support the last stride. A mask may also be broadcast along the row."""
     mask = others.get("mask")
-    if mask is not None and mask.dim() and mask.shape[-1] > 1 and mask.stride(-1) not in (0, 1):
-        others = others | {"mask": mask.contiguous()}
+    if mask is not None and mask.dim() and mask.stride(-1) != 0:
+        others = others | {"mask": with_unit_stride(mask)}
     return tuple(map(with_unit_stride, tensors)), others
 
 
 def with_unit_stride(tensor: Tensor) -> Tensor:
-    """The tensor itself or a copy; expanded leading dimensions are not copied, so of an expanded scalar only one row
-    is."""
+    """The tensor itself or a copy, in which expanded leading dimensions remain expanded."""
     if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1:
         return tensor
-    leading = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()[:-1])
-    return tensor[leading].contiguous().expand(tensor.shape)
+    return unexpanded(tensor).contiguous().expand(tensor.shape)
 
 
 def contiguous(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -72,8 +72,15 @@ def _bias(bias: Tensor, x: Tensor) -> Tensor:
     """The bias expanded to x's last dimension, along which kernels do not broadcast, in x's dtype or the
     accumulator's."""
     if bias.dtype is not x.dtype:
-        bias = bias.to(accumulation(x))
+        bias = unexpanded(bias).to(accumulation(x))
     whole = bias.dim() > 0 and bias.shape[-1] == x.shape[-1]
     if whole and (bias.stride(-1) == 1 or x.shape[-1] == 1):
         return bias
+    bias = unexpanded(bias)
     return bias.expand(*(bias.shape[:-1]), x.shape[-1]).contiguous()
+
+
+def unexpanded(tensor: Tensor) -> Tensor:
+    """A view in which the leading dimensions that repeat themselves have size 1, so that a copy need not repeat
+    them."""
+    return tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()[:-1])]

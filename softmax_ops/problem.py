@@ -4,7 +4,7 @@
 call (addresses, scale, fill, stream) is passed at the launch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -103,6 +103,27 @@ _OF_BAND = frozenset(("row_scale", "offsets", "lengths", "sinks", "lse", "dlse",
 def kind_of_general(general: General, operands: Iterable[str]) -> str:
     """The mask kind of a general request whose operands besides inputs and output have these names."""
     return "band" if not general.softcap and _OF_BAND.issuperset(operands) else "general"
+
+
+def strides_nest(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether each stride exceeds the reach, sum of (size - 1) * stride, of all smaller ones: then no two elements
+    share an address.
+
+    True of every slice, transpose and permutation of a contiguous tensor. Some as_strided layouts, such as shape (2, 3)
+    with strides (3, 2), do not nest and are still free of overlap.
+    """
+    reached = 0
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1:
+            if stride <= reached:
+                return False
+            reached += (size - 1) * stride
+    return True
+
+
+def reach(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Number of elements from the first to the last, both and the gaps between included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -107,11 +107,12 @@ def _from_bundle(bundle: Bundle, variant: Variant, arch: str) -> Cubin:
 
 @contextmanager
 def _faults_warned_of(bundle: Bundle) -> Iterator[None]:
-    """Warns, once per process and kind of fault, of a bundle that is damaged, refused or unreadable."""
+    """Warns, once per process and kind of fault, of a bundle that is damaged, refused, unreadable, or missing although
+    the environment names it."""
     try:
         yield
     except Absent as absence:
-        if absence.fault:
+        if absence.fault and (bundle.path, absence.fault) != (PACKAGED_BUNDLE, "missing"):
             warn_once(_log, bundle.path, absence.fault, f"{absence.reason}; the places after it are searched instead")
         raise
 
@@ -132,10 +133,16 @@ def _compile(variant: Variant, arch: str, may_compile: bool) -> Cubin:
         raise Absent(f"codegen beside this package does not ship the variant for {built}")
     if not may_compile:
         raise Absent("not asked to compile; the first call does")
+    _log.info("compiling %s for %s", variant.name, built)
     try:
-        return build.build([spec], [built], user_cache(), jobs=1, progress=False).cubins[0]
+        (cubin,) = build.build([spec], [built], user_cache(), jobs=1, progress=False).cubins
     except RuntimeError as error:  # a ToolchainError, or raised by cuda-bindings if it finds no compiler library
         raise Absent(str(error)) from None
+    except Exception as error:  # of Jinja and nvJitLink, and whatever else: the places tried are to be told
+        raise Absent(f"{type(error).__name__}: {error}") from None
+    if cubin.source != variant.source:
+        raise Absent("codegen beside this package renders another source than the catalog's: run `make generate`")
+    return cubin
 
 
 def _codegen() -> tuple[Any, Any, Any]:

@@ -20,8 +20,10 @@ from .checks import check_has_backward, check_masked_fill, check_softmax, check_
 from .checks.out import gradient_dtype, result_dtype
 from .checks.scalars import check_flag
 from .checks.tensors import check_one_shape
+from .checks.values import accumulation
 from .known import calls as known
 from .modes import copied, is_recorded, is_traced, is_transformed, needs_operator, stand_ins
+from .operands import unexpanded
 from .schema import Arguments, as_float, as_int, check_width, concrete, on_device, to_operator
 
 _PLAIN_ARGUMENTS = ("scale", "mask", "causal", "causal_offset")
@@ -82,23 +84,28 @@ def _observed_softmax(op: str, given: Arguments, transformed: bool, recorded: bo
 def masked_fill(x: Tensor, scale: float, mask: Tensor | None, fill: float) -> Tensor:
     """A plain call, invisible to autograd, in which scores hidden by the mask become `fill`.
 
-    None of our operators has a fill: compilers, dispatch modes, transforms and the like see torch's operations instead.
+    None of our operators has a fill: compilers, dispatch modes and the like see torch's operations instead, and
+    transforms a softmax of what torch has filled.
     """
+    from . import api
+
     given = {"x": x, "scale": scale, "mask": mask, "fill": fill, "out": None}
-    if not is_dynamo_compiling():
-        y = known.masked_fill.found(given)
+    if is_transformed(given):
+        request = check_masked_fill(x, mask, scale, fill)
+        scores = x.to(accumulation(x)) * request.scale
+        return api.softmax(scores if mask is None else scores.masked_fill(mask == 1, fill)).to(x.dtype)
+    with torch.no_grad():
+        y = None if is_dynamo_compiling() else known.masked_fill.found(given)
         if y is not None:
             return y
-    request = check_masked_fill(x, mask, scale, fill)
-    if mask is not None and mask.is_floating_point() and (mask.dtype is not x.dtype or mask.element_size() == 8):
-        request = request._replace(mask=mask == 1)  # of another dtype than x's, and in float64, no kernel reads it
-    if needs_operator(x, mask) or is_transformed(given):
-        with torch.no_grad():
+        request = check_masked_fill(x, mask, scale, fill)
+        if needs_operator(x, mask):
             return cpu.softmax_whole(request)
-    with torch.no_grad():
+        if mask is not None and mask.is_floating_point() and (mask.dtype is not x.dtype or mask.element_size() == 8):
+            request = request._replace(mask=unexpanded(mask) == 1)  # of another dtype than x's, or float64: no kernel
         y = dispatch.forward(request)
-    known.masked_fill.remember(given, request, y)
-    return y
+        known.masked_fill.remember(given, request, y)
+        return y
 
 
 def softmax_backward(

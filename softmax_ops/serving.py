@@ -20,7 +20,7 @@ class Call(NamedTuple):
     batch_invariant: bool = False
     general: bool = False  # uses anything in docs/attention_inputs.md: a bias, lengths, lse, a scale in a tensor ...
     result_dtype: object = None  # dtype of the probabilities if it is not the scores': "f32"
-    mask_dtype: object = "bool"  # or "uint8"; for transformer_softmax_lib also "f16", or the scores'
+    mask_dtype: object = "bool"  # or "uint8"; for transformer_softmax_lib also a float dtype
 
 
 def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[str]:
@@ -125,10 +125,10 @@ def _mask_kind(call: Call, scores: str, general: bool) -> str:
     dtype = _name(call.mask_dtype)
     if dtype in ("bool", "uint8"):
         return "bool"
-    if dtype not in ("f16", scores) or call.causal or general:
+    if dtype not in DTYPE_NAMES.values() or call.causal or general:
         raise ValueError(
             f"warm_up: mask_dtype is {call.mask_dtype!r}; want bool or uint8. transformer_softmax_lib alone takes "
-            f"others: f16 and the scores' dtype, here {scores}, without causality and other features"
+            f"others: {', '.join(DTYPE_NAMES.values())}, without causality and other features"
         )
     return "like" if dtype == scores != "f64" else "bool"
 

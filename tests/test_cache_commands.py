@@ -85,7 +85,7 @@ def test_clear_names_what_it_cannot_remove(cache: Cache) -> None:
     (path / "sub").mkdir(parents=True)
     size = path.stat().st_size
     removed = f"2 files removed, {2 * len(encode(make()))} bytes; {size} bytes stay"
-    assert run("clear") == (0, [f"{removed}; could not be removed: {path.name}"])
+    assert run("clear") == (1, [removed, f"Error: could not be removed: {path.name}"])
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_in_silence() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from softmax_ops import dispatch
+from softmax_ops import dispatch, layouts, operands
 from softmax_ops.artifacts import catalog
 from softmax_ops.launch_plan import LaunchPlan
 from softmax_ops.layouts import Scalars, metadata_of
@@ -45,6 +45,23 @@ def of_call(**scalars: Any) -> Scalars:
 
 def launched() -> list[stub_driver.Call]:
     return stub_driver.launches()
+
+
+@pytest.mark.parametrize("name", ["mask", "bias"])
+def test_what_is_expanded_is_not_copied_expanded(name: str) -> None:
+    """A mask or bias with a last stride of 2, and a bias that is converted: 2 * 4 * 8 elements are copied, not 16 times
+    as many."""
+    x = torch.randn(2, 16, 4, 8).half()
+    given = torch.rand(2, 1, 4, 16)[..., ::2].expand(2, 16, 4, 8)
+    if name == "mask":
+        given = given < 0.5
+        given = torch.stack((given[:, :1], given[:, :1]), -1).flatten(-2)[..., ::2].expand(2, 16, 4, 8)
+        _, found = layouts.supported((x,), {"mask": given})
+        copy = found["mask"]
+    else:
+        copy = operands._bias(given, x)
+    assert copy.stride(-1) == 1 and copy.untyped_storage().nbytes() == 2 * 4 * 8 * copy.element_size()
+    assert torch.equal(copy.expand(x.shape), given)
 
 
 @isolated

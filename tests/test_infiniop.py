@@ -11,6 +11,7 @@ import pytest
 
 from softmax_ops import infiniop
 from softmax_ops.artifacts import catalog
+from softmax_ops.launch_plan import plan
 from tests.support import stub_driver
 from tests.support.infiniop import (
     BF16,
@@ -131,6 +132,13 @@ def test_what_is_of_no_use_is_a_bad_parameter_wherever_it_stands() -> None:
 
 
 @without_driver
+def test_the_place_of_a_value_is_not_the_value() -> None:
+    descriptor = Ref(softmax((4, 7)))
+    is_(api.infiniopDestroyCausalSoftmaxDescriptor(descriptor), "BAD_PARAM", r"desc is of type Ref \(pass its .value\)")
+    data = ctypes.c_void_p(DATA)
+    is_(run(descriptor.value, data), "BAD_PARAM", r"data is of type c_void_p \(pass its .value\); want an integer")
+
+
 def test_right_arguments_are_right() -> None:
     """The arguments that the previous test replaces are valid."""
     for name, arguments in calls().items():
@@ -349,6 +357,12 @@ def test_workspace_is_the_largest_of_all_architectures_where_none_is_known(shape
     assert len(wanted) == 2 * len(catalog.load().architectures)
     size = workspace_size(descriptor)
     assert size == max(wanted)
+    of_partitions = [
+        plan(descriptor.geometry, catalog.load(), arch, largest_cluster).workspace_bytes
+        for arch in catalog.load().architectures
+        for largest_cluster in (1, 2, 4, 8)
+    ]
+    assert size >= max(of_partitions), "of a GPU whose partition has no place for larger clusters"
     assert (size > 0) == (shape[-1] > 16384 and shape[-2] <= 128), shape
 
 

@@ -93,6 +93,20 @@ def test_a_workspace_is_used_where_there_are_no_clusters() -> None:
 
 @isolated
 @on_the_stub
+@pytest.mark.filterwarnings("ignore:softmax_ops. device 0 cannot run clusters:RuntimeWarning")
+def test_a_gpu_whose_partition_has_no_place_for_clusters() -> None:
+    """Few rows are split, and need a workspace; many are streamed."""
+    stub_driver.largest_cluster(1)
+    descriptor, many = softmax((3, 20000)), softmax((129, 20000))
+    size = workspace_size(descriptor)
+    assert size == 3 * 5 * 8 and workspace_size(many) == 0
+    is_(run(descriptor, workspace=WORKSPACE, size=size), "SUCCESS")
+    is_(run(many), "SUCCESS")
+    assert [call.kernel.decode().split("_")[4] for call in stub_driver.launches()] == ["split", "split", "stream"]
+
+
+@isolated
+@on_the_stub
 def test_streams_are_passed_through() -> None:
     """By a thread without a context, and by one that works in the device's."""
     descriptor = softmax((4, 7))
@@ -101,7 +115,7 @@ def test_streams_are_passed_through() -> None:
             is_(run(descriptor, stream=stream), "SUCCESS")
         driver.ensure_context(0)
         assert len(launched()) == 4 * (turn + 1)
-    assert [call.stream for call in stub_driver.launches()] == [STREAM, 0, 0, 2**63 + 1] * 2
+    assert [call.stream for call in stub_driver.launches()] == [STREAM, 1, 1, 2**63 + 1] * 2
     assert all(call.device == 0 for call in stub_driver.launches())
 
 

@@ -168,7 +168,8 @@ def test_the_stream_is_passed_through(serve: Serve) -> None:
     streams = [0x70, 0x80, 0x80, 0, 0x70, 2**63 + 1, 0]
     for stream in streams:
         launch(found, stream=stream)
-    assert [call.stream for call in stub_driver.launches()] == streams
+    legacy = 1  # CU_STREAM_LEGACY: to a driver with per-thread default streams 0 is another than torch's
+    assert [call.stream for call in stub_driver.launches()] == [stream or legacy for stream in streams]
 
 
 @isolated
@@ -394,7 +395,10 @@ def test_nothing_is_loaded_during_a_capture(serve: Serve, stream: int) -> None:
     serve(found.variant)
     stub_driver.capture(STREAM)
     stub_driver.forget()
-    with pytest.raises(NotLoaded, match=rf"^{found.variant.name} is not loaded, .*warm_up.*these shapes, before"):
+    with pytest.raises(
+        NotLoaded,
+        match=rf"^{found.variant.name} is not loaded.*captured.*warm_up.*scores \(\d.* of f16 with mask kind none, or",
+    ):
         launch(found, stream=stream)
     assert names() == []
     stub_driver.capture(0)
@@ -612,8 +616,8 @@ def test_fork_after_use_is_refused(serve: Serve) -> None:
     """For loaded and new kernels, only in the child, where the driver is not called at all."""
     first, second = planned(serve), plan_for(geometry((3, 5, 7)))
     launch(first)
-    for found in (first, second):
-        said = in_child(partial(launch, found))
+    for use in (partial(launch, first), partial(launch, second), partial(launcher.executable, first, 0)):
+        said = in_child(use)
         assert said.startswith("DriverError: softmax_ops was used on a GPU before this process was forked"), said
         assert "spawn" in said
     launch(first)

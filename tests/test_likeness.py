@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softmax_ops.known.likeness import matcher
+from softmax_ops.known.likeness import guards, matcher
 
 K, Q = 5, 4
 
@@ -18,6 +18,17 @@ def test_tensors_like_these() -> None:
     for _ in range(2):
         assert is_like(torch.ones(3, Q, K), torch.ones(2 * Q, 1)[:Q].expand(Q, K))
         assert not is_like(torch.ones(Q, 1).expand(Q, K), torch.ones(3, Q, K))
+
+
+def test_guards_that_take_other_arguments_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a torch that is still to come."""
+
+    class Guards:
+        def __init__(self, *tensors: Tensor):
+            self.check = None
+
+    monkeypatch.setattr(torch._C._dynamo.guards, "TensorGuards", Guards)
+    assert guards.__wrapped__() is None and guards() is not None
 
 
 class Own(Tensor):

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,14 +219,19 @@ def test_threads_at_once_launch_what_each_asked_for(serve: Serve, shapes: str) -
 
 
 @only_by_exchange
-def test_without_the_module_python_stands_in(tmp_path: Path) -> None:
-    """As on a host where nothing could be compiled; the reason is available."""
+@pytest.mark.parametrize(
+    ("module", "problem"),
+    [("None", "import of softmax_ops.native.calls halted"), ("sys", "it was compiled from other sources than those")],
+    ids=["missing", "stale"],
+)
+def test_without_the_module_python_stands_in(module: str, problem: str) -> None:
+    """As on a host where nothing could be compiled, or after an update; the reason is available."""
     program = (
-        "import sys; sys.modules['softmax_ops.native.calls'] = None\n"
+        f"import sys; sys.modules['softmax_ops.native.calls'] = {module}\n"
         "from softmax_ops import native; print(native.compiled(), native.problem)"
     )
     said = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True)
-    assert said.stdout.startswith("None import of softmax_ops.native.calls halted"), said.stderr
+    assert said.stdout.startswith(f"None {problem}"), said.stderr
 
 
 @isolated

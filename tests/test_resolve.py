@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from cuda.bindings import nvjitlink
 from cuda.pathfinder import DynamicLibNotFoundError
 
 from softmax_ops import resolve
@@ -141,6 +142,29 @@ def test_reasons_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason() == "compiler: codegen is not installed here"
     monkeypatch.setitem(sys.modules, "codegen", None)
     assert reason() == "compiler: codegen is not installed here"
+
+
+def test_a_codegen_of_other_sources_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update of the checkout beside a running process: the parameters would be read as others."""
+    compiler(monkeypatch, lambda *_, **__: SimpleNamespace(cubins=(cubin("compiled", source="0" * 64),)))
+    with pytest.raises(KernelNotFound, match="renders another source than the catalog's: run `make generate`"):
+        found()
+
+
+def test_any_error_of_the_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise nvjitlink.nvJitLinkError(nvjitlink.Result.ERROR_INTERNAL)
+
+    compiler(monkeypatch, fail)
+    with pytest.raises(KernelNotFound, match="compiler: nvJitLinkError: ERROR_INTERNAL"):
+        found()
+
+
+def test_a_compile_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    compiler(monkeypatch, lambda *_, **__: SimpleNamespace(cubins=(cubin("compiled"),)))
+    with caplog.at_level(logging.INFO, "softmax_ops.resolve"):
+        assert found() == "compiled"
+    assert f"compiling {VARIANT.name} for sm_90" in caplog.text
 
 
 @pytest.mark.parametrize("checkout", [True, False])
@@ -308,6 +332,13 @@ def test_a_bundle_that_must_not_be_used_is_warned_of_once_although_another_place
     assert record.message.endswith("; the places after it are searched instead")
 
 
+def test_a_bundle_that_is_named_and_missing_is_warned_of(places: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keep(places / "cache", cubin("cached"))
+    assert [found() for _ in range(2)] == ["cached"] * 2
+    (record,) = caplog.records  # none of the package's, which a checkout has not either
+    assert f"the bundle {places}/named cannot be read: No such file or directory" in record.message
+
+
 def test_every_fault_and_every_bundle_is_warned_of(places: Path, caplog: pytest.LogCaptureFixture) -> None:
     bundle(places / "named", cubin("named"))
     bundle(places / "packaged", cubin("packaged"))
@@ -333,8 +364,8 @@ def test_a_damaged_entry_is_warned_of_although_that_of_an_earlier_minor_serves(
 
 def test_what_a_bundle_does_not_hold_is_nothing_to_warn_of(places: Path, caplog: pytest.LogCaptureFixture) -> None:
     keep(places / "cache", cubin("cached"))
-    assert found() == "cached"  # there is neither bundle
     bundle(places / "named", cubin("old", source="0" * 64))
+    assert found() == "cached"  # there is none in the package
     bundle(places / "packaged", cubin("other", "sm_80"))
     assert found() == "cached"
     bundle(places / "packaged", replace(cubin("other"), variant="softmax_other"))

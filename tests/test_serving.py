@@ -153,7 +153,7 @@ def test_freeze_forbids_loading_and_can_be_lifted(serve: Serve) -> None:
     found = plan_for(geometry((3, 5, 1000)))
     softmax_ops.freeze()
     stub_driver.forget()
-    with pytest.raises(NotLoaded, match=rf"^{found.variant.name} is not loaded on device 0, .*freeze.*warm_up"):
+    with pytest.raises(NotLoaded, match=r"is not loaded on device 0, .*freeze.*warm_up.* scores \(3, 5, 1000\) of f16"):
         launch(found)
     assert "cuLibraryLoadData" not in names()
     softmax_ops.freeze(False)
@@ -196,7 +196,7 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
         (serving.Call((3, -1), "f16"), r"shape is \(3, -1\)"),
         (serving.Call(5, "f16"), "shape is 5; want the sizes of scores"),  # type: ignore[arg-type]
         (serving.Call((3, 5.0), "f16"), r"shape is \(3, 5.0\)"),  # type: ignore[arg-type]
-        (serving.Call((3, 5), "f32", mask_shape=(3, 5), mask_dtype="bf16"), "mask_dtype is 'bf16'; want bool or uint8"),
+        (serving.Call((3, 5), "f32", mask_shape=(3, 5), mask_dtype="int8"), "mask_dtype is 'int8'; want bool or uint8"),
         (
             serving.Call((3, 5), mask_shape=(5,), mask_dtype="f16", causal=True),
             "mask_dtype is 'f16'; want bool or uint8",
@@ -209,6 +209,13 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
 def test_calls_that_are_none(call: serving.Call, says: str) -> None:
     with pytest.raises(ValueError, match=f"^warm_up: {says}"):
         list(serving._geometries(call))
+
+
+def test_a_mask_that_is_converted_is_read_as_bool() -> None:
+    """One of another float dtype than the scores', as transformer_softmax_lib takes it."""
+    converted = serving.Call((3, 5), "f16", mask_shape=(5,), mask_dtype=torch.float32)
+    assert [*serving._geometries(converted)] == [*serving._geometries(converted._replace(mask_dtype="bool"))]
+    assert [*serving._geometries(converted)] != [*serving._geometries(converted._replace(mask_dtype="f16"))]
 
 
 @pytest.mark.parametrize("device", [torch.device("cuda:1"), "cuda", None, 0.0])

@@ -17,6 +17,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import softmax_ops
 import transformer_softmax_lib
+from softmax_ops import dispatch
 from tests.support import reference
 from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
 from transformer_softmax_lib import scaled_masked_softmax_backward, scaled_masked_softmax_forward
@@ -196,7 +197,7 @@ FORWARD = "transformer_softmax_lib.scaled_masked_softmax_forward: "
         ((None, None, 1.0), TypeError, "input is of type NoneType; want a torch.Tensor"),
         ((torch.ones(Q, K).long(), None, 1.0), ValueError, "want dtype float16, bfloat16, float32 or float64"),
         ((torch.ones(()), None, 1.0), ValueError, "input is a 0-d"),
-        ((torch.ones(Q, K), [0, 1], 1.0), TypeError, "mask is of type list"),
+        ((torch.ones(Q, K), [0, 1], 1.0), TypeError, "mask is of type list; want a torch.Tensor of bool, uint8 or a"),
         ((torch.ones(Q, K), torch.ones(K).int(), 1.0), ValueError, "want bool, uint8, float16, bfloat16, float32 or"),
         ((torch.ones(Q, K), torch.ones(K).int(), 1.0), ValueError, "convert it with mask == 1"),
         ((torch.ones(Q, K), torch.ones(Q).bool(), 1.0), ValueError, "mask has shape (4,) and input has shape (4, 7)"),
@@ -205,6 +206,11 @@ FORWARD = "transformer_softmax_lib.scaled_masked_softmax_forward: "
         ((torch.ones(Q, K), None, float("inf")), ValueError, "scale is inf; want a finite number"),
         ((torch.ones(Q, K), None, torch.tensor([float("nan")])), ValueError, "scale is nan; want a finite number"),
         ((torch.ones(Q, K), None, torch.ones(2)), ValueError, "scale is a float32 tensor of shape (2,)"),
+        (
+            (torch.ones(Q, K), None, torch.ones(1, device="meta")),
+            ValueError,
+            "want a number or a tensor of one element",
+        ),
     ],
 )
 def test_forward_refuses(arguments: tuple[Any, ...], error: type[Exception], words: str) -> None:
@@ -285,3 +291,22 @@ def test_a_mask_of_any_float_dtype(dtype: torch.dtype) -> None:
     x, mask = torch.randn(Q, K).half(), torch.tensor([0.0, 1.0, 0.5, 1.0, 0.0, 2.0, 0.0])
     expected = scaled_masked_softmax_forward(x, mask == 1, 0.5)
     assert torch.equal(scaled_masked_softmax_forward(x, mask.to(dtype), 0.5), expected)
+
+
+def test_a_converted_mask_is_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[Tensor] = []
+    forward = dispatch.forward
+    monkeypatch.setattr(dispatch, "forward", lambda request: masks.append(request.mask) or forward(request))  # type: ignore[func-returns-value]
+    x, mask = torch.randn(B, H, Q, K).half(), ones(B, 1, Q, K, dtype=torch.float32)
+    y = scaled_masked_softmax_forward(x, mask.expand(B, H, Q, K), 0.5)
+    assert masks[0].numel() == B * Q * K and torch.equal(y, scaled_masked_softmax_forward(x, mask, 0.5))
+
+
+def test_transforms_differentiate_the_forward() -> None:
+    """In both modes, as they do torch's operations."""
+    x, mask, w = torch.randn(Q, K).double(), ones(Q, K), torch.randn(Q, K).double()
+    gradient = torch.func.grad(lambda x: (w * scaled_masked_softmax_forward(x, mask, 0.5)).sum())(x)
+    expected = scaled_masked_softmax_backward(w, scaled_masked_softmax_forward(x, mask, 0.5), 0.5)
+    torch.testing.assert_close(gradient, expected.masked_fill(mask, 0.0))
+    moved = torch.func.jvp(lambda x: scaled_masked_softmax_forward(x, mask, 0.5), (x,), (w,))[1]
+    torch.testing.assert_close((moved * w).sum(), (gradient * w).sum())

@@ -176,7 +176,7 @@ class Bundle:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            fault = "" if isinstance(error, FileNotFoundError) else "unreadable"
+            fault = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
             raise Absent(f"the bundle {self.path} cannot be read: {error.strerror or error}", fault) from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise Absent(f"the bundle {self.path} is damaged: {error}", "damaged") from None

@@ -5,9 +5,9 @@ A valid call pays only for the comparisons, since each message is built in the b
 type raises TypeError, everything else ValueError. The parameter `op` of a check is the operation named in its message.
 """
 
-from .backward import BackwardRequest, check_softmax_backward
+from .backward import check_softmax_backward
 from .forward import check_has_backward, check_masked_fill, check_softmax, without_backward
-from .request import Request
+from .request import BackwardRequest, Request
 
 __all__ = [
     "BackwardRequest",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from operator import is_not
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from .band import band_of
 from .out import check_apart, check_out, check_unmet, check_unrecorded, gradient_dtype
+from .request import BackwardRequest, simplified
 from .scalars import positive_softcap
 from .tensors import check_rows, describe
 from .values import check_key_lengths, per_row, scale_of
@@ -17,38 +15,6 @@ from .values import check_key_lengths, per_row, scale_of
 _OP = "softmax_ops.softmax_backward"
 _LOG_OP = "softmax_ops.log_softmax_backward"
 _READ_BESIDE = ("scale_tensor", "offset_tensor", "key_lengths", "lse", "grad_lse")
-
-
-class BackwardRequest(NamedTuple):
-    """A validated call of the backward; see `check_softmax_backward` for what has been established about each field."""
-
-    dy: Tensor  # [..., Q, K], or [K], which is Q = 1; may be expanded
-    y: Tensor  # of dy's shape, dtype and device
-    scale: float  # finite
-    causal_offset: int | None  # None: not causal; otherwise column j is visible to query i iff j <= i + causal_offset
-    out: Tensor | None  # [..., Q, K] with strides of its own, or dy itself, or y itself
-
-    # What follows is None or False in a plain request.
-    scale_tensor: Tensor | None = None  # [] or right-aligned broadcastable to y.shape[:-1]; then scale is 1
-    offset_tensor: Tensor | None = None  # int32 or int64, one or [B], added to causal_offset
-    key_lengths: Tensor | None = None  # [B] int32
-    left: int | None = None  # visible if j >= i + offset - left
-    right: int | None = None  # visible if j <= i + offset + right; 0 where causal
-    softcap: float | None = None  # above 0
-    lse: Tensor | None = None  # [..., Q] of the accumulation type, any strides; with softcap
-    grad_lse: Tensor | None = None  # [..., Q] of the accumulation type, any strides
-    log: bool = False  # y is log y, and dy its gradient
-    dtype: torch.dtype | None = None  # of dx; None in a plain request, which keeps y's
-    return_dot: bool = False  # return (dx, d), d [..., Q]: sum y dy, or sum dy of log y, less grad_lse
-
-    @property
-    def general(self) -> bool:
-        """Whether the request needs more than scale * y * (dy - sum y dy), causality and y's dtype."""
-        return any(map(is_not, self[_FIRST_OF_GENERAL:], _PLAIN))  # comparing a tensor with None by != takes 40 us
-
-
-_FIRST_OF_GENERAL = BackwardRequest._fields.index("scale_tensor")
-_PLAIN = tuple(BackwardRequest._field_defaults.values())
 
 
 def check_softmax_backward(
@@ -121,14 +87,7 @@ def check_softmax_backward(
         check_unrecorded(op, lse=lse, grad_lse=grad_lse)
         for name in _READ_BESIDE:
             check_unmet(op, out, getattr(request, name), name)
-    return simplified(request)
-
-
-def simplified(request: BackwardRequest) -> BackwardRequest:
-    """The plain request that says the same, if there is one; otherwise the request with the dtype of its dx."""
-    if request.left is None and request.right == 0 and not request._replace(right=None).general:
-        return request._replace(right=None)  # causality alone
-    return request._replace(dtype=request.dtype or request.y.dtype) if request.general else request
+    return simplified(request, y.dtype)
 
 
 def _check_pair(op: str, dy: Tensor, y: Tensor) -> None:

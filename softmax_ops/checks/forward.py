@@ -9,12 +9,20 @@ import torch
 from torch import Tensor
 
 from .band import band_of
-from .mask import MASK_DTYPES, check_broadcast, check_mask
 from .out import check_apart, check_out, check_unmet, check_unrecorded, result_dtype
-from .request import Request
+from .request import Request, simplified
 from .scalars import check_flag, check_no_gradient, finite_scale, positive_softcap
 from .tensors import DTYPES, check_rows, describe
-from .values import check_bias, check_key_lengths, per_head, scale_of
+from .values import (
+    MASK_DTYPES,
+    check_bias,
+    check_broadcast,
+    check_key_lengths,
+    check_mask,
+    check_tensor,
+    per_head,
+    scale_of,
+)
 
 _OPS = {False: "softmax_ops.softmax", True: "softmax_ops.log_softmax"}
 _MASKED_FILL = "transformer_softmax_lib.scaled_masked_softmax_forward"
@@ -70,7 +78,6 @@ def check_softmax(
         check_mask(op, mask, x)
     slopes = None if alibi_slopes is None else per_head(op, alibi_slopes, x, "alibi_slopes")
     band = band_of(op, x, "x", causal=causal, causal_offset=causal_offset, window=window, alibi=slopes is not None)
-    result = result_dtype(op, dtype, out, x, "x")
     request = Request(
         x,
         number,
@@ -86,16 +93,14 @@ def check_softmax(
         alibi_slopes=slopes,
         sinks=None if sinks is None else per_head(op, sinks, x, "sinks"),
         softcap=positive_softcap(op, softcap, x),
-        dtype=result,
+        dtype=result_dtype(op, dtype, out, x, "x"),
         log=log,
         return_lse=return_lse,
     )
     _check_added(op, request, alibi_slopes)
     if out is not None:
         _check_written(op, request)
-    if band.left is None and band.right == 0 and not request._replace(right=None).general:
-        return request._replace(right=None)  # causality alone
-    return request._replace(dtype=result or x.dtype) if request.general else request
+    return simplified(request, x.dtype)
 
 
 def check_masked_fill(input: Tensor, mask: Tensor | None, scale: float | Tensor, fill: float) -> Request:
@@ -107,12 +112,13 @@ def check_masked_fill(input: Tensor, mask: Tensor | None, scale: float | Tensor,
     check_rows(_MASKED_FILL, input, "input")
     number = finite_scale(_MASKED_FILL, scale, input)
     if mask is not None:
-        if isinstance(mask, Tensor) and mask.dtype not in (*MASK_DTYPES, *DTYPES):
+        check_tensor(_MASKED_FILL, mask, "mask", "a torch.Tensor of bool, uint8 or a float dtype")
+        if mask.dtype not in (*MASK_DTYPES, *DTYPES):
             raise ValueError(
                 f"{_MASKED_FILL}: mask is a {describe(mask)}; want bool, uint8, float16, bfloat16, float32 or float64, "
                 "where 1 hides a column: convert it with mask == 1"
             )
-        check_broadcast(_MASKED_FILL, mask, input, "input")
+        check_broadcast(_MASKED_FILL, mask, input, "mask", "input")
     return Request(input, number, mask, None, None, fill)
 
 

@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-
-def may_overlap_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """False if the strides nest: each one exceeds the reach, sum of (size - 1) * stride, of all smaller ones.
-
-    Exact for every slice, transpose and expansion of a contiguous tensor. Some as_strided layouts, such as shape (2, 3)
-    with strides (3, 2), do not nest and are still free of overlap; they count as overlapping.
-    """
-    reach = 0
-    for stride, size in sorted(zip(strides, shape, strict=True)):
-        if size > 1:
-            if stride <= reach:
-                return True
-            reach += (size - 1) * stride
-    return False
+from ..problem import reach
 
 
 def ranges_meet(a: Tensor, b: Tensor) -> bool:
@@ -57,8 +42,7 @@ def bytes_reached(tensor: Tensor) -> int:
     """Number of bytes from the first to the last, gaps between elements included."""
     if tensor.is_contiguous():
         return tensor.nbytes
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.element_size()
+    return reach(tensor.shape, tensor.stride()) * tensor.element_size()
 
 
 def _byte_range(tensor: Tensor) -> tuple[int, int]:

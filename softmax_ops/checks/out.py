@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from .memory import may_overlap_itself, may_share, ranges_meet, same_elements
+from ..problem import strides_nest
+from .memory import may_share, ranges_meet, same_elements
 from .tensors import check_plain, describe, type_name
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -62,7 +63,7 @@ def check_out(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dtype 
         raise ValueError(
             f"{op}: out is a {describe(out)}; want last stride 1: write into a contiguous out and copy it from there"
         )
-    if not out.is_contiguous() and may_overlap_itself(out.shape, out.stride()):
+    if not out.is_contiguous() and not strides_nest(out.shape, out.stride()):
         raise ValueError(
             f"{op}: out is a {describe(out)}, which has, or cannot be shown not to have, several elements at one "
             "address; want each stride to exceed the reach of the smaller ones: pass out.contiguous()"

@@ -1,4 +1,4 @@
-"""Tensors whose values stay on the device: only type, shape and device are checked."""
+"""Tensors beside the scores. Their values stay on the device: only type, shape and device are checked."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .scalars import check_no_gradient, finite_scale
 from .tensors import check_plain, describe, type_name
+
+MASK_DTYPES = frozenset((torch.bool, torch.uint8))
 
 
 def accumulation(rows: Tensor) -> torch.dtype:
@@ -88,6 +90,14 @@ def check_key_lengths(op: str, given: Any, rows: Tensor, name: str) -> None:
         )
 
 
+def check_mask(op: str, given: Any, x: Tensor) -> None:
+    """Refuse all but a bool or uint8 tensor that broadcasts to x, [..., Q, K]."""
+    check_tensor(op, given, "mask", "a bool or uint8 torch.Tensor")
+    if given.dtype not in MASK_DTYPES:
+        raise _mask_dtype_error(op, given)
+    check_broadcast(op, given, x, "mask", "x")
+
+
 def check_bias(op: str, given: Any, x: Tensor) -> None:
     """Refuse all but a tensor of x's dtype or float32 that broadcasts to x, [..., Q, K]."""
     check_tensor(op, given, "bias", "a torch.Tensor of x's dtype or float32")
@@ -97,12 +107,18 @@ def check_bias(op: str, given: Any, x: Tensor) -> None:
             f"{op}: bias is a {describe(given)} and x a {describe(x)}; want x's dtype or float32 for what is added to "
             f"the scores: {advice}"
         )
-    check_device(op, given, x, "bias", "x")
-    if not broadcasts(given.shape, x.shape):
+    check_broadcast(op, given, x, "bias", "x")
+
+
+def check_broadcast(op: str, given: Tensor, rows: Tensor, name: str, rows_name: str) -> None:
+    """Refuse a mask or bias on another device than rows, [..., Q, K], or that does not broadcast to them."""
+    check_device(op, given, rows, name, rows_name)
+    if not broadcasts(given.shape, rows.shape):
+        example = "[H, Q, K] to [1, H, Q, K]" if name == "bias" else "[B, K] to [B, 1, 1, K]"
         raise ValueError(
-            f"{op}: bias has shape {tuple(given.shape)} and x has shape {tuple(x.shape)}; want each dimension of bias, "
-            "aligned at the right, to be 1 or x's, and no more of them than x has: reshape the bias, for instance "
-            "[H, Q, K] to [1, H, Q, K]"
+            f"{op}: {name} has shape {tuple(given.shape)} and {rows_name} has shape {tuple(rows.shape)}; want each "
+            f"dimension of {name}, aligned at the right, to be 1 or {rows_name}'s, and no more of them than "
+            f"{rows_name} has: reshape the {name}, for instance {example}"
         )
 
 
@@ -136,3 +152,15 @@ def _check_float(op: str, given: Tensor, rows: Tensor, name: str, rows_name: str
             f"{op}: {name} is a {describe(given)}; want {wanted}{also} on {rows_name}'s device: pass {name}.float()"
         )
     check_device(op, given, rows, name, rows_name)
+
+
+def _mask_dtype_error(op: str, mask: Tensor) -> ValueError:
+    given = f"{op}: mask is a {describe(mask)}; want dtype bool or uint8, where 1 hides a column"
+    if mask.is_floating_point():
+        return ValueError(
+            f"{given}. A float mask looks additive (0 keeps, -inf hides): pass it as bias= if it is, or mask < 0, "
+            "which is read faster; mask == 1 if its ones hide"
+        )
+    return ValueError(
+        f"{given}: pass mask == 1 if its ones hide, or mask == 0 if they keep, as in an attention_mask of Hugging Face"
+    )

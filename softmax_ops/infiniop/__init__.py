@@ -9,7 +9,8 @@
     infiniopGetCausalSoftmaxWorkspaceSize(softmax.value, size)
     infiniopCausalSoftmax(softmax.value, workspace, size.value, data, stream)
 
-Functions, arguments and codes are those of the C interface. An out-parameter is a `Ref()`, whose `value` is set on
+Functions and arguments are those of the C interface, and so are the codes, of which more are returned than it lists:
+docs/infiniop.md. An out-parameter is a `Ref()`, whose `value` is set on
 success and otherwise left alone. Every function returns a code and never raises; infiniopGetLastError(), an addition
 to the C interface, gives the reason in words. Needs no torch, and needs a GPU only to run.
 """
@@ -55,6 +56,7 @@ from .status import (
     INFINI_STATUS_SUCCESS,
     Ref,
     infiniopGetLastError,
+    infiniopStatus_t,
     infiniStatus_t,
 )
 
@@ -95,5 +97,6 @@ __all__ = [
     "infiniopGetCausalSoftmaxWorkspaceSize",
     "infiniopGetLastError",
     "infiniopHandle_t",
+    "infiniopStatus_t",
     "infiniopTensorDescriptor_t",
 ]

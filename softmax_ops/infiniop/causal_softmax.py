@@ -10,7 +10,7 @@ from math import prod
 
 from ..artifacts import catalog
 from ..launch_plan import LaunchPlan
-from ..problem import DTYPE_BYTES, Geometry, Operand
+from ..problem import DTYPE_BYTES, Geometry, Operand, reach, strides_nest
 from .descriptors import infiniDtype_t, infiniopHandle_t, infiniopTensorDescriptor_t
 from .execution import ALIGNMENT, Kernels, architecture, plans
 from .status import (
@@ -34,7 +34,7 @@ from .status import (
 MAX_BYTES = 2**44
 """Limit from a tensor's first element to the end of its last: more than the memory of any device."""
 
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     infiniDtype_t.INFINI_DTYPE_F16: "f16",
     infiniDtype_t.INFINI_DTYPE_F32: "f32",
     infiniDtype_t.INFINI_DTYPE_F64: "f64",
@@ -49,7 +49,7 @@ class infiniopCausalSoftmaxDescriptor_t(Opaque):
         self.geometry = geometry  # for data aligned to ALIGNMENT
         self.device = device
         self.empty = prod(geometry.shape) == 0
-        self.end_bytes = _reach(geometry.shape, geometry.output.strides) * geometry.element_bytes  # end of the last
+        self.end_bytes = reach(geometry.shape, geometry.output.strides) * geometry.element_bytes  # end of the last
         self._kernels: Kernels | None = None
         self.workspace_bytes = 0 if self.empty else self._settle()
 
@@ -163,12 +163,10 @@ def infiniopDestroyCausalSoftmaxDescriptor(desc: infiniopCausalSoftmaxDescriptor
 def _geometry(tensor: infiniopTensorDescriptor_t) -> Geometry:
     """The geometry of a tensor that the operator supports, in place."""
     shape, strides = tensor.shape, tensor.strides
-    dtype = {int(number): name for number, name in _DTYPES.items()}.get(tensor.dtype)
+    dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
-        raise Failure(
-            INFINI_STATUS_BAD_TENSOR_DTYPE,
-            f"the tensor's dtype is {tensor.dtype}; want one of {', '.join(f'{n.name} ({n})' for n in _DTYPES)}",
-        )
+        known = ", ".join(f"{each.name} ({each})" for each in infiniDtype_t)
+        raise Failure(INFINI_STATUS_BAD_TENSOR_DTYPE, f"the tensor's dtype is {tensor.dtype}; want one of {known}")
     _check_shape(shape, DTYPE_BYTES[dtype])
     _check_strides(shape, strides, DTYPE_BYTES[dtype])
     operands = tuple(Operand(name, strides, ALIGNMENT, DTYPE_BYTES[dtype]) for name in ("x", "y"))
@@ -199,18 +197,10 @@ def _check_strides(shape: tuple[int, ...], strides: tuple[int, ...], element_byt
         raise refuse("want none below 0")
     if prod(shape) == 0:
         return
-    reach = 0
-    for stride, size in sorted(zip(strides, shape, strict=True)):
-        if size > 1 and stride <= reach:
-            raise refuse("want each beyond the reach of the smaller ones: in place, rows may not overlap")
-        reach += (size - 1) * stride
-    if _reach(shape, strides) * element_bytes > MAX_BYTES:
+    if not strides_nest(shape, strides):
+        raise refuse("want each beyond the reach of the smaller ones: in place, rows may not overlap")
+    if reach(shape, strides) * element_bytes > MAX_BYTES:
         raise refuse(f"want at most {MAX_BYTES} bytes from the first element to the last")
-
-
-def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Number of elements from the first to the last, both included."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
 def _check_workspace(descriptor: infiniopCausalSoftmaxDescriptor_t, workspace: int, size: int) -> None:

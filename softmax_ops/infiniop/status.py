@@ -70,6 +70,9 @@ class Failure(Exception):
         self.status = status
 
 
+infiniopStatus_t = infiniStatus_t
+"""The name that the operators' functions have for it."""
+
 _last = threading.local()
 
 P = ParamSpec("P")
@@ -104,7 +107,7 @@ def opened(given: Kind, kind: type[Kind], name: str) -> Kind:
     if given is None:
         raise Failure(INFINI_STATUS_NULL_POINTER, f"{name} is None; want an {kind.__name__}")
     if not isinstance(given, kind):
-        raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} is of type {type(given).__name__}; want an {kind.__name__}")
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"{_told(given, name)}; want an {kind.__name__}")
     if not given.alive:
         raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} was destroyed")
     return given
@@ -115,7 +118,7 @@ def out(given: Ref, name: str) -> Ref:
     if given is None:
         raise Failure(INFINI_STATUS_NULL_POINTER, f"{name} is None; want a Ref() to put the result into")
     if not isinstance(given, Ref):
-        raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} is of type {type(given).__name__}; want a Ref()")
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"{_told(given, name)}; want the Ref() itself")
     return given
 
 
@@ -124,7 +127,7 @@ def integer(given: int, name: str, low: int, high: int) -> int:
     try:
         number = index(given)
     except Exception:  # a foreign object may raise anything
-        raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} is of type {type(given).__name__}; want an integer") from None
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"{_told(given, name)}; want an integer") from None
     if not low <= number < high:
         told = number if number.bit_length() <= 64 else f"a number of {number.bit_length()} bits"
         raise Failure(INFINI_STATUS_BAD_PARAM, f"{name} is {told}; want {low} <= {name} < {high}")
@@ -134,3 +137,9 @@ def integer(given: int, name: str, low: int, high: int) -> int:
 def address(given: int | None, name: str) -> int:
     """A pointer as a number; None is the null pointer."""
     return 0 if given is None else integer(given, name, 0, 2**64)
+
+
+def _told(given: object, name: str) -> str:
+    """What an argument is; of what holds a value, that the value is wanted."""
+    holds = isinstance(given, Ref) or type(given).__module__ == "ctypes"
+    return f"{name} is of type {type(given).__name__}{' (pass its .value)' if holds else ''}"

@@ -10,7 +10,7 @@ from ..artifacts.constants import ACCESS_BYTES
 from ..checks.memory import bytes_reached
 from ..launcher import Executable
 
-ADDRESSES = 1024
+ADDRESSES = 64
 """Combinations of addresses to remember; when there are more, all are forgotten."""
 
 _BOUNDARY = ACCESS_BYTES - 1

@@ -10,7 +10,7 @@ Calls on CPU tensors, and calls that raised, are not remembered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,6 +91,10 @@ class Calls:
         known.add(executable, tuple(each.data_ptr() for each in (*inputs, result, *others.values())))
         self._use(known)
 
+    def named(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The arguments of a call by name."""
+        return dict(zip(self.names, values, strict=True))
+
     def forget(self) -> None:
         """Forget all calls."""
         self._known.clear()
@@ -98,7 +102,7 @@ class Calls:
 
     def _recorded(self, *values: Any) -> Any:
         assert self._record is not None
-        return self._record(**dict(zip(self.names, values, strict=True)))
+        return self._record(**self.named(values))
 
     def _use(self, known: Known) -> None:
         if self._recent is None:

@@ -17,8 +17,13 @@ from torch import Tensor
 
 @cache
 def guards() -> Any:
-    """The guards of torch.compile, which compare in C++; None if this torch does not have them."""
-    return getattr(getattr(torch._C, "_dynamo", None) and torch._C._dynamo.guards, "TensorGuards", None)
+    """The guards of torch.compile, which compare in C++; None if this torch does not have them, or has others."""
+    try:
+        found: Any = torch._C._dynamo.guards.TensorGuards
+        found(torch.empty(0, device="meta"), dynamic_dims_sizes=[[0]], dynamic_dims_strides=[[1]]).check  # noqa: B018
+    except (AttributeError, TypeError):
+        return None
+    return found
 
 
 def matcher(*tensors: Tensor, layout: bool = True) -> Callable[..., bool]:

@@ -6,15 +6,26 @@ or if SOFTMAX_OPS_NATIVE is `never`, launcher.py launches in Python, and every c
 
 from __future__ import annotations
 
+import hashlib
 import os
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from ..artifacts import settings
 
+
+def digest_of_sources() -> str:
+    """Digest of the C sources beside this file; empty in a wheel, which has none."""
+    sources = sorted(Path(__file__).parent.glob("*.[ch]"))
+    return hashlib.sha256(b"".join(map(Path.read_bytes, sources))).hexdigest() if sources else ""
+
+
 _module: ModuleType | None
 try:
     _module = import_module(".calls", __name__)
+    if digest_of_sources() not in ("", getattr(_module, "sources", None)):
+        raise ImportError("it was compiled from other sources than those beside it: run `python hatch_build.py`")
 except ImportError as error:
     _module, problem = None, str(error)
     """Why there is none; empty where there is."""

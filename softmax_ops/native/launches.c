@@ -9,6 +9,9 @@ static const char LAUNCH_KERNEL[] = "CUresult (CUlaunchConfig const *, CUfunctio
 /* CUDA_ERROR_INVALID_CONTEXT of cuda.h. */
 #define INVALID_CONTEXT 201
 
+/* CU_STREAM_LEGACY of cuda.h, which torch's default stream, 0, is; to a driver with per-thread default streams 0 is another. */
+#define LEGACY_STREAM 1
+
 /* A thread must be prepared once, again in the child of a fork, and again if its context was taken away. */
 static unsigned int process = 1;
 static _Thread_local unsigned int prepared_in = 0;
@@ -70,7 +73,7 @@ int launch(Launches *self, const uint64_t *addresses, double scale, uint64_t str
         if (put_real(parameters, self->scale, scale) < 0 || put_real(parameters, self->fill, fill) < 0)
             return -1;
         LaunchConfig config = grid->config;
-        config.stream = (void *)(uintptr_t)stream;
+        config.stream = (void *)(uintptr_t)(stream != 0 ? stream : LEGACY_STREAM);
         void *blocks[] = {parameters};
         int status = launch_grid(self, &config, blocks);
         if (status == INVALID_CONTEXT) {

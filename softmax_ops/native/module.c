@@ -16,18 +16,19 @@ static PyMethodDef functions[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "softmax_ops.native.calls", NULL, -1, functions, NULL, NULL, NULL, NULL};
 
-static int add(PyObject *module, const char *name, PyObject *type)
+static int add(PyObject *module, const char *name, PyObject *object)
 {
-    int status = type == NULL ? -1 : PyModule_AddObjectRef(module, name, type);
-    Py_XDECREF(type);
+    int status = object == NULL ? -1 : PyModule_AddObjectRef(module, name, object);
+    Py_XDECREF(object);
     return status;
 }
 
 PyMODINIT_FUNC PyInit_calls(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && (add(module, "Launches", launches_type()) < 0 || add(module, "Recent", recent_type()) < 0 ||
-                           add(module, "Repeated", repeated_type()) < 0))
+    if (module != NULL &&
+        (add(module, "Launches", launches_type()) < 0 || add(module, "Recent", recent_type()) < 0 ||
+         add(module, "Repeated", repeated_type()) < 0 || add(module, "sources", PyUnicode_FromString(SOURCES)) < 0))
         Py_CLEAR(module);
     return module;
 }

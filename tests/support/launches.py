@@ -122,7 +122,7 @@ def in_thread(work: Callable[[], None]) -> None:
         raise failures[0]
 
 
-def in_child(work: Callable[[], None]) -> str:
+def in_child(work: Callable[[], object]) -> str:
     """Runs work in a forked child; returns the error it raised, or "done"."""
     reader, writer = os.pipe()
     if os.fork() == 0:

@@ -122,12 +122,15 @@ static int cuCtxGetDevice(int* device)
   return *device = current, current < 0 ? kInvalidContext : kSuccess;
 }
 
+// The default stream of the current context: 0, or CU_STREAM_LEGACY.
+static int is_default(void const* stream) { return (uintptr_t)stream <= 1; }
+
 static int cuStreamIsCapturing(void* stream, int* status)
 {
   CHECK_CALL();
-  FAIL_IF(!stream && current < 0, kInvalidContext);
-  FAIL_IF(!stream && stub_captured_stream, kCaptureImplicit);
-  return *status = stream && (uintptr_t)stream == stub_captured_stream, kSuccess;
+  FAIL_IF(is_default(stream) && current < 0, kInvalidContext);
+  FAIL_IF(is_default(stream) && stub_captured_stream, kCaptureImplicit);
+  return *status = !is_default(stream) && (uintptr_t)stream == stub_captured_stream, kSuccess;
 }
 
 static int cuThreadExchangeStreamCaptureMode(int* exchanged)
@@ -231,7 +234,7 @@ static int cuLaunchKernelEx(Config const* config, Kernel const* kernel, void** p
     memcpy(call->parameters, parameters[0], kernel->parameter_bytes);
   }
   CHECK_CALL();
-  FAIL_IF(!config->stream && current < 0, kInvalidContext);
+  FAIL_IF(is_default(config->stream) && current < 0, kInvalidContext);
   int const device = current < 0 ? 0 : current;
   FAIL_IF((int)config->shared_bytes > kernel->shared_limit[device], kInvalidValue);
   if (cluster) {
