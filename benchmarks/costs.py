@@ -55,10 +55,10 @@ print(1e3 * (time.perf_counter() - start))
 _ON_STUB = """
 import time
 from softmax_ops import driver, launcher
-from tests.support.geometries import geometry
+from softmax_ops.problem import contiguous_geometry
 arch = driver.architecture(0)
 driver.ensure_context(0)
-shape = geometry((8, 16, 1024, 1024), "f16", "none")
+shape = contiguous_geometry((8, 16, 1024, 1024), "f16", "none")
 start = time.perf_counter()
 launcher.executable(launcher.plan_for(shape, arch), 0).launch((1 << 40, 2 << 40), scale=1.0, stream=0)
 print(1e3 * (time.perf_counter() - start))

@@ -11,7 +11,7 @@ from cuda.bindings import driver as cuda
 import softmax_ops
 from softmax_ops import current, driver, launcher, native
 from softmax_ops.known import calls
-from tests.support.geometries import geometry
+from softmax_ops.problem import contiguous_geometry
 
 from .device import Cuda
 from .timing import spread
@@ -40,7 +40,7 @@ def beyond_launch_us() -> tuple[float, str]:
 
 def served() -> str:
     """What the compiled part (softmax_ops.native) does of the calls that were made."""
-    kernel = launcher.executable(launcher.plan_for(geometry(SHAPE), driver.architecture(0)), 0)
+    kernel = launcher.executable(launcher.plan_for(contiguous_geometry(SHAPE, "f16"), driver.architecture(0)), 0)
     if kernel.native is None:
         return f"compiled part unused: {native.problem or 'SOFTMAX_OPS_NATIVE=never, or the launch is not exported'}"
     return "compiled part: whole calls" if calls.forward._known else "compiled part: launches only"
@@ -81,7 +81,7 @@ def _bare(x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
 
     Raises DriverError if the driver refuses it, which the timed calls would not notice.
     """
-    plan = launcher.plan_for(geometry(SHAPE), driver.architecture(0))
+    plan = launcher.plan_for(contiguous_geometry(SHAPE, "f16"), driver.architecture(0))
     kernel = launcher.executable(plan, 0)
     (launch,) = plan.launches
     values = {"x.address": x.data_ptr(), "y.address": y.data_ptr(), "scale": 1.0}

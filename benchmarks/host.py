@@ -25,9 +25,8 @@ import softmax_ops
 from softmax_ops import dispatch, driver, launcher
 from softmax_ops.artifacts import catalog
 from softmax_ops.checks import check_softmax
-from softmax_ops.problem import Geometry
+from softmax_ops.problem import Geometry, contiguous_geometry
 from tests.support import stub_driver
-from tests.support.geometries import geometry
 from tests.support.posing import pose
 
 ROUNDS = 41
@@ -91,7 +90,9 @@ def cells(direction: str, mask_kind: str) -> dict[str, Callable[[], object]]:
     """The launcher's cells, by name."""
 
     def describe() -> Geometry:
-        return geometry((8, 16, 1024, 1024), "f16", mask_kind, direction=direction, mask_shape=(8, 1, 1, 1024))
+        return contiguous_geometry(
+            (8, 16, 1024, 1024), "f16", mask_kind, direction=direction, mask_shape=(8, 1, 1, 1024)
+        )
 
     known, arch = describe(), driver.architecture(0)
     plan = launcher.plan_for(known, arch)

@@ -36,12 +36,19 @@ from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import LaunchPlan, plan
-from softmax_ops.problem import BIASED, General, Operand, broadcast_strides, contiguous_strides, kind_of_general
+from softmax_ops.problem import (
+    BIASED,
+    General,
+    Operand,
+    broadcast_strides,
+    contiguous_geometry,
+    contiguous_strides,
+    kind_of_general,
+)
 from tests.support import sass
 from tests.support.cases import full_cta
 from tests.support.engines import InterpreterEngine
 from tests.support.features import Features
-from tests.support.geometries import geometry
 
 from .cells import ELEMENT_BYTES, Cell
 from .goals import SMALL_BYTES, least_share
@@ -119,10 +126,10 @@ def launch_plan(cell: Cell) -> LaunchPlan:
     if is_general(cell) and not _is_biased(cell):
         general, operands = General(logarithms=_log(cell)), tuple(_operands(cell))
         kind = kind_of_general(general, (operand.name for operand in operands))
-        of = geometry(cell.shape, dtype, kind, direction=cell.direction, general=general)
+        of = contiguous_geometry(cell.shape, dtype, kind, direction=cell.direction)._replace(general=general)
         of = of._replace(operands=(*of.operands, *operands))
     else:
-        of = geometry(cell.shape, dtype, kind, direction=cell.direction, mask_shape=cell.mask_shape)
+        of = contiguous_geometry(cell.shape, dtype, kind, direction=cell.direction, mask_shape=cell.mask_shape)
     return plan(of, catalog.load(), ARCH)
 
 

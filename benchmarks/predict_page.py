@@ -6,20 +6,20 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from codegen.pages import markdown
+from codegen.pages import markdown, with_block
 
 from .cells import CORE, MASKS, Cell, cells
 from .predict import Prediction
 from .providers import OURS
-from .report import CHECKOUT, with_part
+from .report import CHECKOUT
 from .results import Results
 
 PAGE = CHECKOUT / "docs" / "predictions.md"
-MARK = "benchmarks: predictions"
+COMMAND = "make predictions"
 
 
 def write(date: str, predictions: list[Prediction], page: Path = PAGE) -> None:
-    page.write_text(with_part(page.read_text(), MARK, text(date, predictions)))
+    page.write_text(with_block(page.read_text(), text(date, predictions), COMMAND))
 
 
 def text(date: str, predictions: list[Prediction]) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from codegen.pages import markdown
+from codegen.pages import markdown, with_block
 
 from . import plots
 from .cells import CORE, QUICK, Cell, cells
@@ -16,26 +15,19 @@ from .results import FILE, FOLDER, Results, Row
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 README, PAGE = CHECKOUT / "README.md", CHECKOUT / "docs" / "benchmarks.md"
-README_MARK, GOALS_MARK, CELLS_MARK = "benchmarks: table", "benchmarks: goals", "benchmarks: cells"
+_COMMAND = "python -m benchmarks report"
+README_MARK, GOALS_MARK, CELLS_MARK = (f"{_COMMAND}: {part}" for part in ("table", "goals", "cells"))
 NOTHING = "Not measured yet: no GPU has run the benchmark."
 PEERS = ("torch chain", "torch.softmax", "torch.compile", "triton", "liger", "quack")
-
-
-def with_part(page: str, mark: str, text: str) -> str:
-    """The page with new text between `<!-- begin MARK -->` and `<!-- end MARK -->`. Raises ValueError without them."""
-    pattern = re.compile(rf"(<!-- begin {re.escape(mark)} -->\n).*?(<!-- end {re.escape(mark)} -->)", re.DOTALL)
-    if len(pattern.findall(page)) != 1:
-        raise ValueError(f"the page has no single part between <!-- begin {mark} --> and <!-- end {mark} -->")
-    return pattern.sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", page)
 
 
 def write(root: Path = FOLDER, readme: Path = README, page: Path = PAGE, costs: Path | None = None) -> list[Path]:
     """Updates README, page and plots from the results of every device under `root`; returns the files written."""
     devices = {path.parent.name: Results.load(path) for path in sorted(root.glob(f"*/{FILE}"))}
     known = Costs.load(costs or root / "costs.json")
-    readme.write_text(with_part(readme.read_text(), README_MARK, table(devices)))
-    text = with_part(page.read_text(), GOALS_MARK, goals(devices, known))
-    page.write_text(with_part(text, CELLS_MARK, every_cell(devices)))
+    readme.write_text(with_block(readme.read_text(), table(devices), README_MARK))
+    text = with_block(page.read_text(), goals(devices, known), GOALS_MARK)
+    page.write_text(with_block(text, every_cell(devices), CELLS_MARK))
     written = [readme, page]
     for device, results in devices.items():
         written += plots.draw(device, results, page.parent)

@@ -17,7 +17,7 @@ from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.launch_plan import plan
 from softmax_ops.launcher import Executable
-from tests.support.geometries import geometry
+from softmax_ops.problem import contiguous_geometry
 
 from .cells import ELEMENT_BYTES, SWEEP_BYTES, Cell
 from .device import Cuda, Device
@@ -40,7 +40,7 @@ def cell_of(direction: Direction, dtype: DType, k: int) -> Cell:
 
 def launched(cubin: Cubin, spec: Spec, cell: Cell, arch: str) -> Call:
     """A call that runs one cubin on contiguous tensors, through a catalog of its own."""
-    of = geometry(cell.shape, cell.dtype, direction=cell.direction)
+    of = contiguous_geometry(cell.shape, cell.dtype, direction=cell.direction)
     launch_plan = plan(of, catalog.alone(spec), arch)
     kernel = driver.Kernel(spec.name, cubin.code, launch_plan.variant.shared_bytes)
     kernel.prepare(0)

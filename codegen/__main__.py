@@ -186,7 +186,7 @@ def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None
 @click.option("--sass", is_flag=True, help="Print the disassembly instead.")
 @json_option
 def inspect(name: str, arch: str, sass: bool, as_json: bool) -> None:
-    """Registers, spills, shared memory, size and instruction counts of one variant."""
+    """Registers, shared memory, size and instruction counts of one variant."""
     (cubin,) = builder.build([_spec(name, [arch])], [arch], _user_cache(), progress=False).cubins
     if sass:
         click.echo(inspection.disassemble(cubin))

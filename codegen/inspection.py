@@ -24,7 +24,6 @@ class Inspection:
     variant: str
     arch: str
     registers: int
-    spill_bytes: int
     shared_bytes: int  # static
     cubin_bytes: int
     sass: dict[str, int]
@@ -42,12 +41,11 @@ class Inspection:
 
 
 def inspect(cubin: Cubin) -> Inspection:
-    """Spills are 0 by construction: the toolchain refuses a kernel that has any."""
+    """The facts of a cubin. There are no spills to count: the toolchain refuses a kernel that has any."""
     return Inspection(
         variant=cubin.variant,
         arch=cubin.arch,
         registers=cubin.registers,
-        spill_bytes=0,
         shared_bytes=cubin.shared_bytes,
         cubin_bytes=len(cubin.code),
         sass=_count_instructions(disassemble(cubin)) if int(cubin.arch[3:]) >= OLDEST_DISASSEMBLED else {},

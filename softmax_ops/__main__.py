@@ -13,10 +13,7 @@ from .artifacts.cubin import Absent
 from .artifacts.terminal import prepare_output
 from .explanation import explain_geometry
 from .launch_plan import NoVariant
-from .problem import DTYPE_BYTES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
-
-_IN_MEMORY = ("bool", "boolcausal", "like", "bias")
-"""Mask kinds that read a tensor; a general call is explained without one."""
+from .problem import DTYPE_BYTES, READ_BESIDE, contiguous_geometry
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--mask",
         default="none",
-        choices=("none", "causal", *_IN_MEMORY, "band", "general"),
+        choices=("none", "causal", *READ_BESIDE, "band", "general"),
         help="like: of the scores' dtype; bias: a bias alone, of their dtype; general: what attention_inputs.md adds; "
         "band: what of it changes no score",
     )
@@ -88,30 +85,19 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _explain(options: argparse.Namespace) -> int:
     shape = options.shape if len(options.shape) > 1 else (1, *options.shape)
-    causal = options.mask in ("causal", "boolcausal")
-    if options.causal_offset is not None and not causal:
+    if options.causal_offset is not None and options.mask not in ("causal", "boolcausal"):
         raise ValueError("--causal-offset goes with --mask causal or boolcausal")
-    if options.mask_shape is not None and options.mask not in _IN_MEMORY:
+    if options.mask_shape is not None and options.mask not in READ_BESIDE:
         raise ValueError("--mask-shape goes with --mask bool, boolcausal, like or bias")
-    direction = "bwd" if options.backward else "fwd"
-    size, written = DTYPE_BYTES[options.dtype], DTYPE_BYTES[options.dtype.split("to")[-1]]
-    *inputs, output = OPERANDS[direction]
-    operands = [Operand(name, contiguous_strides(shape), 16, size) for name in inputs]
-    operands.append(Operand(output, contiguous_strides(shape), 16, written))
-    if options.mask in _IN_MEMORY:
-        strides = broadcast_strides(options.mask_shape or shape[-2:], shape)
-        name = "bias" if options.mask == "bias" else "mask"
-        operands.append(Operand(name, strides, 16, size if options.mask in ("like", "bias") else 1))
     queries, columns = shape[-2:]
-    offset = columns - queries if options.causal_offset is None else options.causal_offset
-    geometry = Geometry(
-        direction=direction,
-        dtype=options.dtype,
-        mask_kind=options.mask,
-        shape=shape,
-        operands=tuple(operands),
-        causal_offset=max(-queries, min(offset, columns)) if causal else None,
-        general=General() if options.mask in ("band", "general") else None,
+    offset = options.causal_offset
+    geometry = contiguous_geometry(
+        shape,
+        options.dtype,
+        options.mask,
+        direction="bwd" if options.backward else "fwd",
+        mask_shape=options.mask_shape or shape[-2:],
+        causal_offset=None if offset is None else max(-queries, min(offset, columns)),
     )
     explanation = explain_geometry(geometry, options.arch)
     print(json.dumps(explanation.as_dict(), indent=1) if options.json else explanation)

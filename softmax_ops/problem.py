@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple
 
-from .artifacts.constants import DTYPE_BYTES
+from .artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 
 DTYPE_NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
 """Element types of tensors, by the names that torch has for them."""
@@ -18,6 +18,9 @@ OPERANDS = {"fwd": ("x", "y"), "bwd": ("dy", "y", "dx")}
 
 BIASED = ("f16", "bf16")
 """Element types for which a bias of that type, and nothing else, is a mask kind; other biases use the general kind."""
+
+READ_BESIDE = ("bool", "boolcausal", "like", "bias")
+"""Mask kinds that always read a tensor beside the scores."""
 
 MAX_RANK = 4
 """Leading dimensions that a kernel supports, after coalescing."""
@@ -150,6 +153,36 @@ def broadcast_strides(mask: tuple[int, ...], shape: tuple[int, ...]) -> tuple[in
         raise ValueError(f"a mask of shape {mask} does not broadcast to {shape}")
     moving = zip(aligned, contiguous_strides(aligned), strict=True)
     return tuple(stride if size > 1 else 0 for size, stride in moving)
+
+
+def contiguous_geometry(
+    shape: tuple[int, ...],
+    dtype: str,
+    mask_kind: str = "none",
+    *,
+    direction: str = "fwd",
+    mask_shape: tuple[int, ...] | None = None,
+    causal_offset: int | None = None,
+    alignment: int = ACCESS_BYTES,
+) -> Geometry:
+    """The geometry of contiguous tensors at addresses with this alignment, whose mask or bias has their shape or
+    `mask_shape`.
+
+    `dtype` may be a pair such as f16tof32; causal kinds are bottom-right by default. Raises ValueError for a mask that
+    does not broadcast.
+    """
+    read, written = DTYPE_BYTES[dtype], DTYPE_BYTES[dtype.split("to")[-1]]
+    *inputs, output = OPERANDS[direction]
+    strides = contiguous_strides(shape)
+    operands = [Operand(name, strides, alignment, read) for name in inputs]
+    operands.append(Operand(output, strides, alignment, written))
+    if mask_kind in READ_BESIDE:
+        name, bytes = "bias" if mask_kind == "bias" else "mask", 1 if "bool" in mask_kind else read
+        operands.append(Operand(name, broadcast_strides(mask_shape or shape, shape), alignment, bytes))
+    if causal_offset is None and mask_kind in ("causal", "boolcausal"):
+        causal_offset = shape[-1] - shape[-2]
+    general = General() if mask_kind in ("band", "general") else None
+    return Geometry(direction, dtype, mask_kind, shape, tuple(operands), causal_offset, general=general)
 
 
 class Dimension(NamedTuple):

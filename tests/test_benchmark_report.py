@@ -23,6 +23,7 @@ from benchmarks.providers import OURS, UNMASKED
 from benchmarks.providers.ours import UNMASKED_PROVIDER as ours_unmasked
 from benchmarks.results import FILE, FOLDER, Results, Row, folder_of
 from benchmarks.timing import spread
+from codegen.pages import with_block
 from softmax_ops import driver, native
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cubin import Cubin
@@ -303,11 +304,6 @@ def test_the_committed_pages_are_what_the_commands_write(tmp_path: Path) -> None
     assert all((report.PAGE.parent / path.name).read_text() == path.read_text() for path in written[2:]), stale
 
 
-def test_a_page_without_the_part_is_refused() -> None:
-    with pytest.raises(ValueError, match="no single part"):
-        report.with_part("<!-- begin a -->\n<!-- end b -->\n", "a", "text")
-
-
 # ---- predictions
 
 
@@ -316,7 +312,8 @@ def test_predictions_are_of_these_cells_and_on_their_page() -> None:
     known = {each.cell for each in predictions}
     assert known == {cell.key for cell in cells()}, "make predictions"
     page = predict_page.PAGE.read_text()
-    assert page == report.with_part(page, predict_page.MARK, predict_page.text(date, predictions)), "make predictions"
+    expected = with_block(page, predict_page.text(date, predictions), predict_page.COMMAND)
+    assert page == expected, "make predictions"
     assert all(0 < share <= 1 for each in predictions for share in each.shares.values())
 
 

@@ -3,9 +3,3 @@
 Uses only the standard library, and nothing of this project outside this folder, so a host without torch or a compiler
 can inspect what it was given. Importing accesses no file, no environment variable and no GPU.
 """
-
-from .bundle import Bundle, BundleFacts, write_bundle
-from .cache import Cache
-from .cubin import Absent, Cubin
-
-__all__ = ["Absent", "Bundle", "BundleFacts", "Cache", "Cubin", "write_bundle"]

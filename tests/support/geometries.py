@@ -1,8 +1,8 @@
-"""Geometries to plan and to launch."""
+"""Geometries to plan and to launch, with layouts of their own."""
 
 from typing import Any
 
-from softmax_ops.problem import DTYPE_BYTES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
+from softmax_ops.problem import Geometry, contiguous_geometry
 
 MASKED = ("bool", "boolcausal", "like")
 CAUSAL = ("causal", "boolcausal")
@@ -13,29 +13,18 @@ def geometry(
     dtype: str = "f16",
     mask_kind: str = "none",
     *,
-    direction: str = "fwd",
-    mask_shape: tuple[int, ...] | None = None,
-    alignment: int = 16,
     strides: dict[str, tuple[int, ...]] | None = None,
     alignments: dict[str, int] | None = None,
-    **changes: Any,
+    batch_invariant: bool = False,
+    **facts: Any,
 ) -> Geometry:
-    """Contiguous tensors at addresses with this alignment, a mask of their shape or `mask_shape`, bottom-right causal.
-
-    `strides` and `alignments` override the defaults of the operands named.
-    """
-    size, *_ = sizes = [DTYPE_BYTES[each] for each in dtype.split("to")]
-    *inputs, output = OPERANDS[direction]
-    facts = [(name, contiguous_strides(shape), size) for name in inputs]
-    facts.append((output, contiguous_strides(shape), sizes[-1]))
-    if mask_kind in MASKED:
-        facts.append(("mask", broadcast_strides(mask_shape or shape, shape), size if mask_kind == "like" else 1))
-    if mask_kind == "bias":
-        facts.append(("bias", broadcast_strides(mask_shape or shape, shape), size))
+    """That of contiguous tensors, except that `strides` and `alignments` override those of the operands named."""
+    found = contiguous_geometry(shape, dtype, mask_kind, **facts)
     operands = tuple(
-        Operand(name, (strides or {}).get(name, moves), (alignments or {}).get(name, alignment), bytes)
-        for name, moves, bytes in facts
+        operand._replace(
+            strides=(strides or {}).get(operand.name, operand.strides),
+            alignment=(alignments or {}).get(operand.name, operand.alignment),
+        )
+        for operand in found.operands
     )
-    offset = shape[-1] - shape[-2] if mask_kind in CAUSAL else None
-    facts_of_kind = {"causal_offset": offset, "general": General() if mask_kind in ("band", "general") else None}
-    return Geometry(direction, dtype, mask_kind, shape, operands, **facts_of_kind | changes)
+    return found._replace(operands=operands, batch_invariant=batch_invariant)
