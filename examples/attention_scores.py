@@ -14,7 +14,7 @@ HEADS, LENGTH, HEAD_SIZE = 16, 512, 64  # BERT-large
 
 
 def chain(scores: torch.Tensor, scale: float, padding: torch.Tensor) -> torch.Tensor:
-    """What models write: three kernels, eight passes over memory."""
+    """What models write: four kernels, eight passes over memory."""
     return (scores * scale).masked_fill(padding, float("-inf")).softmax(-1)
 
 
