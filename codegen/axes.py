@@ -76,9 +76,10 @@ class Plan(Enum):
     BLOCK = "block", Section(())
     CLUSTER = "cluster", Section((("cluster.columns", "i"), ("cluster.shift", "i")))
     STREAM = "stream", Section(()), 2
-    SPLIT = "split", Section((("workspace.address", "P"), ("split.segments", "i"), ("split.pass", "i"))), 2
+    SPLIT = "split", Section((("workspace.address", "P"), ("split.pieces", "i"), ("split.pass", "i"))), 2
 
     def __init__(self, label: str, section: Section, piece_vectors: int = 0):
         self.label = label
         self.section = section
         self.piece_vectors = piece_vectors
+        self.in_pieces = piece_vectors > 0

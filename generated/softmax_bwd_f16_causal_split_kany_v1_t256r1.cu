@@ -20,9 +20,8 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
+using Row     = UnalignedRow</*Vec=*/8, Threads, /*Chunks=*/2>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -41,20 +40,20 @@ softmax_bwd_f16_causal_split_kany_v1_t256r1(Params const __grid_constant__ p)
   __shared__ Partial sPartials[Threads / 32];
 
   // The second launch goes backwards: what was read last is the most likely to be in L2 still.
-  bool const combines = p.split.pass == 1;
-  uint32_t const cta  = combines ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  bool const writes  = p.split.pass == 1;
+  uint32_t const cta = writes ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
 
-  Rows const& rows   = p.operands.rows;
-  int const segments = p.split.segments;
-  int const r        = cta / segments;
-  int const segment  = cta % segments;
+  Rows const& rows = p.operands.rows;
+  int const pieces = p.split.pieces;
+  int const r      = cta / pieces;
+  int const i      = cta % pieces;
   RowIndex const index(rows, r);
 
   Element const* const dy = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Piece const piece  = piece_of_row<Row>(dx, rows.k, segment, /*columns=*/4096);
+  Piece const piece  = piece_of_row<Row>(dx, rows.k, i, /*columns=*/4096);
   auto const visible = Causal(p.causal, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
   SoftmaxGradient<Element> const gradient{p.operands.scale};
@@ -64,13 +63,13 @@ softmax_bwd_f16_causal_split_kany_v1_t256r1(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (8*2+1)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
-  Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
-  Partial const mine       = combines ? over_segments<Threads>(gPartials, segments) : dot_of(row, rDy, rY, end, gradient);
+  Partial* const gPartials = p.split.partials + int64_t(r) * pieces;  // (pieces)
+  Partial const mine       = writes ? over_pieces<Threads>(gPartials, pieces) : dot_of(row, rDy, rY, end, gradient);
   Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
-  if (combines) {
+  if (writes) {
     store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
   } else if (threadIdx.x == 0) {
-    gPartials[segment] = whole;
+    gPartials[i] = whole;
   }
 }
 

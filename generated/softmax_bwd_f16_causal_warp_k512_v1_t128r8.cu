@@ -56,7 +56,7 @@ softmax_bwd_f16_causal_warp_k512_v1_t128r8(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (8*4+1)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Accumulator const dot    = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
+  Accumulator const dot = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
   store_gradient(row, dx, end, k, rDy, rY, gradient, dot);
 }
 

@@ -56,8 +56,8 @@ softmax_bwd_f32_causal_block_k16384_v1_t1024r1(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*4+1)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const mine       = dot_of(row, rDy, rY, end, gradient);
-  Partial const whole      = over_warps<MaxWarps>(mine.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
+  Partial const mine  = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole = over_warps<MaxWarps>(mine.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
   store_gradient(row, dx, end, k, rDy, rY, gradient, whole.sum);
 }
 

@@ -56,7 +56,7 @@ softmax_bwd_f32_causal_warp_k64_v4_t128r32(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*4)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Accumulator const dot    = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
+  Accumulator const dot = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
   store_gradient(row, dx, end, k, rDy, rY, gradient, dot);
 }
 

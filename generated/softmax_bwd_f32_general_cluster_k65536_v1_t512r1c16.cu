@@ -61,12 +61,12 @@ softmax_bwd_f32_general_cluster_k65536_v1_t512r1c16(Params const __grid_constant
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*2+1)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*2+1)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
-  await_cluster();
+  await_cluster();  // here, because ptxas moves no use of a load ahead of it
 
-  Partial const mine       = dot_of(row, rDy, rY, end, gradient);
-  Partial const whole      = over_cluster(mine.over_lanes<32>(), sInbox);
-  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
-  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
+  Partial const mine  = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole = over_cluster(mine.over_lanes<32>(), sInbox);
+  Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
+  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, d);
 }
 
 }  // namespace softmax::softmax_bwd_f32_general_cluster_k65536_v1_t512r1c16

@@ -58,9 +58,9 @@ softmax_bwd_f32_general_warp_k64_v1_t128r16(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*2+1)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Accumulator const dot    = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
-  Accumulator const closed = gradient.close(dot, /*writes=*/has_row && lane == 0);
-  store_gradient(row, dx, end, k, rDy, rY, gradient, closed);
+  Accumulator const dot = group_sum<Lanes>(dot_of(row, rDy, rY, end, gradient).sum);
+  Accumulator const d   = gradient.close(dot, /*writes=*/has_row && lane == 0);
+  store_gradient(row, dx, end, k, rDy, rY, gradient, d);
 }
 
 }  // namespace softmax::softmax_bwd_f32_general_warp_k64_v1_t128r16

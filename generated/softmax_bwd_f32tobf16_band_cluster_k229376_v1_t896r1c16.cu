@@ -61,12 +61,12 @@ softmax_bwd_f32tobf16_band_cluster_k229376_v1_t896r1c16(Params const __grid_cons
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*4+1)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*4+1)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
-  await_cluster();
+  await_cluster();  // here, because ptxas moves no use of a load ahead of it
 
-  Partial const mine       = dot_of(row, rDy, rY, end, gradient);
-  Partial const whole      = over_cluster(mine.over_lanes<32>(), sInbox);
-  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
-  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
+  Partial const mine  = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole = over_cluster(mine.over_lanes<32>(), sInbox);
+  Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
+  store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, d);
 }
 
 }  // namespace softmax::softmax_bwd_f32tobf16_band_cluster_k229376_v1_t896r1c16

@@ -21,9 +21,8 @@ using Element     = float;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/4, Threads, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -67,8 +66,8 @@ softmax_bwd_f32tof16_general_stream_kany_v1_t256r1(Params const __grid_constant_
     load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
     seen.add(dot_of(row, rDy, rY, end, gradient));
   }
-  Partial const whole      = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
-  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
+  Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
+  Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
 
   // Backwards: what was read last is the most likely to be in L2 still.
   CUTE_NO_UNROLL
@@ -81,7 +80,7 @@ softmax_bwd_f32tof16_general_stream_kany_v1_t256r1(Params const __grid_constant_
     cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*1+1)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (4*1+1)
     load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
-    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
+    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, d);
   }
 }
 

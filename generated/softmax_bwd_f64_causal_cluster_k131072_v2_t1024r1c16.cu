@@ -59,10 +59,10 @@ softmax_bwd_f64_causal_cluster_k131072_v2_t1024r1c16(Params const __grid_constan
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (2*4)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (2*4)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
-  await_cluster();
+  await_cluster();  // here, because ptxas moves no use of a load ahead of it
 
-  Partial const mine       = dot_of(row, rDy, rY, end, gradient);
-  Partial const whole      = over_cluster(mine.over_lanes<32>(), sInbox);
+  Partial const mine  = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole = over_cluster(mine.over_lanes<32>(), sInbox);
   store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, whole.sum);
 }
 

@@ -20,9 +20,8 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/2, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/2, Threads, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -65,7 +64,7 @@ softmax_bwd_f64_causal_stream_kany_v1_t512r1(Params const __grid_constant__ p)
     load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
     seen.add(dot_of(row, rDy, rY, end, gradient));
   }
-  Partial const whole      = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
+  Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
 
   // Backwards: what was read last is the most likely to be in L2 still.
   CUTE_NO_UNROLL

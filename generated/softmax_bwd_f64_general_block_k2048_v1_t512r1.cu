@@ -58,10 +58,10 @@ softmax_bwd_f64_general_block_k2048_v1_t512r1(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (1*4)
   load_gradient(row, dy, y, visible.begin(), end, gradient, rDy, rY);
 
-  Partial const mine       = dot_of(row, rDy, rY, end, gradient);
-  Partial const whole      = over_warps<MaxWarps>(mine.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
-  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
-  store_gradient(row, dx, end, k, rDy, rY, gradient, closed);
+  Partial const mine  = dot_of(row, rDy, rY, end, gradient);
+  Partial const whole = over_warps<MaxWarps>(mine.over_lanes<32>(), sPartials, /*warps=*/blockDim.x / 32);
+  Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
+  store_gradient(row, dx, end, k, rDy, rY, gradient, d);
 }
 
 }  // namespace softmax::softmax_bwd_f64_general_block_k2048_v1_t512r1

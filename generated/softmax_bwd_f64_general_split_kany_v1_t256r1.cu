@@ -21,9 +21,8 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/2>;
+using Row     = AlignedRow</*Vec=*/1, Threads, /*Chunks=*/2>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -43,20 +42,20 @@ softmax_bwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   __shared__ Partial sPartials[Threads / 32];
 
   // The second launch goes backwards: what was read last is the most likely to be in L2 still.
-  bool const combines = p.split.pass == 1;
-  uint32_t const cta  = combines ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  bool const writes  = p.split.pass == 1;
+  uint32_t const cta = writes ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
 
-  Rows const& rows   = p.operands.rows;
-  int const segments = p.split.segments;
-  int const r        = cta / segments;
-  int const segment  = cta % segments;
+  Rows const& rows = p.operands.rows;
+  int const pieces = p.split.pieces;
+  int const r      = cta / pieces;
+  int const i      = cta % pieces;
   RowIndex const index(rows, r);
 
   Element const* const dy = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Piece const piece  = piece_of_row<Row>(dx, rows.k, segment, /*columns=*/512);
+  Piece const piece  = piece_of_row<Row>(dx, rows.k, i, /*columns=*/512);
   auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
   CappedGradient<double> const gradient(p.gradient, p.operands.scale, rows, index);
@@ -66,14 +65,14 @@ softmax_bwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   cute::Tensor rY  = make_row_fragment<Row, Element>();  // (1*2)
   load_gradient(row, dy + piece.begin, y + piece.begin, visible.begin(), end, gradient, rDy, rY);
 
-  Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
-  Partial const mine       = combines ? over_segments<Threads>(gPartials, segments) : dot_of(row, rDy, rY, end, gradient);
+  Partial* const gPartials = p.split.partials + int64_t(r) * pieces;  // (pieces)
+  Partial const mine       = writes ? over_pieces<Threads>(gPartials, pieces) : dot_of(row, rDy, rY, end, gradient);
   Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
-  if (combines) {
-    Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && segment == 0);
-    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
+  if (writes) {
+    Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0 && i == 0);
+    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, d);
   } else if (threadIdx.x == 0) {
-    gPartials[segment] = whole;
+    gPartials[i] = whole;
   }
 }
 

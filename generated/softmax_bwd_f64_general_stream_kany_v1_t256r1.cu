@@ -20,9 +20,8 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/2>;
+using Row     = AlignedRow</*Vec=*/1, Threads, /*Chunks=*/2>;
 using Partial = Dot<Accumulator>;
 
 struct Params
@@ -66,8 +65,8 @@ softmax_bwd_f64_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
     load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
     seen.add(dot_of(row, rDy, rY, end, gradient));
   }
-  Partial const whole      = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
-  Accumulator const closed = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
+  Partial const whole = over_warps<Threads / 32>(seen.over_lanes<32>(), sPartials);
+  Accumulator const d = gradient.close(whole.sum, /*writes=*/threadIdx.x == 0);
 
   // Backwards: what was read last is the most likely to be in L2 still.
   CUTE_NO_UNROLL
@@ -80,7 +79,7 @@ softmax_bwd_f64_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
     cute::Tensor rDy = make_row_fragment<Row, Element>();  // (1*2)
     cute::Tensor rY  = make_row_fragment<Row, Element>();  // (1*2)
     load_gradient(row, dy + piece.begin, y + piece.begin, current.begin(), end, gradient, rDy, rY);
-    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, closed);
+    store_gradient(row, dx + piece.begin, end, piece.size, rDy, rY, gradient, d);
   }
 }
 

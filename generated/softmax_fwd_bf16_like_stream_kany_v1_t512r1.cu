@@ -20,9 +20,8 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/8, Threads, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params

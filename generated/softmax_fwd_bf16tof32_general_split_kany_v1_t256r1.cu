@@ -26,9 +26,8 @@ using Element     = cutlass::bfloat16_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/2>;
+using Row     = UnalignedRow</*Vec=*/4, Threads, /*Chunks=*/2>;
 using Partial = MaxSum<NumericOfSums<float>>;
 
 struct Params
@@ -51,13 +50,13 @@ softmax_fwd_bf16tof32_general_split_kany_v1_t256r1(Params const __grid_constant_
   __shared__ Partial sPartials[Threads / 32];
 
   // The second launch goes backwards: what was read last is the most likely to be in L2 still.
-  bool const combines = p.split.pass == 1;
-  uint32_t const cta  = combines ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  bool const writes  = p.split.pass == 1;
+  uint32_t const cta = writes ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
 
-  Rows const& rows   = p.operands.rows;
-  int const segments = p.split.segments;
-  int const r        = cta / segments;
-  int const segment  = cta % segments;
+  Rows const& rows = p.operands.rows;
+  int const pieces = p.split.pieces;
+  int const r      = cta / pieces;
+  int const i      = cta % pieces;
   RowIndex const index(rows, r);
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
@@ -68,7 +67,7 @@ softmax_fwd_bf16tof32_general_split_kany_v1_t256r1(Params const __grid_constant_
   SlopedBand<float> const band(p.band, rows, index);
   Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
-  Piece const piece = piece_of_row<Row>(y, rows.k, segment, /*columns=*/2048);
+  Piece const piece = piece_of_row<Row>(y, rows.k, i, /*columns=*/2048);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
   int const end     = scores.end(piece.size);
 
@@ -76,16 +75,16 @@ softmax_fwd_bf16tof32_general_split_kany_v1_t256r1(Params const __grid_constant_
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*2+1)
   scores.load(row, x + piece.begin, end, rZ);
 
-  Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
-  Partial const mine       = combines ? over_segments<Threads>(gPartials, segments)
-                                      : max_sum_of<NumericOfSums<float>>(row, rZ, end);
+  Partial* const gPartials = p.split.partials + int64_t(r) * pieces;  // (pieces)
+  Partial const mine       = writes ? over_pieces<Threads>(gPartials, pieces)
+                                    : max_sum_of<NumericOfSums<float>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
-  if (combines) {
-    auto const closed = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && segment == 0);
+  if (writes) {
+    auto const closed = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && i == 0);
     exponentiate<NumericOfSums<float>>(row, rZ, end, closed.max, epilogue.keeps_exponents());
     store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(closed));
   } else if (threadIdx.x == 0) {
-    gPartials[segment] = whole;
+    gPartials[i] = whole;
   }
 }
 

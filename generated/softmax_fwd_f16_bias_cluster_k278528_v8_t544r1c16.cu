@@ -62,7 +62,7 @@ softmax_fwd_f16_bias_cluster_k278528_v8_t544r1c16(Params const __grid_constant__
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
   warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max));
 
-  await_cluster();
+  await_cluster();  // every CTA's inbox is open from here on
   Partial const whole = over_cluster(warp, sInbox);
   store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser(warp.max, whole));
 }

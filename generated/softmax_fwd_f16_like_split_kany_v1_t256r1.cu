@@ -20,9 +20,8 @@ using Element     = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
+using Row     = UnalignedRow</*Vec=*/8, Threads, /*Chunks=*/2>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
@@ -41,20 +40,20 @@ softmax_fwd_f16_like_split_kany_v1_t256r1(Params const __grid_constant__ p)
   __shared__ Partial sPartials[Threads / 32];
 
   // The second launch goes backwards: what was read last is the most likely to be in L2 still.
-  bool const combines = p.split.pass == 1;
-  uint32_t const cta  = combines ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  bool const writes  = p.split.pass == 1;
+  uint32_t const cta = writes ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
 
-  Rows const& rows   = p.operands.rows;
-  int const segments = p.split.segments;
-  int const r        = cta / segments;
-  int const segment  = cta % segments;
+  Rows const& rows = p.operands.rows;
+  int const pieces = p.split.pieces;
+  int const r      = cta / pieces;
+  int const i      = cta % pieces;
   RowIndex const index(rows, r);
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   TensorMask<cutlass::half_t, float> const mask(p.mask, rows, index);
-  Piece const piece = piece_of_row<Row>(y, rows.k, segment, /*columns=*/4096);
+  Piece const piece = piece_of_row<Row>(y, rows.k, i, /*columns=*/4096);
   auto const scores = make_scores<Element>(p.operands.scale, mask).from(piece.begin);
   int const end     = scores.end(piece.size);
 
@@ -62,15 +61,15 @@ softmax_fwd_f16_like_split_kany_v1_t256r1(Params const __grid_constant__ p)
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2+1)
   scores.load(row, x + piece.begin, end, rZ);
 
-  Partial* const gPartials = p.split.partials + int64_t(r) * segments;  // (segments)
-  Partial const mine       = combines ? over_segments<Threads>(gPartials, segments)
-                                      : max_sum_of<Numeric<Element>>(row, rZ, end);
+  Partial* const gPartials = p.split.partials + int64_t(r) * pieces;  // (pieces)
+  Partial const mine       = writes ? over_pieces<Threads>(gPartials, pieces)
+                                    : max_sum_of<Numeric<Element>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
-  if (combines) {
+  if (writes) {
     exponentiate<Numeric<Element>>(row, rZ, end, whole.max);
     store_scaled(row, y + piece.begin, end, piece.size, rZ, normaliser<Numeric<Element>>(whole.sum));
   } else if (threadIdx.x == 0) {
-    gPartials[segment] = whole;
+    gPartials[i] = whole;
   }
 }
 

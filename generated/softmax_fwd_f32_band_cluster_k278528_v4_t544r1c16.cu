@@ -66,7 +66,7 @@ softmax_fwd_f32_band_cluster_k278528_v4_t544r1c16(Params const __grid_constant__
   warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
   warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
 
-  await_cluster();
+  await_cluster();  // every CTA's inbox is open from here on
   Partial const whole = over_cluster(warp, sInbox);
   auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && __clusterRelativeBlockRank() == 0);
   store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(warp.max, closed));

@@ -26,9 +26,8 @@ using Element     = float;
 using Accumulator = float;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/4, Threads, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params

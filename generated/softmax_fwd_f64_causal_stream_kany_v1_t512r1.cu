@@ -20,9 +20,8 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 512;
-constexpr int Lanes   = 512;  // lanes that share a row
 
-using Row     = UnalignedRow</*Vec=*/2, Lanes, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/2, Threads, /*Chunks=*/1, /*ByWarp=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params

@@ -25,9 +25,8 @@ using Element     = double;
 using Accumulator = double;
 
 constexpr int Threads = 256;
-constexpr int Lanes   = 256;  // lanes that share a row
 
-using Row     = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/2>;
+using Row     = AlignedRow</*Vec=*/1, Threads, /*Chunks=*/2>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params

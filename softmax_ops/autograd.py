@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from .checks import without_backward
 from .checks.values import accumulation
@@ -146,7 +147,8 @@ def tangents(
     hidden = y == -torch.inf if log else y == 0.0
     z = saved[0].new_zeros(())
     if scale_tensor is not None:
-        scale = scale_tensor.to(wide).unsqueeze(-1)
+        scale = scale_tensor.to(wide)
+        scale = scale.reshape(()) if scale.numel() == 1 else scale.unsqueeze(-1)
     if x is not None:
         z = scale * x.to(wide)
         if softcap is not None:
@@ -164,6 +166,8 @@ def tangents(
 
 def _alive(saved: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
     """Without the wrappers of transforms of torch.func that have ended, which have no memory."""
+    if is_dynamo_compiling():  # which compiled autograd traces with, and which has none
+        return saved
     return tuple(None if each is None else torch._C._functorch.unwrap_if_dead(each) for each in saved)
 
 
@@ -191,13 +195,17 @@ def _rows(
         arguments["scale"] = scale
     if offset is not None:
         arguments["causal_offset"] = offset
-    if any(each is not None and torch._C._functorch.is_legacy_batchedtensor(each) for each in (dy, grad_lse)):
-        # Of is_grads_batched=True: only operators take it.
+    if not is_dynamo_compiling() and any(map(_is_batched, (dy, grad_lse))):  # only operators take them
         arguments = to_operator("softmax_ops.softmax_backward", y, arguments)
         return torch.ops.softmax_ops.general_backward(dy, y, **arguments, log=log, return_dot=return_dot)
     if return_dot:
         return routes.softmax_backward(dy, y, log=log, out=None, **arguments, return_dot=True)
     return (api.log_softmax_backward if log else api.softmax_backward)(dy, y, **arguments), None
+
+
+def _is_batched(gradient: Tensor | None) -> bool:
+    """Whether a gradient is one of is_grads_batched=True."""
+    return gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 def _summed(dz: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

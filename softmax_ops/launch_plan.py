@@ -203,7 +203,7 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
         **({f"tile.{name}": (int(value),) for name, value in tile._asdict().items()} if tile else {}),
         "cluster.columns": (_part_of_cta(geometry, cluster),),
         "cluster.shift": (cluster.bit_length() - 1,),
-        "split.segments": (pieces,),
+        "split.pieces": (pieces,),
     }
     # Also where no feature is asked for: general kernels serve masked rows of f64.
     general = geometry.general or General(right=None if geometry.causal_offset is None else 0)

@@ -48,12 +48,13 @@ def is_recorded(*inputs: Any) -> bool:
 
 def is_transformed(given: Mapping[str, Any]) -> bool:
     """Whether torch.func transforms a call with these arguments, or forward mode differentiates it. A compiler looks
-    after both itself.
+    after both itself, and so does an operator after functionalize, and after vmap while torch.export traces.
     """
     if is_dynamo_compiling():
         return False
     if torch._C._are_functorch_transforms_active():
-        return not _is_functionalized()
+        exported = torch.compiler.is_compiling() and _innermost() == torch._C._functorch.TransformType.Vmap
+        return not (exported or _is_functionalized())
     return _in_forward_mode() and any(isinstance(each, Tensor) and _is_dual(each) for each in given.values())
 
 
@@ -66,8 +67,12 @@ def _is_functionalized() -> bool:
     """Whether the innermost transform of torch.func is functionalize, which has a rule for operators alone."""
     if is_dynamo_compiling() or not torch._C._are_functorch_transforms_active():
         return False
-    functorch = torch._C._functorch
-    return functorch.peek_interpreter_stack().key() == functorch.TransformType.Functionalize
+    return _innermost() == torch._C._functorch.TransformType.Functionalize
+
+
+def _innermost() -> Any:
+    """The kind of the innermost transform of torch.func, of which there is one."""
+    return torch._C._functorch.peek_interpreter_stack().key()
 
 
 def may_be_transformed() -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function
 
@@ -18,13 +19,13 @@ from . import cpu, dispatch, transforms
 from .autograd import record, saves_lse
 from .checks import check_has_backward, check_masked_fill, check_softmax, check_softmax_backward
 from .checks.out import gradient_dtype, result_dtype
-from .checks.scalars import check_flag
+from .checks.scalars import check_flag, check_no_gradient
 from .checks.tensors import check_one_shape
 from .checks.values import accumulation
 from .known import calls as known
 from .modes import copied, is_recorded, is_traced, is_transformed, needs_operator, stand_ins
 from .operands import unexpanded
-from .schema import Arguments, as_float, as_int, check_width, concrete, on_device, to_operator
+from .schema import Arguments, as_float, as_int, check_width, checkable, on_device, to_operator
 
 _PLAIN_ARGUMENTS = ("scale", "mask", "causal", "causal_offset")
 """What the plain operators take besides scores or gradients; that of the backward takes no mask."""
@@ -64,9 +65,9 @@ def _observed_softmax(op: str, given: Arguments, transformed: bool, recorded: bo
     arguments = {name: value for name, value in given.items() if name not in ("x", "out", "batch_invariant")}
     if out is not None and isinstance(x, Tensor):
         arguments["dtype"] = result_dtype(op, arguments["dtype"], out, x, "x")
-    _check_shapes(op, given)
-    if not transformed and not is_traced():
-        check_softmax(x, out=None, **{name: concrete(value) for name, value in arguments.items()})
+    _check_observed(op, given)
+    if not is_traced():
+        check_softmax(x, **checkable(arguments))
     if recorded:
         check_has_backward(op, arguments)
     if not transformed and _is_plain(arguments):
@@ -140,9 +141,9 @@ def _observed_backward(op: str, given: Arguments, transformed: bool) -> Any:
     arguments = {name: value for name, value in given.items() if name not in ("dy", "y", "out", "batch_invariant")}
     if out is not None and isinstance(y, Tensor):
         arguments["dtype"] = gradient_dtype(op, arguments.get("dtype"), out, y, "y")
-    _check_shapes(op, given)
-    if not transformed and not is_traced():
-        check_softmax_backward(dy, y, out=None, **{name: concrete(value) for name, value in arguments.items()})
+    _check_observed(op, given)
+    if not is_traced():
+        check_softmax_backward(dy, y, **checkable(arguments))
     if not transformed and _is_plain(arguments):
         numbers = _numbers(op, arguments)
         dx = torch.ops.softmax_ops.softmax_backward(dy, y, **numbers, batch_invariant=given["batch_invariant"])
@@ -180,11 +181,17 @@ def _numbers(op: str, arguments: Arguments) -> Arguments:
     return {**plain, "scale": scale, "causal_offset": offset}
 
 
-def _check_shapes(op: str, given: Arguments) -> None:
-    """Refuse nested tensors before an operator does, with a better message. Not while torch.compile traces, since not
-    every version can trace is_nested.
+def _check_observed(op: str, given: Arguments) -> None:
+    """Refuse what an operator would take without a word: the gradient of a scale, a tangent that torch.compile loses.
+
+    And nested tensors, with a better message than its own; but not while torch.compile traces, since not every version
+    can trace is_nested.
     """
+    if isinstance(given["scale"], Tensor):
+        check_no_gradient(op, given["scale"], "scale")
     if is_dynamo_compiling():
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError(f"{op}: torch.compile does not see tangents of forward mode; call it outside")
         return
     for name, value in given.items():
         if isinstance(value, Tensor):

@@ -78,26 +78,35 @@ def check_width(op: str, **numbers: Any) -> None:
 
 
 def from_operator(given: Arguments) -> Arguments:
-    """`to_operator` undone: the arguments of an operator as those of a function."""
+    """`to_operator` undone: the arguments of an operator as those of a function. A tensor of one element stays a
+    tensor, even on the CPU."""
     names = ("scale_tensor", "offset_tensor", "left", "right")
     scale, offset, left, right = (given[name] for name in names)
     found = {name: value for name, value in given.items() if name not in names} | {"window": (left, right)}
-    found |= {} if scale is None else {"scale": scale}
-    return found | ({} if offset is None else {"causal_offset": offset})
+    found |= {} if scale is None else {"scale": _with_a_dimension(scale)}
+    return found | ({} if offset is None else {"causal_offset": _with_a_dimension(offset)})
 
 
 def for_checks(given: Arguments) -> Arguments:
-    """`from_operator` for the checks: without batch_invariant; a tensor of one element stays one, even on the CPU."""
-    found = {name: concrete(value) for name, value in from_operator(given).items() if name != "batch_invariant"}
-    for name in ("scale", "causal_offset"):
-        if isinstance(found[name], Tensor) and found[name].dim() == 0:
-            found[name] = found[name].reshape(1)
-    return found | {"out": None}
+    """`from_operator` for the checks: without batch_invariant."""
+    return {name: value for name, value in checkable(from_operator(given)).items() if name != "batch_invariant"}
+
+
+def checkable(arguments: Arguments) -> Arguments:
+    """The arguments of a function as checks take them, without `out`. A scale or an offset that a transform follows is
+    not to be read, as a 0-d tensor on the CPU would be."""
+    found = {name: concrete(value) for name, value in arguments.items()} | {"out": None}
+    of_tensors = {name: found[name] for name in ("scale", "causal_offset") if on_device(found[name])}
+    return found | {name: _with_a_dimension(tensor) for name, tensor in of_tensors.items()}
 
 
 def concrete(value: Any) -> Any:
     """An offset that varies is a valid one: every integer is."""
     return 0 if isinstance(value, torch.SymInt) else value
+
+
+def _with_a_dimension(tensor: Tensor) -> Tensor:
+    return tensor.reshape(1) if tensor.dim() == 0 else tensor
 
 
 def on_device(value: Any) -> bool:

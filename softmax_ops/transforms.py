@@ -15,26 +15,31 @@ from torch.autograd import forward_ad
 
 from .autograd import gradients, keep, saves_lse, tangents
 from .batching import vmapped
-from .checks import BackwardRequest, check_has_backward, check_softmax, check_softmax_backward
+from .checks import BackwardRequest, check_has_backward, check_softmax_backward
 from .checks.scalars import check_no_gradient
 from .derivatives import Gradients, pulled_back, pushed_forward
 from .modes import forward_mode, primal
-from .schema import by_name, for_checks, from_operator, in_order
+from .schema import Arguments, by_name, for_checks, from_operator, in_order
 
 _NO_DERIVATIVE = ("scale_tensor", "alibi_slopes")
 _WITHOUT_BACKWARD = ("softcap", "bias", "alibi_slopes")  # together
 
 
 def forward(**given: Any) -> tuple[Tensor, Tensor]:
-    """What torch.ops.softmax_ops.general returns. Invalid arguments raise as in a call that is not transformed."""
-    check_softmax(**for_checks(given))
-    return Forward.apply(*in_order("general", given))
+    """What torch.ops.softmax_ops.general returns. The arguments must be valid."""
+    return Forward.apply(*in_order("general", _detached(given)))
 
 
 def backward(**given: Any) -> tuple[Tensor, Tensor]:
     """What torch.ops.softmax_ops.general_backward returns, like `forward`."""
-    check_softmax_backward(**for_checks(given))
-    return Backward.apply(*in_order("general_backward", given))
+    return Backward.apply(*in_order("general_backward", _detached(given)))
+
+
+def _detached(given: Arguments) -> Arguments:
+    """Under no_grad, what has no gradient does not ask for one: inside a Function torch forgets about no_grad."""
+    if torch.is_grad_enabled():
+        return given
+    return given | {name: given[name].detach() for name in _NO_DERIVATIVE if given.get(name) is not None}
 
 
 class Forward(torch.autograd.Function):

@@ -210,6 +210,16 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], list[str]]] = {
         ["one device", "causal_offset.to(x.device)"],
     ),
     "causal": (TypeError, {"causal": 0, "window": (1, 1)}, ["causal is 0", "want a bool"]),
+    "offset: far from slopes": (
+        ValueError,
+        {"causal_offset": -(2**30) - 1, "alibi_slopes": torch.zeros(H)},
+        ["causal_offset is -1073741825", "at most 2^30 in magnitude with alibi_slopes"],
+    ),
+    "offset: beside no bool": (
+        TypeError,
+        {"causal": torch.tensor([True, False]), "causal_offset": torch.tensor([1])},
+        ["causal is tensor([ True, False]) of type Tensor; want a bool"],
+    ),
     "slopes: type": (TypeError, {"alibi_slopes": 0.5}, ["alibi_slopes is of type float", "[H]"]),
     "slopes: shape": (ValueError, {"alibi_slopes": torch.zeros(Q)}, ["shape (4,)", HEADS, "third dimension"]),
     "slopes: rank": (ValueError, {"alibi_slopes": torch.zeros(H, 1, 1)}, ["shape (3, 1, 1)", HEADS]),

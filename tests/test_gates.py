@@ -107,7 +107,7 @@ IN_TWO_ROUNDS = {
     "softmax_bwd_f32tobf16_general_block_k4096_v4_t512r1",
     "softmax_bwd_f32tof16_general_block_k4096_v4_t512r1",
     # Four or five vectors and their masks leave no register for the last one.
-    "softmax_fwd_bf16_boolcausal_warp_k640_v8_t128r8",
+    *(f"softmax_fwd_{dtype}_boolcausal_warp_k640_v8_t128r8" for dtype in ("f16", "bf16")),
     "softmax_fwd_bf16_like_cluster_k278528_v8_t544r1c16",
     "softmax_fwd_f16_like_cluster_k278528_v8_t544r1c16",
     # A vector and two edges, each with its features.
@@ -216,19 +216,19 @@ EXCEPTIONS = {
     # have four elements; their traffic hides 43.5.
     ("band", Plan.WARP, True): 16.8,
     ("band", Plan.BLOCK, True): 20.1,
-    ("band", Plan.BLOCK, False): 20.9,
+    ("band", Plan.BLOCK, False): 21.1,
     ("band to f32", Plan.WARP, True): 25.5,
-    ("band to f32", Plan.BLOCK, True): 30.6,
-    ("band to f32", Plan.BLOCK, False): 31.1,
+    ("band to f32", Plan.BLOCK, True): 30.7,
+    ("band to f32", Plan.BLOCK, False): 31.2,
     # The general kind: half the columns per lane, a test for each feature and vector; f32 results as above.
     ("general", Plan.WARP, True): 27.9,
     ("general", Plan.WARP, False): 34.3,
-    ("general", Plan.BLOCK, True): 32.1,
+    ("general", Plan.BLOCK, True): 32.2,
     ("general", Plan.BLOCK, False): 35.0,
-    ("general to f32", Plan.WARP, True): 40.2,
-    ("general to f32", Plan.WARP, False): 46.5,
-    ("general to f32", Plan.BLOCK, True): 46.5,
-    ("general to f32", Plan.BLOCK, False): 49.2,
+    ("general to f32", Plan.WARP, True): 40.4,
+    ("general to f32", Plan.WARP, False): 46.7,
+    ("general to f32", Plan.BLOCK, True): 46.7,
+    ("general to f32", Plan.BLOCK, False): 49.4,
     ("general bwd", Plan.WARP, True): 22.4,
     ("general bwd", Plan.WARP, False): 28.0,
     ("general bwd", Plan.BLOCK, True): 25.9,
@@ -244,16 +244,16 @@ COUNTED = [each for each in COUNTED if each.spec.max_k >= 256]
 TILES: dict[tuple[str, bool], tuple[float, ...]] = {
     ("none", True): (21.4, 52.0),
     ("none", False): (27.2, 44.7),
-    ("causal", True): (28.0, 67.3),
+    ("causal", True): (28.0, 67.4),
     ("causal", False): (35.0, 54.1),
     ("boolcausal", True): (35.0, 78.4),
-    ("boolcausal", False): (53.9, 64.9),
+    ("boolcausal", False): (53.9, 65.0),
     ("like", True): (30.3, 66.7),
-    ("like", False): (46.0, 55.4),
+    ("like", False): (46.0, 55.5),
     ("bias", True): (34.7,),
     ("bias", False): (46.7,),
-    ("bwd", True): (35.5, 58.2),
-    ("bwd", False): (44.1, 60.0),
+    ("bwd", True): (35.6, 58.3),
+    ("bwd", False): (44.1, 60.1),
 }
 """The same for tiles, for 16-bit elements and f32: on the shortest rows from 8 columns on, and on the longest of each
 range. Traffic hides 29 and 58, in the backward 43.5 and 87."""

@@ -195,16 +195,16 @@ def test_few_rows_are_split(kind: tuple[str, str], partial: int, rows: int, k: i
     size = DTYPE_BYTES[dtype]
     found = planned(geometry((rows, k), dtype, direction=direction))
     assert found.variant.plan == "split" and found.variant.piece % (16 // size) == 0
-    segments = -(-k // found.variant.piece)
-    assert found.workspace_bytes == rows * segments * partial
+    pieces = -(-k // found.variant.piece)
+    assert found.workspace_bytes == rows * pieces * partial
     first, second = found.launches
-    assert (first.grid, first.cluster, first.rows) == (rows * segments, 1, rows)
+    assert (first.grid, first.cluster, first.rows) == (rows * pieces, 1, rows)
     assert [parameters(found, turn)["split.pass"] for turn in range(2)] == [(0,), (1,)]
-    assert {parameters(found, turn)["split.segments"] for turn in range(2)} == {(segments,)}
+    assert {parameters(found, turn)["split.pieces"] for turn in range(2)} == {(pieces,)}
     assert parameters(found) == parameters(found, 1) | {"split.pass": (0,)}
     assert (second.grid, second.cluster, second.rows, second.offset) == (first.grid, 1, rows, first.offset)
     if k < ANY_K:
-        assert_pieces_cover(k, segments, found.variant.piece, 16 // size)
+        assert_pieces_cover(k, pieces, found.variant.piece, 16 // size)
 
 
 @every_direction

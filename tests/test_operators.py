@@ -530,3 +530,51 @@ def test_compiled_rows_whose_number_depends_on_data(beside: str) -> None:
     x = normal(Q, K).float()
     compiled = torch.compile(chosen, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), chosen(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # of what lies outside the graph
+def test_torch_compile_loses_no_tangent() -> None:
+    """It refuses forward mode where it may not leave the graph, and leaves the graph otherwise."""
+    x = torch.randn(3, 4)
+
+    def tangent(x: Tensor) -> Tensor:
+        return torch.func.jvp(softmax_ops.softmax, (x,), (x,))[1]
+
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(tangent, backend="aot_eager", fullgraph=True)(x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(tangent, backend="aot_eager")(x), tangent(x))
+
+
+def test_a_gradient_of_a_scale_is_refused_while_compiling() -> None:
+    x, scale = torch.randn(3, 4, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(ValueError, match=r"scale is a float32 tensor .* requires grad"):
+        torch.compile(lambda x, scale: softmax_ops.softmax(x, scale=scale), backend="aot_eager")(x, scale)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch about its own tensors
+def test_compiled_autograd_of_an_eager_call() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    (expected,) = torch.autograd.grad(softmax_ops.softmax(x).square().sum(), x)
+    y = softmax_ops.softmax(x).square().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        y.backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_vmap_holds_the_operator(strict: bool) -> None:
+    class Rows(torch.nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return torch.vmap(softmax_ops.softmax)(x)
+
+    x = torch.randn(2, 3, 4)
+    program = torch.export.export(Rows(), (x,), strict=strict)
+    assert "softmax_ops.softmax" in str(program.graph)
+    torch.testing.assert_close(program.module()(x), softmax_ops.softmax(x))
+
+
+def test_an_operator_takes_a_scale_in_a_0d_tensor() -> None:
+    """On the CPU too, where a function reads it."""
+    x = torch.randn(2, 3, requires_grad=True)
+    torch.library.opcheck(torch.ops.softmax_ops.general, (x,), {"scale_tensor": torch.tensor(0.5)})

@@ -376,3 +376,50 @@ def test_an_empty_batch_of_what_takes_a_call_of_its_own() -> None:
     x, sinks = normal(0, H, Q, K, dtype=torch.float32), torch.zeros(0, H)
     y, lse = torch.vmap(lambda x, sinks: softmax_ops.softmax(x, sinks=sinks, return_lse=True))(x, sinks)
     assert y.shape == x.shape and lse.shape == x.shape[:-1] and y.dtype is x.dtype
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"softcap": True},
+        {"scale": "0.5"},
+        {"scale": [1]},
+        {"causal": True, "causal_offset": 1.9},
+        {"causal": True, "causal_offset": float("inf")},
+        {"softcap": torch.tensor(3.0, requires_grad=True)},
+    ],
+    ids=str,
+)
+def test_what_a_call_refuses_a_transformed_one_refuses(arguments: dict[str, Any]) -> None:
+    """With the same words, and not what float() and int() make of it."""
+    x = normal(N, Q, K)
+    with pytest.raises(TypeError) as alone:
+        softmax_ops.softmax(x[0], **arguments)
+    with pytest.raises(TypeError) as transformed:
+        torch.vmap(lambda x: softmax_ops.softmax(x, **arguments))(x)
+    assert str(transformed.value) == str(alone.value)
+
+
+def test_a_gradient_of_a_scale_is_refused_and_not_lost() -> None:
+    x, scale = normal(N, Q, K).requires_grad_(), torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(ValueError, match=r"scale is a float32 tensor .* requires grad"):
+        torch.vmap(lambda x: softmax_ops.softmax(x, scale=scale))(x)
+    with pytest.raises(ValueError, match=r"scale is a float32 tensor .* requires grad"):
+        torch.vmap(lambda y: softmax_ops.softmax_backward(y, y, scale=scale))(x)
+
+
+@pytest.mark.parametrize("name", ["scale", "alibi_slopes"])
+def test_what_has_no_gradient_may_require_one_under_no_grad(name: str) -> None:
+    x, given = normal(N, H, Q, K), normal(H if name == "alibi_slopes" else 1, dtype=torch.float32).requires_grad_()
+    with torch.no_grad():
+        arguments: dict[str, Any] = {name: given}
+        found = torch.vmap(lambda x: softmax_ops.softmax(x, **arguments))(x)
+        expected = softmax_ops.softmax(x, **arguments)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("shape", "of_scale"), [((K,), (1,)), ((Q, K), (1, 1)), ((Q, K), (1, 1, 1))], ids=str)
+def test_a_scale_of_one_element_has_any_rank_in_forward_mode(shape: tuple[int, ...], of_scale: tuple[int, ...]) -> None:
+    x, t, scale = normal(*shape), normal(*shape, seed=1), torch.full(of_scale, 0.5, dtype=torch.float64)
+    found = torch.func.jvp(lambda x: softmax_ops.log_softmax(x, scale=scale), (x,), (t,))[1]
+    torch.testing.assert_close(found, torch.func.jvp(lambda x: torch.log_softmax(0.5 * x, -1), (x,), (t,))[1])

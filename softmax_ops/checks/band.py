@@ -13,7 +13,7 @@ from .scalars import clamped_offset
 from .tensors import check_plain, describe
 from .values import check_device
 
-# Offsets from which a kernel computes distances in 32 bits, with room for the number of a query to be added.
+# The largest offset from which a kernel computes distances, in 32 bits with room for the number of a query.
 _FAR = 2**30
 
 
@@ -36,8 +36,8 @@ def band_of(
                    or [B] for rows [B, ..., Q, K]; with causal, a window or alibi only.
     window         (left, right), each an integer from 0 or None; or None.
 
-    Offset and bounds are clamped to [-Q, K] if that leaves the same columns visible. With alibi, which measures
-    distances from the offset, the offset is only clamped to 2^30.
+    Offset and bounds are clamped to [-Q, K] if that leaves the same columns visible; not the offset with alibi, which
+    measures distances from it.
     """
     left, right = window_bounds(op, window)
     if causal is True:
@@ -46,7 +46,7 @@ def band_of(
     asked = True if causal is False and placed else causal  # whether anything uses the offset
     if isinstance(causal_offset, Tensor) and (causal_offset.dim() or causal_offset.device.type != "cpu"):
         _check_offset_tensor(op, causal_offset, rows, name)
-        clamped_offset(op, rows, asked, 0 if asked else causal_offset)  # refuses an offset that nothing uses
+        clamped_offset(op, rows, asked, 0 if asked is True else causal_offset)  # refuses an offset that nothing uses
         return Band(0, causal_offset, _near(left), _near(right))
     if isinstance(causal_offset, Tensor) and causal_offset.dtype in (torch.int32, torch.int64):
         causal_offset = int(causal_offset)
@@ -55,6 +55,11 @@ def band_of(
         return Band(offset, None, left, right)
     if causal_offset is not None:
         offset = int(causal_offset)
+    if alibi and type(offset) is int and abs(offset) > _FAR:
+        raise ValueError(
+            f"{op}: causal_offset is {offset}; want at most 2^30 in magnitude with alibi_slopes, which measure "
+            "distances from it"
+        )
     columns, queries = rows.shape[-1], rows.shape[-2] if rows.dim() > 1 else 1
     if type(columns) is int and type(queries) is int:  # not while a compiler traces symbols
         return _tight(Band(offset, None, left, right), queries, columns, alibi)
@@ -66,7 +71,7 @@ def _tight(band: Band, queries: int, columns: int, alibi: bool) -> Band:
     offset = band.offset or 0
     low = -queries if band.left is None else max(-queries, min(offset - band.left, columns))
     high = columns if band.right is None else max(-queries, min(offset + band.right, columns))
-    offset = max(-_FAR, min(offset, _FAR)) if alibi else max(low, min(offset, high))
+    offset = offset if alibi else max(low, min(offset, high))
     left = None if band.left is None else max(0, offset - low)
     right = None if band.right is None else max(0, high - offset)
     return Band(offset, None, left, right)

@@ -38,6 +38,13 @@ def _extremes(rng: np.random.Generator, shape: tuple[int, int], limit: float) ->
     return rows
 
 
+def _one_and_small(rng: np.random.Generator, shape: tuple[int, int], limit: float) -> Rows:
+    """exp(0) and many exponentials of 0.998 * 2^-24: added to it one by one in f32, each is lost."""
+    rows = np.full(shape, -24 * np.log(2) - 0.002)
+    rows[:, 0] = 0.0
+    return rows
+
+
 def _partly_nothing(rng: np.random.Generator, shape: tuple[int, int], limit: float) -> Rows:
     return np.where(rng.random(shape) < 0.5, -np.inf, _some(rng, shape, limit))
 
@@ -58,6 +65,7 @@ PATTERNS = (
     Pattern("one visible +inf", _some),
     Pattern("one visible NaN", _some),
     Pattern("NaN wherever hidden", _some),
+    Pattern("the largest first, the others just below half its rounding", _one_and_small),
 )
 _SPOILT = {"one visible +inf": np.inf, "one visible NaN": np.nan}
 

@@ -57,13 +57,14 @@ struct Bias : InertFeature
     return bias;
   }
 
-  // The words of a vector of elements are the first of one of the wider type: one load serves either.
+  // A vector of Wide takes more words than one of Element. The same instructions load either: for Element, those of the words
+  // beyond its own are predicated off.
   template <class Row, class Seen, class Registers>
   CUTE_DEVICE void load(Whole, Row const& scores, Seen seen, Registers fragment, bool wanted = true) const
   {
     bool const aligned = wide ? scores.is_aligned(as<Wide>()) : scores.is_aligned(as<Element>());
     for_each_part(scores, kEveryColumn, [&](auto part) {
-      using Word             = Access<Element, part.Width>;
+      using Word             = WordOf<Element, part.Width>;
       auto const span        = seen(part);
       bool const loads       = wanted && (aligned || part.Width == 1) && span.column < span.end;
       auto const* const from = reinterpret_cast<Word const*>(row + span.column * bytes());

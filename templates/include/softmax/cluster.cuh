@@ -33,7 +33,7 @@ template <class Partial, int MaxWarps, int MaxCtas>
 CUTE_DEVICE void open(Inbox<Partial, MaxWarps, MaxCtas>& sInbox)
 {
   uint32_t const bytes = __clusterSizeInBlocks() * sizeof(Partial);
-  if (threadIdx.x == blockDim.x - 1) { ptx::expect_bytes(cute::cast_smem_ptr_to_uint(&sInbox.full), bytes); }
+  if (threadIdx.x == blockDim.x - 1) { ptx::init_expecting(cute::cast_smem_ptr_to_uint(&sInbox.full), bytes); }
   cute::cluster_arrive_relaxed();
 }
 
@@ -46,7 +46,7 @@ CUTE_DEVICE void await_cluster() { cute::cluster_wait(); }
 template <class Partial, int MaxWarps, int MaxCtas>
 CUTE_DEVICE Partial over_cluster(Partial warp, Inbox<Partial, MaxWarps, MaxCtas>& sInbox)
 {
-  using Word = Access<Partial, 1>;
+  using Word = WordOf<Partial, 1>;
 
   int const ctas      = __clusterSizeInBlocks();
   uint32_t const full = cute::cast_smem_ptr_to_uint(&sInbox.full);

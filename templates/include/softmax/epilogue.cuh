@@ -60,7 +60,7 @@ public:
       row.add({sink, Exp(sink).at_max()});
     }
     Accumulator log_sum = 0;
-    if (keeps_exponents() || p_.lse.present()) { log_sum = precise_logarithm(Exp(row.max).multiple(row.sum)); }
+    if (keeps_exponents() || p_.lse.present()) { log_sum = logarithm(Exp(row.max).multiple(row.sum)); }
     if (writes && p_.lse.present()) { p_.lse.at(rows_, index_) = row.max + log_sum; }
     return {row, log_sum};
   }

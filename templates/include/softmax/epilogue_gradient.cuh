@@ -123,7 +123,7 @@ public:
     if (inverse_cap_ != 0) {
       CUTE_UNROLL
       for (int v = 0; v < cute::size(rG); ++v) {
-        Accumulator const log_y = this->logarithms() ? rY(v) : logarithm(rY(v));
+        Accumulator const log_y = this->logarithms() ? rY(v) : approximate_log(rY(v));
         Accumulator const t     = (log_y + lse_) * inverse_cap_;
         // A result that was rounded up may be that of a score beyond the cap, where the slope is 0.
         rG(v) *= log_y == negative_infinity<Accumulator>() ? Accumulator(0) : max_number(1 - t * t, Accumulator(0));

@@ -39,10 +39,10 @@ template <class Numeric, class Row, class Accumulator, class ScoreTensor, class 
 CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) */, int end, Accumulator max, Keep keep = {})
 {
   typename Numeric::Exp const exp(max);
-  Accumulator sum = 0;
   if constexpr (Numeric::LongExp) {
     static_assert(!kSkipsVectors<Row::Vec>, "every vector is visited");
     constexpr int Size = decltype(cute::size(rZ))::value;
+    Accumulator sum    = 0;
     CUTE_NO_UNROLL
     for (int i = 0; i < Size; ++i) {
       Accumulator const z = rZ(0);
@@ -52,18 +52,25 @@ CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) 
       for (int v = 1; v < Size; ++v) { rZ(v - 1) = rZ(v); }
       rZ(Size - 1) = keep ? z - exp.m : e;
     }
+    return sum;
   } else {
+    // Each vector is added up by itself, and in f32 results of rows in registers every other one apart, for fewer roundings one
+    // after the other: in those of 16 bits it does not show, and lanes of a tile hold few columns.
+    constexpr int Sums     = Row::Vec > 4 || Row::InSharedMemory ? 1 : 2;
+    Accumulator sums[Sums] = {};
     for_each_part(row, end, [&](auto part) {
       cute::Tensor rV = part.of(rZ);  // (V)
+      Accumulator sum = 0;
       CUTE_UNROLL
       for (int v = 0; v < part.Width; ++v) {
         Accumulator const power = exp(rV(v));
         rV(v)                   = keep ? rV(v) - exp.m : power;
-        sum += power;
+        sum                     = v == 0 ? power : sum + power;
       }
+      sums[part.c % Sums] += sum;
     });
+    return Sums == 1 ? sums[0] : sums[0] + sums[Sums - 1];
   }
-  return sum;
 }
 
 // Maximum and sum over the lane's share of a row; leaves exponentials in place of the scores.

@@ -16,8 +16,9 @@ constexpr int ctas_per_sm(int sm_70, int sm_80, int sm_90, int sm_100, int sm_12
                                  : sm_70;
 }
 
-// Which of n groups of rows a CTA (or cluster) works on. Later causal rows are longer: even CTAs take groups from the start of
-// the launch, odd ones from its end, so that each pair of neighbours reads about the same amount.
-CUTE_DEVICE int from_either_end(int cta, int n) { return cta % 2 == 0 ? cta / 2 : n - 1 - cta / 2; }
+// Which of n groups of rows a CTA (or cluster) works on. Later causal rows are longer: of two neighbouring CTAs one takes a group
+// from the start of the launch and one from its end, so that each pair reads about the same amount. Which one changes with the
+// parity of the CTA's bits: an SM tends to get every n-th CTA, and would get short rows alone, or long ones, if it were the even.
+CUTE_DEVICE int from_either_end(int cta, int n) { return __popc(cta) % 2 == 0 ? cta / 2 : n - 1 - cta / 2; }
 
 }  // namespace softmax

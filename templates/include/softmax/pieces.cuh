@@ -39,18 +39,18 @@ CUTE_DEVICE cute::_0 first_piece(cute::_0 /*begin*/, int /*pieces*/, int /*colum
 template <class Partial>
 struct SplitParams
 {
-  Partial* partials;  // (rows,segments), of the piece at the same place
-  int32_t segments;   // pieces of a row
-  int32_t pass;       // 0: write them; 1: combine them
+  Partial* partials;  // (rows,pieces), of the piece at the same place
+  int32_t pieces;     // of a row
+  int32_t pass;       // 0: leaves the partials; 1: combines them and writes the row
 };
 
 // A thread's share of the partials of all pieces of a row, added up in the same order in every CTA.
 template <int Threads, class Partial>
-CUTE_DEVICE Partial over_segments(Partial const* gPartials /* (segments) */, int segments)
+CUTE_DEVICE Partial over_pieces(Partial const* gPartials /* (pieces) */, int pieces)
 {
   Partial mine = Partial::nothing();
   CUTE_NO_UNROLL
-  for (int i = threadIdx.x; i < segments; i += Threads) { mine.add(gPartials[i]); }
+  for (int i = threadIdx.x; i < pieces; i += Threads) { mine.add(gPartials[i]); }
   return mine;
 }
 

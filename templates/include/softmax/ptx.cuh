@@ -6,6 +6,9 @@
 
 namespace softmax::ptx {
 
+// Of shuffles in which every lane of the warp takes part.
+constexpr uint32_t kFullMask = 0xffffffffu;
+
 // The word at an address of global memory where it is wanted; elsewhere `value` stays. A predicate in place of a branch: around
 // branches ptxas moves a load behind the use of the one before it, and their latencies add up. Without a "memory" clobber, so
 // that loads may be reordered. A result may overwrite what was loaded: the thread that stores to an address is the one that
@@ -50,10 +53,10 @@ CUTE_DEVICE void load_if(bool wanted, Word const* address, Word& value)
   value = Word(wide);
 }
 
-// An mbarrier of one phase, which completes when `bytes` have come by store_async. Other threads may use it after a cluster
-// barrier at which this thread arrives after this call. Bytes may be counted (complete_tx) before they are expected
+// Initialises an mbarrier for one phase, which completes when `bytes` have come by store_async. Other threads may use it after a
+// cluster barrier at which this thread arrives after this call. Bytes may be counted (complete_tx) before they are expected
 // (expect_tx): the arrival that is pending until then keeps the phase open. Addresses are those of shared memory.
-CUTE_DEVICE void expect_bytes(uint32_t mbarrier, uint32_t bytes)
+CUTE_DEVICE void init_expecting(uint32_t mbarrier, uint32_t bytes)
 {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
                "fence.mbarrier_init.release.cluster;\n\t"

@@ -10,18 +10,16 @@
 
 namespace softmax {
 
-constexpr uint32_t kWarp = 0xffffffffu;
-
 // The group of Lanes neighbouring lanes of which the thread is one.
 template <int Lanes>
 CUTE_DEVICE uint32_t group_of_lane()
 {
-  return (kWarp >> (32 - Lanes)) << (threadIdx.x % 32 / Lanes * Lanes);
+  return (ptx::kFullMask >> (32 - Lanes)) << (threadIdx.x % 32 / Lanes * Lanes);
 }
 
 // Maximum over groups of Lanes neighbouring lanes, the result in every lane.
 template <int Lanes, class Accumulator>
-CUTE_DEVICE Accumulator group_max(Accumulator value, uint32_t members = kWarp)
+CUTE_DEVICE Accumulator group_max(Accumulator value, uint32_t members = ptx::kFullMask)
 {
   CUTE_UNROLL
   for (int step = Lanes / 2; step > 0; step /= 2) { value = max_number(value, __shfl_xor_sync(members, value, step)); }
@@ -30,7 +28,7 @@ CUTE_DEVICE Accumulator group_max(Accumulator value, uint32_t members = kWarp)
 
 // Sum over groups of Lanes neighbouring lanes, the result in every lane. a + b == b + a: all lanes hold the same bits.
 template <int Lanes, class Accumulator>
-CUTE_DEVICE Accumulator group_sum(Accumulator value, uint32_t members = kWarp)
+CUTE_DEVICE Accumulator group_sum(Accumulator value, uint32_t members = ptx::kFullMask)
 {
   CUTE_UNROLL
   for (int step = Lanes / 2; step > 0; step /= 2) { value += __shfl_xor_sync(members, value, step); }

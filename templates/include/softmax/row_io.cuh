@@ -15,7 +15,7 @@ namespace softmax {
 
 // A register or up to four, in which Vec elements move.
 template <class Element, int Vec, int Widest = 16, int Bytes = cute::min(Vec * int(sizeof(Element)), Widest)>
-using Access = cute::conditional_t<
+using WordOf = cute::conditional_t<
     Bytes == 16, uint4, cute::conditional_t<Bytes == 8, uint2, cute::uint_bit_t<8 * Bytes>>>;
 
 // Vec neighbouring columns of a row, from `column` on. They are this lane's to handle when column < end. Streamed
@@ -36,7 +36,7 @@ struct Span
   template <class Element, class Fragment>
   CUTE_DEVICE void load(bool wanted, Element const* row, Fragment&& rX /* (V) */) const
   {
-    using Word             = Access<Element, Vec>;
+    using Word             = WordOf<Element, Vec>;
     auto const* const from = reinterpret_cast<Word const*>(row + column);
     cute::Tensor rWord     = cute::recast<Word>(rX);  // (V/elements of a word)
     CUTE_UNROLL
@@ -50,7 +50,7 @@ struct Span
     using namespace cute;
     if constexpr (sizeof(Element) < sizeof(uint32_t) && Vec * sizeof(Element) % sizeof(uint32_t) == 0) {
       constexpr int PerRegister = sizeof(uint32_t) / sizeof(Element);
-      auto const* const from    = reinterpret_cast<Access<Element, 1> const*>(row + column);
+      auto const* const from    = reinterpret_cast<WordOf<Element, 1> const*>(row + column);
       uint32_t each[Vec]        = {};
       CUTE_UNROLL
       for (int v = 0; v < Vec; ++v) { ptx::load_if(column < end, from + v, each[v]); }
@@ -74,7 +74,7 @@ struct Span
     using namespace cute;
     if (column < end) {
       Tensor sX = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
-      copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(Access<Element, Vec, Widest>)>{}, sX, rX);
+      copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(WordOf<Element, Vec, Widest>)>{}, sX, rX);
     }
   }
 
@@ -90,7 +90,7 @@ struct Span
           __stcs(reinterpret_cast<uint4*>(row + column) + i, recast<uint4>(rY)(i));
         }
       } else {
-        copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(Access<Element, Vec, Widest>)>{}, rY, gY);
+        copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(WordOf<Element, Vec, Widest>)>{}, rY, gY);
       }
     }
   }
@@ -143,7 +143,8 @@ struct EdgePart
   CUTE_DEVICE int edge() const { return c - Row::Chunks; }
 };
 
-// The registers of a lane's share, as one flat tensor: Chunks vectors, then the edge columns.
+// The registers of a lane's share, one flat tensor of shape (V*C+E): the Vec columns of each of its Chunks vectors, then its Edges
+// single columns.
 template <class Row, class Value>
 CUTE_DEVICE auto make_row_fragment()
 {
@@ -214,7 +215,7 @@ struct Share
 
   // The compiler knows that what is read from one lane is the same in all: branches on it do not diverge.
   CUTE_DEVICE explicit Share(int thread)
-    : begin(ByWarp ? Lanes * Chunks * __shfl_sync(0xffffffffu, thread / Lanes, 0) : 0),
+    : begin(ByWarp ? Lanes * Chunks * __shfl_sync(ptx::kFullMask, thread / Lanes, 0) : 0),
       first(ByWarp ? begin + thread % Lanes : thread)
   {}
 };
@@ -315,7 +316,7 @@ struct UnalignedRow
   template <class Element>
   CUTE_DEVICE bool is_aligned(Element const* operand) const
   {
-    return reinterpret_cast<uintptr_t>(operand + head) % sizeof(Access<Element, Vec>) == 0;
+    return reinterpret_cast<uintptr_t>(operand + head) % sizeof(WordOf<Element, Vec>) == 0;
   }
 
   CUTE_DEVICE Span<Vec, Streamed> vector(int c, int end) const

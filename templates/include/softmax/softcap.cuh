@@ -28,8 +28,8 @@ struct Softcap : InertFeature
     if (p.cap != 0) {
       CUTE_UNROLL
       for (int v = 0; v < Span::Width; ++v) {
-        Accumulator const power = exponential(rZ(v) * p.twice_inverse);
-        rZ(v)                   = fma(-2 * p.cap, inverse(1 + power), p.cap);
+        Accumulator const power = approximate_exp(rZ(v) * p.twice_inverse);
+        rZ(v)                   = fma(-2 * p.cap, approximate_reciprocal(1 + power), p.cap);
       }
     }
   }
