@@ -103,14 +103,22 @@ def _threads_on_sm_100(spec: Spec) -> int:
         (stream and general_scores and spec.dtype is DType.F64, _threads(spec)),
         (stream and general_scores and half, 1280),
         (stream, 1536),
+        (wide and spec.mask is Mask.CAUSAL and spec.unaligned and spec.edges > 1, 1280),
         (wide and spec.mask in (Mask.NONE, Mask.CAUSAL), 1536),
         (wide and spec.mask is Mask.BOOLCAUSAL and not spec.unaligned, 1536),
         (wide and spec.mask is Mask.GENERAL and spec.dtype is DType.F32 and not spec.unaligned, 1536),
         (warp and spec.mask is Mask.CAUSAL and not spec.unaligned and spec.chunks <= 4, 1280),
         (cluster and unaligned_half and (not forward or spec.mask is Mask.LIKE or widens), 768),
         (spec.plan is Plan.TILE and unaligned_half and not forward, 1280),
+        (_is_full_causal_tile(spec), 768),
         (True, _threads(spec)),
     )
+
+
+def _is_full_causal_tile(spec: Spec) -> bool:
+    """Whether a lane of a causal forward tile holds 32 columns of 16 bits: sm_100's ptxas spills at 64 registers."""
+    tile = spec.plan is Plan.TILE and spec.direction is Direction.FORWARD
+    return tile and spec.mask is Mask.CAUSAL and spec.dtype.bytes == 2 and spec.unaligned and spec.chunks > 4
 
 
 def _threads_on_sm_90(spec: Spec) -> int:
@@ -123,5 +131,6 @@ def _threads_on_sm_90(spec: Spec) -> int:
         (warp and causal_f16 and spec.chunks <= 4 and spec.edges <= 2, 1280),
         (spec.plan is Plan.BLOCK and not forward and unaligned_half, 1024),
         (spec.plan is Plan.CLUSTER and not spec.mask.general and unaligned_half, _TWO_OF_17_WARPS),
+        (_is_full_causal_tile(spec), 1024),
         (True, _threads_on_sm_100(spec)),
     )

@@ -33,7 +33,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 144, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/4, /*sm_80=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/4, /*sm_80=*/4, /*sm_90=*/4, /*sm_100=*/3, /*sm_120=*/3);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_causal_tile_k32_v1_t256r256(Params const __grid_constant__ p)
