@@ -67,9 +67,13 @@ def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: f
 def _number(direction: str, scale: float | Tensor) -> float:
     if not isinstance(scale, Tensor):
         return scale
-    given = f"transformer_softmax_lib.scaled_masked_softmax_{direction}: scale is a {describe(scale)}"
     if scale.numel() != 1 or scale.is_meta:
-        raise ValueError(f"{given}; want a number or a tensor of one element")
+        raise _scale_error(direction, scale, "want a number or a tensor of one element")
     if scale.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise ValueError(f"{given}, which cannot be read while a CUDA graph is captured; want a number")
+        raise _scale_error(direction, scale, "want a number, for a graph is captured and nothing can be read back")
     return scale.item()
+
+
+def _scale_error(direction: str, scale: Tensor, wanted: str) -> ValueError:
+    function = f"transformer_softmax_lib.scaled_masked_softmax_{direction}"
+    return ValueError(f"{function}: scale is a {describe(scale)}; {wanted}")

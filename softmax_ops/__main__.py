@@ -13,7 +13,7 @@ from .artifacts.cubin import Absent
 from .artifacts.terminal import prepare_output
 from .explanation import explain_geometry
 from .launch_plan import NoVariant
-from .problem import DTYPE_BYTES, READ_BESIDE, contiguous_geometry
+from .problem import DTYPE_BYTES, WITH_A_TENSOR, contiguous_geometry
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--mask",
         default="none",
-        choices=("none", "causal", *READ_BESIDE, "band", "general"),
+        choices=("none", "causal", *WITH_A_TENSOR, "band", "general"),
         help="like: of the scores' dtype; bias: a bias alone, of their dtype; general: what attention_inputs.md adds; "
         "band: what of it changes no score",
     )
@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="driver, devices, compiler, kernels and cache, for a bug report",
+        description="Exit status 1 if a device here lacks kernels and nothing would compile them.",
     )
-    doctor.description = "Exit status 1 if a device here lacks kernels and nothing would compile them."
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
 
@@ -87,7 +87,7 @@ def _explain(options: argparse.Namespace) -> int:
     shape = options.shape if len(options.shape) > 1 else (1, *options.shape)
     if options.causal_offset is not None and options.mask not in ("causal", "boolcausal"):
         raise ValueError("--causal-offset goes with --mask causal or boolcausal")
-    if options.mask_shape is not None and options.mask not in READ_BESIDE:
+    if options.mask_shape is not None and options.mask not in WITH_A_TENSOR:
         raise ValueError("--mask-shape goes with --mask bool, boolcausal, like or bias")
     queries, columns = shape[-2:]
     offset = options.causal_offset

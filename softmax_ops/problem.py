@@ -19,7 +19,7 @@ OPERANDS = {"fwd": ("x", "y"), "bwd": ("dy", "y", "dx")}
 BIASED = ("f16", "bf16")
 """Element types for which a bias of that type, and nothing else, is a mask kind; other biases use the general kind."""
 
-READ_BESIDE = ("bool", "boolcausal", "like", "bias")
+WITH_A_TENSOR = ("bool", "boolcausal", "like", "bias")
 """Mask kinds that always read a tensor beside the scores."""
 
 MAX_RANK = 4
@@ -176,7 +176,7 @@ def contiguous_geometry(
     strides = contiguous_strides(shape)
     operands = [Operand(name, strides, alignment, read) for name in inputs]
     operands.append(Operand(output, strides, alignment, written))
-    if mask_kind in READ_BESIDE:
+    if mask_kind in WITH_A_TENSOR:
         name, bytes = "bias" if mask_kind == "bias" else "mask", 1 if "bool" in mask_kind else read
         operands.append(Operand(name, broadcast_strides(mask_shape or shape, shape), alignment, bytes))
     if causal_offset is None and mask_kind in ("causal", "boolcausal"):

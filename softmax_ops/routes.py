@@ -88,10 +88,10 @@ def masked_fill(x: Tensor, scale: float, mask: Tensor | None, fill: float) -> Te
     None of our operators has a fill: compilers, dispatch modes and the like see torch's operations instead, and
     transforms a softmax of what torch has filled.
     """
-    from . import api
-
     given = {"x": x, "scale": scale, "mask": mask, "fill": fill, "out": None}
     if is_transformed(given):
+        from . import api
+
         request = check_masked_fill(x, mask, scale, fill)
         scores = x.to(accumulation(x)) * request.scale
         return api.softmax(scores if mask is None else scores.masked_fill(mask == 1, fill)).to(x.dtype)

@@ -219,6 +219,17 @@ def test_forward_refuses(arguments: tuple[Any, ...], error: type[Exception], wor
     assert type(raised.value) is error and str(raised.value).startswith(FORWARD) and words in str(raised.value)
 
 
+def test_a_scale_on_the_gpu_is_not_read_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with FakeTensorMode():
+        scale = torch.ones(1, device="cuda:0")
+    x, refusal = torch.ones(Q, K), r"scale is a float32 tensor .* want a number, for a graph is captured"
+    with pytest.raises(ValueError, match=refusal):
+        scaled_masked_softmax_forward(x, None, scale)
+    with pytest.raises(ValueError, match=refusal):
+        scaled_masked_softmax_backward(x, x, scale)
+
+
 def test_forward_refuses_a_mask_elsewhere() -> None:
     with FakeTensorMode():
         x = torch.empty(Q, K, device="cuda:0")

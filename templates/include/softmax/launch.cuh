@@ -17,8 +17,8 @@ constexpr int ctas_per_sm(int sm_70, int sm_80, int sm_90, int sm_100, int sm_12
 }
 
 // Which of n groups of rows a CTA (or cluster) works on. Later causal rows are longer: of two neighbouring CTAs one takes a group
-// from the start of the launch and one from its end, so that each pair reads about the same amount. Which one changes with the
-// parity of the CTA's bits: an SM tends to get every n-th CTA, and would get short rows alone, or long ones, if it were the even.
+// from the start of the launch and one from its end, so that each pair reads about the same amount. It is not always the even CTA
+// that takes the one from the start: a GPU of 132 SMs tends to give each every 132nd CTA, and half of them would get short rows only.
 CUTE_DEVICE int from_either_end(int cta, int n) { return __popc(cta) % 2 == 0 ? cta / 2 : n - 1 - cta / 2; }
 
 }  // namespace softmax
