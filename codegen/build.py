@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,10 +66,24 @@ def build(
     specs = list(specs)
     sources = {spec.name: render(spec) for spec in specs}
     wanted = {arch: [spec.name for spec in specs if arch in variants.architectures(spec)] for arch in architectures}
+    return build_sources(sources, wanted, cache, kind=kind, jobs=jobs, progress=progress)
+
+
+def build_sources(
+    sources: Mapping[str, str],
+    wanted: Mapping[str, list[str]],
+    cache: Cache,
+    *,
+    kind: str = "cubin",
+    jobs: int | None = None,
+    progress: bool = True,
+    unit_kernels: int = UNIT_KERNELS,
+) -> Report:
+    """The same for texts by the name of their kernel, and the names that are wanted for each architecture."""
     found, missing = _look_up(sources, wanted, cache, kind)
     stored = []
     with _shown(sum(len(names) for names in missing.values()), kind, progress) as advance:
-        for cubin in _compile(_units(sources, missing, kind), jobs or os.cpu_count() or 1):
+        for cubin in _compile(_units(sources, missing, kind, unit_kernels), jobs or os.cpu_count() or 1):
             stored.append(cache.store(cubin))
             found.append(cubin)
             advance(cubin)
@@ -77,7 +91,7 @@ def build(
 
 
 def _look_up(
-    sources: dict[str, str], wanted: dict[str, list[str]], cache: Cache, kind: str
+    sources: Mapping[str, str], wanted: Mapping[str, list[str]], cache: Cache, kind: str
 ) -> tuple[list[Cubin], dict[str, list[str]]]:
     """Cubins that the cache holds, and by architecture the names of those that it lacks."""
     found: list[Cubin] = []
@@ -92,13 +106,15 @@ def _look_up(
     return found, missing
 
 
-def _units(sources: dict[str, str], missing: dict[str, list[str]], kind: str) -> Iterator[Unit]:
+def _units(
+    sources: Mapping[str, str], missing: Mapping[str, list[str]], kind: str, unit_kernels: int = UNIT_KERNELS
+) -> Iterator[Unit]:
     """Translation units for the missing kernels. Architectures of one family that lack the same kernels share a
     front-end run."""
     sharing: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
     for arch, names in missing.items():
-        for start in range(0, len(names), UNIT_KERNELS):
-            sharing[toolchain.family(arch), tuple(names[start : start + UNIT_KERNELS])].append(arch)
+        for start in range(0, len(names), unit_kernels):
+            sharing[toolchain.family(arch), tuple(names[start : start + unit_kernels])].append(arch)
     for (_, unit), architectures in sharing.items():
         yield Unit(tuple((name, sources[name]) for name in unit), tuple(architectures), kind)
 

@@ -1,23 +1,23 @@
 """Plausible mistakes in the templates, each of which the checks of an executed kernel must catch: `mutations.txt`.
 
 A mutation replaces one piece of text in a copy of the templates. The kernel is compiled from that copy and runs its
-variant's cases. It is a failure if nothing catches a mutation or a check other than those named does, if it does not
-compile, or if its text no longer occurs exactly once.
+variant's cases. It is a failure if nothing catches a mutation or a check other than those named does, or if its text
+no longer occurs exactly once. If one does not compile, all fail.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from cuda.bindings import nvrtc
 
-from codegen import render, toolchain, variants
+from codegen import build, render, variants
 from codegen.spec import Spec
+from softmax_ops.artifacts.cache import user_cache
+from softmax_ops.artifacts.cubin import Cubin
 from tests.ptx import Fault
 from tests.support import targets
 from tests.support.cases import cases
@@ -28,8 +28,8 @@ from tests.support.targets import Target
 
 pytestmark = pytest.mark.kernels
 
-PRECOMPILED = 1 << 29
-"""Bytes for the precompiled header, more than CuTe takes."""
+UNIT_KERNELS = 16
+"""Mutated kernels per translation unit. They share nothing but the headers of CuTe and CUDA."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ class Mutation:
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
 
+    @property
+    def kernel(self) -> str:
+        """The name of the mutated kernel."""
+        return f"{self.variant}_{re.sub(r'[^a-z0-9]+', '_', self.name.lower())}"
+
+    @property
+    def text(self) -> str:
+        """The file that it changes."""
+        return (render.TEMPLATES / self.file).read_text()
+
 
 def _parsed(entry: str) -> Mutation:
     """Parses the lines `# name`, `@ file, variant: kind, kind`, `-old`, `+new`."""
@@ -58,24 +68,28 @@ def _parsed(entry: str) -> Mutation:
 
 MUTATIONS = [_parsed(entry) for entry in Path(__file__).with_name("mutations.txt").read_text().split("\n\n")[1:]]
 
+UNCHANGED = [
+    Mutation("nothing", "include/softmax/rows.cuh", variant, (), "#pragma once", "#pragma once")
+    for variant in sorted({mutation.variant for mutation in MUTATIONS})
+]
 
-def mutated(mutation: Mutation, directory: Path) -> Path:
-    """A copy of the templates with the mutation applied."""
+
+def source_of(mutation: Mutation, directory: Path) -> str:
+    """The mutated kernel, with a name and a namespace of its own, so that it can share a translation unit."""
     templates = directory / "templates"
     shutil.copytree(render.TEMPLATES, templates)
-    path = templates / mutation.file
-    text = path.read_text()
-    assert text.count(mutation.old) == 1, f"{mutation.file} has this {text.count(mutation.old)} times:\n{mutation.old}"
-    path.write_text(text.replace(mutation.old, mutation.new))
-    return templates
+    (templates / mutation.file).write_text(mutation.text.replace(mutation.old, mutation.new))
+    text = render.render(variants.by_name()[mutation.variant], templates).replace(mutation.variant, mutation.kernel)
+    others, own = flattened(text, templates / "include")
+    return f"{others}\nnamespace of_{mutation.kernel} {{\n{own}\n}}\n"
 
 
 INCLUDE = re.compile(r"#include <(\S+)>")
 
 
-def flattened(source: str, include: Path) -> str:
+def flattened(source: str, include: Path) -> tuple[str, str]:
     """The source with the project's headers pasted in, because the compiler's search path leads to those of the
-    checkout. It begins with all other headers, like that of every other mutation."""
+    checkout; and before it, by itself, the inclusion of all other headers."""
     pasted: set[str] = set()
     headers = {path.relative_to(include).as_posix(): path.read_text() for path in include.glob("softmax/*.cuh")}
     others = sorted({name for text in headers.values() for name in INCLUDE.findall(text)} - {*headers})
@@ -89,23 +103,28 @@ def flattened(source: str, include: Path) -> str:
     def expanded(text: str) -> str:
         return INCLUDE.sub(paste, text)
 
-    return "\n".join([*(f"#include <{name}>" for name in others), "#pragma nv_hdrstop", expanded(source)])
+    return "\n".join(f"#include <{name}>" for name in others), expanded(source)
 
 
 @pytest.fixture(scope="module")
-def precompiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """This process's folder for the precompiled header of that common beginning, with a heap of the size above."""
-    toolchain._check(nvrtc.nvrtcSetPCHHeapSize(PRECOMPILED))
-    folder = tmp_path_factory.mktemp("precompiled")
-    yield folder
-    shutil.rmtree(folder)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cubin]:
+    """Linked PTX of the mutations that this run tests, by the name of the kernel."""
+    items = (item for item in request.session.items if item.path == request.path and hasattr(item, "callspec"))
+    chosen = [item.callspec.params["mutation"] for item in items]
+    applicable = [mutation for mutation in chosen if mutation.text.count(mutation.old) == 1]
+    sources = {each.kernel: source_of(each, tmp_path_factory.mktemp("mutated")) for each in applicable}
+    wanted = {targets.WHOLE: [*sources]}
+    with targets.one_worker(tmp_path_factory.getbasetemp().parent, "mutations"):
+        report = build.build_sources(
+            sources, wanted, user_cache(), kind="ptx", progress=False, unit_kernels=UNIT_KERNELS
+        )
+    return {cubin.variant: cubin for cubin in report.cubins}
 
 
-def engine(spec: Spec, templates: Path, precompiled: Path) -> InterpreterEngine:
-    source = flattened(render.render(spec, templates), templates / "include")
-    options = (*toolchain._KIND_OPTIONS["ptx"], "-pch", f"-pch-dir={precompiled}", "-pch-messages=false")
-    ir = toolchain._front_end(source, toolchain.family(targets.WHOLE), options)
-    return InterpreterEngine({spec.name: toolchain._cubin(spec.name, source, targets.WHOLE, "ptx", ir)})
+def engine(mutation: Mutation, compiled: dict[str, Cubin]) -> InterpreterEngine:
+    cubin = compiled[mutation.kernel]
+    code = cubin.code.replace(mutation.kernel.encode(), mutation.variant.encode())
+    return InterpreterEngine({mutation.variant: replace(cubin, code=code)})
 
 
 def what_catches(spec: Spec, interpreter: InterpreterEngine) -> str:
@@ -122,27 +141,32 @@ def what_catches(spec: Spec, interpreter: InterpreterEngine) -> str:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
-def test_mutation_is_caught(mutation: Mutation, tmp_path: Path, precompiled: Path) -> None:
-    spec = variants.by_name()[mutation.variant]
-    caught = what_catches(spec, engine(spec, mutated(mutation, tmp_path), precompiled))
+def test_mutation_is_caught(mutation: Mutation, compiled: dict[str, Cubin]) -> None:
+    found = mutation.text.count(mutation.old)
+    assert found == 1, f"{mutation.file} has this {found} times:\n{mutation.old}"
+    caught = what_catches(variants.by_name()[mutation.variant], engine(mutation, compiled))
     assert caught in mutation.caught, f"{mutation.name} on {mutation.variant}: caught by {caught}"
-
-
-VARIANTS = sorted({mutation.variant for mutation in MUTATIONS})
 
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> InterpreterEngine:
-    specs = [variants.by_name()[variant] for variant in VARIANTS]
-    chosen = [Target(targets.WHOLE, spec) for spec in specs]
+    chosen = [Target(targets.WHOLE, variants.by_name()[mutation.variant]) for mutation in UNCHANGED]
     return InterpreterEngine(targets.images(chosen, "ptx", tmp_path_factory.getbasetemp().parent)[targets.WHOLE])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_without_a_mutation_nothing_is_caught(variant: str, shipped: InterpreterEngine, precompiled: Path) -> None:
-    """The kernel is the one that ships, instruction by instruction, whose cases are those of test_kernels.py."""
-    spec = variants.by_name()[variant]
-    copy = engine(spec, render.TEMPLATES, precompiled).program(variant)
-    assert [each.text for each in copy.instructions] == [each.text for each in shipped.program(variant).instructions]
+SYMBOL = re.compile(r"\b_Z\w+")
+
+
+@pytest.mark.parametrize("mutation", UNCHANGED, ids=lambda mutation: mutation.variant)
+def test_without_a_mutation_nothing_is_caught(
+    mutation: Mutation, compiled: dict[str, Cubin], shipped: InterpreterEngine
+) -> None:
+    """The kernel is the one that ships, instruction by instruction, whose cases are those of test_kernels.py. Only the
+    names of C++ differ, by the namespace."""
+    ours, shipped_one = engine(mutation, compiled).program(mutation.variant), shipped.program(mutation.variant)
+    assert [SYMBOL.sub("", each.text) for each in ours.instructions] == [
+        SYMBOL.sub("", each.text) for each in shipped_one.instructions
+    ]
+    spec = variants.by_name()[mutation.variant]
     if not spec.flat:
         judge_far_rows(spec, shipped)

@@ -29,6 +29,9 @@ FLOATS = {"f16": 16, "bf16": 16, "f32": 32, "f64": 64}
 PACKED = {"f16x2": "f16", "bf16x2": "bf16", "f32x2": "f32"}
 WIDER = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 
+TINIEST = {np.dtype(kind): np.finfo(kind).tiny for kind in (np.float16, np.float32, np.float64)}
+"""The smallest normal numbers."""
+
 F16_NAN, BF16_NAN, F32_NAN = np.uint16(0x7FFF), np.uint16(0x7FFF), np.uint32(0x7FFFFFFF)
 
 
@@ -64,5 +67,5 @@ def canonical_f16(value: Values) -> Values:
 
 def flush(value: Values) -> Values:
     """.ftz: subnormal numbers become zero with the same sign."""
-    tiny = np.abs(value) < np.finfo(value.dtype).tiny
+    tiny = np.abs(value) < TINIEST[value.dtype]
     return np.where(tiny, np.copysign(value.dtype.type(0), value), value) if tiny.any() else value

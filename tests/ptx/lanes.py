@@ -74,9 +74,8 @@ class Lanes:
         """
         register = self.registers[slot]
         if register is None:
-            dtype = np.bool_ if bits == 1 else UNSIGNED[bits // 8]
-            poison = True if bits == 1 else np.iinfo(dtype).max
-            register = self.registers[slot] = np.full(self.count, poison, dtype)
+            register = self.registers[slot] = np.empty(self.count, np.bool_ if bits == 1 else UNSIGNED[bits // 8])
+            register.view(np.uint8).fill(1 if bits == 1 else 0xFF)
         return register
 
     def special(self, name: str, active: Active) -> Values:

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from .fault import Fault
 from .formats import Values
+from .lanes import WARP
 from .order import Order
+from .passes import reached
 from .shadow import NOBODY, WIDEST, Shadow
 
 Access = Literal["read", "write", "readwrite"]
 ALIGNMENT = 256  # of a buffer's address, as with cudaMalloc
+SECTOR = 32  # bytes
 FIRST = 0x7F_0000_0000
 GAP = 1 << 33  # between buffers: an index that is off by any 32-bit amount does not reach another buffer
 POISON = 0xFF  # NaN in every float format
@@ -79,8 +82,7 @@ class Buffer:
             self.traffic.reads[width] += offset.size
         if kind != "read":
             self.traffic.writes[width] += offset.size
-            warp, sector = lane // 32, (self.address + offset) // 32
-            self.traffic.sectors_written += np.unique((warp.astype(np.int64) << 48) + sector).size
+            self.traffic.sectors_written += reached(lane // WARP, (self.address % SECTOR + offset) // SECTOR).size
 
     def check(self, offset: Values, width: int, kind: str, lane: Values) -> None:
         """Checks bounds, guard bytes and access rights of accesses of `width` bytes at `offset`."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .fault import Fault
-from .formats import DTYPE, FLOATS, SIGNED, UNSIGNED, Values, f32_to_bf16
+from .formats import DTYPE, FLOATS, SIGNED, UNSIGNED, f32_to_bf16
 from .lanes import Active
 from .program import Address, Immediate, Name, Operand, Register, Special, Symbol
 from .spaces import State
@@ -39,25 +39,19 @@ def reader(operand: Operand, kind: str) -> Reader:
 
 def _register(operand: Register, dtype: Any) -> Reader:
     slot, bits = operand.slot, operand.bits
-    width = np.dtype(dtype).itemsize
-    same = bits == 8 * width
-    narrow = UNSIGNED[width]
-
-    def read(state: State, active: Active) -> Values:
-        value = state.lanes.register(slot, bits)[active.select]
-        return (value if same else value.astype(narrow)).view(dtype)
-
-    return read
+    narrow = UNSIGNED[np.dtype(dtype).itemsize]
+    if bits != 8 * np.dtype(dtype).itemsize:
+        return lambda state, active: state.lanes.register(slot, bits)[active.select].astype(narrow).view(dtype)
+    if narrow is dtype:
+        return lambda state, active: state.lanes.register(slot, bits)[active.select]
+    return lambda state, active: state.lanes.register(slot, bits)[active.select].view(dtype)
 
 
 def _predicate(operand: Register) -> Reader:
-    slot, negated = operand.slot, operand.negated
-
-    def read(state: State, active: Active) -> Values:
-        value = state.lanes.register(slot, 1)[active.select]
-        return ~value if negated else value
-
-    return read
+    slot = operand.slot
+    if operand.negated:
+        return lambda state, active: ~state.lanes.register(slot, 1)[active.select]
+    return lambda state, active: state.lanes.register(slot, 1)[active.select]
 
 
 def _special(name: str, dtype: Any) -> Reader:
@@ -103,11 +97,8 @@ def address(operand: Operand) -> Reader:
     if not isinstance(operand, Address):
         raise unsupported(f"address {operand}")
     offset = np.int64(operand.offset)
-    narrow = isinstance(operand.base, Register) and operand.base.bits == 32
-    base = reader(operand.base, "u32" if narrow else "u64")
-
-    def read(state: State, active: Active) -> Values:
-        value = np.asarray(base(state, active)).astype(np.int64) + offset
-        return value if value.ndim else np.full(active.size, value)
-
-    return read
+    if not isinstance(operand.base, Register):
+        constant = reader(operand.base, "s64")
+        return lambda state, active: np.full(active.size, constant(state, active) + offset)
+    base = reader(operand.base, "u32" if operand.base.bits == 32 else "s64")
+    return lambda state, active: base(state, active).astype(np.int64, copy=False) + offset

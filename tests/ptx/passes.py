@@ -18,7 +18,7 @@ BANKS, WORD_BYTES = 32, 4
 
 def through_lines(address: Values, lane: Values) -> int:
     """Passes of one access per lane to global memory."""
-    return _distinct(lane // WARP, address // LINE_BYTES).size
+    return reached(lane // WARP, address // LINE_BYTES).size
 
 
 def through_banks(address: Values, width: int, lane: Values) -> int:
@@ -26,12 +26,18 @@ def through_banks(address: Values, width: int, lane: Values) -> int:
     words = max(width // WORD_BYTES, 1)
     together = lane * words // WARP  # the lanes that are served at once
     word = address[:, None] // WORD_BYTES + np.arange(words)
-    served = _distinct(np.repeat(together, words), word.reshape(-1))
-    banks, words_of_bank = np.unique(served >> 40 << 5 | served % BANKS, return_counts=True)
-    _, first = np.unique(banks >> 5, return_index=True)
-    return int(np.maximum.reduceat(words_of_bank, first).sum())
+    served = reached(np.repeat(together - together[0], words), word.reshape(-1))
+    bank = served >> 40 << 5 | served % BANKS
+    words_of_bank = np.bincount(bank, minlength=-(-int(bank[-1] + 1) // BANKS) * BANKS)
+    return int(words_of_bank.reshape(-1, BANKS).max(axis=1).sum())
 
 
-def _distinct(group: Values, number: Values) -> Values:
-    """The distinct pairs, as group << 40 | number."""
-    return np.unique(group.astype(np.int64) << 40 | number)
+def reached(group: Values, number: Values) -> Values:
+    """The distinct pairs in order, as group << 40 | number."""
+    pairs = group.astype(np.int64) << 40 | number
+    if (pairs[1:] < pairs[:-1]).any():
+        pairs.sort()
+    other = np.empty(pairs.size, np.bool_)
+    other[0] = True
+    np.not_equal(pairs[1:], pairs[:-1], out=other[1:])
+    return pairs[other]

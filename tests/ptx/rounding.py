@@ -32,11 +32,12 @@ def two_product(a: Values, b: Values) -> tuple[Values, Values]:
 def sum_to_odd(a: Values, b: Values) -> Values:
     """a + b in float64, rounded to odd."""
     total, error = two_sum(a, b)
-    even = (np.asarray(total).view(np.uint64) & np.uint64(1)) == 0
-    inexact = (error != 0) & np.isfinite(error) & np.isfinite(total) & even
+    inexact = np.abs(error) > 0  # False if the sum is not finite: then the error is NaN
     if not np.any(inexact):
         return total
-    return np.where(inexact, np.nextafter(total, np.where(error > 0, np.inf, -np.inf)), total)
+    bits = np.asarray(total).view(np.int64)
+    away = np.where((error > 0) == (total > 0), np.int64(1), np.int64(-1))
+    return np.where(inexact & (bits & 1 == 0), bits + away, bits).view(np.float64)
 
 
 def fma_f64(a: Values, b: Values, c: Values) -> Values:

@@ -120,7 +120,9 @@ class Scheduler:
             return active.index
         if chosen.size == active.size:
             return active.index[:0]
-        return np.setdiff1d(active.index, chosen.index, assume_unique=True)
+        other = np.ones(active.size, np.bool_)
+        other[np.searchsorted(active.index, chosen.index)] = False
+        return active.index[other]
 
     def park(self, status: int, pc: int, index: NDArray[np.intp]) -> None:
         self.status[index] = status

@@ -178,9 +178,9 @@ class State:
 
     @staticmethod
     def _check_alignment(address: Values, width: int, kind: str, lane: Values) -> None:
-        misaligned = address & (width - 1) != 0
+        misaligned = address & (width - 1)
         if misaligned.any():
-            first = int(np.argmax(misaligned))
+            first = int(np.argmax(misaligned != 0))
             what = f"{kind} of {width} bytes at an address that is {int(address[first]) % width} past a multiple"
             raise Fault("alignment", what, int(lane[first]))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -105,7 +106,7 @@ def wanted(session: pytest.Session, module: str, function: str = "") -> set[Targ
 
 
 def images(chosen: Iterable[Target], kind: str, locks: Path) -> dict[str, dict[str, Cubin]]:
-    """Cubins or linked PTX by architecture and variant. One worker compiles what is missing while the others wait."""
+    """Cubins or linked PTX by architecture and variant."""
     names: dict[str, set[Spec]] = defaultdict(set)
     for arch, spec in chosen:
         names[arch].add(spec)
@@ -113,11 +114,18 @@ def images(chosen: Iterable[Target], kind: str, locks: Path) -> dict[str, dict[s
     for arch, chosen_specs in names.items():
         together[frozenset(chosen_specs)].append(arch)
     found: dict[str, dict[str, Cubin]] = defaultdict(dict)
-    with open(locks / f"{kind}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_worker(locks, kind):
         for specs, architectures in together.items():
             ordered = sorted(specs, key=lambda spec: spec.name)
             report = build.build(ordered, architectures, user_cache(), kind=kind, progress=False)
             for cubin in report.cubins:
                 found[cubin.arch][cubin.variant] = cubin
     return found
+
+
+@contextmanager
+def one_worker(locks: Path, what: str) -> Iterator[None]:
+    """One worker compiles what is missing, in as many processes as there are cores, while the others wait."""
+    with open(locks / f"{what}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

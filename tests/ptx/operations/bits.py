@@ -169,6 +169,9 @@ def _big_endian(a: Values) -> Values:
     return value.astype(value.dtype.newbyteorder(">")).view(np.uint8).reshape(*np.shape(a), -1)
 
 
+_NIBBLES = np.arange(0, 16, 4, dtype=np.uint32)
+
+
 @operation("prmt")
 def build_prmt(instruction: Instruction) -> Step:
     """Each byte of the result is one of the eight of {b, a}, or its sign repeated."""
@@ -177,14 +180,12 @@ def build_prmt(instruction: Instruction) -> Step:
         raise unsupported(f"prmt mode .{instruction.type}")
 
     def permute(a: Values, b: Values, selector: Values) -> Values:
-        both = np.asarray(b).astype(np.uint64) << np.uint64(32) | np.asarray(a).astype(np.uint64)
-        result = np.zeros(np.broadcast_shapes(both.shape, np.shape(selector)), np.uint32)
-        for place in range(4):
-            choice = np.asarray(selector) >> np.uint32(4 * place) & np.uint32(15)
-            byte = both >> (choice.astype(np.uint64) & np.uint64(7)) * np.uint64(8) & np.uint64(0xFF)
-            sign = np.where(byte & np.uint64(0x80), np.uint64(0xFF), np.uint64(0))
-            byte = np.where(choice & np.uint32(8), sign, byte)
-            result |= byte.astype(np.uint32) << np.uint32(8 * place)
-        return result
+        both = np.empty(np.broadcast_shapes(np.shape(a), np.shape(b), np.shape(selector)), np.uint64)
+        halves = both[..., None].view(np.uint32)
+        halves[..., 0], halves[..., 1] = a, b
+        choice = np.asarray(selector)[..., None] >> _NIBBLES & 15
+        byte = np.take_along_axis(both[..., None].view(np.uint8), np.broadcast_to(choice & 7, (*both.shape, 4)), -1)
+        byte = np.where(choice & 8, (byte >> 7) * np.uint8(0xFF), byte)
+        return byte.view(np.uint32)[..., 0]
 
     return elementwise(instruction, permute, "b32")
