@@ -79,7 +79,8 @@ def build_sources(
     progress: bool = True,
     unit_kernels: int = UNIT_KERNELS,
 ) -> Report:
-    """The same for texts by the name of their kernel, and the names that are wanted for each architecture."""
+    """The same for texts by the name of their kernel, and the names that are wanted for each architecture; at most
+    `unit_kernels` of them share a translation unit."""
     found, missing = _look_up(sources, wanted, cache, kind)
     stored = []
     with _shown(sum(len(names) for names in missing.values()), kind, progress) as advance:

@@ -75,6 +75,18 @@ def test_lines_of_an_access_are_counted(step: int, width: int, passes: int) -> N
     assert not report.passes["shared"]
 
 
+@pytest.mark.parametrize(("step", "offset", "lines", "sectors"), [(64, 0, 16, 32), (16, 0, 4, 16), (16, 16, 5, 17)])
+def test_lanes_in_any_order_share_lines_and_sectors(step: int, offset: int, lines: int, sectors: int) -> None:
+    """Neighbouring lanes store far apart: 13 times the lane's number, modulo 32, steps from the start of a buffer that
+    is `offset` bytes past a sector's boundary."""
+    body = f"mov.u32 %r1, %tid.x; mul.lo.u32 %r2, %r1, 13; and.b32 %r2, %r2, 31; mul.wide.u32 %rd2, %r2, {step};"
+    body += "ld.param.u64 %rd1, [k_param_0]; add.u64 %rd1, %rd1, %rd2; st.global.u32 [%rd1], %r1; ret;"
+    memory = GlobalMemory()
+    report = launch(module(body, params=1), memory, memory.add("y", 32 * step, access="write", offset=offset))
+    assert report.passes["global"] == lines
+    assert report.traffic["y"].sectors_written == sectors
+
+
 BANKED = """
     .shared .align 16 .b8 tile[8192];
     mov.u32 %r1, %tid.x; mul.lo.u32 %r1, %r1, {step}; mov.u32 %r2, tile; add.u32 %r1, %r1, %r2;
