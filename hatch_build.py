@@ -25,8 +25,10 @@ class Hook(BuildHookInterface):
         included = {root / "transformer_softmax_lib.py": "transformer_softmax_lib.py"}
         bundle = root / "build" / "softmax_ops.bundle"
         if version != "editable" and bundle.exists():
+            from softmax_ops.artifacts.signature import beside
+
             _check(root, bundle)
-            for path in (bundle, bundle.with_name(f"{bundle.name}.sig")):
+            for path in (bundle, beside(bundle)):
                 included[path] = f"softmax_ops/{path.name}"
         self._folder = TemporaryDirectory()
         compiled = compile_native(root, root if version == "editable" else Path(self._folder.name))

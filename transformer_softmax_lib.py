@@ -15,8 +15,9 @@ from torch.compiler import is_dynamo_compiling
 
 import softmax_ops
 from softmax_ops import routes
-from softmax_ops.checks.tensors import describe
+from softmax_ops.checks.tensors import described
 from softmax_ops.known.calls import masked_fill
+from softmax_ops.modes import may_be_transformed
 
 __all__ = ["VAL", "scaled_masked_softmax_backward", "scaled_masked_softmax_forward"]
 
@@ -58,7 +59,8 @@ def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: f
     output y.
     """
     number = _number("backward", scale)
-    if not torch.is_grad_enabled():  # in the backward of an autograd.Function; entering no_grad takes microseconds
+    transformed = not is_dynamo_compiling() and may_be_transformed()
+    if transformed or not torch.is_grad_enabled():  # as in an autograd.Function: entering no_grad takes microseconds
         return softmax_ops.softmax_backward(grad_output, output, scale=number)
     with torch.no_grad():
         return softmax_ops.softmax_backward(grad_output, output, scale=number)
@@ -76,4 +78,4 @@ def _number(direction: str, scale: float | Tensor) -> float:
 
 def _scale_error(direction: str, scale: Tensor, wanted: str) -> ValueError:
     function = f"transformer_softmax_lib.scaled_masked_softmax_{direction}"
-    return ValueError(f"{function}: scale is a {describe(scale)}; {wanted}")
+    return ValueError(f"{function}: scale is {described(scale)}; {wanted}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from softmax_ops.artifacts.terminal import prepare_output
 
 from . import costs, report
 from .cells import Cell, cells
+from .providers import PEERS
 from .results import FILE, FOLDER, Results, folder_of
-from .watchdog import CELL_LIMIT_S, LOST
+from .watchdog import LOST, TURN_LIMIT_S
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,11 +33,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--budget", type=_seconds, default=480.0, metavar="480s", help="then no new cell is begun")
     run.add_argument("--first", type=int, default=len(cells()), metavar="N", help="only the first N cells")
     run.add_argument("--only", default="", metavar="TEXT", help="only cells with this in their names")
-    run.add_argument("--skip", action="append", default=[], choices=report.PEERS, help="leave this peer out")
-    limit = f"a cell that takes longer ends the run, with status {LOST}"
-    run.add_argument("--cell-limit", type=_seconds, default=CELL_LIMIT_S, metavar=f"{CELL_LIMIT_S:g}s", help=limit)
-    patience = "stop after N failing cells in a row; default: 3, or 1 while every cell has failed"
-    run.add_argument("--patience", type=int, metavar="N", help=patience)
+    run.add_argument("--skip", action="append", default=[], choices=PEERS, help="leave this peer out")
+    limit = f"a provider's turn in a cell that takes longer ends the run, with status {LOST}"
+    run.add_argument("--limit", type=_seconds, default=TURN_LIMIT_S, metavar=f"{TURN_LIMIT_S:g}s", help=limit)
+    patience = "stop after N of our kernels have failed in a row; default: 3"
+    run.add_argument("--patience", type=int, default=3, metavar="N", help=patience)
     run.add_argument("--results", type=Path, help=f"default: {FOLDER.name}/<device>/{FILE}")
     run.set_defaults(command=_run)
 
@@ -116,11 +118,13 @@ def _run(options: argparse.Namespace) -> int:
         chosen = [cell for cell in cells()[: options.first] if options.only in cell.key]
         path = options.results or FOLDER / folder_of(device.name) / FILE
         providers = [without(each) if each.name in options.skip else each for each in every()]
-        more = {"limit_s": options.cell_limit, "patience": options.patience}
+        more = {"limit_s": options.limit, "patience": options.patience}
         results = run(chosen, device, providers, path, options.budget, **more)
     except NoDevice as error:
-        print(f"error: {error}", file=sys.stderr)
-        return LOST if isinstance(error, DeviceLost) else 1
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, DeviceLost):
+            os._exit(LOST)  # not through destructors, which end a process in another way when its device is lost
+        return 1
     failures = [cell.key for cell in chosen if (row := results.row(cell)) and row.is_failure]
     if failures:
         print(f"{len(failures)} cells failed: {'; '.join(failures)}", file=sys.stderr)

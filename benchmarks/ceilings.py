@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cells import ELEMENT_BYTES, Cell
+from softmax_ops.artifacts.constants import DTYPE_BYTES
+
+from .cells import Cell
 from .providers import Call, Provider, needs
 from .tensors import Tensors
 
@@ -46,11 +48,11 @@ def _full(cell: Cell) -> int:
 
 
 def _triangle(cell: Cell) -> int:
-    return (cell.visible + cell.elements) * ELEMENT_BYTES[cell.dtype]
+    return (cell.visible + cell.elements) * DTYPE_BYTES[cell.dtype]
 
 
 def _scores_twice(cell: Cell) -> int:
-    return cell.elements * 2 * ELEMENT_BYTES[cell.dtype]
+    return cell.elements * 2 * DTYPE_BYTES[cell.dtype]
 
 
 def _memcpy(tensors: Tensors) -> Tensor:

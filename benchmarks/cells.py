@@ -7,7 +7,8 @@ that the goals need, and those of the sweep.
 from dataclasses import dataclass
 from math import prod
 
-ELEMENT_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
+from softmax_ops.artifacts.constants import DTYPE_BYTES
+
 MASKS = ("none", "causal", "padding", "bool", "like", "bias")
 """like: a mask of the scores' dtype; bias: a tensor added to the scaled scores."""
 
@@ -70,7 +71,7 @@ class Cell:
     @property
     def aligned(self) -> bool:
         """Whether the size of a row is a multiple of 16 bytes."""
-        return self.k * ELEMENT_BYTES[self.dtype] % 16 == 0
+        return self.k * DTYPE_BYTES[self.dtype] % 16 == 0
 
     @property
     def inputs(self) -> int:
@@ -106,15 +107,15 @@ class Cell:
 
         With key lengths: the lengths, the columns before them, and the whole output. With temperatures: the scales too.
         """
-        size = ELEMENT_BYTES[self.dtype]
+        size = DTYPE_BYTES[self.dtype]
         mask = prod(self.mask_shape) * (size if self.mask in ("like", "bias") else 1) if self.mask_shape else 0
         numbers = {"lengths": self.shape[0], "temperature": self.rows}.get(self.asks, 0)
-        return self.visible * self.inputs * size + mask + numbers * 4 + self.elements * ELEMENT_BYTES[self.result]
+        return self.visible * self.inputs * size + mask + numbers * 4 + self.elements * DTYPE_BYTES[self.result]
 
     @property
     def full_bytes(self) -> int:
         """Bytes moved by a plain copy of this shape; for a backward, by the sum of two tensors into a third."""
-        return self.elements * (self.inputs * ELEMENT_BYTES[self.dtype] + ELEMENT_BYTES[self.result])
+        return self.elements * (self.inputs * DTYPE_BYTES[self.dtype] + DTYPE_BYTES[self.result])
 
 
 MODELS = {
@@ -144,47 +145,57 @@ SWEEP = tuple(2**power for power in range(3, 19))
 SWEEP_BYTES = 1 << 30
 OVER_2_31 = (1, 1, (1 << 19) + 8, 4096)
 
+
+def _of_model(case: str, dtype: str, mask: str, direction: str = "fwd") -> Cell:
+    return Cell(case, MODELS[case], dtype, mask, direction)
+
+
+def _of_tokens(rows: int, k: int) -> Cell:
+    """Logits of `rows` tokens over a vocabulary of k."""
+    return Cell(f"vocabulary {rows}", (1, 1, rows, k), "f32")
+
+
 _CORE = (
-    ("GPT-2", "f16", "none", "fwd"),
-    ("BERT-large", "f16", "none", "fwd"),
-    ("Llama 405B TP8", "f16", "none", "fwd"),
-    ("Llama 405B TP8", "f16", "causal", "fwd"),
-    ("BERT-large", "f16", "padding", "fwd"),
-    ("ViT 197", "f16", "none", "fwd"),
-    ("GPT-2", "f16", "none", "bwd"),
-    ("GPT-2", "f16", "causal", "bwd"),
-    ("BERT-large", "f16", "bool", "fwd"),
-    ("vocabulary 8", "f32", 128256, "fwd"),
-    ("decode 8k", "f16", "none", "fwd"),
-    ("T5", "f16", "bias", "fwd"),
-    ("BERT-base", "f16", "none", "fwd"),
-    ("GPT-3 TP8", "f16", "none", "fwd"),
-    ("Llama 70B TP8", "f16", "none", "fwd"),
-    ("ViT 577", "f16", "none", "fwd"),
-    ("Whisper", "f16", "none", "fwd"),
-    ("decode 128k", "f16", "none", "fwd"),
-    ("128k chunk", "f16", "none", "fwd"),
-    ("GPT-2", "f16", "causal", "fwd"),
-    ("GPT-3 TP8", "f16", "causal", "fwd"),
-    ("Llama 70B TP8", "f16", "causal", "fwd"),
-    ("128k chunk", "f16", "causal", "fwd"),
-    ("BERT-large", "f16", "like", "fwd"),
-    ("BERT-base", "f16", "padding", "fwd"),
-    ("T5", "f16", "none", "fwd"),
-    ("AlphaFold MSA", "f16", "none", "fwd"),
-    ("AlphaFold MSA", "f16", "bias", "fwd"),
-    ("BERT-large", "f16", "none", "bwd"),
-    ("Llama 405B TP8", "f16", "none", "bwd"),
-    ("Llama 405B TP8", "f16", "causal", "bwd"),
-    ("ViT 197", "f16", "none", "bwd"),
-    ("vocabulary 1", "f32", 256000, "fwd"),
-    ("vocabulary 64", "f32", 128256, "fwd"),
-    ("vocabulary 1024", "f32", 50257, "fwd"),
-    ("BERT-large", "bf16", "none", "fwd"),
-    ("Llama 405B TP8", "bf16", "none", "fwd"),
-    ("BERT-base", "f32", "none", "fwd"),
-    ("GPT-2", "f32", "none", "fwd"),
-    ("GPT-2", "bf16", "none", "bwd"),
+    _of_model("GPT-2", "f16", "none"),
+    _of_model("BERT-large", "f16", "none"),
+    _of_model("Llama 405B TP8", "f16", "none"),
+    _of_model("Llama 405B TP8", "f16", "causal"),
+    _of_model("BERT-large", "f16", "padding"),
+    _of_model("ViT 197", "f16", "none"),
+    _of_model("GPT-2", "f16", "none", "bwd"),
+    _of_model("GPT-2", "f16", "causal", "bwd"),
+    _of_model("BERT-large", "f16", "bool"),
+    _of_tokens(8, 128256),
+    _of_model("decode 8k", "f16", "none"),
+    _of_model("T5", "f16", "bias"),
+    _of_model("BERT-base", "f16", "none"),
+    _of_model("GPT-3 TP8", "f16", "none"),
+    _of_model("Llama 70B TP8", "f16", "none"),
+    _of_model("ViT 577", "f16", "none"),
+    _of_model("Whisper", "f16", "none"),
+    _of_model("decode 128k", "f16", "none"),
+    _of_model("128k chunk", "f16", "none"),
+    _of_model("GPT-2", "f16", "causal"),
+    _of_model("GPT-3 TP8", "f16", "causal"),
+    _of_model("Llama 70B TP8", "f16", "causal"),
+    _of_model("128k chunk", "f16", "causal"),
+    _of_model("BERT-large", "f16", "like"),
+    _of_model("BERT-base", "f16", "padding"),
+    _of_model("T5", "f16", "none"),
+    _of_model("AlphaFold MSA", "f16", "none"),
+    _of_model("AlphaFold MSA", "f16", "bias"),
+    _of_model("BERT-large", "f16", "none", "bwd"),
+    _of_model("Llama 405B TP8", "f16", "none", "bwd"),
+    _of_model("Llama 405B TP8", "f16", "causal", "bwd"),
+    _of_model("ViT 197", "f16", "none", "bwd"),
+    _of_tokens(1, 256000),
+    _of_tokens(64, 128256),
+    _of_tokens(1024, 50257),
+    _of_model("BERT-large", "bf16", "none"),
+    _of_model("Llama 405B TP8", "bf16", "none"),
+    _of_model("BERT-base", "f32", "none"),
+    _of_model("GPT-2", "f32", "none"),
+    _of_model("GPT-2", "bf16", "none", "bwd"),
 )
 
 _ASKING = (
@@ -199,50 +210,32 @@ _ASKING = (
 
 def cells() -> list[Cell]:
     """Every cell once, in rank order."""
-    ranked = [*_core(), *_deciding(), *_ASKING, *_models(), *_vocabulary(), *_small(), *_sweep()]
+    ranked = [*_CORE, *_deciding(), *_ASKING, *_models(), *_vocabulary(), *_small(), *_sweep()]
     ranked.append(Cell("over 2^31 elements", OVER_2_31, "f16"))
     return list(dict.fromkeys(ranked))
 
 
-def _core() -> list[Cell]:
-    return [
-        Cell(case, (1, 1, int(case.split()[1]), mask), dtype, "none", direction)
-        if isinstance(mask, int)
-        else Cell(case, MODELS[case], dtype, mask, direction)
-        for case, dtype, mask, direction in _CORE
-    ]
-
-
 def _deciding() -> list[Cell]:
     """Cells for the goals: few rows, small problems, short rows, powers of two, causal backwards beside full ones."""
-    few = [Cell(f"vocabulary {rows}", (1, 1, rows, 256000), "f32") for rows in (2, 4, 8)]
+    few = [_of_tokens(rows, 256000) for rows in (2, 4, 8)]
     aligned = [_swept("fwd", "f16", k) for k in SWEEP]
     short = [_swept("fwd", "f16", k + step) for k in SWEEP if k <= 128 for step in (-1, 1)]
     backward = [_swept("bwd", "f16", k) for k in SWEEP]
     causal = [
-        Cell(case, MODELS[case], "f16", mask, "bwd")
-        for case in ("Llama 70B TP8", "GPT-3 TP8")
-        for mask in ("none", "causal")
+        _of_model(case, "f16", mask, "bwd") for case in ("Llama 70B TP8", "GPT-3 TP8") for mask in ("none", "causal")
     ]
     return [*few, *_small(), *aligned, *short, *backward, *causal]
 
 
 def _models() -> list[Cell]:
-    forward = [
-        Cell(case, shape, dtype, mask)
+    return [
+        _of_model(case, dtype, mask, direction)
+        for direction, masks in (("fwd", MASKS), ("bwd", ("none", "causal")))
         for dtype in ("f16", "bf16", "f32")
-        for mask in MASKS
-        for case, shape in MODELS.items()
+        for mask in masks
+        for case in MODELS
         if _has(case, mask)
     ]
-    backward = [
-        Cell(case, shape, dtype, mask, "bwd")
-        for dtype in ("f16", "bf16", "f32")
-        for mask in ("none", "causal")
-        for case, shape in MODELS.items()
-        if _has(case, mask)
-    ]
-    return forward + backward
 
 
 def _has(case: str, mask: str) -> bool:
@@ -253,8 +246,8 @@ def _has(case: str, mask: str) -> bool:
 
 
 def _vocabulary() -> list[Cell]:
-    rows = [Cell(f"vocabulary {rows}", (1, 1, rows, k), "f32") for rows in (1, 8, 64, 1024) for k in VOCABULARY]
-    return rows + [Cell(f"vocabulary {rows}", (1, 1, rows, 256000), "f32") for rows in (2, 4)]
+    every = [_of_tokens(rows, k) for rows in (1, 8, 64, 1024) for k in VOCABULARY]
+    return every + [_of_tokens(rows, 256000) for rows in (2, 4)]
 
 
 def _small() -> list[Cell]:
@@ -263,7 +256,7 @@ def _small() -> list[Cell]:
 
 def _swept(direction: str, dtype: str, k: int) -> Cell:
     """A cell with 1 GiB of scores."""
-    return Cell("sweep", (1, 1, SWEEP_BYTES // (k * ELEMENT_BYTES[dtype]), k), dtype, "none", direction)
+    return Cell("sweep", (1, 1, SWEEP_BYTES // (k * DTYPE_BYTES[dtype]), k), dtype, "none", direction)
 
 
 def _sweep() -> list[Cell]:

@@ -20,10 +20,14 @@ SPIN_CYCLES = 2_000_000
 
 @dataclass(frozen=True)
 class Graph:
-    """Calls that replay without the host. `results` are what the calls returned; every replay rewrites them."""
+    """Calls that replay without the host. `results` are what the calls returned; every replay rewrites them.
+
+    The calls are kept, and with them the tensors that only they know, such as a workspace: replays use its address.
+    """
 
     replay: Callable[[], object]
     results: list[torch.Tensor]
+    calls: Sequence[Callable[[], torch.Tensor]]
 
 
 class NoDevice(RuntimeError):
@@ -90,7 +94,10 @@ class Cuda:
         }
 
     def clocks(self) -> dict[str, int]:
-        found = (_smi("clocks.sm,clocks.mem") or "").split(",")
+        try:
+            return _nvml_clocks()  # in a thousandth of the time that nvidia-smi takes to start
+        except Exception:  # no nvidia-ml-py, or whatever NVML raises
+            found = (_smi("clocks.sm,clocks.mem") or "").split(",")
         told = zip(("sm", "memory"), map(str.strip, found), strict=False)
         return {name: int(value) for name, value in told if value.isdecimal()}  # some machines report "[N/A]"
 
@@ -105,7 +112,7 @@ class Cuda:
         # If ending a capture raises, torch.cuda.graph leaves its stream current. Other threads may be compiling.
         with torch.cuda.stream(own), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = [call() for call in calls]
-        return Graph(graph.replay, results)
+        return Graph(graph.replay, results, calls)
 
     def time(self, graph: Graph, replays: int) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -140,6 +147,15 @@ def _uuid() -> str:
     """The identity of torch's first device; nvidia-smi numbers devices in another order, and all of them."""
     uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)  # torch 2.5
     return "0" if uuid is None else f"GPU-{uuid}"
+
+
+def _nvml_clocks() -> dict[str, int]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    device = pynvml.nvmlDeviceGetHandleByUUID(_uuid())
+    kinds = {"sm": pynvml.NVML_CLOCK_SM, "memory": pynvml.NVML_CLOCK_MEM}
+    return {name: pynvml.nvmlDeviceGetClockInfo(device, kind) for name, kind in kinds.items()}
 
 
 def _smi(fields: str) -> str | None:

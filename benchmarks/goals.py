@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .cells import ELEMENT_BYTES, SMALL, Cell, cells
+from softmax_ops.artifacts.constants import DTYPE_BYTES
+
+from .cells import SMALL, Cell, cells
 from .costs import Costs
 from .providers import OURS, UNMASKED, every
 from .results import Results
@@ -103,7 +105,7 @@ def least_share(cell: Cell) -> tuple[int, float] | None:
         return 3, 0.95
     if cell.aligned:
         return (1, 0.97) if cell.k <= 262144 else None
-    return 2, 0.95 if cell.k * ELEMENT_BYTES[cell.dtype] >= 2048 else 0.92
+    return 2, 0.95 if cell.k * DTYPE_BYTES[cell.dtype] >= 2048 else 0.92
 
 
 def _shares(results: Results, number: int) -> tuple[list[Check], int]:

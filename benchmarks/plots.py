@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from codegen.pages import svg
 
 from .cells import Cell, cells
 from .providers import OURS
@@ -66,22 +68,16 @@ def _shown(cell: Cell, picture: str) -> bool:
 
 
 def _svg(title: str, shown: Lines) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
+    return svg((8, 4), {}, partial(_fill, title, shown))
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 9})
-        figure = Figure(figsize=(8, 4))
-        axes: Any = figure.add_axes((0.08, 0.12, 0.7, 0.8))
-        for name in COLOURS:
-            if name in shown:
-                axes.plot(*zip(*shown[name], strict=True), marker=".", label=name, color=COLOURS[name])
-        axes.axhline(1.0, color="black", linewidth=0.8)
-        axes.set(xlabel="K, columns of a row", ylabel="share of the ceiling", ylim=(0, 1.1), title=title)
-        axes.set_xscale("log", base=2)
-        if shown:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+
+def _fill(title: str, shown: Lines, figure: Any) -> None:
+    axes = figure.add_axes((0.08, 0.12, 0.7, 0.8))
+    for name in COLOURS:
+        if name in shown:
+            axes.plot(*zip(*shown[name], strict=True), marker=".", label=name, color=COLOURS[name])
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set(xlabel="K, columns of a row", ylabel="share of the ceiling", ylim=(0, 1.1), title=title)
+    axes.set_xscale("log", base=2)
+    if shown:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

@@ -33,6 +33,7 @@ from codegen.axes import Plan
 from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cache import user_cache
+from softmax_ops.artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launch_plan import LaunchPlan, plan
@@ -50,13 +51,11 @@ from tests.support.cases import full_cta
 from tests.support.engines import InterpreterEngine
 from tests.support.features import Features
 
-from .cells import ELEMENT_BYTES, Cell
+from .cells import Cell
 from .goals import SMALL_BYTES, least_share
 
 FILE = Path(__file__).parent / "predictions" / "h200.json"
 ARCH = "sm_90"
-
-ALIGNMENT = 16
 
 INSTRUCTIONS_PER_BYTE = 29 / 4
 INSTRUCTIONS_PER_PASS = 128
@@ -148,13 +147,13 @@ def _log(cell: Cell) -> bool:
 
 def _operands(cell: Cell) -> Iterator[Operand]:
     """What a general request reads besides its inputs."""
-    size = ELEMENT_BYTES[cell.dtype]
+    size = DTYPE_BYTES[cell.dtype]
     if cell.mask == "bias" and cell.mask_shape:
-        yield Operand("bias", broadcast_strides(cell.mask_shape, cell.shape), ALIGNMENT, size)
+        yield Operand("bias", broadcast_strides(cell.mask_shape, cell.shape), ACCESS_BYTES, size)
     if cell.asks == "temperature":
-        yield Operand("row_scale", (*contiguous_strides(cell.shape[:-1]), 0), ALIGNMENT, 4)
+        yield Operand("row_scale", (*contiguous_strides(cell.shape[:-1]), 0), ACCESS_BYTES, 4)
     if cell.asks == "lengths":
-        yield Operand("lengths", (1, 0, 0, 0), ALIGNMENT, 4)
+        yield Operand("lengths", (1, 0, 0, 0), ACCESS_BYTES, 4)
 
 
 def features(cell: Cell) -> Features | None:
@@ -249,11 +248,12 @@ def _predict(cell: Cell, of: LaunchPlan, counter: Counter) -> Prediction:
 
 
 def resident(of: LaunchPlan, cubin: Cubin) -> int:
-    """CTAs resident on an SM; registers are allocated to warps in units of 256."""
+    """CTAs resident on an SM, each quarter of which has registers for warps of its own, allocated in units of 256."""
     threads = of.launches[0].threads
     per_warp = -(-cubin.registers * 32 // 256) * 256
+    warps = 4 * (SM_REGISTERS // 4 // per_warp)
     shared = of.variant.shared_bytes + cubin.shared_bytes + CTA_SHARED
-    return min(SM_REGISTERS // (per_warp * threads // 32), SM_THREADS // threads, SM_SHARED // shared, SM_CTAS)
+    return min(warps // (threads // 32), SM_THREADS // threads, SM_SHARED // shared, SM_CTAS)
 
 
 def asked_by_cta(of: LaunchPlan) -> int:
@@ -266,7 +266,7 @@ def asked_by_cta(of: LaunchPlan) -> int:
 
 def _under_way(cell: Cell) -> float:
     """Bytes of reads in flight per SM that saturate DRAM together with the cell's writes."""
-    written = cell.elements * ELEMENT_BYTES[cell.result]
+    written = cell.elements * DTYPE_BYTES[cell.result]
     return FLIGHT_BYTES * 2 * (1 - written / cell.bytes)
 
 

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .cells import ASKS, ELEMENT_BYTES, Cell
+from softmax_ops.artifacts.constants import DTYPE_BYTES
+
+from .cells import ASKS, Cell
+from .providers import in_brief
 
 LIBRARY = Path(__file__).resolve().parents[1] / "build" / "quack" / "quack_softmax.so"
 TARGET = "sm_90a"
@@ -33,7 +36,7 @@ def name_of(cell: Cell) -> str:
 def refuses(cell: Cell) -> str | None:
     if cell.asks:
         return f"QuACK's softmax has no {ASKS[cell.asks]}"
-    vector = 16 // ELEMENT_BYTES[cell.dtype]
+    vector = 16 // DTYPE_BYTES[cell.dtype]
     return f"QuACK takes K that is a multiple of {vector}" if cell.k % vector else None
 
 
@@ -47,7 +50,7 @@ def build(cells: Iterable[Cell], output: Path = LIBRARY) -> dict[str, str]:
             try:
                 _compile(cell).export_to_c(object_file_path=str(Path(folder, f"{name}.o")), function_name=name)
             except Exception as error:  # its compiler raises exceptions of its own
-                failed[name] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+                failed[name] = in_brief(error)
         output.parent.mkdir(parents=True, exist_ok=True)
         _link(Path(folder), output)
     return failed
@@ -68,7 +71,10 @@ def _compile(cell: Cell) -> Any:
 
 
 def _link(folder: Path, output: Path) -> None:
-    """Links the objects, the small static part of the run time, and _RAISE; torch loads CUDA's own run time."""
+    """Links the objects, the small static part of the run time, and _RAISE; torch loads CUDA's own run time.
+
+    A symbol that is missing then is an error of loading, which leaves QuACK out, and not the end of the process.
+    """
     import nvidia_cutlass_dsl
 
     root = Path(next(iter(nvidia_cutlass_dsl.__path__)))
@@ -76,7 +82,18 @@ def _link(folder: Path, output: Path) -> None:
     source = folder / "raise.c"
     source.write_text(_RAISE)
     objects = sorted(map(str, folder.glob("*.o")))
-    command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(output), str(source), *objects, str(archives[-1])]
+    command = [
+        "cc",
+        "-shared",
+        "-fPIC",
+        "-O2",
+        "-Wl,-z,now",
+        "-o",
+        str(output),
+        str(source),
+        *objects,
+        str(archives[-1]),
+    ]
     subprocess.run(command, check=True)
 
 

@@ -8,9 +8,10 @@ from codegen.pages import markdown, with_block
 
 from . import plots
 from .cells import CORE, QUICK, Cell, cells
+from .costs import FILE as COSTS
 from .costs import Costs
 from .goals import Verdict, verdicts
-from .providers import OURS
+from .providers import OURS, PEERS, every
 from .results import FILE, FOLDER, Results, Row
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -18,13 +19,12 @@ README, PAGE = CHECKOUT / "README.md", CHECKOUT / "docs" / "benchmarks.md"
 _COMMAND = "python -m benchmarks report"
 README_MARK, GOALS_MARK, CELLS_MARK = (f"{_COMMAND}: {part}" for part in ("table", "goals", "cells"))
 NOTHING = "Not measured yet: no GPU has run the benchmark."
-PEERS = ("torch chain", "torch.softmax", "torch.compile", "triton", "liger", "quack")
 
 
 def write(root: Path = FOLDER, readme: Path = README, page: Path = PAGE, costs: Path | None = None) -> list[Path]:
     """Updates README, page and plots from the results of every device under `root`; returns the files written."""
     devices = {path.parent.name: Results.load(path) for path in sorted(root.glob(f"*/{FILE}"))}
-    known = Costs.load(costs or root / "costs.json")
+    known = Costs.load(costs or root / COSTS)
     readme.write_text(with_block(readme.read_text(), table(devices), README_MARK))
     text = with_block(page.read_text(), goals(devices, known), GOALS_MARK)
     page.write_text(with_block(text, every_cell(devices), CELLS_MARK))
@@ -58,7 +58,7 @@ def _measured_on(results: Results, row: Row) -> str:
 
 
 def _shares(rows: list[tuple[Cell, Row]]) -> str:
-    plain = {"torch.softmax", "liger", "quack"}
+    plain = {provider.name for provider in every() if provider.plain}
     heads = ["cell", "scores", "us", "GB/s", "share of ceiling", *PEERS]
     lines = []
     for cell, row in rows:

@@ -17,10 +17,10 @@ from softmax_ops.artifacts import catalog
 from .cells import Cell
 from .device import Device
 from .measure import DeviceLost, describe, measure
-from .providers import Provider, without
+from .providers import PEERS, Provider, without
 from .results import Results, Row
 from .timing import Turn
-from .watchdog import CELL_LIMIT_S, limited
+from .watchdog import TURN_LIMIT_S, limited
 
 METHOD = (
     *("ceilings", "cells", "correctness", "device", "measure"),
@@ -31,7 +31,9 @@ METHOD = (
 SOURCES = (".py", ".c", ".h")
 
 PATIENCE = 3
-"""Consecutive failures that end a run: after so many, the cell is not the cause. Before any success, one is enough."""
+"""Kernels that fail in consecutive cells and thereby end a run: after so many, it is not the kernel."""
+
+NOT_FINISHED = {"cell": "not finished"}
 
 
 def environment(device: Device) -> dict[str, Any]:
@@ -92,17 +94,20 @@ def run(
     path: Path,
     budget_s: float,
     *,
-    limit_s: float = CELL_LIMIT_S,
-    patience: int | None = None,
+    limit_s: float = TURN_LIMIT_S,
+    patience: int = PATIENCE,
     now: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = tell,
 ) -> Results:
-    """Measures what the file at `path` lacks, previous failures last. Stops when ours fails several times in a row.
+    """Measures what the file at `path` lacks, previous failures last. Stops when several kernels of ours fail in a row.
 
-    A cell is in the file before it is measured, as not finished: a run that is killed there leaves it for last. Raises
-    DeviceLost when nothing more can be measured, and ends the process, with status LOST, when a cell exceeds its limit.
+    A cell is in the file before it is measured, as not finished: a run that is killed there leaves it for last. Whose
+    turn it was is in a file beside it: a peer in whose turn a process ended is left out of the cell. Raises DeviceLost
+    when nothing more can be measured, and ends the process, with status LOST, when a turn exceeds its limit.
     """
     results, here = Results.load(path), environment(device)
+    note = path.with_suffix(".turn")
+    _blame(results, note)
     number = results.number_of(here)
     known = results.current(here)
     left = [cell for cell in cells if cell.key not in known or not known[cell.key].is_done]
@@ -117,8 +122,8 @@ def run(
         say(f"HUNG {begun.cell}: {turn.name or 'the cell itself'}: {why}; run again to go on")
         _keep(results, replace(begun, failed={}).ended(turn.name, why), begun, path)
 
-    deadline, failures = now() + budget_s, 0
-    works, turn = any(not row.is_failure for row in known.values()), Turn()
+    deadline, turn = now() + budget_s, Turn()
+    failing: set[str] = set()
     for done, cell in enumerate(left):
         if now() >= deadline:
             say(f"budget spent: {len(left) - done} of {len(cells)} cells are left; run again to go on")
@@ -126,24 +131,42 @@ def run(
         begun = _begun(cell, number, known.get(cell.key))
         _keep(results, begun, begun, path)
         try:
-            with limited(limit_s, partial(hung, begun)):
+            with limited(limit_s, partial(hung, begun)) as restart:
+                turn.begins = partial(_begin_turn, restart, note, cell)
                 row = measure(cell, device, _present(providers, begun), begun.date, turn)
         except DeviceLost as lost:
             _keep(results, lost.row, begun, path)
             raise
+        finally:
+            note.unlink(missing_ok=True)
         say(describe(_keep(results, row, begun, path)))
-        failures = failures + 1 if row.is_failure else 0
-        works = works or not row.is_failure
-        if failures >= (patience or (PATIENCE if works else 1)):
-            say(f"stopped: {f'{failures} cells in a row' if works or failures > 1 else 'the first cell'} failed")
+        failing = failing | {row.kernel or row.cell} if row.is_failure else set()
+        if len(failing) >= patience:
+            say(f"stopped: {len(failing)} kernels in a row failed")
             break
     return results
+
+
+def _begin_turn(restart: Callable[[], None], note: Path, cell: Cell, name: str) -> None:
+    restart()
+    note.write_text(f"{cell.key}\n{name}")
+
+
+def _blame(results: Results, note: Path) -> None:
+    """Leaves out of its cell the peer in whose turn the last process ended. What is not a peer's fault may have been an
+    end from outside: that cell is tried again."""
+    if not note.exists():
+        return
+    key, name = note.read_text().split("\n")
+    row = results.rows.get(key)
+    if row is not None and row.failed == NOT_FINISHED and name in PEERS:
+        results.rows[key] = replace(row, failed={}).ended(name, "its process ended")
 
 
 def _begun(cell: Cell, number: int, before: Row | None) -> Row:
     """The row of a cell until it is measured."""
     date, lost = time.strftime("%Y-%m-%d"), before.lost if before else {}
-    return Row(cell.key, cell.bytes, date, number, failed={"cell": "not finished"}, lost=lost)
+    return Row(cell.key, cell.bytes, date, number, failed=NOT_FINISHED, lost=lost)
 
 
 def _present(providers: Sequence[Provider], begun: Row) -> list[Provider]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -22,15 +22,23 @@ WARM_UP_US = 80_000.0
 
 @dataclass
 class Turn:
-    """Whose turn it is: a provider or a ceiling, or "" for the benchmark itself. After an error, who raised it."""
+    """Whose turn it is: a provider or a ceiling, or "" for the benchmark itself. After an error, who raised it.
+
+    `begins` is called with each name when its turn begins.
+    """
 
     name: str = ""
+    begins: Callable[[str], object] = lambda name: None
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        self.name = name
+        self._set(name)
         yield
-        self.name = ""
+        self._set("")
+
+    def _set(self, name: str) -> None:
+        self.name = name
+        self.begins(name)
 
 
 class TurnFailed(RuntimeError):

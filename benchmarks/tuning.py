@@ -14,12 +14,13 @@ from codegen.axes import Direction, DType
 from codegen.spec import Spec
 from softmax_ops import driver
 from softmax_ops.artifacts.bundle import Bundle
+from softmax_ops.artifacts.constants import DTYPE_BYTES
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.launch_plan import plan
 from softmax_ops.launcher import Executable
 from softmax_ops.problem import contiguous_geometry
 
-from .cells import ELEMENT_BYTES, SWEEP_BYTES, Cell
+from .cells import SWEEP_BYTES, Cell
 from .device import Cuda, Device
 from .measure import measure
 from .providers import OURS, Call, Provider, ours
@@ -34,17 +35,17 @@ LIMIT_S = 300.0
 
 def cell_of(direction: Direction, dtype: DType, k: int) -> Cell:
     """A cell with 1 GiB of scores, as in the sweep."""
-    rows = max(SWEEP_BYTES // (k * ELEMENT_BYTES[dtype.value]), 1)
+    rows = max(SWEEP_BYTES // (k * DTYPE_BYTES[dtype.value]), 1)
     return Cell("tune", (1, 1, rows, k), dtype.value, "none", direction.label)
 
 
 def launched(cubin: Cubin, spec: Spec, cell: Cell, arch: str) -> Call:
     """A call that runs one cubin on contiguous tensors, through a catalog of its own."""
-    of = contiguous_geometry(cell.shape, cell.dtype, direction=cell.direction)
-    launch_plan = plan(of, catalog.alone(spec), arch)
+    geometry = contiguous_geometry(cell.shape, cell.dtype, direction=cell.direction)
+    launch_plan = plan(geometry, catalog.alone(spec), arch)
     kernel = driver.Kernel(spec.name, cubin.code, launch_plan.variant.shared_bytes)
     kernel.prepare(0)
-    kernel.permit_cluster(max(launch.cluster for launch in launch_plan.launches), 0)
+    kernel.permit_cluster(launch_plan.cluster, 0)
     executable = Executable(launch_plan, kernel, 0)
     workspace = torch.empty(max(launch_plan.workspace_bytes, 1), dtype=torch.uint8, device="cuda")
 
@@ -68,7 +69,8 @@ def sweep(cell: Cell, device: Device, providers: Iterable[Provider]) -> Row:
     """Measures all providers beside the shipped kernel, in one run. Raises DeviceLost, and ends the process when a
     kernel hangs."""
     turn = Turn()
-    with limited(LIMIT_S, lambda: print(f"HUNG {cell.key}: {turn.name}: not finished in {LIMIT_S:g} s", flush=True)):
+    said = partial("HUNG {}: {}: not finished in {:g} s".format, cell.key)
+    with limited(LIMIT_S, lambda: print(said(turn.name, LIMIT_S), flush=True)):
         return measure(cell, device, [ours.PROVIDER, *providers], time.strftime("%Y-%m-%d"), turn)
 
 

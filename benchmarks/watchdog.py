@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,24 +12,31 @@ LOST = 75
 """Exit status of a process that can measure nothing more, while another one could (EX_TEMPFAIL of sysexits.h)."""
 
 
-CELL_LIMIT_S = 60.0
-"""Time of a benchmark's cell, compilers included, after which it counts as hanging."""
+TURN_LIMIT_S = 60.0
+"""Time of a provider's turn in a benchmark's cell, compilers included, after which it counts as hanging."""
 
 
 @contextmanager
-def limited(seconds: float, last_words: Callable[[], object]) -> Iterator[None]:
-    """Ends this process with status LOST if the block takes longer, after `last_words`, which another thread calls."""
+def limited(seconds: float, last_words: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Ends this process with status LOST if the block takes longer, after `last_words`, which another thread calls.
+    The block may call what it is given, from when on the time counts anew."""
+    done, deadline = threading.Event(), time.monotonic() + seconds
 
-    def end() -> None:
+    def restart() -> None:
+        nonlocal deadline
+        deadline = time.monotonic() + seconds
+
+    def watch() -> None:
+        while (left := deadline - time.monotonic()) > 0:
+            if done.wait(left):
+                return
         try:
             last_words()
         finally:
             os._exit(LOST)
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
+        yield restart
     finally:
-        timer.cancel()
+        done.set()

@@ -85,7 +85,7 @@ def _row(spec: Spec) -> dict[str, object]:
         "plan": spec.plan.label,
         "bucket": "any K" if spec.max_k == ANY_K else f"K <= {spec.max_k}",
         "vec": spec.vec,
-        "lanes": spec.lanes,
+        "threads_per_row": spec.threads_per_row,
         "threads": spec.threads,
         "rows": spec.rows,
         "cluster": spec.cluster,
@@ -274,6 +274,9 @@ def cache_list(as_json: bool) -> None:
     for entry in entries:
         used = datetime.fromtimestamp(entry.used_ns / 1e9, UTC)
         click.echo(f"{entry.stored_bytes:8}  {used:%Y-%m-%d %H:%M}  {entry.name}")
+    if kept.root is None:
+        click.echo("nothing is kept: there is no home directory, and SOFTMAX_OPS_CACHE_DIR is not set")
+        return
     total = sum(entry.stored_bytes for entry in entries)
     click.echo(f"{len(entries)} entries, {total} bytes of at most {kept.max_bytes}, in {kept.root}")
 

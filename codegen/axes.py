@@ -28,6 +28,11 @@ class DType(Enum):
         return DType(self.value.split("to")[-1])
 
     @property
+    def converts(self) -> bool:
+        """Whether results have another type than scores."""
+        return self.output is not self
+
+    @property
     def bytes(self) -> int:
         """Size of an input element."""
         return DTYPE_BYTES[self.value]
@@ -76,7 +81,19 @@ class Plan(Enum):
     BLOCK = "block", Section(())
     CLUSTER = "cluster", Section((("cluster.columns", "i"), ("cluster.shift", "i")))
     STREAM = "stream", Section(()), 2
-    SPLIT = "split", Section((("workspace.address", "P"), ("split.pieces", "i"), ("split.pass", "i"))), 2
+    SPLIT = (
+        "split",
+        Section(
+            (
+                ("workspace.address", "P"),
+                ("split.pieces", "i"),
+                ("split.ctas", "i"),
+                ("split.known", "i"),
+                ("split.writes", "i"),
+            )
+        ),
+        2,
+    )
 
     def __init__(self, label: str, section: Section, piece_vectors: int = 0):
         self.label = label

@@ -108,7 +108,7 @@ def _look_up(
 
 
 def _units(
-    sources: Mapping[str, str], missing: Mapping[str, list[str]], kind: str, unit_kernels: int = UNIT_KERNELS
+    sources: Mapping[str, str], missing: Mapping[str, list[str]], kind: str, unit_kernels: int
 ) -> Iterator[Unit]:
     """Translation units for the missing kernels. Architectures of one family that lack the same kernels share a
     front-end run."""

@@ -57,7 +57,7 @@ def _variant(spec: Spec, source: str) -> Variant:
         plan=spec.plan.label,
         max_k=spec.max_k,
         vec=spec.vec,
-        lanes=spec.lanes,
+        threads_per_row=spec.threads_per_row,
         threads=spec.threads,
         rows=spec.rows,
         access=spec.access,

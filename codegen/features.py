@@ -22,8 +22,8 @@ def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
 class Feature:
     """What a kernel does beyond scaling: a header, its C++ class, its run-time arguments.
 
-    `type` may contain {element}, {accumulator} and {numeric}; in the formats of a section "A" stands for the
-    accumulator.
+    `type` may name the kernel's types Element and Accumulator, and contain {numeric}; in the formats of a section "A"
+    stands for the accumulator.
     """
 
     name: str
@@ -46,7 +46,7 @@ def _tensor_mask(type: str) -> Feature:
 CAUSALITY = Feature("causal", "causal.cuh", "Causal", Section((("causal.offset", "q"), ("causal.query", "4i"))))
 
 SOFTCAP = Feature(
-    "softcap", "softcap.cuh", "Softcap<{accumulator}>", Section((("softcap.cap", "A"), ("softcap.twice_inverse", "A")))
+    "softcap", "softcap.cuh", "Softcap<Accumulator>", Section((("softcap.cap", "A"), ("softcap.twice_inverse", "A")))
 )
 BAND = Feature(
     "band",
@@ -59,7 +59,7 @@ BAND = Feature(
         )
     ),
 )
-SLOPED_BAND = BAND.extended("SlopedBand<{accumulator}>", _of_rows("slopes"))
+SLOPED_BAND = BAND.extended("SlopedBand<Accumulator>", _of_rows("slopes"))
 
 
 def _bias(type: str) -> Feature:
@@ -67,8 +67,8 @@ def _bias(type: str) -> Feature:
     return Feature("bias", "bias.cuh", type, Section(fields))
 
 
-OPTIONAL_MASK = _tensor_mask("Optional<TensorMask<uint8_t, {accumulator}>>")
-OPTIONAL_BIAS = _bias("Optional<Bias<{element}, {accumulator}>>")
+OPTIONAL_MASK = _tensor_mask("Optional<TensorMask<uint8_t, Accumulator>>")
+OPTIONAL_BIAS = _bias("Optional<Bias<Element, Accumulator>>")
 
 EPILOGUE = Feature(
     "epilogue",
@@ -79,11 +79,11 @@ EPILOGUE = Feature(
 EPILOGUE_GRADIENT = Feature(
     "gradient",
     "epilogue_gradient.cuh",
-    "EpilogueGradient<{element}>",
+    "EpilogueGradient<Element>",
     Section((("gradient.logarithms", "q"), *_of_rows("row_scale", "dlse", "d"))),
 )
 CAPPED_GRADIENT = EPILOGUE_GRADIENT.extended(
-    "CappedGradient<{element}>", (*_of_rows("lse"), ("gradient.inverse_cap", "d"))
+    "CappedGradient<Element>", (*_of_rows("lse"), ("gradient.inverse_cap", "d"))
 )
 
 
@@ -98,10 +98,10 @@ class Mask(Enum):
 
     NONE = "none", ()
     CAUSAL = "causal", (CAUSALITY,)
-    BOOL = "bool", (_tensor_mask("TensorMask<uint8_t, {accumulator}>"),)
-    BOOLCAUSAL = "boolcausal", (CAUSALITY, _tensor_mask("TensorMask<uint8_t, {accumulator}>"))
-    LIKE = "like", (_tensor_mask("TensorMask<{element}, {accumulator}>"),)
-    BIAS = "bias", (_bias("Bias<{element}, {element}>"),)
+    BOOL = "bool", (_tensor_mask("TensorMask<uint8_t, Accumulator>"),)
+    BOOLCAUSAL = "boolcausal", (CAUSALITY, _tensor_mask("TensorMask<uint8_t, Accumulator>"))
+    LIKE = "like", (_tensor_mask("TensorMask<Element, Accumulator>"),)
+    BIAS = "bias", (_bias("Bias<Element, Element>"),)
     BAND = "band", (BAND,)
     GENERAL = "general", (SOFTCAP, SLOPED_BAND, OPTIONAL_BIAS, OPTIONAL_MASK)
 

@@ -36,12 +36,14 @@ def ctas_per_sm(spec: Spec) -> CtasPerSm:
 
 
 def columns_of_cta(spec: Spec) -> int:
-    """Columns of a row that a CTA of a cluster holds if two such CTAs are to share an SM, so that one loads while the
-    other computes; 0 if the kernel has no clusters. A launch gives a CTA more only if there are too few of them.
+    """Columns of a row that a CTA of a cluster holds if four such CTAs are to share an SM, so that some load while
+    others compute or store; two of kernels of which one full CTA fits. 0 if the kernel has no clusters. A launch gives
+    a CTA more only if there are too few of them.
     """
     if spec.cluster == 1:
         return 0
-    warps = spec.warps if ctas_per_sm(spec).sm_90 > 1 else spec.warps // 2
+    full = ctas_per_sm(spec).sm_90
+    warps = full * spec.warps // 4 if full > 1 else spec.warps // 2
     return warps * 32 * spec.access * spec.chunks
 
 
@@ -106,7 +108,7 @@ def _threads_on_sm_100(spec: Spec) -> int:
         (wide and spec.mask is Mask.CAUSAL and spec.unaligned and spec.edges > 1, 1280),
         (wide and spec.mask in (Mask.NONE, Mask.CAUSAL), 1536),
         (wide and spec.mask is Mask.BOOLCAUSAL and not spec.unaligned, 1536),
-        (wide and spec.mask is Mask.GENERAL and spec.dtype is DType.F32 and not spec.unaligned, 1536),
+        (wide and spec.mask.general and spec.dtype is DType.F32 and not spec.unaligned, 1536),
         (warp and spec.mask is Mask.CAUSAL and not spec.unaligned and spec.chunks <= 4, 1280),
         (cluster and unaligned_half and (not forward or spec.mask is Mask.LIKE or widens), 768),
         (spec.plan is Plan.TILE and unaligned_half and not forward, 1280),

@@ -1,12 +1,11 @@
 """Which plan serves which row length on which architecture: docs/plans.svg."""
 
-import io
 from itertools import pairwise
 from math import log2
 from typing import Any, NamedTuple
 
 from .axes import Plan
-from .pages import DOCS
+from .pages import DOCS, svg
 from .plan_tables import ARCHITECTURE_GROUPS, FEW, KINDS, MANY, Kind, alignments, alike, interval, names_of, spans
 from .plans import MAX_SPLIT_ROWS, row_plans
 
@@ -52,23 +51,12 @@ def boxes(kind: Kind, arch: str) -> list[Box]:
 
 def draw() -> str:
     """The picture as SVG: the same bytes every time."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {"svg.hashsalt": "plans", "svg.fonttype": "none", "hatch.linewidth": 0.5}
-    style |= {"font.family": "DejaVu Sans", "font.size": 9}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(style)
-        figure = Figure(figsize=(11, 5.8))
-        _fill(figure.add_axes((0.11, 0.13, 0.88, 0.86)))
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+    return svg((11, 5.8), {"hatch.linewidth": 0.5, "font.family": "DejaVu Sans"}, _fill)
 
 
-def _fill(axes: Any) -> None:
+def _fill(figure: Any) -> None:
     """Draws the lanes in groups, one lane per group of architectures, with titles, the axis of K and the legend."""
+    axes = figure.add_axes((0.11, 0.13, 0.88, 0.86))
     groups = alike(KINDS, lambda kind: tuple(tuple(boxes(kind, archs[0])) for archs in ARCHITECTURE_GROUPS))
     names, bottoms = [], []
     for number, kinds in enumerate(groups):

@@ -170,13 +170,13 @@ def _cells(kind: Kind) -> dict[tuple[Plan, int], str]:
     """The CTA of each plan, by its longest row."""
     found: dict[tuple[Plan, int], dict[str, str]] = {}
     for plan, spec in dispatch(*kind) or ():
-        text = f"{spec.lanes} x {spec.rows}"
+        text = f"{spec.threads_per_row} x {spec.rows}"
         if spec.by_warp:
             text = f"to {text}"
         if spec.piece:
             text = f"{spec.threads}, {spec.piece} columns"
         elif spec.cluster > 1:
-            text = f"to {spec.lanes} in each of 2 .. {spec.cluster}"
+            text = f"to {spec.threads_per_row} in each of 2 .. {spec.cluster}"
         found.setdefault((plan.plan, plan.max_k), {})["anywhere" if plan.vec == 1 else "aligned"] = text
     return {key: _either(texts) for key, texts in found.items()}
 

@@ -57,18 +57,20 @@ def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> lis
     The general kind has no tiles: its shortest rows use WARP. Its lanes hold half as many columns, because its code
     per column is long and is repeated for each column that a lane holds. The band kind has the general plans for short
     rows that start anywhere, for short rows of the backward, and for those that nobody holds. Its clusters, and its
-    other plans in the forward, are those of the other kinds.
+    other plans in the forward, are those of the other kinds. Of the general kind of f64, aligned rows have no kernels
+    of their own: its warps read 256 bytes at a time as it is.
     """
-    general = mask.has_epilogue
-    held = [] if general else _tiles(direction, dtype)
-    held += _warps(direction, dtype, mask) + _blocks(direction, dtype, _has_half_blocks(direction, mask))
+    held = [] if mask.has_epilogue else _tiles(direction, dtype)
+    held += _warps(direction, dtype, mask) + _short_blocks(direction, dtype, mask)
+    held += _blocks(direction, dtype, _has_half_blocks(direction, mask))
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
     held = _without_overlap(held, dtype)
     longest = held[-1]
     block = longest if mask.general else _blocks(direction, dtype, half=False)[-1]
     beyond = longest.k[1] + 1
     flat = _flat_tiles(direction, dtype, mask)
-    return flat + held + _clusters(direction, dtype, mask, block, beyond) + _pieces(beyond, general)
+    plans = flat + held + _clusters(direction, dtype, mask, block, beyond) + _pieces(beyond, mask.has_epilogue)
+    return [plan for plan in plans if plan.vec == 1] if mask.general and dtype is DType.F64 else plans
 
 
 def _has_half_blocks(direction: Direction, mask: Mask) -> bool:
@@ -106,7 +108,7 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
     at 8.
     """
     shortest = 8 if dtype is DType.F64 else 16
-    return [_tile(direction, dtype, k, vec) for k in (shortest, LONGEST_APART) for vec in (dtype.vector, 1)]
+    return [tile(direction, dtype, k, vec) for k in (shortest, LONGEST_APART) for vec in (dtype.vector, 1)]
 
 
 def _flat_tiles(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
@@ -119,11 +121,10 @@ def _flat_tiles(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]
     """
     if dtype.bytes > 2 or mask.has_epilogue or (direction is Direction.FORWARD and mask is not Mask.NONE):
         return []
-    return [replace(_tile(direction, dtype, 64, 1), k=(LONGEST_APART + 1, 68))]
+    return [replace(tile(direction, dtype, 64, 1), k=(LONGEST_APART + 1, 68))]
 
 
-def _tile(direction: Direction, dtype: DType, max_k: int, vec: int) -> RowPlan:
-    threads = 256
+def tile(direction: Direction, dtype: DType, max_k: int, vec: int, threads: int = 256) -> RowPlan:
     return RowPlan(Plan.TILE, max_k, vec, threads, direction.tile_vectors * threads * dtype.vector // max_k)
 
 
@@ -131,28 +132,44 @@ def _warps(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
     """Rows of up to 2 KiB in 4 to 32 lanes, four vectors per lane: 64 bytes in flight per lane, and the ten shuffles of
     a full warp spread over 32 elements of 16 bits (0.6 instructions per element).
 
-    The bytes in flight on an SM are those of the rows, not those that the registers could hold. Therefore two 16-bit
-    lengths between powers of two have kernels of their own, with 16 lanes per row: 384 aligned columns, of which a
-    causal mask leaves half, in three vectors per lane, whose fewer registers leave room for more rows; and the 577
-    columns of a vision transformer in five, aligned ones also, unless a bias or a mask of the scores' type is read
-    beside them.
+    The bytes in flight on an SM are those of the rows, not those that the registers could hold. Therefore three 16-bit
+    lengths between powers of two have kernels of their own: 384 aligned columns, of which a causal mask leaves half, in
+    three vectors of 16 lanes, whose fewer registers leave room for more rows; the 197 and the 577 columns of vision
+    transformers in three vectors of 8 lanes (causal and bool masks) and five of 16, the latter also aligned, unless a
+    bias or a mask of the scores' type is read beside them.
     """
     plain = not mask.has_epilogue
     aligned = plain or (mask is Mask.BAND and direction is Direction.FORWARD)
     plans = [*_powers_of_two(dtype, dtype.vector, full=aligned), *_powers_of_two(dtype, 1, full=plain)]
     if plain and dtype.bytes == 2:
-        between = [(384, dtype.vector), (640, 1)]
+        between = [(384, dtype.vector, 16), (640, 1, 16)]
         if mask not in (Mask.LIKE, Mask.BIAS):
-            between.append((640, dtype.vector))
-        plans += [RowPlan(Plan.WARP, k, vec, 128, 128 // 16) for k, vec in between]
+            between.append((640, dtype.vector, 16))
+        if _may_hide_half(direction, mask):
+            between.append((192, 1, 8))
+        plans += [RowPlan(Plan.WARP, k, vec, 128, 128 // lanes) for k, vec, lanes in between]
     return plans
+
+
+def _may_hide_half(direction: Direction, mask: Mask) -> bool:
+    """Whether a causal mask may leave half of the scores to read: what a kernel does beside reading shows sooner."""
+    return direction is Direction.FORWARD and mask in (Mask.CAUSAL, Mask.BOOLCAUSAL)
 
 
 def _powers_of_two(dtype: DType, vec: int, full: bool) -> list[RowPlan]:
     """Warps for 64 to 1024 columns, as far as 32 lanes hold them in 64 bytes of scores each, or in 32 if not `full`."""
-    threads, held, fewest = (128, 64 // dtype.bytes, 4) if full else (128, 32 // dtype.bytes, 8)
+    threads = 128
+    held, fewest = (64 // dtype.bytes, 4) if full else (32 // dtype.bytes, 8)
     lengths = [(k, max(k // held, fewest)) for k in (64, 128, 256, 512, 1024) if k <= 32 * held]
     return [RowPlan(Plan.WARP, k, vec, threads, threads // lanes) for k, lanes in lengths]
+
+
+def _short_blocks(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
+    """Rows of 1032 to 1543 columns of 16 bits that start anywhere, like the 1500 of Whisper: in two warps with three
+    vectors per lane, where kernels for all lengths have four, and the second warp is half empty."""
+    if dtype.bytes > 2 or not _may_hide_half(direction, mask):
+        return []
+    return [RowPlan(Plan.BLOCK, 1536, 1, threads=64, rows=1)]
 
 
 def _blocks(direction: Direction, dtype: DType, half: bool) -> list[RowPlan]:
@@ -174,7 +191,8 @@ def _blocks(direction: Direction, dtype: DType, half: bool) -> list[RowPlan]:
 
 
 def _clusters(direction: Direction, dtype: DType, mask: Mask, block: RowPlan, min_k: int) -> list[RowPlan]:
-    """Longer rows in the registers of 2 to 16 CTAs; the launch takes as few as hold the row, two of them to an SM.
+    """Longer rows in the registers of 2 to 16 CTAs; the launch takes as few as hold the row with several
+    of them on an SM (`occupancy.columns_of_cta`).
 
     A CTA is one of the block, or has one warp more, since vocabularies go a little beyond 2^18 (262,208 columns). The
     latter holds for rows of 16 bits and aligned ones of f32, with five vectors per lane where 32 warps hold 16384
@@ -204,16 +222,16 @@ def _clusters(direction: Direction, dtype: DType, mask: Mask, block: RowPlan, mi
     return plans
 
 
-def _pieces(min_k: int, general: bool) -> list[RowPlan]:
+def _pieces(min_k: int, has_epilogue: bool) -> list[RowPlan]:
     """Rows too long for registers, which are read twice: the second time from L2 if it still has them. One kernel
     serves every alignment, because it tests the alignment once per row and not once per vector.
 
     If there are few rows, each is split among CTAs of 256 threads with two vectors each (4096 columns of 16 bits, 64
     CTAs at K = 256k). If there are many, each streams through one CTA of 512 threads; two such CTAs keep 32 KiB in
-    flight on an SM. The general kind has enough registers for three CTAs of 256 threads.
+    flight on an SM. Kinds with an epilogue have enough registers for three CTAs of 256 threads.
     """
     lengths = (min_k, ANY_K)
     return [
         RowPlan(Plan.SPLIT, ANY_K, 1, 256, rows=1, k=lengths, max_rows=MAX_SPLIT_ROWS),
-        RowPlan(Plan.STREAM, ANY_K, 1, 256 if general else 512, rows=1, k=lengths),
+        RowPlan(Plan.STREAM, ANY_K, 1, 256 if has_epilogue else 512, rows=1, k=lengths),
     ]

@@ -21,9 +21,11 @@ _PLAN_HEADERS = {
     Plan.SPLIT: ("pieces.cuh",),
 }
 
-_SOFTMAX = "m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)"
+_SOFTMAX = "m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i"
 _SCORES_OR_FILL = "z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column"
 _CAUSAL = "over j <= i + offset, 0 elsewhere"
+_GRADIENT = "d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i)"
+_OF_LOGARITHMS = "or, of logarithms, d_i = sum_j dy_ij - dlse_i;  dx_ij = scale_i * (dy_ij - exp(y_ij) d_i)"
 
 _FORMULAS = {
     (Direction.FORWARD, Mask.NONE): (f"z_ij = scale * x_ij;  {_SOFTMAX}",),
@@ -31,14 +33,15 @@ _FORMULAS = {
     (Direction.FORWARD, Mask.BOOLCAUSAL): (_SCORES_OR_FILL, _SOFTMAX, _CAUSAL),
     (Direction.FORWARD, Mask.LIKE): (_SCORES_OR_FILL, _SOFTMAX),
     (Direction.FORWARD, Mask.BIAS): (f"z_ij = scale * x_ij + bias_ij;  {_SOFTMAX}",),
-    (Direction.BACKWARD, Mask.CAUSAL): ("dx_ij = scale * y_ij * (dy_ij - sum_j y_ij dy_ij)", _CAUSAL),
+    (Direction.BACKWARD, Mask.CAUSAL): ("d_i = sum_j y_ij dy_ij;  dx_ij = scale * y_ij * (dy_ij - d_i)", _CAUSAL),
     (Direction.FORWARD, Mask.BAND): (
         "z_ij = scale_i * x_ij;  lse_i = log(exp(sink_i) + sum_j exp(z_ij))",
         "y_ij = exp(z_ij - lse_i), or its logarithm, over j visible to window and length, 0 or -inf elsewhere",
     ),
     (Direction.BACKWARD, Mask.BAND): (
-        "d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i)",
-        "over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms",
+        _GRADIENT,
+        _OF_LOGARITHMS,
+        "over j visible to window and length, 0 elsewhere",
     ),
     (Direction.FORWARD, Mask.GENERAL): (
         "s_ij = scale_i * x_ij, capped by softcap;  z_ij = s_ij - slope_i * |i + offset - j| + bias_ij",
@@ -46,8 +49,9 @@ _FORMULAS = {
         "over j visible to window, length and mask, 0 or -inf elsewhere",
     ),
     (Direction.BACKWARD, Mask.GENERAL): (
-        "d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i), times the derivative of the softcap",
-        "over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms",
+        _GRADIENT,
+        _OF_LOGARITHMS,
+        "times the derivative of the softcap, over j visible to window and length; 0 elsewhere",
     ),
 }
 """What a kernel computes, by direction and mask kind."""
@@ -88,13 +92,13 @@ def render(spec: Spec, templates: Path = TEMPLATES) -> str:
             threads="MaxThreads" if spec.by_warp else "Threads",
             cta=_cta(spec),
             ctas=ctas_per_sm(spec),
-            lane_holds="lane holds" if spec.lanes == 1 else "lanes hold",
+            lane_holds="lane holds" if spec.threads_per_row == 1 else "lanes hold",
             row_alias="Row".ljust(len("Partial")) if _has_partials(spec) else "Row",
             row_type="TileRow" if spec.plan is Plan.TILE else "UnalignedRow" if spec.unaligned else "AlignedRow",
             row_options=_row_options(spec),
             only_ranges=str(spec.flat).lower(),
             pointers=_pointers(spec),
-            operand_types="Element" if spec.output == "Element" else f"Element, {spec.output}",
+            operand_types="Element, Output" if spec.dtype.converts else "Element",
             numeric=spec.numeric,
             features=[_named(spec, feature) for feature in spec.features],
             epilogue=_named(spec, spec.epilogue) if spec.epilogue else None,
@@ -156,9 +160,9 @@ def _row_options(spec: Spec) -> str:
     if spec.plan is Plan.TILE:
         return f", /*Access=*/{spec.word if spec.unaligned else spec.access}"
     if spec.by_warp:
-        return ", /*ByWarp=*/true"
+        return ", /*ByWarp=*/true, /*Skips=*/true" if spec.skips_warps else ", /*ByWarp=*/true"
     streamed = spec.plan is Plan.STREAM and spec.unaligned
-    return ", /*ByWarp=*/false, /*Streamed=*/true" if streamed else ""
+    return ", /*ByWarp=*/false, /*Skips=*/false, /*Streamed=*/true" if streamed else ""
 
 
 def _cta(spec: Spec) -> str:

@@ -6,10 +6,10 @@ The dtype is f16, bf16, f32 or f64, or two of them joined by "to" if input and o
 """
 
 import re
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 
+from softmax_ops.artifacts.catalog import argument_bytes
 from softmax_ops.artifacts.constants import ACCESS_BYTES, WORD_BYTES
 
 from .axes import Direction, DType, Plan
@@ -116,7 +116,7 @@ class Spec:
         return self.access * self.chunks
 
     @property
-    def lanes(self) -> int:
+    def threads_per_row(self) -> int:
         """Threads of a CTA that share a row; an upper limit if the launch decides how many.
 
         In a `tile` kernel each lane holds 64 bytes of a row. It holds 32 bytes in the backward, which has two tensors;
@@ -137,10 +137,16 @@ class Spec:
         return self.plan in (Plan.BLOCK, Plan.CLUSTER)
 
     @property
-    def dealt(self) -> int:
+    def skips_warps(self) -> bool:
+        """Whether a warp that sees none of its columns skips them. Beside a tensor mask it does not: where all columns
+        are visible, as with padding alone, it would cost an instruction each."""
+        return self.by_warp and self.direction is Direction.FORWARD and self.mask in (Mask.CAUSAL, Mask.BAND)
+
+    @property
+    def lanes(self) -> int:
         """Lanes to which neighbouring vectors are dealt in turn: those of a warp if `by_warp`, else all that share a
         row."""
-        return 32 if self.by_warp else self.lanes
+        return 32 if self.by_warp else self.threads_per_row
 
     @property
     def access(self) -> int:
@@ -170,7 +176,7 @@ class Spec:
         """Single columns per lane of an unaligned row. Fewer than a vector of them lie at either end; in a `tile`,
         fewer than a word at the first one."""
         head = self.word if self.plan is Plan.TILE else self.access
-        return -(-(head - 1 + self.access - 1) // self.dealt)
+        return -(-(head - 1 + self.access - 1) // self.lanes)
 
     @property
     def word(self) -> int:
@@ -185,7 +191,7 @@ class Spec:
         if self.plan.piece_vectors:
             few = self.dtype is DType.F64 or self.mask.general
             return ACCESS_BYTES // self.dtype.bytes // self.access if few else self.plan.piece_vectors
-        return -(-self.max_k // (self.access * self.lanes * self.cluster))
+        return -(-self.max_k // (self.access * self.threads_per_row * self.cluster))
 
     @property
     def warps(self) -> int:
@@ -238,17 +244,18 @@ class Spec:
 
     @property
     def argument_bytes(self) -> int:
-        return struct.calcsize("".join(format for _, format in self.arguments))
+        return argument_bytes(self.arguments)
 
     @property
     def numeric(self) -> str:
-        """The C++ class of the arithmetic of exponentials."""
+        """The C++ class of the arithmetic of exponentials. Scores that are sums have no 16-bit type: there the type of
+        the results decides."""
         return f"NumericOfSums<{self.output}>" if self.mask.sums else "Numeric<Element>"
 
     @property
     def output(self) -> str:
         """The C++ type of a result."""
-        return "Element" if self.dtype.output is self.dtype else self.dtype.output.element
+        return "Output" if self.dtype.converts else "Element"
 
     def feature_type(self, feature: Feature) -> str:
-        return feature.type.format(element=self.dtype.element, accumulator=self.dtype.accumulator, numeric=self.numeric)
+        return feature.type.format(numeric=self.numeric)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
 from softmax_ops.artifacts.cache import user_cache
+from softmax_ops.artifacts.constants import ACCESS_BYTES
 from softmax_ops.artifacts.cubin import Absent, Cubin
 
 from . import build, toolchain
 from .axes import Direction, DType, Plan
 from .features import Mask
-from .plans import CLUSTERS, MAX_SPLIT_ROWS, RowPlan
+from .plans import CLUSTERS, MAX_SPLIT_ROWS, RowPlan, tile
 from .render import render
 from .sources import source_digest
 from .spec import ANY_K, Spec
@@ -66,7 +67,7 @@ def _tiles(direction: Direction, dtype: DType, k: int, vec: int) -> Iterator[Row
     if k <= LONGEST_TILE:
         longest = 1 << max(k - 1, 15).bit_length()
         for threads in (128, 256, 512):
-            yield RowPlan(Plan.TILE, longest, vec, threads, direction.tile_vectors * threads * dtype.vector // longest)
+            yield tile(direction, dtype, longest, vec, threads)
 
 
 def _held(direction: Direction, dtype: DType, k: int, vec: int, arch: str) -> Iterator[RowPlan]:
@@ -77,7 +78,7 @@ def _held(direction: Direction, dtype: DType, k: int, vec: int, arch: str) -> It
     def longest(lanes: int) -> int | None:
         columns = lanes * dtype.vector
         chunks = -(-k // columns)
-        return chunks * columns if chunks * inputs * 16 <= MOST_HELD_BYTES and 2 * k > columns else None
+        return chunks * columns if chunks * inputs * ACCESS_BYTES <= MOST_HELD_BYTES and 2 * k > columns else None
 
     for lanes in (4, 8, 16, 32):
         if held := longest(lanes):
@@ -190,8 +191,8 @@ def in_python(plan: RowPlan) -> str:
 
 
 def _reason(best: Measured, before: Measured | None, k: int, arch: str, device: str, date: str) -> str:
-    compared = f", {before.us:.1f} us before" if before else ""
-    return f"{arch}: {device}, {date}: {best.share:.3f} of the copy at K = {k}, {best.us:.1f} us{compared}"
+    instead_of = f", {before.us:.1f} us before" if before else ""
+    return f"{arch}: {device}, {date}: {best.share:.3f} of the copy at K = {k}, {best.us:.1f} us{instead_of}"
 
 
 def in_words(refused: Mapping[str, str]) -> list[str]:

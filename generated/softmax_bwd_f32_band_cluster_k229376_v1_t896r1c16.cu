@@ -2,7 +2,8 @@
 // softmax_bwd_f32_band_cluster_k229376_v1_t896r1c16
 //
 //   d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i)
-//   over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms
+//   or, of logarithms, d_i = sum_j dy_ij - dlse_i;  dx_ij = scale_i * (dy_ij - exp(y_ij) d_i)
+//   over j visible to window and length, 0 elsewhere
 //
 // A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 896 threads per CTA), holds a row of dy and y in
 // registers, 16 elements per thread of each.
@@ -32,7 +33,7 @@ struct Params
 {
   Backward<Element> operands;
   Band::Params band;
-  EpilogueGradient<float>::Params gradient;
+  EpilogueGradient<Element>::Params gradient;
   ClusterParams cluster;
 };
 static_assert(sizeof(Params) == 304, "the launcher packs this struct");
@@ -55,7 +56,7 @@ softmax_bwd_f32_band_cluster_k229376_v1_t896r1c16(Params const __grid_constant__
   Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  EpilogueGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
+  EpilogueGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*4+1)

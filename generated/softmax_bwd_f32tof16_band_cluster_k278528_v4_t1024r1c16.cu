@@ -2,7 +2,8 @@
 // softmax_bwd_f32tof16_band_cluster_k278528_v4_t1024r1c16
 //
 //   d_i = sum_j y_ij dy_ij - dlse_i;  dx_ij = scale_i * y_ij * (dy_ij - d_i)
-//   over j visible to window and length, 0 elsewhere; y and dy may be those of the logarithms
+//   or, of logarithms, d_i = sum_j dy_ij - dlse_i;  dx_ij = scale_i * (dy_ij - exp(y_ij) d_i)
+//   over j visible to window and length, 0 elsewhere
 //
 // A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 1024 threads per CTA), holds a row of dy and y in
 // registers, 20 elements per thread of each.
@@ -19,6 +20,7 @@
 namespace softmax::softmax_bwd_f32tof16_band_cluster_k278528_v4_t1024r1c16 {
 
 using Element     = float;
+using Output      = cutlass::half_t;
 using Accumulator = float;
 
 constexpr int MaxThreads = 1024;  // a launch has as many warps as the row needs
@@ -30,9 +32,9 @@ using Partial = Dot<Accumulator>;
 
 struct Params
 {
-  Backward<Element, cutlass::half_t> operands;
+  Backward<Element, Output> operands;
   Band::Params band;
-  EpilogueGradient<float>::Params gradient;
+  EpilogueGradient<Element>::Params gradient;
   ClusterParams cluster;
 };
 static_assert(sizeof(Params) == 304, "the launcher packs this struct");
@@ -48,14 +50,14 @@ softmax_bwd_f32tof16_band_cluster_k278528_v4_t1024r1c16(Params const __grid_cons
   Rows const& rows = p.operands.rows;
   RowIndex const index(rows, from_either_end(blockIdx.x >> p.cluster.shift, gridDim.x >> p.cluster.shift));
 
-  Element const* const dy   = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
-  Element const* const y    = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
-  cutlass::half_t* const dx = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
+  Element const* const dy = p.operands.dy + index.offset(p.operands.dy_strides, rows.rank);  // (K)
+  Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
+  Output* const dx        = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
   Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
-  EpilogueGradient<float> const gradient(p.gradient, p.operands.scale, rows, index);
+  EpilogueGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);
 
   Row const row(threadIdx.x, dx + piece.begin, piece.size);
   cute::Tensor rDy = make_row_fragment<Row, Element>();  // (4*5)

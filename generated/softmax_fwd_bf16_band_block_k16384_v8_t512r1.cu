@@ -23,7 +23,7 @@ constexpr int MaxThreads = 512;  // a launch has as many warps as the row needs
 constexpr int MaxWarps   = MaxThreads / 32;
 constexpr int Lanes      = 32;  // of a warp
 
-using Row     = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
+using Row     = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/4, /*ByWarp=*/true, /*Skips=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -51,16 +51,13 @@ softmax_fwd_bf16_band_block_k16384_v8_t512r1(Params const __grid_constant__ p)
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Band const band(p.band, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band);
-  int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
+  int const end   = row.end_in_warp(scores.begin(), scores.end(k));
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4)
-  scores.load(row, x, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
-  Partial warp;
-  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
+  Partial const warp = exponentials_of_warp<NumericOfSums<Element>>(scores, row, x, end, rZ, epilogue.keeps_exponents());
 
   Partial const whole = over_warps<MaxWarps>(warp, sPartials, /*warps=*/blockDim.x / 32);
   auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0);

@@ -2,7 +2,7 @@
 // softmax_fwd_bf16_boolcausal_cluster_k278528_v1_t544r1c16
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
-//   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
+//   m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i
 //   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
 // A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 544 threads per CTA), holds a row in
@@ -33,7 +33,7 @@ struct Params
 {
   Forward<Element> operands;
   Causal::Params causal;
-  TensorMask<uint8_t, float>::Params mask;
+  TensorMask<uint8_t, Accumulator>::Params mask;
   ClusterParams cluster;
 };
 static_assert(sizeof(Params) == 168, "the launcher packs this struct");
@@ -53,19 +53,16 @@ softmax_fwd_bf16_boolcausal_cluster_k278528_v1_t544r1c16(Params const __grid_con
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Causal const causal(p.causal, rows, index);
-  TensorMask<uint8_t, float> const mask(p.mask, rows, index);
+  TensorMask<uint8_t, Accumulator> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(p.operands.scale, causal, mask).from(piece.begin);
-  int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
+  int const end   = row.end_in_warp(scores.begin(), scores.end(piece.size));
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4+1)
-  scores.load(row, x + piece.begin, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
-  Partial warp;
-  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
+  Partial const warp = exponentials_of_warp<Numeric<Element>>(scores, row, x + piece.begin, end, rZ);
 
   await_cluster();  // every CTA's inbox is open from here on
   Partial const whole = over_cluster(warp, sInbox);

@@ -2,11 +2,12 @@
 // softmax_fwd_bf16_boolcausal_split_kany_v1_t256r1
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
-//   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
+//   m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i
 //   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
 // Several CTAs of 256 threads share a row, 4096 columns each, in two launches: the first leaves a maximum and a sum for each
-// piece in the workspace, the second combines them in order and writes.
+// piece in the workspace, the second combines them in order and writes. Of very many pieces a launch in between
+// combines them.
 // Traffic: 2 bytes read per visible element, 1 of the mask, twice; 2 bytes written per element.
 // Work per element: two exponentials.
 
@@ -30,10 +31,10 @@ struct Params
 {
   Forward<Element> operands;
   Causal::Params causal;
-  TensorMask<uint8_t, float>::Params mask;
+  TensorMask<uint8_t, Accumulator>::Params mask;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 176, "the launcher packs this struct");
+static_assert(sizeof(Params) == 184, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/4, /*sm_80=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
 
@@ -42,21 +43,20 @@ softmax_fwd_bf16_boolcausal_split_kany_v1_t256r1(Params const __grid_constant__ 
 {
   __shared__ Partial sPartials[Threads / 32];
 
-  // The second launch goes backwards: what was read last is the most likely to be in L2 still.
-  bool const writes  = p.split.pass == 1;
+  // The last launch goes backwards: what was read last is the most likely to be in L2 still.
+  bool const writes  = p.split.writes;
   uint32_t const cta = writes ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
 
   Rows const& rows = p.operands.rows;
-  int const pieces = p.split.pieces;
-  int const r      = cta / pieces;
-  int const i      = cta % pieces;
+  int const r      = cta / p.split.ctas;
+  int const i      = cta % p.split.ctas;
   RowIndex const index(rows, r);
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Causal const causal(p.causal, rows, index);
-  TensorMask<uint8_t, float> const mask(p.mask, rows, index);
+  TensorMask<uint8_t, Accumulator> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, i, /*columns=*/4096);
   auto const scores = make_scores<Element>(p.operands.scale, causal, mask).from(piece.begin);
   int const end     = scores.end(piece.size);
@@ -65,9 +65,10 @@ softmax_fwd_bf16_boolcausal_split_kany_v1_t256r1(Params const __grid_constant__ 
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*2+1)
   scores.load(row, x + piece.begin, end, rZ);
 
-  Partial* const gPartials = p.split.partials + int64_t(r) * pieces;  // (pieces)
-  Partial const mine       = writes ? over_pieces<Threads>(gPartials, pieces)
-                                    : max_sum_of<Numeric<Element>>(row, rZ, end);
+  Partial* const gPartials = p.split.partials + int64_t(r) * p.split.pieces;  // (pieces)
+  int const known          = p.split.known;
+  Partial const mine       = known > 0 ? over_pieces<Threads>(gPartials, known)
+                                       : max_sum_of<Numeric<Element>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
   if (writes) {
     exponentiate<Numeric<Element>>(row, rZ, end, whole.max);

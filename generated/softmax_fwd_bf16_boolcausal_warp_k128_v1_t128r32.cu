@@ -2,7 +2,7 @@
 // softmax_fwd_bf16_boolcausal_warp_k128_v1_t128r32
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
-//   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
+//   m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i
 //   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
 // 4 lanes hold a row in registers, 32 elements each; 32 rows per CTA of 128 threads.
@@ -28,7 +28,7 @@ struct Params
 {
   Forward<Element> operands;
   Causal::Params causal;
-  TensorMask<uint8_t, float>::Params mask;
+  TensorMask<uint8_t, Accumulator>::Params mask;
 };
 static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
@@ -50,7 +50,7 @@ softmax_fwd_bf16_boolcausal_warp_k128_v1_t128r32(Params const __grid_constant__ 
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Causal const causal(p.causal, rows, index);
-  TensorMask<uint8_t, float> const mask(p.mask, rows, index);
+  TensorMask<uint8_t, Accumulator> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, causal, mask);
   int const end     = scores.end(k);
 

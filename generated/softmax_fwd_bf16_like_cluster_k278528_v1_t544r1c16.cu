@@ -2,7 +2,7 @@
 // softmax_fwd_bf16_like_cluster_k278528_v1_t544r1c16
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
-//   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
+//   m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i
 //
 // A cluster of 2 to 16 CTAs, with as many warps as the row needs (at most 544 threads per CTA), holds a row in
 // registers, 32 elements per thread.
@@ -30,7 +30,7 @@ using Partial = MaxSum<Numeric<Element>>;
 struct Params
 {
   Forward<Element> operands;
-  TensorMask<cutlass::bfloat16_t, float>::Params mask;
+  TensorMask<Element, Accumulator>::Params mask;
   ClusterParams cluster;
 };
 static_assert(sizeof(Params) == 144, "the launcher packs this struct");
@@ -49,19 +49,16 @@ softmax_fwd_bf16_like_cluster_k278528_v1_t544r1c16(Params const __grid_constant_
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  TensorMask<cutlass::bfloat16_t, float> const mask(p.mask, rows, index);
+  TensorMask<Element, Accumulator> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(p.operands.scale, mask).from(piece.begin);
-  int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
+  int const end   = row.end_in_warp(scores.begin(), scores.end(piece.size));
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (8*4+1)
-  scores.load(row, x + piece.begin, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
-  Partial warp;
-  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
+  Partial const warp = exponentials_of_warp<Numeric<Element>>(scores, row, x + piece.begin, end, rZ);
 
   await_cluster();  // every CTA's inbox is open from here on
   Partial const whole = over_cluster(warp, sInbox);

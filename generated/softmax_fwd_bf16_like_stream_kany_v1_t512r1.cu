@@ -2,7 +2,7 @@
 // softmax_fwd_bf16_like_stream_kany_v1_t512r1
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
-//   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
+//   m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i
 //
 // A CTA of 512 threads goes over its row twice, 8192 columns at a time: for maximum and sum, then to write.
 // Results are stored with an evict-first hint, so that L2 keeps what is read again.
@@ -21,13 +21,13 @@ using Accumulator = float;
 
 constexpr int Threads = 512;
 
-using Row     = UnalignedRow</*Vec=*/8, Threads, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
+using Row     = UnalignedRow</*Vec=*/8, Threads, /*Chunks=*/2, /*ByWarp=*/false, /*Skips=*/false, /*Streamed=*/true>;
 using Partial = MaxSum<Numeric<Element>>;
 
 struct Params
 {
   Forward<Element> operands;
-  TensorMask<cutlass::bfloat16_t, float>::Params mask;
+  TensorMask<Element, Accumulator>::Params mask;
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
@@ -46,7 +46,7 @@ softmax_fwd_bf16_like_stream_kany_v1_t512r1(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  TensorMask<cutlass::bfloat16_t, float> const mask(p.mask, rows, index);
+  TensorMask<Element, Accumulator> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, mask);
 
   // Both passes share one loop body, most of which is the load. The second goes backwards: what was read last is the most likely

@@ -2,10 +2,11 @@
 // softmax_fwd_bf16_like_tile_k32_v8_t256r256
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
-//   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
+//   m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i
 //
 // A CTA moves its rows through shared memory, at most 8192 elements.
-// If they follow each other in memory, they move as one range, in 16-byte accesses except at its ends, whatever K is; else row by row.
+// If they follow each other in memory, they move as one range, in 16-byte accesses except at its ends, whatever K is;
+// else row by row.
 // 2 lanes hold a row, 16 elements each; 256 rows per CTA at K = 32.
 // Traffic: 2 bytes read per element, 2 of the mask; 2 bytes written per element.
 // Work per element: one exponential.
@@ -28,7 +29,7 @@ using Row = TileRow</*Vec=*/8, Lanes, /*Chunks=*/2, /*Access=*/8>;
 struct Params
 {
   Forward<Element> operands;
-  TensorMask<cutlass::bfloat16_t, float>::Params mask;
+  TensorMask<Element, Accumulator>::Params mask;
   TileParams tile;
 };
 static_assert(sizeof(Params) == 152, "the launcher packs this struct");
@@ -59,7 +60,7 @@ softmax_fwd_bf16_like_tile_k32_v8_t256r256(Params const __grid_constant__ p)
   CUTE_NO_UNROLL
   for (int r = threadIdx.x / Lanes; r < count; r += Step, s += Step * p.tile.pitch) {
     RowIndex const index(rows, first + r);
-    TensorMask<cutlass::bfloat16_t, float> const mask(p.mask, rows, index);
+    TensorMask<Element, Accumulator> const mask(p.mask, rows, index);
     auto const scores = make_scores<Element>(p.operands.scale, mask);
     int const end     = scores.end(k);
 

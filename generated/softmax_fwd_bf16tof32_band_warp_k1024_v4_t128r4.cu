@@ -16,6 +16,7 @@
 namespace softmax::softmax_fwd_bf16tof32_band_warp_k1024_v4_t128r4 {
 
 using Element     = cutlass::bfloat16_t;
+using Output      = float;
 using Accumulator = float;
 
 constexpr int Threads = 128;
@@ -25,9 +26,9 @@ using Row = AlignedRow</*Vec=*/4, Lanes, /*Chunks=*/8>;
 
 struct Params
 {
-  Forward<Element, float> operands;
+  Forward<Element, Output> operands;
   Band::Params band;
-  Epilogue<NumericOfSums<float>>::Params epilogue;
+  Epilogue<NumericOfSums<Output>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 272, "the launcher packs this struct");
 
@@ -46,9 +47,9 @@ softmax_fwd_bf16tof32_band_warp_k1024_v4_t128r4(Params const __grid_constant__ p
   RowIndex const index(rows, has_row ? r : 0);
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
-  float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
+  Output* const y        = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
+  Epilogue<NumericOfSums<Output>> const epilogue(p.epilogue, rows, index);
   Band const band(p.band, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band);
   int const end     = scores.end(k);
@@ -58,7 +59,7 @@ softmax_fwd_bf16tof32_band_warp_k1024_v4_t128r4(Params const __grid_constant__ p
   scores.load(row, x, end, rZ);
 
   Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<float>>(row, rZ, end, max, epilogue.keeps_exponents()));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Output>>(row, rZ, end, max, epilogue.keeps_exponents()));
   auto const closed     = epilogue.close({max, sum}, /*writes=*/has_row && lane == 0);
   store_outcome(row, y, end, k, rZ, epilogue.outcome(max, closed));
 }

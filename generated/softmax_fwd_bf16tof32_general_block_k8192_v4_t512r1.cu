@@ -22,6 +22,7 @@
 namespace softmax::softmax_fwd_bf16tof32_general_block_k8192_v4_t512r1 {
 
 using Element     = cutlass::bfloat16_t;
+using Output      = float;
 using Accumulator = float;
 
 constexpr int MaxThreads = 512;  // a launch has as many warps as the row needs
@@ -29,16 +30,16 @@ constexpr int MaxWarps   = MaxThreads / 32;
 constexpr int Lanes      = 32;  // of a warp
 
 using Row     = AlignedRow</*Vec=*/4, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
-using Partial = MaxSum<NumericOfSums<float>>;
+using Partial = MaxSum<NumericOfSums<Output>>;
 
 struct Params
 {
-  Forward<Element, float> operands;
-  Softcap<float>::Params softcap;
-  SlopedBand<float>::Params band;
-  Optional<Bias<cutlass::bfloat16_t, float>>::Params bias;
-  Optional<TensorMask<uint8_t, float>>::Params mask;
-  Epilogue<NumericOfSums<float>>::Params epilogue;
+  Forward<Element, Output> operands;
+  Softcap<Accumulator>::Params softcap;
+  SlopedBand<Accumulator>::Params band;
+  Optional<Bias<Element, Accumulator>>::Params bias;
+  Optional<TensorMask<uint8_t, Accumulator>>::Params mask;
+  Epilogue<NumericOfSums<Output>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
@@ -54,24 +55,21 @@ softmax_fwd_bf16tof32_general_block_k8192_v4_t512r1(Params const __grid_constant
   RowIndex const index(rows, from_either_end(blockIdx.x, gridDim.x));
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
-  float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
+  Output* const y        = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
-  Softcap<float> const softcap(p.softcap, rows, index);
-  SlopedBand<float> const band(p.band, rows, index);
-  Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
-  Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
+  Epilogue<NumericOfSums<Output>> const epilogue(p.epilogue, rows, index);
+  Softcap<Accumulator> const softcap(p.softcap, rows, index);
+  SlopedBand<Accumulator> const band(p.band, rows, index);
+  Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
+  Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
-  int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
+  int const end   = row.end_in_warp(scores.begin(), scores.end(k));
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*4)
-  scores.load(row, x, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
-  Partial warp;
-  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<float>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
+  Partial const warp = exponentials_of_warp<NumericOfSums<Output>>(scores, row, x, end, rZ, epilogue.keeps_exponents());
 
   Partial const whole = over_warps<MaxWarps>(warp, sPartials, /*warps=*/blockDim.x / 32);
   auto const closed   = epilogue.close(whole, /*writes=*/threadIdx.x == 0);

@@ -24,6 +24,7 @@
 namespace softmax::softmax_fwd_bf16tof32_general_cluster_k131072_v4_t512r1c16 {
 
 using Element     = cutlass::bfloat16_t;
+using Output      = float;
 using Accumulator = float;
 
 constexpr int MaxThreads = 512;  // a launch has as many warps as the row needs
@@ -31,16 +32,16 @@ constexpr int MaxWarps   = MaxThreads / 32;
 constexpr int Lanes      = 32;  // of a warp
 
 using Row     = AlignedRow</*Vec=*/4, Lanes, /*Chunks=*/4, /*ByWarp=*/true>;
-using Partial = MaxSum<NumericOfSums<float>>;
+using Partial = MaxSum<NumericOfSums<Output>>;
 
 struct Params
 {
-  Forward<Element, float> operands;
-  Softcap<float>::Params softcap;
-  SlopedBand<float>::Params band;
-  Optional<Bias<cutlass::bfloat16_t, float>>::Params bias;
-  Optional<TensorMask<uint8_t, float>>::Params mask;
-  Epilogue<NumericOfSums<float>>::Params epilogue;
+  Forward<Element, Output> operands;
+  Softcap<Accumulator>::Params softcap;
+  SlopedBand<Accumulator>::Params band;
+  Optional<Bias<Element, Accumulator>>::Params bias;
+  Optional<TensorMask<uint8_t, Accumulator>>::Params mask;
+  Epilogue<NumericOfSums<Output>>::Params epilogue;
   ClusterParams cluster;
 };
 static_assert(sizeof(Params) == 376, "the launcher packs this struct");
@@ -57,25 +58,22 @@ softmax_fwd_bf16tof32_general_cluster_k131072_v4_t512r1c16(Params const __grid_c
   RowIndex const index(rows, from_either_end(blockIdx.x >> p.cluster.shift, gridDim.x >> p.cluster.shift));
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
-  float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
+  Output* const y        = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
-  Softcap<float> const softcap(p.softcap, rows, index);
-  SlopedBand<float> const band(p.band, rows, index);
-  Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
-  Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
+  Epilogue<NumericOfSums<Output>> const epilogue(p.epilogue, rows, index);
+  Softcap<Accumulator> const softcap(p.softcap, rows, index);
+  SlopedBand<Accumulator> const band(p.band, rows, index);
+  Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
+  Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
-  int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
+  int const end   = row.end_in_warp(scores.begin(), scores.end(piece.size));
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*4)
-  scores.load(row, x + piece.begin, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
-  Partial warp;
-  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<float>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
+  Partial const warp = exponentials_of_warp<NumericOfSums<Output>>(scores, row, x + piece.begin, end, rZ, epilogue.keeps_exponents());
 
   await_cluster();  // every CTA's inbox is open from here on
   Partial const whole = over_cluster(warp, sInbox);

@@ -21,6 +21,7 @@
 namespace softmax::softmax_fwd_bf16tof32_general_warp_k64_v1_t128r16 {
 
 using Element     = cutlass::bfloat16_t;
+using Output      = float;
 using Accumulator = float;
 
 constexpr int Threads = 128;
@@ -30,12 +31,12 @@ using Row = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/2>;
 
 struct Params
 {
-  Forward<Element, float> operands;
-  Softcap<float>::Params softcap;
-  SlopedBand<float>::Params band;
-  Optional<Bias<cutlass::bfloat16_t, float>>::Params bias;
-  Optional<TensorMask<uint8_t, float>>::Params mask;
-  Epilogue<NumericOfSums<float>>::Params epilogue;
+  Forward<Element, Output> operands;
+  Softcap<Accumulator>::Params softcap;
+  SlopedBand<Accumulator>::Params band;
+  Optional<Bias<Element, Accumulator>>::Params bias;
+  Optional<TensorMask<uint8_t, Accumulator>>::Params mask;
+  Epilogue<NumericOfSums<Output>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
@@ -54,13 +55,13 @@ softmax_fwd_bf16tof32_general_warp_k64_v1_t128r16(Params const __grid_constant__
   RowIndex const index(rows, has_row ? r : 0);
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
-  float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
+  Output* const y        = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
-  Softcap<float> const softcap(p.softcap, rows, index);
-  SlopedBand<float> const band(p.band, rows, index);
-  Optional<Bias<cutlass::bfloat16_t, float>> const bias(p.bias, rows, index);
-  Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
+  Epilogue<NumericOfSums<Output>> const epilogue(p.epilogue, rows, index);
+  Softcap<Accumulator> const softcap(p.softcap, rows, index);
+  SlopedBand<Accumulator> const band(p.band, rows, index);
+  Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
+  Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
   int const end     = scores.end(k);
 
@@ -69,7 +70,7 @@ softmax_fwd_bf16tof32_general_warp_k64_v1_t128r16(Params const __grid_constant__
   scores.load(row, x, end, rZ);
 
   Accumulator const max = group_max<Lanes>(max_of<Accumulator>(row, rZ, end));
-  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<float>>(row, rZ, end, max, epilogue.keeps_exponents()));
+  Accumulator const sum = group_sum<Lanes>(exponentiate<NumericOfSums<Output>>(row, rZ, end, max, epilogue.keeps_exponents()));
   auto const closed     = epilogue.close({max, sum}, /*writes=*/has_row && lane == 0);
   store_outcome(row, y, end, k, rZ, epilogue.outcome(max, closed));
 }

@@ -31,10 +31,10 @@ using Row = AlignedRow</*Vec=*/8, Lanes, /*Chunks=*/2>;
 struct Params
 {
   Forward<Element> operands;
-  Softcap<float>::Params softcap;
-  SlopedBand<float>::Params band;
-  Optional<Bias<cutlass::half_t, float>>::Params bias;
-  Optional<TensorMask<uint8_t, float>>::Params mask;
+  Softcap<Accumulator>::Params softcap;
+  SlopedBand<Accumulator>::Params band;
+  Optional<Bias<Element, Accumulator>>::Params bias;
+  Optional<TensorMask<uint8_t, Accumulator>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
@@ -57,10 +57,10 @@ softmax_fwd_f16_general_warp_k128_v8_t128r16(Params const __grid_constant__ p)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
-  Softcap<float> const softcap(p.softcap, rows, index);
-  SlopedBand<float> const band(p.band, rows, index);
-  Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
-  Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
+  Softcap<Accumulator> const softcap(p.softcap, rows, index);
+  SlopedBand<Accumulator> const band(p.band, rows, index);
+  Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
+  Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
   int const end     = scores.end(k);
 

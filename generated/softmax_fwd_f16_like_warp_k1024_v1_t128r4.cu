@@ -2,7 +2,7 @@
 // softmax_fwd_f16_like_warp_k1024_v1_t128r4
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
-//   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
+//   m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i
 //
 // 32 lanes hold a row in registers, 32 elements each; 4 rows per CTA of 128 threads.
 // Traffic: 2 bytes read per element, 2 of the mask; 2 bytes written per element.
@@ -25,7 +25,7 @@ using Row = UnalignedRow</*Vec=*/8, Lanes, /*Chunks=*/4>;
 struct Params
 {
   Forward<Element> operands;
-  TensorMask<cutlass::half_t, float>::Params mask;
+  TensorMask<Element, Accumulator>::Params mask;
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
@@ -46,7 +46,7 @@ softmax_fwd_f16_like_warp_k1024_v1_t128r4(Params const __grid_constant__ p)
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  TensorMask<cutlass::half_t, float> const mask(p.mask, rows, index);
+  TensorMask<Element, Accumulator> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, mask);
   int const end     = scores.end(k);
 

@@ -19,20 +19,21 @@
 namespace softmax::softmax_fwd_f16tof32_band_cluster_k278528_v1_t544r1c16 {
 
 using Element     = cutlass::half_t;
+using Output      = float;
 using Accumulator = float;
 
 constexpr int MaxThreads = 544;  // a launch has as many warps as the row needs
 constexpr int MaxWarps   = MaxThreads / 32;
 constexpr int Lanes      = 32;  // of a warp
 
-using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
-using Partial = MaxSum<NumericOfSums<float>>;
+using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/8, /*ByWarp=*/true, /*Skips=*/true>;
+using Partial = MaxSum<NumericOfSums<Output>>;
 
 struct Params
 {
-  Forward<Element, float> operands;
+  Forward<Element, Output> operands;
   Band::Params band;
-  Epilogue<NumericOfSums<float>>::Params epilogue;
+  Epilogue<NumericOfSums<Output>>::Params epilogue;
   ClusterParams cluster;
 };
 static_assert(sizeof(Params) == 280, "the launcher packs this struct");
@@ -49,22 +50,19 @@ softmax_fwd_f16tof32_band_cluster_k278528_v1_t544r1c16(Params const __grid_const
   RowIndex const index(rows, from_either_end(blockIdx.x >> p.cluster.shift, gridDim.x >> p.cluster.shift));
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
-  float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
+  Output* const y        = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
+  Epilogue<NumericOfSums<Output>> const epilogue(p.epilogue, rows, index);
   Band const band(p.band, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band).from(piece.begin);
-  int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
+  int const end   = row.end_in_warp(scores.begin(), scores.end(piece.size));
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*8+1)
-  scores.load(row, x + piece.begin, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
-  Partial warp;
-  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<float>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
+  Partial const warp = exponentials_of_warp<NumericOfSums<Output>>(scores, row, x + piece.begin, end, rZ, epilogue.keeps_exponents());
 
   await_cluster();  // every CTA's inbox is open from here on
   Partial const whole = over_cluster(warp, sInbox);

@@ -23,21 +23,22 @@
 namespace softmax::softmax_fwd_f16tof32_general_stream_kany_v1_t256r1 {
 
 using Element     = cutlass::half_t;
+using Output      = float;
 using Accumulator = float;
 
 constexpr int Threads = 256;
 
-using Row     = UnalignedRow</*Vec=*/4, Threads, /*Chunks=*/2, /*ByWarp=*/false, /*Streamed=*/true>;
-using Partial = MaxSum<NumericOfSums<float>>;
+using Row     = UnalignedRow</*Vec=*/4, Threads, /*Chunks=*/2, /*ByWarp=*/false, /*Skips=*/false, /*Streamed=*/true>;
+using Partial = MaxSum<NumericOfSums<Output>>;
 
 struct Params
 {
-  Forward<Element, float> operands;
-  Softcap<float>::Params softcap;
-  SlopedBand<float>::Params band;
-  Optional<Bias<cutlass::half_t, float>>::Params bias;
-  Optional<TensorMask<uint8_t, float>>::Params mask;
-  Epilogue<NumericOfSums<float>>::Params epilogue;
+  Forward<Element, Output> operands;
+  Softcap<Accumulator>::Params softcap;
+  SlopedBand<Accumulator>::Params band;
+  Optional<Bias<Element, Accumulator>>::Params bias;
+  Optional<TensorMask<uint8_t, Accumulator>>::Params mask;
+  Epilogue<NumericOfSums<Output>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
@@ -54,13 +55,13 @@ softmax_fwd_f16tof32_general_stream_kany_v1_t256r1(Params const __grid_constant_
   RowIndex const index(rows, from_either_end(blockIdx.x, gridDim.x));
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
-  float* const y         = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
+  Output* const y        = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
-  Epilogue<NumericOfSums<float>> const epilogue(p.epilogue, rows, index);
-  Softcap<float> const softcap(p.softcap, rows, index);
-  SlopedBand<float> const band(p.band, rows, index);
-  Optional<Bias<cutlass::half_t, float>> const bias(p.bias, rows, index);
-  Optional<TensorMask<uint8_t, float>> const mask(p.mask, rows, index);
+  Epilogue<NumericOfSums<Output>> const epilogue(p.epilogue, rows, index);
+  Softcap<Accumulator> const softcap(p.softcap, rows, index);
+  SlopedBand<Accumulator> const band(p.band, rows, index);
+  Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
+  Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
 
   // Both passes share one loop body, most of which is the load. The second goes backwards: what was read last is the most likely
@@ -69,7 +70,7 @@ softmax_fwd_f16tof32_general_stream_kany_v1_t256r1(Params const __grid_constant_
   int const reads  = (scores.end(k) + Columns - 1) / Columns;  // pieces up to the last visible column
   int const first  = first_piece<Row::Vec>(scores.begin(), reads, Columns);
   Partial seen     = Partial::nothing();
-  Epilogue<NumericOfSums<float>>::Closed closed;
+  Epilogue<NumericOfSums<Output>>::Closed closed;
   CUTE_NO_UNROLL
   for (int turn = first; turn < reads + pieces; ++turn) {
     bool const writes = turn >= reads;
@@ -85,10 +86,10 @@ softmax_fwd_f16tof32_general_stream_kany_v1_t256r1(Params const __grid_constant_
     cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*2+1)
     current.load(row, x + piece.begin, end, rZ);
     if (writes) {
-      exponentiate<NumericOfSums<float>>(row, rZ, end, closed.max, epilogue.keeps_exponents());
+      exponentiate<NumericOfSums<Output>>(row, rZ, end, closed.max, epilogue.keeps_exponents());
       store_outcome(row, y + piece.begin, end, piece.size, rZ, epilogue.outcome(closed));
     } else {
-      seen.add(max_sum_of<NumericOfSums<float>>(row, rZ, end));
+      seen.add(max_sum_of<NumericOfSums<Output>>(row, rZ, end));
     }
   }
 }

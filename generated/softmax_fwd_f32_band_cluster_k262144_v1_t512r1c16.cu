@@ -25,7 +25,7 @@ constexpr int MaxThreads = 512;  // a launch has as many warps as the row needs
 constexpr int MaxWarps   = MaxThreads / 32;
 constexpr int Lanes      = 32;  // of a warp
 
-using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/8, /*ByWarp=*/true>;
+using Row     = UnalignedRow</*Vec=*/4, Lanes, /*Chunks=*/8, /*ByWarp=*/true, /*Skips=*/true>;
 using Partial = MaxSum<NumericOfSums<Element>>;
 
 struct Params
@@ -55,16 +55,13 @@ softmax_fwd_f32_band_cluster_k262144_v1_t512r1c16(Params const __grid_constant__
   Band const band(p.band, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band).from(piece.begin);
-  int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
+  int const end   = row.end_in_warp(scores.begin(), scores.end(piece.size));
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*8+1)
-  scores.load(row, x + piece.begin, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
-  Partial warp;
-  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
+  Partial const warp = exponentials_of_warp<NumericOfSums<Element>>(scores, row, x + piece.begin, end, rZ, epilogue.keeps_exponents());
 
   await_cluster();  // every CTA's inbox is open from here on
   Partial const whole = over_cluster(warp, sInbox);

@@ -2,7 +2,7 @@
 // softmax_fwd_f32_boolcausal_block_k16384_v4_t512r1
 //
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
-//   m_i = max_j z_ij;  y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
+//   m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i
 //   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
 // One CTA, with as many warps as the row needs (at most 512 threads), holds a row in registers, 32 elements
@@ -31,7 +31,7 @@ struct Params
 {
   Forward<Element> operands;
   Causal::Params causal;
-  TensorMask<uint8_t, float>::Params mask;
+  TensorMask<uint8_t, Accumulator>::Params mask;
 };
 static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
@@ -50,18 +50,15 @@ softmax_fwd_f32_boolcausal_block_k16384_v4_t512r1(Params const __grid_constant__
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Causal const causal(p.causal, rows, index);
-  TensorMask<uint8_t, float> const mask(p.mask, rows, index);
+  TensorMask<uint8_t, Accumulator> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(p.operands.scale, causal, mask);
-  int const end     = scores.end(k);
 
   Row const row(threadIdx.x, y, k);
+  int const end   = row.end_in_warp(scores.begin(), scores.end(k));
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (4*8)
-  scores.load(row, x, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp after the barrier.
-  Partial warp;
-  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<Numeric<Element>>(row, rZ, end, warp.max));
+  Partial const warp = exponentials_of_warp<Numeric<Element>>(scores, row, x, end, rZ);
 
   Partial const whole = over_warps<MaxWarps>(warp, sPartials, /*warps=*/blockDim.x / 32);
   store_scaled(row, y, end, k, rZ, normaliser(warp.max, whole));

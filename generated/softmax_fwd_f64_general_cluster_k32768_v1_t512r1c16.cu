@@ -36,10 +36,10 @@ using Partial = MaxSum<NumericOfSums<Element>>;
 struct Params
 {
   Forward<Element> operands;
-  Softcap<double>::Params softcap;
-  SlopedBand<double>::Params band;
-  Optional<Bias<double, double>>::Params bias;
-  Optional<TensorMask<uint8_t, double>>::Params mask;
+  Softcap<Accumulator>::Params softcap;
+  SlopedBand<Accumulator>::Params band;
+  Optional<Bias<Element, Accumulator>>::Params bias;
+  Optional<TensorMask<uint8_t, Accumulator>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
   ClusterParams cluster;
 };
@@ -60,22 +60,19 @@ softmax_fwd_f64_general_cluster_k32768_v1_t512r1c16(Params const __grid_constant
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
-  Softcap<double> const softcap(p.softcap, rows, index);
-  SlopedBand<double> const band(p.band, rows, index);
-  Optional<Bias<double, double>> const bias(p.bias, rows, index);
-  Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
+  Softcap<Accumulator> const softcap(p.softcap, rows, index);
+  SlopedBand<Accumulator> const band(p.band, rows, index);
+  Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
+  Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
-  int const end     = scores.end(piece.size);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);
+  int const end   = row.end_in_warp(scores.begin(), scores.end(piece.size));
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (1*4)
-  scores.load(row, x + piece.begin, end, rZ);
 
   // One exponential per element: relative to the warp's maximum now, to the row's by one factor per warp at the end.
-  Partial warp;
-  warp.max = group_max<32>(max_of<Accumulator>(row, rZ, end));
-  warp.sum = group_sum<32>(exponentiate<NumericOfSums<Element>>(row, rZ, end, warp.max, epilogue.keeps_exponents()));
+  Partial const warp = exponentials_of_warp<NumericOfSums<Element>>(scores, row, x + piece.begin, end, rZ, epilogue.keeps_exponents());
 
   await_cluster();  // every CTA's inbox is open from here on
   Partial const whole = over_cluster(warp, sInbox);

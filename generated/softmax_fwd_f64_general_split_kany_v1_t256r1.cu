@@ -6,7 +6,8 @@
 //   over j visible to window, length and mask, 0 or -inf elsewhere
 //
 // Several CTAs of 256 threads share a row, 512 columns each, in two launches: the first leaves a maximum and a sum for each
-// piece in the workspace, the second combines them in order and writes.
+// piece in the workspace, the second combines them in order and writes. Of very many pieces a launch in between
+// combines them.
 // Traffic: 8 bytes read per visible element and those of a mask and a bias, twice; 8 bytes written per element.
 // Work per element: two exponentials; with a softcap two more.
 
@@ -33,14 +34,14 @@ using Partial = MaxSum<NumericOfSums<Element>>;
 struct Params
 {
   Forward<Element> operands;
-  Softcap<double>::Params softcap;
-  SlopedBand<double>::Params band;
-  Optional<Bias<double, double>>::Params bias;
-  Optional<TensorMask<uint8_t, double>>::Params mask;
+  Softcap<Accumulator>::Params softcap;
+  SlopedBand<Accumulator>::Params band;
+  Optional<Bias<Element, Accumulator>>::Params bias;
+  Optional<TensorMask<uint8_t, Accumulator>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
   SplitParams<Partial> split;
 };
-static_assert(sizeof(Params) == 400, "the launcher packs this struct");
+static_assert(sizeof(Params) == 408, "the launcher packs this struct");
 
 constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/4, /*sm_80=*/4, /*sm_90=*/4, /*sm_100=*/4, /*sm_120=*/3);
 
@@ -49,24 +50,23 @@ softmax_fwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
 {
   __shared__ Partial sPartials[Threads / 32];
 
-  // The second launch goes backwards: what was read last is the most likely to be in L2 still.
-  bool const writes  = p.split.pass == 1;
+  // The last launch goes backwards: what was read last is the most likely to be in L2 still.
+  bool const writes  = p.split.writes;
   uint32_t const cta = writes ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
 
   Rows const& rows = p.operands.rows;
-  int const pieces = p.split.pieces;
-  int const r      = cta / pieces;
-  int const i      = cta % pieces;
+  int const r      = cta / p.split.ctas;
+  int const i      = cta % p.split.ctas;
   RowIndex const index(rows, r);
 
   Element const* const x = p.operands.x + index.offset(p.operands.x_strides, rows.rank);  // (K)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
-  Softcap<double> const softcap(p.softcap, rows, index);
-  SlopedBand<double> const band(p.band, rows, index);
-  Optional<Bias<double, double>> const bias(p.bias, rows, index);
-  Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
+  Softcap<Accumulator> const softcap(p.softcap, rows, index);
+  SlopedBand<Accumulator> const band(p.band, rows, index);
+  Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
+  Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
   Piece const piece = piece_of_row<Row>(y, rows.k, i, /*columns=*/512);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
   int const end     = scores.end(piece.size);
@@ -75,9 +75,10 @@ softmax_fwd_f64_general_split_kany_v1_t256r1(Params const __grid_constant__ p)
   cute::Tensor rZ = make_row_fragment<Row, Accumulator>();  // (1*2)
   scores.load(row, x + piece.begin, end, rZ);
 
-  Partial* const gPartials = p.split.partials + int64_t(r) * pieces;  // (pieces)
-  Partial const mine       = writes ? over_pieces<Threads>(gPartials, pieces)
-                                    : max_sum_of<NumericOfSums<Element>>(row, rZ, end);
+  Partial* const gPartials = p.split.partials + int64_t(r) * p.split.pieces;  // (pieces)
+  int const known          = p.split.known;
+  Partial const mine       = known > 0 ? over_pieces<Threads>(gPartials, known)
+                                       : max_sum_of<NumericOfSums<Element>>(row, rZ, end);
   Partial const whole      = over_warps<Threads / 32>(mine.over_lanes<32>(), sPartials);
   if (writes) {
     auto const closed = epilogue.close(whole, /*writes=*/threadIdx.x == 0 && i == 0);

@@ -32,10 +32,10 @@ using Partial = MaxSum<NumericOfSums<Element>>;
 struct Params
 {
   Forward<Element> operands;
-  Softcap<double>::Params softcap;
-  SlopedBand<double>::Params band;
-  Optional<Bias<double, double>>::Params bias;
-  Optional<TensorMask<uint8_t, double>>::Params mask;
+  Softcap<Accumulator>::Params softcap;
+  SlopedBand<Accumulator>::Params band;
+  Optional<Bias<Element, Accumulator>>::Params bias;
+  Optional<TensorMask<uint8_t, Accumulator>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 384, "the launcher packs this struct");
@@ -56,10 +56,10 @@ softmax_fwd_f64_general_stream_kany_v1_t256r1(Params const __grid_constant__ p)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
-  Softcap<double> const softcap(p.softcap, rows, index);
-  SlopedBand<double> const band(p.band, rows, index);
-  Optional<Bias<double, double>> const bias(p.bias, rows, index);
-  Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
+  Softcap<Accumulator> const softcap(p.softcap, rows, index);
+  SlopedBand<Accumulator> const band(p.band, rows, index);
+  Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
+  Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
 
   // Both passes share one loop body, most of which is the load. The second goes backwards: what was read last is the most likely

@@ -31,10 +31,10 @@ using Row = AlignedRow</*Vec=*/1, Lanes, /*Chunks=*/4>;
 struct Params
 {
   Forward<Element> operands;
-  Softcap<double>::Params softcap;
-  SlopedBand<double>::Params band;
-  Optional<Bias<double, double>>::Params bias;
-  Optional<TensorMask<uint8_t, double>>::Params mask;
+  Softcap<Accumulator>::Params softcap;
+  SlopedBand<Accumulator>::Params band;
+  Optional<Bias<Element, Accumulator>>::Params bias;
+  Optional<TensorMask<uint8_t, Accumulator>>::Params mask;
   Epilogue<NumericOfSums<Element>>::Params epilogue;
 };
 static_assert(sizeof(Params) == 384, "the launcher packs this struct");
@@ -57,10 +57,10 @@ softmax_fwd_f64_general_warp_k128_v1_t128r4(Params const __grid_constant__ p)
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
-  Softcap<double> const softcap(p.softcap, rows, index);
-  SlopedBand<double> const band(p.band, rows, index);
-  Optional<Bias<double, double>> const bias(p.bias, rows, index);
-  Optional<TensorMask<uint8_t, double>> const mask(p.mask, rows, index);
+  Softcap<Accumulator> const softcap(p.softcap, rows, index);
+  SlopedBand<Accumulator> const band(p.band, rows, index);
+  Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
+  Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask);
   int const end     = scores.end(k);
 

@@ -1,4 +1,4 @@
-"""Fused softmax kernels for attention and sampling: scale, mask and softmax in one pass over memory.
+"""Fused softmax kernels for attention and sampling: scale, mask and softmax in one kernel.
 
     import softmax_ops
     y = softmax_ops.softmax(scores, scale=0.125, mask=mask, causal=True)

@@ -9,11 +9,12 @@ from . import doctor
 from .artifacts import settings
 from .artifacts.bundle import Bundle
 from .artifacts.catalog import CatalogError
+from .artifacts.constants import DTYPE_BYTES
 from .artifacts.cubin import Absent
 from .artifacts.terminal import prepare_output
 from .explanation import explain_geometry
 from .launch_plan import NoVariant
-from .problem import DTYPE_BYTES, WITH_A_TENSOR, contiguous_geometry
+from .problem import WITH_A_TENSOR, contiguous_geometry
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,13 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--json", action="store_true")
     config.set_defaults(run=_config)
 
-    doctor = commands.add_parser(
+    report = commands.add_parser(
         "doctor",
         help="driver, devices, compiler, kernels and cache, for a bug report",
         description="Exit status 1 if a device here lacks kernels and nothing would compile them.",
     )
-    doctor.add_argument("--json", action="store_true")
-    doctor.set_defaults(run=_doctor)
+    report.add_argument("--json", action="store_true")
+    report.set_defaults(run=_doctor)
 
     actions = commands.add_parser("bundle", help="look into a bundle of kernels, or verify it").add_subparsers(
         required=True, metavar="action"
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = actions.add_parser("verify", help="read every byte and check every hash")
     verify.add_argument("file", type=Path)
     verify.add_argument("--key", type=Path, metavar="PUB", help="a public key (PEM): it must be validly signed too")
-    verify.add_argument("--signature", type=Path, metavar="SIG", help="default: the file's name with .sig behind it")
+    verify.add_argument("--signature", type=Path, metavar="SIG", help="default: the file's name with .sig after it")
     verify.set_defaults(run=_verify)
     return parser
 
@@ -87,6 +88,10 @@ def _explain(options: argparse.Namespace) -> int:
     shape = options.shape if len(options.shape) > 1 else (1, *options.shape)
     if options.causal_offset is not None and options.mask not in ("causal", "boolcausal"):
         raise ValueError("--causal-offset goes with --mask causal or boolcausal")
+    if options.backward and options.mask in WITH_A_TENSOR:
+        raise ValueError("--backward takes no mask and no bias: y is 0 where one hid; leave out --mask, or pass causal")
+    if options.dtype.startswith("f32to") and not options.backward:
+        raise ValueError(f"--dtype {options.dtype} goes with --backward: a forward reads 16 bits and may write f32")
     if options.mask_shape is not None and options.mask not in WITH_A_TENSOR:
         raise ValueError("--mask-shape goes with --mask bool, boolcausal, like or bias")
     queries, columns = shape[-2:]

@@ -118,6 +118,8 @@ def softmax_(x: Tensor, *, return_lse: Literal[True], **arguments: Unpack[Forwar
 def softmax_(x: Tensor, *, return_lse: bool, **arguments: Unpack[Forward]) -> Tensor | tuple[Tensor, Tensor]: ...
 def softmax_(x: Tensor, **arguments: Any) -> Any:
     """`softmax` in place: takes its keyword arguments except `out`, writes to x, and returns what `softmax` returns."""
+    if "out" in arguments:
+        raise TypeError("softmax_ops.softmax_: out is given, and the result goes to x: leave it out, or call softmax")
     return softmax(x, out=x, **arguments)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import cpu, current, driver, launcher, operands
 from .checks import BackwardRequest, Request
 from .checks.request import simplified
-from .checks.tensors import describe
+from .checks.tensors import described
 from .checks.values import accumulation
 from .explanation import Explanation, explain_geometry
 from .launch_plan import LaunchPlan, TooManyDimensions
@@ -229,7 +229,7 @@ def _without_memory(direction: str, tensors: tuple[Tensor, ...], others: Named) 
     named = dict(zip(OPERANDS[direction], tensors, strict=True)) | others
     name, tensor = next((name, tensor) for name, tensor in named.items() if tensor.data_ptr() == 0)
     return ValueError(
-        f"softmax_ops: {name} is a {describe(tensor)} without memory: its storage was freed, or it stands for zeros "
+        f"softmax_ops: {name} is {described(tensor)} without memory: its storage was freed, or it stands for zeros "
         "that torch leaves out; want elements in memory: pass a clone of such zeros, or resize the storage back"
     )
 

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def _settings() -> Facts:
 
 
 def _bundles() -> Facts:
-    return {place: _guarded(lambda bundle=bundle: _bundle(bundle)) for place, bundle in resolve.bundles()}  # type: ignore[misc]
+    return {place: _guarded(partial(_bundle, bundle)) for place, bundle in resolve.bundles()}
 
 
 def _bundle(bundle: Bundle) -> Facts:

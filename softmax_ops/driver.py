@@ -218,12 +218,13 @@ class Kernel:
 
 def _load(function: cuda.CUfunction) -> None:
     """Finishes what the driver may have put off until the first launch, which would fail in a capture. Drivers before
-    CUDA 12.4 have no call for it: asking for the function must do."""
+    CUDA 12.4 have no call for it, but load a function that is asked about."""
     try:
-        result = cuda.cuFuncLoad(function)
+        call, result = "cuFuncLoad", cuda.cuFuncLoad(function)
     except (AttributeError, RuntimeError):  # of bindings, and of a driver, that lack it
-        return
-    check("cuFuncLoad", result)
+        registers = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NUM_REGS
+        call, result = "cuFuncGetAttribute", cuda.cuFuncGetAttribute(registers, function)
+    check(call, result)
 
 
 class ArgumentBlock:

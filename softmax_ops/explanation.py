@@ -21,21 +21,21 @@ class Explanation:
 
     variant: str | None  # None: there is nothing to compute
     arch: str
-    plan: str
-    lanes: int  # of a CTA that share a row
-    rows_per_cta: int
-    ctas_per_row: int
-    grid: tuple[int, ...]  # CTAs of each launch
-    block: int  # threads
-    cluster: int  # CTAs
-    shared_bytes: int  # dynamic, per CTA
-    bytes_read: int  # inputs counted as often as they are read, each element of mask and bias once
-    bytes_written: int
-    workspace_bytes: int
     reason: str
-    measured: str  # the measurement that chose the tile on this architecture, or that there is none
-    cubin: str
-    passed_over: tuple[str, ...]
+    plan: str = ""
+    threads_per_row: int = 0  # of a CTA
+    rows_per_cta: int = 0
+    ctas_per_row: int = 0
+    grid: tuple[int, ...] = ()  # CTAs of each launch
+    block: int = 0  # threads
+    cluster: int = 0  # CTAs
+    shared_bytes: int = 0  # dynamic shared memory of a CTA
+    bytes_read: int = 0  # inputs counted as often as they are read, each element of mask and bias once
+    bytes_written: int = 0
+    workspace_bytes: int = 0
+    measured: str = ""  # the measurement that chose the tile on this architecture, or that there is none
+    cubin: str = ""
+    passed_over: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -59,8 +59,8 @@ class Explanation:
 
     def _sharing(self) -> str:
         if self.ctas_per_row > 1:
-            return f"{self.ctas_per_row} CTAs per row, {self.lanes} lanes each"
-        return f"{self.lanes} lanes per row, {self.rows_per_cta} rows per CTA"
+            return f"{self.ctas_per_row} CTAs per row, {self.threads_per_row} threads each"
+        return f"{self.threads_per_row} threads per row, {self.rows_per_cta} rows per CTA"
 
 
 def explain_geometry(
@@ -78,7 +78,7 @@ def explain_geometry(
             f"{', '.join(TEGRA)}: integrated GPUs (Tegra, Jetson) are excluded"
         )
     if geometry.rows * geometry.k == 0:
-        return Explanation(None, arch, "", 0, 0, 0, (), 0, 0, 0, 0, 0, 0, "there are no elements", "", "", ())
+        return Explanation(variant=None, arch=arch, reason="there are no elements")
     written = geometry.rows * geometry.k * geometry.output.element_bytes
     if written > LARGEST_RESULT_BYTES:
         raise ValueError(
@@ -92,7 +92,7 @@ def explain_geometry(
         variant=variant.name,
         arch=arch,
         plan=variant.plan,
-        lanes=min(variant.lanes, first.threads),
+        threads_per_row=min(variant.threads_per_row, first.threads),
         rows_per_cta=-(-first.rows // first.grid),
         ctas_per_row=-(-first.grid // first.rows),
         grid=tuple(launch.grid for launch in launch_plan.launches),

@@ -27,6 +27,10 @@ SCALARS = ("scale", "mask.fill")
 WARP = 32
 """Threads of a warp."""
 
+MOST_PARTIAL_BYTES = 32 << 20
+"""Bytes of partial results that the CTAs of split rows read in all before a launch of its own combines them: what L2
+delivers in a few microseconds, about as long as a launch takes. They grow with the square of a row's length."""
+
 WORKSPACE = "workspace.address"
 """Field with the address of scratch memory (LaunchPlan.workspace_bytes) for the partial results of split rows."""
 
@@ -53,8 +57,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """How a geometry is computed: one variant, launched once. `split` takes two launches; further ones are needed only
-    for more than 2^31 rows, or more than 2^31 elements from one row to the next."""
+    """How a geometry is computed: one variant, launched once. `split` takes two launches, for rows of very many pieces
+    three. More are needed only for more than 2^31 rows, or more than 2^31 elements from one row to the next."""
 
     geometry: Geometry
     variant: Variant
@@ -120,9 +124,7 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
     )
 
 
-def _select(
-    geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int = MAX_CLUSTER
-) -> tuple[Entry, int, str]:
+def _select(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int) -> tuple[Entry, int, str]:
     """The first entry of the dispatch table that serves the rows, the CTAs of its clusters, and the reason why earlier
     entries do not serve."""
     try:
@@ -215,15 +217,28 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
     addresses = tuple(offset * operand.element_bytes for offset, operand in operands)
     return [
         Launch(
-            grid=-(-rows.total // rows_per_cta) * cluster * pieces,
+            grid=-(-rows.total // rows_per_cta) * cluster * ctas,
             threads=_threads(geometry, variant, cluster),
             cluster=cluster,
             rows=rows.total,
             offset=addresses,
-            template=_pack(layout, values | {"split.pass": (turn,)}),
+            template=_pack(
+                layout, values | {"split.ctas": (ctas,), "split.known": (known,), "split.writes": (writes,)}
+            ),
         )
-        for turn in range(variant.passes)
+        for ctas, known, writes in _turns(variant, pieces, rows.total)
     ]
+
+
+def _turns(variant: Variant, pieces: int, rows: int) -> list[tuple[int, int, int]]:
+    """Of each launch over the same rows: the CTAs that share a row, the partial results of a row that they combine, and
+    whether they write it (pieces.cuh)."""
+    if variant.passes == 1:
+        return [(1, 0, 1)]
+    measure, combine = (pieces, 0, 0), (1, pieces, 0)
+    if rows * pieces**2 * variant.partial_bytes > MOST_PARTIAL_BYTES:
+        return [measure, combine, (pieces, 1, 1)]
+    return [measure, (pieces, pieces, 1)]
 
 
 def _general(geometry: Geometry, general: General, rows: LaunchRows) -> dict[str, tuple[float, ...]]:
@@ -256,13 +271,15 @@ def _pieces(geometry: Geometry, variant: Variant) -> int:
 
 
 def _cluster(k: int, variant: Variant, entry: Entry, largest: int) -> int:
-    """CTAs that share a row: the smallest power of two of CTAs that hold it two to an SM, or, if the GPU does not run
-    such a cluster, just hold it. The number of rows does not matter, so a row keeps its bits."""
+    """CTAs that share a row: the smallest power of two of CTAs that hold it with several on an SM, or, if the GPU does
+    not run such a cluster, as many as it does; at least those that just hold it. The number of rows does not matter,
+    so a row keeps its bits."""
     if variant.cluster == 1:
         return 1
     held = variant.max_k // variant.cluster
     sharing, fewest = (max(1 << (-(-k // columns) - 1).bit_length(), 2) for columns in (variant.cta_columns, held))
-    return sharing if sharing <= min(largest, entry.k[1] // held) else fewest
+    most = min(largest, entry.k[1] // held)
+    return max(min(sharing, 1 << most.bit_length() - 1), fewest)
 
 
 def _part_of_cta(geometry: Geometry, cluster: int) -> int:

@@ -24,8 +24,9 @@ PLANS = 4096
 
 _lock = threading.Lock()
 _kernels: dict[tuple[str, str], driver.Kernel] = {}
-_executables: dict[tuple[int, int], "Executable"] = {}
-"""Executables by id of the plan (hashing it takes longer than a launch) and device. They keep their plans alive."""
+_executables: dict[tuple[int, int], tuple[LaunchPlan, "Executable"]] = {}
+"""Executables by id of the plan (hashing it takes longer than a launch) and device, each with that plan, which has to
+live as long as its id is used."""
 
 _frozen = False
 
@@ -46,11 +47,7 @@ class Executable:
     Calls are thread-safe: each launch has parameters of its own.
     """
 
-    def __init__(
-        self, launch_plan: LaunchPlan, kernel: driver.Kernel, device: int, instead_of: LaunchPlan | None = None
-    ):
-        """`instead_of` is the plan under which it is cached, if that is another one: see `settled`."""
-        self._instead_of = instead_of
+    def __init__(self, launch_plan: LaunchPlan, kernel: driver.Kernel, device: int):
         self.plan = launch_plan
         self.device = device
         self.workspace_bytes = launch_plan.workspace_bytes
@@ -147,7 +144,7 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
     driver.refuse_after_fork()
     found = _executables.get((id(launch_plan), device))
     if found is not None:
-        return found
+        return found[1]
     kernel, chosen = _ready_kernel(launch_plan, device, stream), launch_plan
     while (instead := settled(chosen, device)) is not chosen:
         _say_once(chosen.variant.name, chosen.cluster, _named(instead), device)
@@ -155,7 +152,8 @@ def executable(launch_plan: LaunchPlan, device: int, stream: int = 0) -> Executa
     with _lock:
         if len(_executables) >= PLANS:
             _executables.clear()
-        ready = _executables.setdefault((id(launch_plan), device), Executable(chosen, kernel, device, launch_plan))
+        made = launch_plan, Executable(chosen, kernel, device)
+        _, ready = _executables.setdefault((id(launch_plan), device), made)
     _prepare_aligned(launch_plan, device, stream)
     return ready
 
@@ -199,9 +197,11 @@ def _say_once(kernel: str, cluster: int, instead: str, device: int) -> None:
 def freeze(frozen: bool = True) -> None:
     """From now on a kernel that is not loaded is an error (NotLoaded), never a search, a compile or a load.
 
-    For servers, after `warm_up`. `freeze(False)` permits loading again.
+    For servers, after `warm_up`. `freeze(False)` permits loading again. Raises TypeError for what is not a bool.
     """
     global _frozen
+    if not isinstance(frozen, bool):
+        raise TypeError(f"softmax_ops.freeze: frozen is {frozen!r}; want True, or False to permit loading again")
     _frozen = frozen
 
 

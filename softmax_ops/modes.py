@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
-from .checks.out import check_out, check_unrecorded
-
 TENSOR_TYPES = (Tensor, torch.nn.Parameter)
 """Types whose operations are torch's own; subclasses may override them."""
 
@@ -105,19 +103,3 @@ def forward_mode() -> Iterator[None]:
 def primal(tensor: Any) -> Any:
     """A tensor, or None, without its tangent."""
     return None if tensor is None else forward_ad.unpack_dual(tensor).primal
-
-
-def copied(
-    op: str, result: Tensor, out: Tensor, *, dtype: torch.dtype | None = None, **inputs: Tensor | None
-) -> Tensor:
-    """The result copied to out, by an operation that compilers and transforms support. Out may overlap the inputs.
-
-    Out must be like the last of the inputs, apart from the dtype if one is given.
-    """
-    name, like = list(inputs.items())[-1]
-    assert like is not None
-    wanted = dtype or like.dtype
-    if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (like.shape, wanted, like.device):
-        check_out(op, out, like, name, dtype)  # raises; of the rest that it wants, nothing matters to a copy
-    check_unrecorded(op, **inputs, out=out)
-    return out.copy_(result)

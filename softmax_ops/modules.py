@@ -8,7 +8,7 @@ from torch import Tensor
 from . import api
 from .checks import check_softmax
 from .checks.scalars import check_flag
-from .checks.tensors import DTYPES, describe
+from .checks.tensors import DTYPES, described
 from .keywords import Window
 from .schema import as_float, as_int
 
@@ -19,7 +19,8 @@ class FusedSoftmax(torch.nn.Module):
         softmax = FusedSoftmax(scale=head_size**-0.5, causal=True)
         probabilities = softmax(scores, mask)
 
-    The arguments are those of the function, and refused here if they fit no scores; with log=True it is
+    The arguments are those of the function that are numbers, and refused here if they fit no scores; a scale or an
+    offset in a tensor, sinks, slopes and lse are for the function itself. With log=True it is
     `softmax_ops.log_softmax`. The layer has no parameters and no state, so that checkpoints of a model are what they
     were without it.
     """
@@ -46,7 +47,7 @@ class FusedSoftmax(torch.nn.Module):
         for name, number in (("scale", scale), ("causal_offset", causal_offset)):
             if isinstance(number, Tensor):
                 raise TypeError(
-                    f"FusedSoftmax: {name} is a {describe(number)}; want a number, since the layer has no state: pass "
+                    f"FusedSoftmax: {name} is {described(number)}; want a number, since the layer has no state: pass "
                     f"tensors to softmax_ops.softmax"
                 )
         check_softmax(

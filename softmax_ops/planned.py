@@ -11,8 +11,8 @@ from torch import Tensor
 from . import current, dispatch, layouts
 from .checks import Request, check_softmax, check_softmax_backward
 from .checks.scalars import check_flag
-from .checks.tensors import describe
-from .known.call import Known, possible
+from .checks.tensors import describe, described
+from .known.call import Known, possible, unknown
 from .launcher import Executable
 from .modes import may_be_transformed, needs_operator
 
@@ -97,8 +97,11 @@ def plan(
         request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if request.general:
         raise ValueError(f"{_OP}: scale or causal_offset is a tensor, or out has another dtype than x; {_WANTED}")
-    if x.is_meta:
-        raise ValueError(f"{_OP}: x is a {describe(x)}; want a tensor on cpu or cuda, where the calls will be")
+    if needs_operator(x, mask, out):
+        raise ValueError(
+            f"{_OP}: x is {described(x)}; want plain tensors on cpu or cuda, where the calls will be, outside of "
+            "compilers and dispatch modes"
+        )
     check_flag(_OP, batch_invariant, "batch_invariant")
     flags = _Flags(causal, causal_offset, batch_invariant)
     if backward:
@@ -161,7 +164,7 @@ class _Planned:
         self._result = _Layout.of("out", result)
         self._makes_new = result.is_contiguous()
         self._known: list[Known | None] = [None, None]  # to out, to a new result
-        self._run: list[Callable[..., Any]] = [_unknown, _unknown]
+        self._run: list[Callable[..., Any]] = [unknown, unknown]
         self._executable: Executable | None = None
         if current.on_gpu(like) and like.numel() > 0:
             scalars = layouts.Scalars(request.scale, request.fill, request.causal_offset, flags.batch_invariant)
@@ -169,7 +172,7 @@ class _Planned:
             self._executable = dispatch.executable(direction, (*inputs.values(), result), others, scalars)
             if self._executable is None:
                 raise ValueError(
-                    f"{_OP}: no kernel follows a {describe(like)} without a copy; want a last stride of 1 and, of the "
+                    f"{_OP}: no kernel follows {described(like)} without a copy; want a last stride of 1 and, of the "
                     "leading dimensions, at most four that do not continue each other: plan for contiguous tensors"
                 )
 
@@ -178,15 +181,27 @@ class _Planned:
         operands = ", ".join(f"{each.name}: {each.words}" for each in (*self._inputs, self._mask, self._result) if each)
         return f"<softmax_ops plan, {kernel}; {operands}>"
 
-    def _check(self, inputs: tuple[Tensor, ...], mask: Tensor | None, out: Tensor | None) -> None:
+    def _checked(
+        self, launch: Callable[[Any, bool], Any], request: Any, arguments: Mapping[str, Tensor | None]
+    ) -> Tensor:
+        """The result of a valid call that the fast path does not know yet, which it does from now on."""
+        self._check(arguments)
+        self._learn(arguments)
+        result = self._run[arguments["out"] is None](*arguments.values())
+        with torch.no_grad():
+            return launch(request, self._flags.batch_invariant) if result is None else result
+
+    def _check(self, arguments: Mapping[str, Tensor | None]) -> None:
         """Raises ValueError unless the (valid) tensors are as planned and neither autograd nor a compiler must see the
         call."""
+        inputs = [arguments[layout.name] for layout in self._inputs]
+        mask, out = arguments.get("mask"), arguments["out"]
         if may_be_transformed() or needs_operator(*inputs, mask, out):
             raise ValueError(
                 f"{_OP}: compilers, dispatch modes, tensor subclasses, meta tensors and transforms of torch.func "
                 "cannot follow a planned call; call softmax_ops.softmax there"
             )
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
             raise ValueError(
                 f"{_OP}: a tensor requires grad, and a planned call is invisible to autograd: "
                 "call softmax_ops.softmax, or make the call under torch.no_grad()"
@@ -206,19 +221,15 @@ class _Planned:
         if self._executable is None or any(tensor.requires_grad for tensor in tensors.values()) or not possible():
             return
         out = arguments["out"]
+        operands = {name: tensor for name, tensor in arguments.items() if name == "out" or tensor is not None}
         known = self._known[out is None]
         if known is None or not known.knows(*arguments.values()):  # the first call, or another mode
-            sources = [name for name, tensor in arguments.items() if name == "out" or tensor is not None]
             like = tensors[self._inputs[-1].name]
-            known = Known(arguments, sources, like if out is None else out, scale=self._scale)
-        operands = (tensor for name, tensor in arguments.items() if name == "out" or tensor is not None)
-        known.add(self._executable, tuple(0 if operand is None else operand.data_ptr() for operand in operands))
+            known = Known(arguments, [*operands], like if out is None else out, scale=self._scale)
+        addresses = (0 if operand is None else operand.data_ptr() for operand in operands.values())
+        known.add(self._executable, tuple(addresses))
         self._known[out is None] = known
         self._run[out is None] = known.run
-
-
-def _unknown(*_: object) -> None:
-    """Stands in until there has been a call."""
 
 
 class Planned(_Planned):
@@ -238,11 +249,7 @@ class Planned(_Planned):
         request = check_softmax(
             x, scale=self._scale, mask=mask, causal=self._flags.causal, causal_offset=self._flags.causal_offset, out=out
         )
-        self._check((x,), mask, out)
-        self._learn({"x": x, "out": out, "mask": mask})
-        y = self._run[out is None](x, out, mask)
-        with torch.no_grad():
-            return dispatch.forward(request, self._flags.batch_invariant) if y is None else y
+        return self._checked(dispatch.forward, request, {"x": x, "out": out, "mask": mask})
 
 
 class PlannedBackward(_Planned):
@@ -259,8 +266,4 @@ class PlannedBackward(_Planned):
         request = check_softmax_backward(
             dy, y, scale=self._scale, causal=self._flags.causal, causal_offset=self._flags.causal_offset, out=out
         )
-        self._check((dy, y), None, out)
-        self._learn({"dy": dy, "y": y, "out": out})
-        dx = self._run[out is None](dy, y, out)
-        with torch.no_grad():
-            return dispatch.backward(request, self._flags.batch_invariant) if dx is None else dx
+        return self._checked(dispatch.backward, request, {"dy": dy, "y": y, "out": out})

@@ -18,12 +18,12 @@ from torch.overrides import handle_torch_function
 from . import cpu, dispatch, transforms
 from .autograd import record, saves_lse
 from .checks import check_has_backward, check_masked_fill, check_softmax, check_softmax_backward
-from .checks.out import gradient_dtype, result_dtype
-from .checks.scalars import check_flag, check_no_gradient
+from .checks.out import check_out, check_unrecorded, gradient_dtype, result_dtype
+from .checks.scalars import check_flag, check_no_gradient, check_types
 from .checks.tensors import check_one_shape
 from .checks.values import accumulation
 from .known import calls as known
-from .modes import copied, is_recorded, is_traced, is_transformed, needs_operator, stand_ins
+from .modes import is_recorded, is_traced, is_transformed, needs_operator, stand_ins
 from .operands import unexpanded
 from .schema import Arguments, as_float, as_int, check_width, checkable, on_device, to_operator
 
@@ -78,7 +78,7 @@ def _observed_softmax(op: str, given: Arguments, transformed: bool, recorded: bo
         inputs = {"x": x, "batch_invariant": given["batch_invariant"], **to_operator(op, x, arguments)}
         y, lse = (transforms.forward if transformed else torch.ops.softmax_ops.general)(**inputs)
     if out is not None:
-        y = copied(op, y, out, dtype=arguments["dtype"], bias=arguments["bias"], sinks=arguments["sinks"], x=x)
+        y = _copied(op, y, out, dtype=arguments["dtype"], bias=arguments["bias"], sinks=arguments["sinks"], x=x)
     return (y, lse) if arguments["return_lse"] else y
 
 
@@ -115,7 +115,7 @@ def softmax_backward(
     """dx, or (dx, d) with return_dot=True; arguments as in `api.softmax_backward`."""
     op = "softmax_ops.log_softmax_backward" if log else "softmax_ops.softmax_backward"
     given = {"dy": dy, "y": y, "log": log, "batch_invariant": batch_invariant, "out": out, **arguments}
-    recorded = is_recorded(dy, y, arguments.get("lse"), arguments.get("grad_lse"))
+    recorded = is_recorded(dy, y, arguments["lse"], arguments["grad_lse"])
     with_dot = bool(arguments.get("return_dot"))
     if not is_dynamo_compiling():
         dx = None if recorded or with_dot else known.backward.found(given)
@@ -140,7 +140,7 @@ def _observed_backward(op: str, given: Arguments, transformed: bool) -> Any:
     dy, y, out = given["dy"], given["y"], given["out"]
     arguments = {name: value for name, value in given.items() if name not in ("dy", "y", "out", "batch_invariant")}
     if out is not None and isinstance(y, Tensor):
-        arguments["dtype"] = gradient_dtype(op, arguments.get("dtype"), out, y, "y")
+        arguments["dtype"] = gradient_dtype(op, arguments["dtype"], out, y, "y")
     _check_observed(op, given)
     if not is_traced():
         check_softmax_backward(dy, y, **checkable(arguments))
@@ -152,9 +152,25 @@ def _observed_backward(op: str, given: Arguments, transformed: bool) -> Any:
         inputs = {"dy": dy, "y": y, "batch_invariant": given["batch_invariant"], **to_operator(op, y, arguments)}
         dx, d = (transforms.backward if transformed else torch.ops.softmax_ops.general_backward)(**inputs)
     if out is not None:
-        beside = {name: arguments.get(name) for name in ("lse", "grad_lse")}
-        dx = copied(op, dx, out, dtype=arguments["dtype"], **beside, dy=dy, y=y)
+        beside = {name: arguments[name] for name in ("lse", "grad_lse")}
+        dx = _copied(op, dx, out, dtype=arguments["dtype"], **beside, dy=dy, y=y)
     return (dx, d) if arguments.get("return_dot") else dx
+
+
+def _copied(
+    op: str, result: Tensor, out: Tensor, *, dtype: torch.dtype | None = None, **inputs: Tensor | None
+) -> Tensor:
+    """The result copied to out, by an operation that compilers and transforms support. Out may overlap the inputs.
+
+    Out must be like the last of the inputs, apart from the dtype if one is given.
+    """
+    name, like = list(inputs.items())[-1]
+    assert like is not None
+    wanted = dtype or like.dtype
+    if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (like.shape, wanted, like.device):
+        check_out(op, out, like, name, dtype)  # raises; of the rest that it wants, nothing matters to a copy
+    check_unrecorded(op, **inputs, out=out)
+    return out.copy_(result)
 
 
 def _handed_over(op: str, found: list[Any], inputs: tuple[str, ...], given: Arguments) -> Any:
@@ -182,11 +198,13 @@ def _numbers(op: str, arguments: Arguments) -> Arguments:
 
 
 def _check_observed(op: str, given: Arguments) -> None:
-    """Refuse what an operator would take without a word: the gradient of a scale, a tangent that torch.compile loses.
+    """Refuse what an operator would take without a word: scalars of another type, the gradient of a scale, a tangent
+    that torch.compile loses.
 
     And nested tensors, with a better message than its own; but not while torch.compile traces, since not every version
     can trace is_nested.
     """
+    check_types(op, given)
     if isinstance(given["scale"], Tensor):
         check_no_gradient(op, given["scale"], "scale")
     if is_dynamo_compiling():

@@ -43,7 +43,7 @@ def to_operator(op: str, rows: Tensor, arguments: Arguments) -> Arguments:
 
     Built as one new dictionary, because torch.compile before 2.5 cannot trace one that is modified.
     """
-    left, right = window_bounds(op, arguments.get("window"))
+    left, right = window_bounds(op, arguments["window"])
     scale, offset = arguments["scale"], arguments["causal_offset"]
     scale_tensor = scale if on_device(scale) else None
     offset_tensor = offset if on_device(offset) else None
@@ -53,7 +53,7 @@ def to_operator(op: str, rows: Tensor, arguments: Arguments) -> Arguments:
     return {
         **{name: value for name, value in arguments.items() if name != "window"},
         **{"scale": scale, "scale_tensor": scale_tensor, "causal_offset": offset, "offset_tensor": offset_tensor},
-        **{"left": left, "right": right, "softcap": as_float(arguments.get("softcap"))},
+        **{"left": left, "right": right, "softcap": as_float(arguments["softcap"])},
     }
 
 

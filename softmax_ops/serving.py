@@ -37,7 +37,7 @@ def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[st
     """
     if facts and all(isinstance(call, Call) for call in calls):
         raise TypeError(
-            f"warm_up: {', '.join(facts)} are given and every call is a Call, which has its own; "
+            f"warm_up: every call is a Call, which has its own facts, and {', '.join(facts)} given as well; "
             f"want shapes to go with them, or call._replace({next(iter(facts))}=...)"
         )
     if not isinstance(device, Integral):
@@ -62,13 +62,20 @@ def _geometries(call: Call) -> Iterator[Geometry]:
     read, written = (result, scores) if call.backward else (scores, result)
     sizes = tuple(call.shape) if isinstance(call.shape, Sequence) else ()
     if not sizes or not all(isinstance(size, Integral) and size >= 0 for size in sizes):
-        raise ValueError(f"warm_up: shape is {call.shape}; want the sizes of scores, [..., Q, K]")
+        given = f"of type {type(call.shape).__name__}" if sizes == () and call.shape != () else call.shape
+        raise ValueError(f"warm_up: shape is {given}; want the sizes of scores, [..., Q, K]")
+    for name in ("causal", "backward", "batch_invariant", "general"):
+        if not isinstance(getattr(call, name), bool):
+            raise ValueError(f"warm_up: {name} is {getattr(call, name)!r}; want True or False")
+    if result not in (scores, "f32" if scores in ("f16", "bf16") else scores):
+        raise ValueError(f"warm_up: result_dtype is {result} and dtype {scores}; want f32 for f16 and bf16, or none")
     shape = sizes if len(sizes) > 1 else (1, *sizes)
     if not isinstance(call.mask_shape, Sequence | None):
         raise ValueError(f"warm_up: mask_shape is {call.mask_shape}; want the sizes of the mask, or None")
+    mask = () if call.mask_shape is None else (_mask_strides(call.mask_shape, shape),)
     if 0 in shape:
         return
-    mask = () if call.mask_shape is None or call.backward else (_mask_strides(call.mask_shape, shape),)
+    mask = () if call.backward else mask  # the backward takes none
     mask_kind = _mask_kind(call, scores, general) if mask else ""
     mask_bytes = DTYPE_BYTES[scores] if mask_kind == "like" else 1
     kind = "general" if general else mask_kind + ("causal" if call.causal else "") or "none"

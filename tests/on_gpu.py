@@ -18,11 +18,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from benchmarks.watchdog import limited
 from codegen import variants
@@ -32,12 +32,12 @@ from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Absent, architecture_order, runs_on
 from softmax_ops.launch_plan import LaunchPlan
 from tests.support.cases import cases
-from tests.support.engines import DriverEngine, Operands, Outcome, gpu_architecture
+from tests.support.engines import DriverEngine, NoRoom, Operands, Outcome, gpu_architecture
 from tests.support.outcomes import judge
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-SHARD = 40
+SHARD = 15
 """Variants that one process begins with."""
 
 START_S = 60.0
@@ -56,18 +56,19 @@ Engines = Callable[[str], Engine]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The number of a variant's cases that ran, and what is wrong in one line, "" if nothing is. `lost` means that the
-    process can run nothing more."""
+    """The number of a variant's cases that ran, and of those that the GPU has no room for. What is wrong in one line,
+    or "". `lost` means that the process can run nothing more."""
 
     variant: str
     cases: int
     failure: str = ""
     lost: bool = False
+    without_room: int = 0
 
 
 def verdict(variant: str, engines: Engines) -> Verdict:
-    """Runs all cases of a variant; the driver's first error ends them."""
-    ran, failures = 0, []
+    """Runs all cases of a variant."""
+    ran, without_room, failures = 0, 0, []
     try:
         engine = engines(variant)
         for case in cases(variants.by_name()[variant]):
@@ -75,13 +76,18 @@ def verdict(variant: str, engines: Engines) -> Verdict:
             ran += 1
             try:
                 judge(call, engine.run(call.plan, call.operands))
+            except NoRoom:
+                ran, without_room = ran - 1, without_room + 1
             except driver.DriverError as error:
-                return Verdict(variant, ran, f"{case.why}: {_line(error)}", lost=not _answers())
+                failures.append(f"{case.why}: {_line(error)}")
+                if not _answers():
+                    return Verdict(variant, ran, failures[-1], lost=True)
             except Exception as error:  # whatever it is, other cases may fail as well
                 failures.append(_line(error))
     except (Absent, driver.DriverError) as error:
         return Verdict(variant, ran, _line(error))
-    return Verdict(variant, ran, f"{len(failures)} of {ran} cases; {failures[0]}" if failures else "")
+    why = f"{len(failures)} of {ran} cases; {failures[0]}" if failures else ""
+    return Verdict(variant, ran, why, without_room=without_room)
 
 
 def _line(error: BaseException) -> str:
@@ -138,11 +144,11 @@ def _ended(command: Sequence[str], names: Iterable[str], limit_s: float) -> tupl
 
 
 def in_processes(names: Sequence[str], command: Sequence[str], limit_s: float, jobs: int) -> Iterator[Verdict]:
-    """Verdicts in order, from this many processes at a time."""
+    """Verdicts from this many processes at a time, as they end."""
     shards = [names[start : start + SHARD] for start in range(0, len(names), SHARD)]
     with ThreadPoolExecutor(jobs) as pool:
-        for told in pool.map(lambda shard: apart(shard, command, limit_s), shards):
-            yield from told
+        for told in as_completed([pool.submit(apart, shard, command, limit_s) for shard in shards]):
+            yield from told.result()
 
 
 def from_bundle(bundle: Bundle, arch: str, variant: str) -> DriverEngine:
@@ -207,18 +213,30 @@ def _report(found: Verdict) -> None:
 
 
 def _summary(names: Sequence[str], verdicts: Iterable[Verdict], arch: str, path: Path | None) -> int:
-    """Prints failures as they are found and counts at the end, and writes both; returns the exit status."""
-    found, start = [], time.monotonic()
+    """Prints failures as they are found and counts at the end, and writes both each time; returns the exit status."""
+    found: list[Verdict] = []
+    start = time.monotonic()
+
+    def told() -> tuple[dict[str, Any], dict[str, str], list[str]]:
+        failed = {each.variant: each.failure for each in found if each.failure}
+        left = sorted({*names} - {each.variant for each in found})
+        facts: dict[str, Any] = {"arch": arch, "right": len(found) - len(failed)}
+        facts |= {"cases": sum(each.cases for each in found), "without_room": sum(each.without_room for each in found)}
+        facts |= {"seconds": round(time.monotonic() - start, 1)}
+        if path is not None:
+            partial_file = path.with_suffix(".part")
+            partial_file.write_text(json.dumps({**facts, "failed": failed, "left": left}, indent=1) + "\n")
+            partial_file.replace(path)
+        return facts, failed, left
+
     for each in verdicts:
         _report(each)
         found.append(each)
-    failed = {each.variant: each.failure for each in found if each.failure}
-    left = list(names[len(found) :])
-    facts = {"arch": arch, "right": len(found) - len(failed), "cases": sum(each.cases for each in found)}
-    facts |= {"seconds": round(time.monotonic() - start, 1)}
-    if path is not None:
-        path.write_text(json.dumps({**facts, "failed": failed, "left": left}, indent=1) + "\n")
+        told()
+    facts, failed, left = told()
     print(f"{arch}: {facts['right']} of {len(names)} variants right, {facts['cases']} cases, {facts['seconds']} s")
+    if facts["without_room"]:
+        print(f"{facts['without_room']} cases were not run: their clusters have more CTAs than this GPU has room for")
     if left:
         print(f"{len(left)} were not run, since this process is lost: --jobs 2 goes on in another one")
     return int(bool(failed or left or not names))

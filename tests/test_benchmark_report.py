@@ -356,9 +356,9 @@ def test_a_prediction_by_hand() -> None:
 
 
 def test_a_prediction_of_a_launch_with_fewer_threads_than_the_kernel_may_have() -> None:
-    """2048 columns take two warps: 21 CTAs of 48 registers fit on an SM, whereas only 2 of 16 warps would."""
+    """2048 columns take two warps: 20 CTAs of 48 registers on an SM, ten warps on each quarter; of 16 warps, two."""
     found = prediction(Cell("", (1, 12, 2048, 2048), "f16"), registers=48)
-    assert (found.ctas_per_sm, found.flight_bytes) == (21, 21 * 2 * 2048)
+    assert (found.ctas_per_sm, found.flight_bytes) == (20, 20 * 2 * 2048)
 
 
 def test_predictions_of_causal_few_and_streamed_rows() -> None:

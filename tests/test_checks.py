@@ -128,11 +128,12 @@ def test_scale_becomes_a_float(scale: Any, value: float) -> None:
 
 @pytest.mark.parametrize(
     "scale",
-    [True, "1.0", 1j, None, [1.0], Decimal(1), np.bool_(True), np.ones(()), torch.tensor(True), torch.tensor(1j)],
+    [True, "1.0", 1j, [1.0], Decimal(1), np.bool_(True), np.ones(()), torch.tensor(True), torch.tensor(1j)],
     ids=lambda scale: type(scale).__name__,
 )
 def test_scale_must_be_a_real_number(scale: Any) -> None:
     refuse(TypeError, "scale is", "want a real number", "float(scale)", scale=scale)
+    refuse(TypeError, "scale is None", "want a real number: leave scale out for 1", scale=None)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_tensors_must_be_tensors(given: Any) -> None:
 def test_tensors_are_refused(tensor: torch.Tensor, words: list[str]) -> None:
     other = torch.zeros(2, 3)
     for name, pair in {"dy": {"dy": tensor, "y": other}, "y": {"dy": other, "y": tensor}}.items():
-        refuse(ValueError, f"{name} is a ", *(word.format(name) for word in words), **pair)
+        refuse(ValueError, f"{name} is a", *(word.format(name) for word in words), **pair)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], list[str]]] = {
     "bias: negated": (ValueError, {"bias": lazily_negated(K)}, ["bias is a lazily negated view"]),
     "lengths: type": (TypeError, {"key_lengths": [1, 2]}, ["key_lengths is of type list", "int32 torch.Tensor [B]"]),
     "lengths: dtype": (ValueError, {"key_lengths": torch.zeros(B).long()}, ["int64", "int32", "key_lengths.int()"]),
-    "lengths: shape": (ValueError, {"key_lengths": torch.zeros(3).int()}, ["shape (3,)", "(2,)", "is a mask"]),
+    "lengths: shape": (ValueError, {"key_lengths": torch.zeros(3).int()}, ["shape (3,)", "(2,)", "pass a mask"]),
     "lengths: 2-D": (ValueError, {"key_lengths": torch.zeros(B, 1).int()}, ["shape (2, 1)", "(2,)"]),
     "lengths: device": (
         ValueError,
@@ -272,7 +272,7 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], list[str]]] = {
     "offset in a tensor, of nothing": (
         ValueError,
         {"causal_offset": torch.ones(1, dtype=torch.int32)},
-        ["causal_offset is a int32 tensor of shape (1,)", "causal is False; pass causal=True"],
+        ["causal_offset is an int32 tensor of shape (1,)", "causal is False; pass causal=True"],
     ),
     "return_lse": (TypeError, {"return_lse": 2}, ["return_lse is 2", "want a bool"]),
 }

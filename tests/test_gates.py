@@ -113,7 +113,7 @@ IN_TWO_ROUNDS = {
     # A vector and two edges, each with its features.
     *(f"softmax_fwd_{dtype}_general_warp_k64_v1_t128r16" for dtype in ("f16", "bf16")),
     # ptxas moves the eight loads of an unaligned f32 bias ahead of those of the scores.
-    *(f"softmax_fwd_{dtype}_general_split_kany_v1_t256r1" for dtype in ("f16", "bf16", "f32")),
+    "softmax_fwd_f32_general_split_kany_v1_t256r1",
     "softmax_fwd_bf16_general_stream_kany_v1_t256r1",
     # The first scores are widened, or scaled, before the bias of the last ones is loaded.
     *(f"softmax_fwd_f16tof32_general_warp_{tile}" for tile in ("k64_v4_t128r16", "k128_v4_t128r16")),
@@ -195,12 +195,15 @@ GOAL_MASKED = 16.0
 
 EXCEPTIONS = {
     # A factor per warp, the exchange of 16 partials, and a branch around each chunk beyond the end of a shorter row.
+    # Causal: a branch around each warp, too, which saves three with half of the columns visible.
+    ("causal", Plan.BLOCK, True): 17.3,
+    ("causal", Plan.BLOCK, False): 18.9,
     ("none", Plan.BLOCK, True): 13.5,
     ("boolcausal", Plan.BLOCK, True): 19.8,
     ("like", Plan.BLOCK, True): 17.8,
     ("bias", Plan.BLOCK, True): 18.3,
     ("none", Plan.BLOCK, False): 13.5,
-    ("boolcausal", Plan.BLOCK, False): 19.7,
+    ("boolcausal", Plan.BLOCK, False): 20.7,
     ("like", Plan.BLOCK, False): 17.5,
     ("bias", Plan.BLOCK, False): 19.2,
     # The fixed cost of a row, spread over three vectors per lane instead of four (k384).
@@ -208,18 +211,18 @@ EXCEPTIONS = {
     ("like", Plan.WARP, True): 16.6,
     ("bias", Plan.WARP, True): 17.2,
     # Rows that start anywhere: the edge columns and the phase.
-    ("none", Plan.WARP, False): 12.2,
-    ("boolcausal", Plan.WARP, False): 18.1,
+    ("none", Plan.WARP, False): 12.3,
+    ("boolcausal", Plan.WARP, False): 18.2,
     ("like", Plan.WARP, False): 16.5,
     ("bias", Plan.WARP, False): 18.4,
     # The band kind: both ends of a vector are compared with the band's. For f32 results exp takes longer, and vectors
     # have four elements; their traffic hides 43.5.
     ("band", Plan.WARP, True): 16.8,
-    ("band", Plan.BLOCK, True): 20.1,
-    ("band", Plan.BLOCK, False): 21.1,
+    ("band", Plan.BLOCK, True): 21.0,
+    ("band", Plan.BLOCK, False): 21.4,
     ("band to f32", Plan.WARP, True): 25.5,
-    ("band to f32", Plan.BLOCK, True): 30.7,
-    ("band to f32", Plan.BLOCK, False): 31.2,
+    ("band to f32", Plan.BLOCK, True): 31.2,
+    ("band to f32", Plan.BLOCK, False): 31.9,
     # The general kind: half the columns per lane, a test for each feature and vector; f32 results as above.
     ("general", Plan.WARP, True): 27.9,
     ("general", Plan.WARP, False): 34.3,

@@ -337,7 +337,8 @@ def verify_backward(dy: Tensor, y: Tensor, *, log: bool = False, **arguments: An
     wanted = arguments.get("dtype") or y.dtype
     assert dx.dtype is wanted
     assert_close(dx, expected, DTYPE_NAMES[wanted], floor=0.0, magnitude=allowed.magnitude)
-    asked = {"scale": 1.0, "causal": False, "causal_offset": None} | arguments
+    absent = ("causal_offset", "window", "key_lengths", "softcap", "lse", "grad_lse", "dtype")
+    asked = {"scale": 1.0, "causal": False, **dict.fromkeys(absent)} | arguments
     _, d = routes.softmax_backward(dy, y, log=log, batch_invariant=False, out=None, return_dot=True, **asked)
     near(d, expected_d, FORMATS[DTYPE_NAMES[y.dtype]].unit_roundoff * allowed.d)
     return dx

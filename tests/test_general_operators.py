@@ -62,7 +62,7 @@ def of(name: str) -> tuple[Tensor, dict[str, Any]]:
 
 
 def of_operator(x: Tensor, arguments: dict[str, Any], log: bool) -> dict[str, Any]:
-    plain = {"scale": 1.0, "causal_offset": None} | arguments
+    plain = {"scale": 1.0, "causal_offset": None, "window": None, "softcap": None} | arguments
     return schema.to_operator("", x, plain) | {"log": log}
 
 

@@ -154,10 +154,10 @@ def test_the_command_line_tells_traffic_and_workspace(capsys: pytest.CaptureFixt
     [
         (
             "--shape 3,7 --mask bool --backward",
-            "no bwd f16 kernel ships for mask kind 'bool'; these do: band, causal, ",
+            "--backward takes no mask and no bias",
         ),
         ("--shape 3,7 --dtype f16tof32", "no fwd f16tof32 kernel ships for mask kind 'none'; these do: band, general"),
-        ("--shape 3,7 --dtype f32tof16", "no fwd f32tof16 kernel ships"),
+        ("--shape 3,7 --dtype f32tof16", "--dtype f32tof16 goes with --backward"),
         ("--shape 2,2147483647", "rows of 2147483647 columns; the longest is 2146435072"),
         ("--shape 3,7 --causal-offset 1", "--causal-offset goes with --mask causal or boolcausal"),
         ("--shape 3,7 --mask-shape 1,7", "--mask-shape goes with --mask bool, boolcausal, like or bias"),

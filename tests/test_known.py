@@ -154,7 +154,7 @@ def test_split_rows_get_a_workspace(serve: Serve, long_calls: list[str]) -> None
     first, _, third, _ = stub_driver.launches()
     differing = [i for i, pair in enumerate(zip(first.parameters, third.parameters, strict=True)) if len({*pair}) > 1]
     assert long_calls == ["fwd"] and len(differing) <= 8, "the address of the workspace"
-    (executable,) = launcher._executables.values()
+    ((_, executable),) = launcher._executables.values()
     (at,) = (offset for name, offset, _ in executable.plan.fields if name == WORKSPACE)
     assert 0 not in {int.from_bytes(call.parameters[at : at + 8], "little") for call in stub_driver.launches()}
 

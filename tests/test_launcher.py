@@ -138,7 +138,7 @@ def test_rows_beyond_one_launch(serve: Serve, direction: str, mask_kind: str, fi
 @isolated
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
 def test_a_split_row_is_launched_twice(serve: Serve, direction: str) -> None:
-    """With the same workspace and on the same stream; the two passes differ in one field."""
+    """With the same workspace and on the same stream."""
     found = planned(serve, geometry((3, 300000), direction=direction))
     assert found.workspace_bytes > 0
     launch(found)
@@ -147,8 +147,6 @@ def test_a_split_row_is_launched_twice(serve: Serve, direction: str) -> None:
     assert first.grid == (3 * -(-300000 // found.variant.piece), 1, 1)
     address = struct.pack("P", CALL["workspace.address"])
     assert address in first.parameters and address in second.parameters
-    differing = [i for i, pair in enumerate(zip(first.parameters, second.parameters, strict=True)) if len({*pair}) > 1]
-    assert len(differing) == 1 and (first.parameters[differing[0]], second.parameters[differing[0]]) == (0, 1)
 
 
 def test_plans_are_of_an_architecture() -> None:
@@ -176,7 +174,7 @@ def test_the_stream_is_passed_through(serve: Serve) -> None:
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
 def test_a_cluster_is_an_attribute(serve: Serve, direction: str) -> None:
     """Of as many CTAs as the plan has for this row length, whatever the kernel's largest cluster."""
-    for k, ctas in [(20000, 2), (50000, 4), (139264, 8), (139265, 16)]:
+    for k, ctas in [(16400, 4), (32768, 4), (50000, 8), (65544, 16)]:
         launch(planned(serve, geometry((3, k), direction=direction)))
         call = stub_driver.launches()[-1]
         assert (call.cluster, call.arguments[2], call.grid) == ((ctas, 1, 1), 1, (3 * ctas, 1, 1))
@@ -203,7 +201,7 @@ def test_a_kernel_is_loaded_once(serve: Serve) -> None:
 
 @isolated
 def test_a_function_is_loaded_before_its_first_launch(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On each device; by asking for it alone where a driver or its bindings cannot do more."""
+    """On each device; by a question about it where a driver or its bindings cannot do more."""
     stub_driver.devices("sm_90", "sm_90", "sm_90")
     found = planned(serve)
     launch(found)
@@ -213,6 +211,7 @@ def test_a_function_is_loaded_before_its_first_launch(serve: Serve, monkeypatch:
     monkeypatch.delattr(cuda, "cuFuncLoad")
     launch(found, 2)
     assert [call.device for call in stub_driver.calls("cuFuncLoad")] == [0]
+    assert [call.device for call in stub_driver.calls("cuFuncGetAttribute")] == [1, 2]
     assert len(stub_driver.calls("cuLaunchKernelEx")) == 3
 
 
@@ -260,7 +259,7 @@ def test_an_enumeration_that_takes_no_subscript(serve: Serve, monkeypatch: pytes
 
 
 @isolated
-@pytest.mark.parametrize("k", [139264, 139272])
+@pytest.mark.parametrize("k", [65536, 65544])
 def test_clusters_beyond_8_are_asked_for_once_per_device(serve: Serve, k: int) -> None:
     """By the first plan that has them; smaller clusters of the same kernel ask for nothing."""
     stub_driver.devices("sm_90", "sm_90")
@@ -271,7 +270,7 @@ def test_clusters_beyond_8_are_asked_for_once_per_device(serve: Serve, k: int) -
             launch(found, device)
     asked = [call.arguments[:3] for call in stub_driver.calls("cuKernelSetAttribute")]
     wanted = [[14, 1, 0], [14, 1, 1]]  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-    assert asked == (wanted if k > 139264 else [])
+    assert asked == (wanted if k > 65536 else [])
     assert len(stub_driver.launches()) == 16
 
 
@@ -506,7 +505,7 @@ def test_a_cluster_that_was_not_permitted_is_asked_for_again(serve: Serve) -> No
 
 @isolated
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("k", "largest", "cluster"), [(262144, 8, 16), (262144, 1, 16), (50000, 2, 4), (50000, 1, 4)])
+@pytest.mark.parametrize(("k", "largest", "cluster"), [(262144, 8, 16), (262144, 1, 16), (50000, 2, 8), (50000, 1, 8)])
 def test_clusters_that_a_device_has_no_place_for(serve: Serve, k: int, largest: int, cluster: int) -> None:
     """Others run instead, with the workspace that they need; it is reported once, and afterwards in explanations."""
     stub_driver.largest_cluster(largest)
@@ -526,7 +525,8 @@ def test_clusters_that_a_device_has_no_place_for(serve: Serve, k: int, largest: 
     asked = [call.arguments[0] for call in stub_driver.calls("cuOccupancyMaxActiveClusters")]
     assert asked == [ctas for ctas in (8, 4, 2) if ctas >= min(largest, 8) and ctas > 1] + [16] * (cluster == 16)
     told = explain_geometry(first.geometry, "sm_90", partial(launcher.settled, device=0))
-    assert told.plan == "split" and f"the GPU cannot run clusters of {cluster} CTAs" in told.reason
+    fewest = {262144: 16, 50000: 4}[k]  # with as many columns in a CTA as it holds
+    assert told.plan == "split" and f"the GPU cannot run clusters of {fewest} CTAs" in told.reason
 
 
 @isolated
@@ -557,10 +557,10 @@ def test_a_row_that_fits_smaller_clusters_keeps_its_kernel(serve: Serve) -> None
 
 @isolated
 def test_clusters_that_fit_are_asked_for_once(serve: Serve) -> None:
-    found = planned(serve, geometry((3, 50000)))
+    found = planned(serve, geometry((3, 20000)))
     stub_driver.largest_cluster(4)
     for rows in (3, 5):
-        launch(plan_for(geometry((rows, 50000))))
+        launch(plan_for(geometry((rows, 20000))))
     assert {call.cluster for call in stub_driver.launches()} == {(found.cluster, 1, 1)}
     assert len(stub_driver.calls("cuOccupancyMaxActiveClusters")) == 2, "8, and 4"
 

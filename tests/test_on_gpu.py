@@ -135,10 +135,10 @@ def test_another_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_shards_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_come_as_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_gpu, "SHARD", 2)
     found = on_gpu.in_processes([*"abcde"], [sys.executable, "-c", ENDS], 60.0, jobs=2)
-    assert [each.variant for each in found] == [*"abcde"]
+    assert sorted(each.variant for each in found) == [*"abcde"]
 
 
 def test_a_variant_that_hangs_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:

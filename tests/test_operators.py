@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -458,7 +459,7 @@ def test_meta_tensors_have_shapes_and_gradients() -> None:
     assert softmax_ops.softmax_(y.detach()).is_meta and softmax_ops.softmax_backward(y, y).is_meta
     with pytest.raises(ValueError, match=r"mask is a .* on cpu and x a .* on meta"):
         softmax_ops.softmax(x, mask=bits(K))
-    with pytest.raises(ValueError, match=r"x is a .* on meta.*want a tensor on cpu or cuda"):
+    with pytest.raises(ValueError, match=r"x is a .* on meta.*want plain tensors on cpu or cuda"):
         softmax_ops.plan(x.detach())
     large = torch.empty(2**20, 2**12, dtype=torch.float16, device="meta")
     assert softmax_ops.explain(large).bytes_read == 2**33
@@ -578,3 +579,34 @@ def test_an_operator_takes_a_scale_in_a_0d_tensor() -> None:
     """On the CPU too, where a function reads it."""
     x = torch.randn(2, 3, requires_grad=True)
     torch.library.opcheck(torch.ops.softmax_ops.general, (x,), {"scale_tensor": torch.tensor(0.5)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"scale": "0.5"}, "scale is '0.5' of type str; want a real number"),
+        ({"scale": True}, "scale is True of type bool"),
+        ({"softcap": True}, "softcap is True of type bool"),
+        ({"causal": True, "causal_offset": 1.9}, "causal_offset is 1.9 of type float; want an int"),
+        ({"causal": True, "causal_offset": True}, "causal_offset is True of type bool"),
+        ({"causal": 1}, "causal is 1 of type int; want a bool"),
+        ({"return_lse": 1}, "return_lse is 1 of type int"),
+    ],
+)
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_scalars_of_another_type_are_refused_while_compiling(
+    arguments: dict[str, Any], words: str, direction: str
+) -> None:
+    """An operator would convert them without a word. The same words as without a compiler."""
+    x = torch.randn(2, 8)
+
+    def call() -> Any:
+        if direction == "fwd" or "return_lse" in arguments:
+            return softmax_ops.softmax(x, **arguments)
+        return softmax_ops.softmax_backward(x, x, **arguments)
+
+    with pytest.raises(TypeError, match=re.escape(words)):
+        call()
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=re.escape(words)):
+        torch.compile(call, backend="eager", fullgraph=True)()

@@ -366,7 +366,7 @@ def test_explain_follows_what_softmax_would_copy() -> None:
     expanded = torch.zeros(3, 1).expand(3, 1000)
     explained = softmax_ops.explain(expanded, backward=True)
     assert "softmax_bwd_f32_causal_block_k16384_v4_" in str(explained.variant)
-    assert (explained.lanes, explained.block) == (64, 64)  # two warps hold 512 columns each
+    assert (explained.threads_per_row, explained.block) == (64, 64)  # two warps hold 512 columns each
 
 
 def test_explain_of_alignment_and_architecture() -> None:
@@ -412,7 +412,7 @@ def test_explain_of_long_rows(backward: bool) -> None:
     once = inputs * 2 * few.numel()
 
     said = softmax_ops.explain(few, backward=backward)
-    assert (said.plan, said.cluster, said.grid, said.bytes_read, said.workspace_bytes) == ("cluster", 4, (8,), once, 0)
+    assert (said.plan, said.cluster, said.grid, said.bytes_read, said.workspace_bytes) == ("cluster", 8, (16,), once, 0)
     said = softmax_ops.explain(few, backward=backward, arch="sm_80")
     partial = 4 if backward else 8
     assert (said.plan, said.cluster, said.grid, said.bytes_read) == ("split", 1, (26, 26), 2 * once)

@@ -194,7 +194,7 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
         (serving.Call((3, 5), "f16", result_dtype="int8"), "result_dtype is 'int8'; want one of f16, bf16, f32, f64"),
         (serving.Call((), "f16"), r"shape is \(\)"),
         (serving.Call((3, -1), "f16"), r"shape is \(3, -1\)"),
-        (serving.Call(5, "f16"), "shape is 5; want the sizes of scores"),  # type: ignore[arg-type]
+        (serving.Call(5, "f16"), "shape is of type int; want the sizes of scores"),  # type: ignore[arg-type]
         (serving.Call((3, 5.0), "f16"), r"shape is \(3, 5.0\)"),  # type: ignore[arg-type]
         (serving.Call((3, 5), "f32", mask_shape=(3, 5), mask_dtype="int8"), "mask_dtype is 'int8'; want bool or uint8"),
         (
@@ -203,6 +203,10 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
         ),
         (serving.Call((3, 5), mask_shape=(5,), mask_dtype="int32"), "mask_dtype is 'int32'; want bool or uint8"),
         (serving.Call((3, 5), mask_shape=5), "mask_shape is 5; want the sizes of the mask"),  # type: ignore[arg-type]
+        (serving.Call((3, 5), "f16", causal="no"), "causal is 'no'; want True or False"),  # type: ignore[arg-type]
+        (serving.Call((3, 5), "f16", batch_invariant=5), "batch_invariant is 5; want"),  # type: ignore[arg-type]
+        (serving.Call((3, 5), "f32", result_dtype="f16"), "result_dtype is f16 and dtype f32; want f32 for f16"),
+        (serving.Call((0, 5), "f16", mask_shape=(2, 5)), r"a mask of shape \(2, 5\) does not broadcast to \(0, 5\)"),
         (serving.Call((3, 5), "f16", mask_shape=(2, 5)), r"a mask of shape \(2, 5\) does not broadcast to \(3, 5\)"),
     ],
 )
@@ -225,5 +229,14 @@ def test_a_device_is_an_ordinal(device: Any) -> None:
 
 
 def test_facts_are_those_of_shapes() -> None:
-    with pytest.raises(TypeError, match=r"dtype, causal are given and every call is a Call.*_replace\(dtype=\.\.\.\)"):
+    with pytest.raises(
+        TypeError, match=r"every call is a Call, .* dtype, causal given as well; .*_replace\(dtype=\.\.\.\)"
+    ):
         softmax_ops.warm_up(softmax_ops.Call((3, 5)), dtype="bf16", causal=True)
+
+
+@pytest.mark.parametrize("frozen", ["no", None, 1])
+def test_freeze_takes_a_bool(frozen: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"freeze: frozen is {frozen!r}; want True, or False")):
+        softmax_ops.freeze(frozen)
+    assert not launcher._frozen

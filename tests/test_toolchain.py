@@ -137,6 +137,21 @@ def test_a_spill_fails_the_build() -> None:
         toolchain.compile_unit({SPEC.name: crowded.replace("/*Chunks=*/2", "/*Chunks=*/8")}, ["sm_90"])
 
 
+@pytest.mark.parametrize("type", ["Gate<Element>", "Optional<Gate<Element>>"])
+def test_the_feature_of_the_documentation_compiles(type: str) -> None:
+    """By itself and in the general kind; it is loaded in the same wide accesses as the scores."""
+    page = (CHECKOUT / "docs" / "adding_a_variant.md").read_text()
+    (gate,) = re.findall(r"^```cpp\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    made = "Gate<Element>::Params{p.operands.x, p.operands.x_strides}, rows, index"
+    source = SOURCE.replace(
+        "\nnamespace ", f"#include <softmax/optional.cuh>\nnamespace softmax {{\n{gate}\n}}\nnamespace "
+    )
+    source = source.replace("(p.operands.scale);", f"(p.operands.scale, {type}({made}));")
+    compiled = [toolchain.compile_unit({SPEC.name: each}, ["sm_90"], kind="ptx") for each in (SOURCE, source)]
+    without, gated = (cubin.code.count(b"ld.global.v4") for (cubin,) in compiled)
+    assert (without, gated) == (2, 4)
+
+
 # ---- building
 
 
@@ -172,7 +187,7 @@ def test_neighbours_in_a_unit_and_other_processes_do_not_change_the_bytes(cache:
 
 def test_units_share_a_front_end_only_inside_a_family() -> None:
     missing = {"sm_80": [SPEC.name], "sm_86": [SPEC.name], "sm_90": [SPEC.name]}
-    units = list(build._units({SPEC.name: SOURCE}, missing, "cubin"))
+    units = list(build._units({SPEC.name: SOURCE}, missing, "cubin", build.UNIT_KERNELS))
     assert [unit.architectures for unit in units] == [("sm_80", "sm_86"), ("sm_90",)]
 
 

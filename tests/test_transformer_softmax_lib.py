@@ -321,3 +321,14 @@ def test_transforms_differentiate_the_forward() -> None:
     torch.testing.assert_close(gradient, expected.masked_fill(mask, 0.0))
     moved = torch.func.jvp(lambda x: scaled_masked_softmax_forward(x, mask, 0.5), (x,), (w,))[1]
     torch.testing.assert_close((moved * w).sum(), (gradient * w).sum())
+
+
+def test_transforms_follow_the_backward() -> None:
+    y, dy = torch.rand(1, 2, 3, 5, dtype=torch.float64).softmax(-1), torch.randn(1, 2, 3, 5, dtype=torch.float64)
+
+    def of_both(back: Any) -> tuple[torch.Tensor, ...]:
+        return torch.func.grad(lambda dy, y: back(dy, y).square().sum(), argnums=(0, 1))(dy, y)
+
+    ours = of_both(lambda dy, y: scaled_masked_softmax_backward(dy, y, 0.5))
+    formula = of_both(lambda dy, y: 0.5 * y * (dy - (y * dy).sum(-1, keepdim=True)))
+    torch.testing.assert_close(ours, formula)

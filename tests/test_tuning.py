@@ -52,7 +52,9 @@ def test_candidates_serve_the_length_on_their_architecture(kind: tuple[Direction
         for spec in found:
             assert Spec.from_name(spec.name) == spec
             assert spec.vec == 1 or k % spec.vec == 0
-            assert (spec.threads % 32 == 0 and spec.threads == spec.lanes * spec.rows) or spec.plan is Plan.TILE
+            assert (
+                spec.threads % 32 == 0 and spec.threads == spec.threads_per_row * spec.rows
+            ) or spec.plan is Plan.TILE
             of = geometry((300, k), dtype.value, direction=direction.label)
             assert plan(of, codegen_catalog.alone(spec), arch).variant.name == spec.name
 

@@ -45,6 +45,8 @@ class Provider:
             return in_brief(error)
 
 
+PEERS = ("torch chain", "torch.softmax", "torch.compile", "triton", "liger", "quack")
+
 OURS = "softmax_ops"
 UNMASKED = "softmax_ops unmasked"
 """Our kernels on the same scores with nothing hidden or added, so that the cost of a mask is a ratio within a round."""

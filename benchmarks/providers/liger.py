@@ -33,4 +33,11 @@ def refuses(cell: Cell) -> str | None:
     return f"Liger takes K <= {LONGEST}" if cell.k > LONGEST else None
 
 
-PROVIDER = Provider("liger", prepare, absent=needs("liger_kernel", "liger-kernel"), refuses=refuses, plain=True)
+PROVIDER = Provider(
+    "liger",
+    prepare,
+    absent=needs("liger_kernel", "liger-kernel"),
+    refuses=refuses,
+    plain=True,
+    allowed=512.0,  # its backward rounds the products y dy to 16 bits before it adds them up
+)

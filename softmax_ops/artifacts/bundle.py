@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import signature as signatures
 from .cubin import Absent, Cubin, architecture_order, canonical_json
@@ -77,11 +77,20 @@ class _Architecture:
     entries_at: int
 
 
+class _File(NamedTuple):
+    """What tells one file from another that took its place."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
 @dataclass(frozen=True)
 class _Top:
     """The content of the first read of one particular file, and the indexes read since."""
 
-    file: tuple[int, ...]  # device, inode, size, mtime
+    file: _File
     digest: bytes
     body_at: int
     catalog: Region
@@ -186,15 +195,14 @@ class Bundle:
         refusal = as_trusted_as_this_package(info) if stat.S_ISREG(info.st_mode) else "it is no regular file"
         if refusal:
             raise Absent(f"the bundle {self.path} is not used: {refusal}", "refused")
-        file = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+        file = _File(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
         top = self._top  # read once: another thread may replace it
         if top is None or top.file != file:
             self._top = top = self._read_top(descriptor, file)
         return top
 
-    def _read_top(self, descriptor: int, file: tuple[int, ...]) -> _Top:
-        file_bytes = file[2]
-        first = pread_exactly(descriptor, min(_FIRST_READ, file_bytes), 0)
+    def _read_top(self, descriptor: int, file: _File) -> _Top:
+        first = pread_exactly(descriptor, min(_FIRST_READ, file.size), 0)
         if len(first) < _TOP_START or not first.startswith(_MAGIC):
             raise Absent(f"{self.path} is not a bundle of softmax_ops", "damaged")
         _, schema, top_bytes, announced = _HEAD.unpack_from(first)
@@ -202,8 +210,8 @@ class Bundle:
             said = f"has schema {schema}, and this version of the package reads {SCHEMA}"
             raise Absent(f"the bundle {self.path} {said}", "of another schema")
         body_at = _TOP_START + top_bytes
-        if file_bytes != announced or body_at > file_bytes:
-            said = f"is truncated or damaged: {file_bytes} of {announced} bytes"
+        if file.size != announced or body_at > file.size:
+            said = f"is truncated or damaged: {file.size} of {announced} bytes"
             raise Absent(f"the bundle {self.path} {said}", "damaged")
         first += pread_exactly(descriptor, max(0, body_at - len(first)), len(first))
         top = first[_TOP_START:body_at]
@@ -235,7 +243,7 @@ class Bundle:
 
     def _check_whole(self) -> None:
         with self._open() as (descriptor, top):
-            whole = pread_exactly(descriptor, top.file[2], 0)
+            whole = pread_exactly(descriptor, top.file.size, 0)
             if hashlib.sha256(whole[:-_SHA256_BYTES]).digest() != whole[-_SHA256_BYTES:]:
                 raise Absent(f"the bundle {self.path} is damaged: hash mismatch over the whole file", "damaged")
 
@@ -292,7 +300,7 @@ def _block(cubins: Mapping[str, Cubin]) -> tuple[bytes, bytes]:
     return b"\n".join(lines), bytes(entries)
 
 
-def _parse_top(facts: dict[str, Any], file: tuple[int, ...], digest: bytes, body_at: int) -> _Top:
+def _parse_top(facts: dict[str, Any], file: _File, digest: bytes, body_at: int) -> _Top:
     found = facts["architectures"]
     architectures = {
         arch: _Architecture(Region(**found[arch]["index"]), found[arch]["entries_at"])
@@ -312,7 +320,7 @@ def _parse_index(raw: bytes) -> Mapping[str, _Row]:
 def _facts(top: _Top, indexes: Mapping[str, Mapping[str, _Row]]) -> BundleFacts:
     sizes = sorted((row.code.raw, f"{name} for {arch}") for arch, rows in indexes.items() for name, row in rows.items())
     return BundleFacts(
-        file_bytes=top.file[2],
+        file_bytes=top.file.size,
         cubins=len(sizes),
         variants=len({name for rows in indexes.values() for name in rows}),
         per_architecture=tuple((arch, len(rows)) for arch, rows in indexes.items()),

@@ -10,9 +10,10 @@ from dataclasses import astuple, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
 
+from .cubin import architecture_order
 from .lazy_mapping import LazyMapping
 
-SCHEMA = 8
+SCHEMA = 9
 
 _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
@@ -36,7 +37,7 @@ class Variant:
     plan: str  # tile, warp, block, cluster, stream, split
     max_k: int  # longest row, in whole vectors of columns
     vec: int  # alignment required of every row, in elements
-    lanes: int  # threads of a CTA that share a row; an upper limit if `by_warp`
+    threads_per_row: int  # threads of a CTA that share a row; an upper limit if `by_warp`
     threads: int  # per CTA; an upper limit if `by_warp`
     rows: int  # per CTA; for a tile, at max_k
     access: int  # elements of a vector in registers
@@ -45,10 +46,10 @@ class Variant:
     tile_elements: int  # elements of each of a row's tensors that a tile's shared memory holds; 0: not a tile
     flat: bool  # it takes only rows that a tile moves as one range
     piece: int  # columns that a CTA handles at once if a row is longer; 0: it holds its part of the row
-    passes: int  # launches over the same rows
+    passes: int  # times that its rows are read, each by a launch of its own
     partial_bytes: int  # left by a piece in the workspace for the next pass
     cluster: int  # CTAs per cluster, at most
-    cta_columns: int  # columns that a CTA of a cluster holds while two share an SM; 0: no clusters
+    cta_columns: int  # columns that a CTA of a cluster holds while several share an SM; 0: no clusters
     shared_bytes: int  # dynamic shared memory
     layout: str  # key of its argument layout
     architectures: tuple[str, ...]  # for which it ships
@@ -166,7 +167,7 @@ class Catalog:
     def architectures(self) -> tuple[str, ...]:
         """All architectures for which some variant ships."""
         named = {arch for variant in self.variants.values() for arch in variant.architectures}
-        return tuple(sorted(named, key=lambda arch: int(arch[3:])))
+        return tuple(sorted(named, key=architecture_order))
 
 
 _FACTS = [field.name for field in fields(Variant)][1:]

@@ -40,7 +40,7 @@ class _Variable:
     default: str  # as shown
     description: str
     parse: Callable[[str], Value]  # raises ValueError that says what is wanted
-    fallback: Callable[[], Value]  # the value when the variable is unset or empty
+    fallback: Callable[[], Value] | None = None  # the value when it is unset or empty; None: that of `default`
 
 
 def _path(text: str) -> Path:
@@ -106,21 +106,18 @@ _TABLE = {
         default="2GiB",
         description="size the cache is kept under, the least recently used kernels going first; 0 keeps nothing",
         parse=_byte_count,
-        fallback=lambda: 2 << 30,
     ),
     "SOFTMAX_OPS_COMPILE": _Variable(
         type="choice",
         default="auto",
         description="auto: compile a missing kernel if the compiler is there; never: a missing kernel is an error",
         parse=_one_of("auto", "never"),
-        fallback=lambda: "auto",
     ),
     "SOFTMAX_OPS_NATIVE": _Variable(
         type="choice",
         default="auto",
         description="auto: use the compiled part of the package if it was built; never: launch through Python",
         parse=_one_of("auto", "never"),
-        fallback=lambda: "auto",
     ),
     "SOFTMAX_OPS_PUBLIC_KEY": _Variable(
         type="path",
@@ -144,11 +141,11 @@ def read(name: str) -> Value:
     """The current value of one variable; unset and empty both mean the default. ValueError if it cannot be used."""
     if name not in _TABLE:
         raise ValueError(f"{name} is no setting of softmax_ops; there are {', '.join(_TABLE)}")
-    text = os.environ.get(name, "")
+    variable, text = _TABLE[name], os.environ.get(name, "")
     if not text:
-        return _TABLE[name].fallback()
+        return variable.fallback() if variable.fallback else variable.parse(variable.default)
     try:
-        return _TABLE[name].parse(text)
+        return variable.parse(text)
     except ValueError as wanted:
         raise ValueError(f"environment variable {name} is {text!r}; wanted {wanted}") from None
 

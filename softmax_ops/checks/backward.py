@@ -9,7 +9,7 @@ from .band import band_of
 from .out import check_apart, check_out, check_unmet, check_unrecorded, gradient_dtype
 from .request import BackwardRequest, simplified
 from .scalars import positive_softcap
-from .tensors import check_rows, describe
+from .tensors import check_rows, described
 from .values import check_key_lengths, per_row, scale_of
 
 _OP = "softmax_ops.softmax_backward"
@@ -103,11 +103,11 @@ def _unlike_error(op: str, dy: Tensor, y: Tensor) -> ValueError:
     else:
         advice = "pass dy.to(y)"
     return ValueError(
-        f"{op}: dy is a {describe(dy)} and y a {describe(y)}; want one dtype, shape and device for both: {advice}"
+        f"{op}: dy is {described(dy)} and y {described(y)}; want one dtype, shape and device for both: {advice}"
     )
 
 
-def _check_out(op: str, out: Tensor, dy: Tensor, y: Tensor, dtype: torch.dtype | None = None) -> None:
+def _check_out(op: str, out: Tensor, dy: Tensor, y: Tensor, dtype: torch.dtype | None) -> None:
     check_out(op, out, y, "y", dtype)
     check_unrecorded(op, dy=dy, y=y, out=out)
     check_apart(op, out, dy, "dy")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..problem import EVERYWHERE
 from .scalars import clamped_offset
-from .tensors import check_plain, describe
+from .tensors import check_plain, described
 from .values import check_device
 
 # The largest offset from which a kernel computes distances, in 32 bits with room for the number of a query.
@@ -112,7 +112,7 @@ def _check_offset_tensor(op: str, offset: Tensor, rows: Tensor, name: str) -> No
     of_batches = rows.dim() > 2 and offset.shape == rows.shape[:1]
     if offset.dtype not in (torch.int32, torch.int64) or not (of_batches or offset.numel() == 1):
         raise ValueError(
-            f"{op}: causal_offset is a {describe(offset)} and {name} a {describe(rows)}; want an int, or int32 or "
+            f"{op}: causal_offset is {described(offset)} and {name} {described(rows)}; want an int, or int32 or "
             f"int64 on {name}'s device: one, or shape [B] for {name} [B, ..., Q, K], one for each batch entry: column "
             "j is visible to query i if j <= i + causal_offset"
         )

@@ -12,7 +12,7 @@ from .band import band_of
 from .out import check_apart, check_out, check_unmet, check_unrecorded, result_dtype
 from .request import Request, simplified
 from .scalars import check_flag, check_no_gradient, finite_scale, positive_softcap
-from .tensors import DTYPES, check_rows, describe
+from .tensors import DTYPES, check_rows, described
 from .values import (
     MASK_DTYPES,
     check_bias,
@@ -115,7 +115,7 @@ def check_masked_fill(input: Tensor, mask: Tensor | None, scale: float | Tensor,
         check_tensor(_MASKED_FILL, mask, "mask", "a torch.Tensor of bool, uint8 or a float dtype")
         if mask.dtype not in (*MASK_DTYPES, *DTYPES):
             raise ValueError(
-                f"{_MASKED_FILL}: mask is a {describe(mask)}; want bool, uint8, float16, bfloat16, float32 or float64, "
+                f"{_MASKED_FILL}: mask is {described(mask)}; want bool, uint8, float16, bfloat16, float32 or float64, "
                 "where 1 hides a column: convert it with mask == 1"
             )
         check_broadcast(_MASKED_FILL, mask, input, "mask", "input")

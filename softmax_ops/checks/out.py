@@ -10,7 +10,7 @@ from torch.compiler import is_dynamo_compiling
 
 from ..problem import strides_nest
 from .memory import may_share, ranges_meet, same_elements
-from .tensors import check_plain, describe, type_name
+from .tensors import check_plain, describe, described, type_name
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -35,11 +35,11 @@ def _agreed(op: str, dtype: Any, out: Any, rows: Tensor, name: str, others: tupl
     if dtype is not rows.dtype and dtype not in others:
         wanted = " or ".join(str(each) for each in (rows.dtype, *others))
         raise ValueError(
-            f"{op}: dtype is {dtype} and {name} a {describe(rows)}; want {wanted}: convert the result, or {name}"
+            f"{op}: dtype is {dtype} and {name} {described(rows)}; want {wanted}: convert the result, or {name}"
         )
     if isinstance(out, Tensor) and out.dtype is not dtype:
         raise ValueError(
-            f"{op}: out is a {describe(out)} and dtype is {dtype}; want them to agree: leave one of the two out"
+            f"{op}: out is {described(out)} and dtype is {dtype}; want them to agree: leave one of the two out"
         )
     return None if dtype is rows.dtype else dtype
 
@@ -54,19 +54,20 @@ def check_out(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dtype 
     check_plain(op, out, "out")
     if not is_dynamo_compiling() and out.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
-            f"{op}: out is a {describe(out)} made in inference mode, and the call is outside; want both inside, as for "
+            f"{op}: out is {described(out)} made in inference mode, and the call is outside; want both inside, as for "
             "every operation in place: write to a clone"
         )
     if out.dtype is not (dtype or like.dtype) or out.shape != like.shape or out.device != like.device:
         raise _unlike_error(op, out, like, name, dtype)
+    given = f"{name}, which the result is written to," if out is like else "out"
     if out.shape[-1] > 1 and out.stride(-1) != 1:
         raise ValueError(
-            f"{op}: out is a {describe(out)}; want last stride 1: write into a contiguous out and copy it from there"
+            f"{op}: {given} is {described(out)}; want last stride 1: write into a contiguous out and copy it from there"
         )
     if not out.is_contiguous() and not strides_nest(out.shape, out.stride()):
         raise ValueError(
-            f"{op}: out is a {describe(out)}, which has, or cannot be shown not to have, several elements at one "
-            "address; want each stride to exceed the reach of the smaller ones: pass out.contiguous()"
+            f"{op}: {given} is {described(out)}, which has, or cannot be shown not to have, several elements at one "
+            "address; want each stride to exceed the reach of the smaller ones: pass a contiguous out"
         )
 
 
@@ -75,7 +76,7 @@ def _unlike_error(op: str, out: Tensor, like: Tensor, name: str, dtype: torch.dt
     if dtype is not None:
         wanted, made = f"{str(dtype)[6:]} and {name}'s shape and device", f"{name}, dtype={dtype}"
     return ValueError(
-        f"{op}: out is a {describe(out)} and {name} a {describe(like)}; want {wanted}: "
+        f"{op}: out is {described(out)} and {name} {described(like)}; want {wanted}: "
         f"allocate out with torch.empty_like({made})"
     )
 
@@ -86,7 +87,7 @@ def check_apart(op: str, out: Tensor, other: Tensor, name: str) -> None:
         return
     if out.dtype is not other.dtype or (not same_elements(out, other) and may_share(out, other)):
         raise ValueError(
-            f"{op}: out, a {describe(out)}, overlaps {name}, a {describe(other)}, {out.data_ptr() - other.data_ptr()} "
+            f"{op}: out, {described(out)}, overlaps {name}, {described(other)}, {out.data_ptr() - other.data_ptr()} "
             f"bytes after it; want out to be {name} exactly, or apart from it (views with different strides or dtypes "
             "count as overlapping if their address ranges do): write to a new tensor"
         )
@@ -97,7 +98,7 @@ def check_unmet(op: str, out: Tensor, other: Tensor | None, name: str) -> None:
     if other is not None and ranges_meet(out, other):
         name = {"scale_tensor": "scale", "offset_tensor": "causal_offset"}.get(name, name)
         raise ValueError(
-            f"{op}: the address range of out, a {describe(out)}, meets that of {name}, a {describe(other)}; "
+            f"{op}: the address range of out, {described(out)}, meets that of {name}, {described(other)}; "
             f"want them apart: pass {name}.clone()"
         )
 

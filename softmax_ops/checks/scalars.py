@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .tensors import describe, type_name
+from .tensors import described, type_name
 
-# The largest |scale| by accumulation type. f32: up to it scale * log2(e), which kernels fold into one constant, is
-# finite too. f64: every finite double.
+# The largest |scale| by accumulation type, in which it is applied: the largest power of two of f32, every finite f64.
 SCALE_LIMIT_F32 = 2.0**127
 _SCALE_LIMIT_F64 = sys.float_info.max
 
@@ -26,6 +26,22 @@ def check_flag(op: str, given: Any, name: str) -> None:
         raise TypeError(f"{op}: {name} is {given!r} of type {type_name(given)}; want a bool: pass True or False")
 
 
+def check_types(op: str, given: Mapping[str, Any]) -> None:
+    """Refuse scalar arguments of a type that none may have, before a compiler or an operator converts them.
+
+    It looks at no value, and not for a type that numbers may have: under a compiler they stand for symbols and arrays.
+    """
+    for name in ("causal", "return_lse"):
+        if name in given:
+            check_flag(op, given[name], name)
+    if isinstance(given["scale"], (bool, str)):
+        raise _not_real(op, given["scale"])
+    if isinstance(given["causal_offset"], (bool, float, str)):
+        raise _not_an_offset(op, given["causal_offset"])
+    if isinstance(given["softcap"], (bool, str)):
+        raise _not_a_softcap(op, given["softcap"])
+
+
 def finite_scale(op: str, given: Any, rows: Tensor) -> float:
     """`given` as a float that is finite in the accumulation type of `rows`, [..., K]."""
     scale: float = given if type(given) is float else _float(op, given)
@@ -33,7 +49,7 @@ def finite_scale(op: str, given: Any, rows: Tensor) -> float:
     if -limit <= scale <= limit:  # false for NaN
         return scale
     raise ValueError(
-        f"{op}: scale is {scale}; want a finite number, at most {limit:.4g} in magnitude for a {describe(rows)}: "
+        f"{op}: scale is {scale}; want a finite number, at most {limit:.4g} in magnitude for {described(rows)}: "
         "check how it was computed"
     )
 
@@ -42,15 +58,31 @@ def _float(op: str, scale: Any) -> float:
     if isinstance(scale, Tensor):
         return _scale_of_tensor(op, scale)
     if isinstance(scale, bool) or not isinstance(scale, Real):
-        raise TypeError(f"{op}: scale is {scale!r} of type {type_name(scale)}; want a real number: pass float(scale)")
+        raise _not_real(op, scale)
     try:
         return float(scale)
     except OverflowError:
         raise ValueError(f"{op}: scale is an integer beyond the range of float; want a finite number") from None
 
 
+def _not_real(op: str, scale: Any) -> TypeError:
+    advice = "leave scale out for 1" if scale is None else "pass float(scale)"
+    return TypeError(f"{op}: scale is {scale!r} of type {type_name(scale)}; want a real number: {advice}")
+
+
+def _not_an_offset(op: str, causal_offset: Any) -> TypeError:
+    return TypeError(
+        f"{op}: causal_offset is {causal_offset!r} of type {type_name(causal_offset)}; want an int: column j is "
+        "visible to query i if j <= i + causal_offset"
+    )
+
+
+def _not_a_softcap(op: str, softcap: Any) -> TypeError:
+    return TypeError(f"{op}: softcap is {softcap!r} of type {type_name(softcap)}; want a real number: pass a float")
+
+
 def _scale_of_tensor(op: str, scale: Tensor) -> float:
-    given = f"{op}: scale is a {describe(scale)}"
+    given = f"{op}: scale is {described(scale)}"
     if scale.layout is not torch.strided or scale.dim() != 0 or scale.device.type != "cpu":
         raise ValueError(f"{given}; want a number or a 0-d CPU tensor: pass float(scale) if it has one element")
     if scale.dtype is torch.bool or scale.is_complex():
@@ -63,7 +95,7 @@ def check_no_gradient(op: str, tensor: Tensor, name: str) -> None:
     """Refuse a tensor that requires grad, for an argument that has no gradient."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{op}: {name} is a {describe(tensor)} that requires grad, and no gradient with respect to {name} is "
+            f"{op}: {name} is {described(tensor)} that requires grad, and no gradient with respect to {name} is "
             f"computed: pass {name}.detach(), call under torch.no_grad(), or {_INSTEAD[name]}"
         )
 
@@ -73,7 +105,7 @@ def clamped_offset(op: str, rows: Tensor, causal: Any, causal_offset: Any) -> in
     if causal is False:
         if causal_offset is None:
             return None
-        given = f"a {describe(causal_offset)}" if isinstance(causal_offset, Tensor) else repr(causal_offset)
+        given = f"{described(causal_offset)}" if isinstance(causal_offset, Tensor) else repr(causal_offset)
         raise ValueError(
             f"{op}: causal_offset is {given} and causal is False; pass causal=True as well, or what else "
             "measures from it: a window, alibi_slopes"
@@ -84,10 +116,7 @@ def clamped_offset(op: str, rows: Tensor, causal: Any, causal_offset: Any) -> in
     if causal_offset is None:
         return columns - queries
     if isinstance(causal_offset, bool) or not isinstance(causal_offset, Integral):
-        raise TypeError(
-            f"{op}: causal_offset is {causal_offset!r} of type {type_name(causal_offset)}; want an int: column j is "
-            "visible to query i if j <= i + causal_offset"
-        )
+        raise _not_an_offset(op, causal_offset)
     return max(-queries, min(int(causal_offset), columns))
 
 
@@ -96,7 +125,7 @@ def positive_softcap(op: str, given: Any, rows: Tensor) -> float | None:
     if given is None:
         return None
     if isinstance(given, (bool, Tensor)) or not isinstance(given, Real):
-        raise TypeError(f"{op}: softcap is {given!r} of type {type_name(given)}; want a real number: pass a float")
+        raise _not_a_softcap(op, given)
     limit = 2.0**1022 if rows.dtype is torch.float64 else 2.0**126
     try:
         softcap = float(given)
@@ -106,7 +135,7 @@ def positive_softcap(op: str, given: Any, rows: Tensor) -> float | None:
         ) from None
     if not 1 / limit <= softcap <= limit:  # so for NaN
         raise ValueError(
-            f"{op}: softcap is {softcap}; want a finite number above 0, within {1 / limit:.4g} and {limit:.4g} for a "
-            f"{describe(rows)}: pass None for no softcap"
+            f"{op}: softcap is {softcap}; want a finite number above 0, within {1 / limit:.4g} and {limit:.4g} for "
+            f"{str(rows.dtype)[6:]}: pass None for no softcap"
         )
     return softcap

@@ -21,16 +21,23 @@ def describe(tensor: Tensor) -> str:
     return f"{dtype} tensor of shape {tuple(tensor.shape)}, strides {tensor.stride()}, on {tensor.device}"
 
 
+def described(tensor: Tensor) -> str:
+    """`describe` with its article: `a float16 tensor ...`."""
+    words = describe(tensor)
+    return f"{'an' if words.startswith('int') else 'a'} {words}"
+
+
 def type_name(value: object) -> str:
-    return type(value).__name__
+    """The name of a value's type, of a numpy scalar with its module: `numpy.bool` is not `bool`."""
+    kind = type(value)
+    return f"numpy.{kind.__name__}" if kind.__module__ == "numpy" else kind.__name__
 
 
 def check_rows(op: str, tensor: Tensor, name: str) -> None:
     """Refuse all but a plain tensor [..., K] of a supported dtype, on cpu, cuda or meta."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{op}: {name} is of type {type_name(tensor)}; want a torch.Tensor: convert it with torch.as_tensor({name})"
-        )
+        advice = "" if tensor is None else f": convert it with torch.as_tensor({name})"
+        raise TypeError(f"{op}: {name} is of type {type_name(tensor)}; want a torch.Tensor{advice}")
     check_plain(op, tensor, name)
     if tensor.dtype not in DTYPES:
         raise _dtype_error(op, tensor, name)
@@ -46,7 +53,7 @@ def check_plain(op: str, tensor: Tensor, name: str) -> None:
     """Refuse tensors whose values are not simply the memory at base + sum of index * stride."""
     check_one_shape(op, tensor, name)
     if tensor.layout is not torch.strided:
-        raise ValueError(f"{op}: {name} is a {describe(tensor)}; want a dense strided tensor: pass {name}.to_dense()")
+        raise ValueError(f"{op}: {name} is {described(tensor)}; want a dense strided tensor: pass {name}.to_dense()")
     if not is_dynamo_compiling() and tensor.is_neg():  # which torch.compile does not follow
         raise ValueError(
             f"{op}: {name} is a lazily negated view ({describe(tensor)}), whose memory holds the opposite sign; "
@@ -58,7 +65,7 @@ def check_one_shape(op: str, tensor: Tensor, name: str) -> None:
     """Refuse nested tensors. A jagged one is a tensor subclass that operators do not support."""
     if tensor.is_nested:
         raise ValueError(
-            f"{op}: {name} is a {describe(tensor)}; want one shape for all rows: "
+            f"{op}: {name} is {described(tensor)}; want one shape for all rows: "
             f"pass {name}.to_padded_tensor(0), whose padding key_lengths or a mask hides in the forward"
         )
 
@@ -71,10 +78,10 @@ def _dtype_error(op: str, tensor: Tensor, name: str) -> ValueError:
     else:
         advice = f"convert it with {name}.to(torch.float32)"
     return ValueError(
-        f"{op}: {name} is a {describe(tensor)}; want dtype float16, bfloat16, float32 or float64: {advice}"
+        f"{op}: {name} is {described(tensor)}; want dtype float16, bfloat16, float32 or float64: {advice}"
     )
 
 
 def _device_error(op: str, tensor: Tensor, name: str) -> ValueError:
     advice = f"move it with {name}.cuda() or {name}.cpu()"
-    return ValueError(f"{op}: {name} is a {describe(tensor)}; want a tensor on cpu or cuda: {advice}")
+    return ValueError(f"{op}: {name} is {described(tensor)}; want a tensor on cpu or cuda: {advice}")

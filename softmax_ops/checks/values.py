@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .scalars import check_no_gradient, finite_scale
-from .tensors import check_plain, describe, type_name
+from .tensors import check_plain, described, type_name
 
 MASK_DTYPES = frozenset((torch.bool, torch.uint8))
 
@@ -26,7 +26,7 @@ def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tenso
     """
     if not isinstance(given, Tensor) or (given.dim() == 0 and given.device.type == "cpu"):
         return finite_scale(op, given, rows), None
-    said = f"{op}: scale is a {describe(given)}"
+    said = f"{op}: scale is {described(given)}"
     check_plain(op, given, "scale")
     _check_float(op, given, rows, "scale", name, "a number, a 0-d CPU tensor, or a float32 tensor")
     check_no_gradient(op, given, "scale")
@@ -65,7 +65,7 @@ def per_row(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
     check_tensor(op, given, name, "a torch.Tensor like the lse that the forward returns")
     if given.dtype is not wanted or given.shape != rows.shape[:-1] or given.device != rows.device:
         raise ValueError(
-            f"{op}: {name} is a {describe(given)} and y a {describe(rows)}; want one {str(wanted)[6:]} for each row, "
+            f"{op}: {name} is {described(given)} and y {described(rows)}; want one {str(wanted)[6:]} for each row, "
             f"shape {tuple(rows.shape[:-1])}, on y's device, as return_lse=True gives it"
         )
     return given
@@ -80,13 +80,13 @@ def check_key_lengths(op: str, given: Any, rows: Tensor, name: str) -> None:
             f"want {name} [B, ..., K]: pass {name}.unsqueeze(0)"
         )
     if given.dtype is not torch.int32:
-        raise ValueError(f"{op}: key_lengths is a {describe(given)}; want dtype int32: pass key_lengths.int()")
+        raise ValueError(f"{op}: key_lengths is {described(given)}; want dtype int32: pass key_lengths.int()")
     check_device(op, given, rows, "key_lengths", name)
     if given.dim() != 1 or given.shape[0] != rows.shape[0]:
         raise ValueError(
             f"{op}: key_lengths has shape {tuple(given.shape)} and {name} has shape {tuple(rows.shape)}; want one "
-            f"length for each of {name}'s first dimension, shape ({rows.shape[0]},): a length for each row of a "
-            "batch is a mask"
+            f"length for each of {name}'s first dimension, shape ({rows.shape[0]},): if the rows of a "
+            "batch entry have different lengths, pass a mask"
         )
 
 
@@ -104,7 +104,7 @@ def check_bias(op: str, given: Any, x: Tensor) -> None:
     if given.dtype is not x.dtype and given.dtype is not torch.float32:
         advice = "a mask that hides goes to mask=" if given.dtype in (torch.bool, torch.uint8) else "pass bias.to(x)"
         raise ValueError(
-            f"{op}: bias is a {describe(given)} and x a {describe(x)}; want x's dtype or float32 for what is added to "
+            f"{op}: bias is {described(given)} and x {described(x)}; want x's dtype or float32 for what is added to "
             f"the scores: {advice}"
         )
     check_broadcast(op, given, x, "bias", "x")
@@ -131,7 +131,7 @@ def check_tensor(op: str, given: Any, name: str, wanted: str) -> None:
 def check_device(op: str, given: Tensor, rows: Tensor, name: str, rows_name: str) -> None:
     if given.device != rows.device:
         raise ValueError(
-            f"{op}: {name} is a {describe(given)} and {rows_name} a {describe(rows)}; want both on one device: "
+            f"{op}: {name} is {described(given)} and {rows_name} {described(rows)}; want both on one device: "
             f"pass {name}.to({rows_name}.device)"
         )
 
@@ -149,13 +149,13 @@ def _check_float(op: str, given: Tensor, rows: Tensor, name: str, rows_name: str
     if given.dtype is not torch.float32 and given.dtype is not accumulation(rows):
         also = " or float64" if rows.dtype is torch.float64 else ""
         raise ValueError(
-            f"{op}: {name} is a {describe(given)}; want {wanted}{also} on {rows_name}'s device: pass {name}.float()"
+            f"{op}: {name} is {described(given)}; want {wanted}{also} on {rows_name}'s device: pass {name}.float()"
         )
     check_device(op, given, rows, name, rows_name)
 
 
 def _mask_dtype_error(op: str, mask: Tensor) -> ValueError:
-    given = f"{op}: mask is a {describe(mask)}; want dtype bool or uint8, where 1 hides a column"
+    given = f"{op}: mask is {described(mask)}; want dtype bool or uint8, where 1 hides a column"
     if mask.is_floating_point():
         return ValueError(
             f"{given}. A float mask looks additive (0 keeps, -inf hides): pass it as bias= if it is, or mask < 0, "

@@ -9,10 +9,11 @@ from __future__ import annotations
 from math import prod
 
 from ..artifacts import catalog
+from ..artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 from ..launch_plan import LaunchPlan
-from ..problem import DTYPE_BYTES, Geometry, Operand, reach, strides_nest
+from ..problem import Geometry, Operand, reach, strides_nest
 from .descriptors import infiniDtype_t, infiniopHandle_t, infiniopTensorDescriptor_t
-from .execution import ALIGNMENT, Kernels, architecture, plans
+from .execution import Kernels, architecture, plans
 from .status import (
     INFINI_STATUS_BAD_PARAM,
     INFINI_STATUS_BAD_TENSOR_DTYPE,
@@ -46,7 +47,7 @@ class infiniopCausalSoftmaxDescriptor_t(Opaque):
     """A tensor's geometry, its launch plans, and their kernels on a device. Threads may share it."""
 
     def __init__(self, geometry: Geometry, device: int):
-        self.geometry = geometry  # for data aligned to ALIGNMENT
+        self.geometry = geometry  # for data aligned to ACCESS_BYTES
         self.device = device
         self.empty = prod(geometry.shape) == 0
         self.end_bytes = reach(geometry.shape, geometry.output.strides) * geometry.element_bytes  # end of the last
@@ -54,7 +55,7 @@ class infiniopCausalSoftmaxDescriptor_t(Opaque):
         self.workspace_bytes = 0 if self.empty else self._settle()
 
     def plans(self, arch: str) -> tuple[LaunchPlan, LaunchPlan]:
-        """The plans on an architecture for data aligned to ALIGNMENT, and for data aligned only to its elements."""
+        """The plans on an architecture for data aligned to ACCESS_BYTES, and for data aligned only to its elements."""
         return plans(self.geometry, arch)
 
     def kernels(self, stream: int) -> Kernels:
@@ -169,7 +170,7 @@ def _geometry(tensor: infiniopTensorDescriptor_t) -> Geometry:
         raise Failure(INFINI_STATUS_BAD_TENSOR_DTYPE, f"the tensor's dtype is {tensor.dtype}; want one of {known}")
     _check_shape(shape, DTYPE_BYTES[dtype])
     _check_strides(shape, strides, DTYPE_BYTES[dtype])
-    operands = tuple(Operand(name, strides, ALIGNMENT, DTYPE_BYTES[dtype]) for name in ("x", "y"))
+    operands = tuple(Operand(name, strides, ACCESS_BYTES, DTYPE_BYTES[dtype]) for name in ("x", "y"))
     return Geometry("fwd", dtype, "causal", shape, operands, causal_offset=shape[-1] - shape[-2])
 
 
@@ -212,8 +213,8 @@ def _check_workspace(descriptor: infiniopCausalSoftmaxDescriptor_t, workspace: i
             INFINI_STATUS_INSUFFICIENT_WORKSPACE,
             f"workspace is {size} bytes at {workspace:#x}; want {needed} bytes of device memory",
         )
-    if workspace % ALIGNMENT:
-        raise Failure(INFINI_STATUS_BAD_PARAM, f"workspace is at {workspace:#x}; want a multiple of {ALIGNMENT}")
+    if workspace % ACCESS_BYTES:
+        raise Failure(INFINI_STATUS_BAD_PARAM, f"workspace is at {workspace:#x}; want a multiple of {ACCESS_BYTES}")
 
 
 def _check_data(descriptor: infiniopCausalSoftmaxDescriptor_t, data: int) -> None:

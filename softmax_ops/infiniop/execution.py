@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ..artifacts import catalog
+from ..artifacts.constants import ACCESS_BYTES
 from ..launch_plan import LaunchPlan, NoVariant, plan
 from ..problem import Geometry
 from ..resolve import KernelNotFound
@@ -16,13 +17,12 @@ from .status import (
     Failure,
 )
 
-ALIGNMENT = 16
 """Largest number of bytes that a kernel moves at once. A workspace is aligned to it, data may be."""
 
 
 @lru_cache(maxsize=1024)
 def plans(aligned: Geometry, arch: str) -> tuple[LaunchPlan, LaunchPlan]:
-    """Plans for data aligned to ALIGNMENT, and for data aligned only to its elements."""
+    """Plans for data aligned to ACCESS_BYTES, and for data aligned only to its elements."""
     operands = tuple(operand._replace(alignment=aligned.element_bytes) for operand in aligned.operands)
     anywhere = aligned._replace(operands=operands)
     try:
@@ -68,7 +68,7 @@ class Kernels:
         """Launches in a context of the device, then restores the thread's own context, or none if it had none."""
         if self._driver.forked:
             architecture(self._device)  # raises the reason
-        executable = self._anywhere if data % ALIGNMENT else self._aligned
+        executable = self._anywhere if data % ACCESS_BYTES else self._aligned
         status, current = self._driver.cuda.cuCtxGetDevice()
         if not status and int(current) == self._device:  # entering the context costs several times the launch
             executable.launch((data, data), scale=1.0, workspace=workspace, stream=stream)

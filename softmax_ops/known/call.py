@@ -110,6 +110,10 @@ class Known:
         self.addressed.add(executable, addresses)
 
 
+def unknown(*_: object) -> None:
+    """Stands in for `Known.run` until there has been a call."""
+
+
 def is_number(value: Any) -> bool:
     """A float, one of its subclasses such as numpy.float64, or an int. True does not count, and takes the slow path."""
     return isinstance(value, float) or type(value) is int

@@ -20,7 +20,7 @@ from .. import current, dispatch, launcher, native
 from ..autograd import is_recordable, record
 from ..checks import BackwardRequest, Request
 from ..modes import TENSOR_TYPES
-from .call import Known, is_number, possible
+from .call import Known, is_number, possible, unknown
 
 _ARGUMENT = {
     **{"slopes": "alibi_slopes", "row_scale": "scale", "offsets": "causal_offset"},
@@ -42,7 +42,7 @@ class Calls:
         self._record = record
         self.names = names
         self._known: dict[tuple, Known] = {}
-        self.run: Callable[..., Any] = _unknown
+        self.run: Callable[..., Any] = unknown
         """Runs one of the few latest known calls: most calls are like one of them, and need no key."""
         self._recent: Any = None
 
@@ -98,7 +98,7 @@ class Calls:
     def forget(self) -> None:
         """Forget all calls."""
         self._known.clear()
-        self.run, self._recent = _unknown, None
+        self.run, self._recent = unknown, None
 
     def _recorded(self, *values: Any) -> Any:
         assert self._record is not None
@@ -130,10 +130,6 @@ class Calls:
         except TypeError:
             return ()
         return key
-
-
-def _unknown(*_: object) -> None:
-    """Stands in until there is a known call."""
 
 
 def _launched(request: Request | BackwardRequest, batch_invariant: bool) -> tuple[tuple[Tensor, ...], dict, Any]:

@@ -33,7 +33,7 @@ typedef struct {
 enum { TENSOR = -1, SCALE = -2, VALUE = -3 };
 enum { NEW = -1, ROWS = -2 };
 
-/* The callables that a Repeated uses. */
+/* The Python objects that a Repeated uses. */
 enum {
     IS_LIKE,
     FIND,
@@ -48,7 +48,7 @@ enum {
     RESTORE_DEVICE,
     STREAM,
     INCREMENT_VERSION,
-    ASKED
+    OBJECTS
 };
 
 #define PLACES 16 /* combinations of addresses kept here; FIND is asked only for others */
@@ -71,7 +71,7 @@ typedef struct {
     PyObject ob_base;
     const DLPackExchangeAPI *exchange; /* NULL before torch 2.10 */
     PyObject *recorded;                /* makes a call that autograd has to record; None: run does not */
-    PyObject *asked[ASKED];
+    PyObject *objects[OBJECTS];
     int arguments, operands;
     Argument argument[MAX_ARGUMENTS];
     long operand[MAX_OPERANDS]; /* index of the argument, NEW or ROWS */
@@ -96,7 +96,7 @@ typedef struct {
 static PyObject *text_current_level, *text_native, *text_is_nested, *text_data_ptr;
 
 /* The result of a callable as an int; -1 with an error. */
-static long asked(PyObject *callable, PyObject *argument)
+static long call_for_long(PyObject *callable, PyObject *argument)
 {
     PyObject *answer = PyObject_CallFunctionObjArgs(callable, argument, NULL);
     if (answer == NULL)
@@ -184,10 +184,10 @@ static int is_same(PyObject *given, PyObject *known)
 /* 1 if neither a dispatch mode nor a level of forward-mode differentiation needs to see the call. */
 static int is_unobserved(Repeated *self)
 {
-    long modes = asked(self->asked[DISPATCH_MODES], NULL);
+    long modes = call_for_long(self->objects[DISPATCH_MODES], NULL);
     if (modes != 0)
         return modes < 0 && PyErr_Occurred() ? -1 : 0;
-    PyObject *level = PyObject_GetAttr(self->asked[FORWARD_AD], text_current_level);
+    PyObject *level = PyObject_GetAttr(self->objects[FORWARD_AD], text_current_level);
     if (level == NULL)
         return -1;
     long depth = PyLong_AsLong(level);
@@ -224,7 +224,7 @@ static int is_same_call(Repeated *self, Call *call)
         return -1;
     for (int i = 0; i < count; ++i)
         PyTuple_SetItem(compared, i, Py_NewRef(tensors[i]));
-    PyObject *answer = PyObject_CallObject(self->asked[IS_LIKE], compared);
+    PyObject *answer = PyObject_CallObject(self->objects[IS_LIKE], compared);
     Py_DECREF(compared);
     same = answer == NULL ? -1 : answer == Py_True;
     Py_XDECREF(answer);
@@ -249,7 +249,7 @@ static PyObject *found(Repeated *self, const uint64_t *addresses)
         }
         PyTuple_SetItem(tuple, i, address);
     }
-    PyObject *executable = PyObject_CallFunctionObjArgs(self->asked[FIND], tuple, NULL);
+    PyObject *executable = PyObject_CallFunctionObjArgs(self->objects[FIND], tuple, NULL);
     Py_DECREF(tuple);
     if (executable == NULL || executable == Py_None)
         return executable;
@@ -279,7 +279,7 @@ static PyObject *made(Repeated *self, PyObject *maker, PyObject *like, uint64_t 
 static int launch_on_stream(Repeated *self, Launches *launches, const uint64_t *addresses, double scale,
                             PyObject *result)
 {
-    PyObject *stream = PyObject_CallFunctionObjArgs(self->asked[STREAM], self->asked[ORDINAL], NULL);
+    PyObject *stream = PyObject_CallFunctionObjArgs(self->objects[STREAM], self->objects[ORDINAL], NULL);
     if (stream == NULL)
         return -1;
     uint64_t stream_address = PyLong_AsUnsignedLongLong(stream), workspace = 0;
@@ -288,7 +288,7 @@ static int launch_on_stream(Repeated *self, Launches *launches, const uint64_t *
         return -1;
     PyObject *scratch = NULL;
     if (launches->workspace_bytes > 0) {
-        scratch = PyObject_CallFunction(self->asked[NEW_SCRATCH], "On", result, launches->workspace_bytes);
+        scratch = PyObject_CallFunction(self->objects[NEW_SCRATCH], "On", result, launches->workspace_bytes);
         DLTensor description;
         if (scratch == NULL || locate(self, scratch, &description, &workspace) < 0) {
             Py_XDECREF(scratch);
@@ -301,7 +301,7 @@ static int launch_on_stream(Repeated *self, Launches *launches, const uint64_t *
         return status;
     PyObject *tensors = PyTuple_Pack(1, result);
     PyObject *done =
-        tensors == NULL ? NULL : PyObject_CallFunctionObjArgs(self->asked[INCREMENT_VERSION], tensors, NULL);
+        tensors == NULL ? NULL : PyObject_CallFunctionObjArgs(self->objects[INCREMENT_VERSION], tensors, NULL);
     Py_XDECREF(tensors);
     Py_XDECREF(done);
     return done == NULL ? -1 : 0;
@@ -326,12 +326,12 @@ static int compute(Repeated *self, const Call *call, PyObject **result, PyObject
     PyObject *like = call->arguments[self->like];
     uint64_t result_address = 0, rows_address = 0, addresses[MAX_OPERANDS];
     int is_new = self->argument[self->out].kind == VALUE;
-    *result = is_new ? made(self, self->asked[NEW_RESULT], like, &result_address)
+    *result = is_new ? made(self, self->objects[NEW_RESULT], like, &result_address)
                      : Py_NewRef(call->arguments[self->out]);
     if (*result == NULL)
         return -1;
-    if (self->asked[NEW_ROWS] != Py_None) {
-        *rows = made(self, self->asked[NEW_ROWS], like, &rows_address);
+    if (self->objects[NEW_ROWS] != Py_None) {
+        *rows = made(self, self->objects[NEW_ROWS], like, &rows_address);
         if (*rows == NULL)
             return -1;
     }
@@ -345,7 +345,7 @@ static int compute(Repeated *self, const Call *call, PyObject **result, PyObject
 /* compute on the device; keeps its error, if any. Restores the device that was current before. */
 static int compute_on_device(Repeated *self, const Call *call, PyObject **result, PyObject **rows)
 {
-    long previous = asked(self->asked[EXCHANGE_DEVICE], self->asked[ORDINAL]);
+    long previous = call_for_long(self->objects[EXCHANGE_DEVICE], self->objects[ORDINAL]);
     if (previous == -1 && PyErr_Occurred())
         return -1;
     int status = compute(self, call, result, rows);
@@ -353,7 +353,7 @@ static int compute_on_device(Repeated *self, const Call *call, PyObject **result
         return status;
     PyObject *type, *error, *traceback;
     PyErr_Fetch(&type, &error, &traceback);
-    PyObject *done = PyObject_CallFunction(self->asked[RESTORE_DEVICE], "l", previous);
+    PyObject *done = PyObject_CallFunction(self->objects[RESTORE_DEVICE], "l", previous);
     if (done != NULL) {
         Py_DECREF(done);
         PyErr_Restore(type, error, traceback);
@@ -402,8 +402,8 @@ PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t 
     Call call = {.arguments = arguments, .scale = self->scale};
     PyObject *result = NULL, *rows = NULL;
     int status = matches(self, &call, count);
-    if (status == 1 && self->asked[RECORDS] != Py_None) {
-        long records = asked(self->asked[RECORDS], NULL);
+    if (status == 1 && self->objects[RECORDS] != Py_None) {
+        long records = call_for_long(self->objects[RECORDS], NULL);
         if (records != 0)
             return records < 0 ? NULL : record(self, arguments, count);
     }
@@ -485,31 +485,31 @@ static PyObject *repeated_new(PyTypeObject *type, PyObject *positional, PyObject
                             "limit", "bumps", "is_like", "find", "new_result", "new_rows", "new_scratch", "records",
                             "recorded", "dispatch_modes", "forward_ad", "device", "exchange_device",
                             "restore_device", "stream_of", "increment_version", NULL};
-    PyObject *recorded, *capsule, *kinds, *values, *tensors, *operands, *asked[ASKED];
+    PyObject *recorded, *capsule, *kinds, *values, *tensors, *operands, *objects[OBJECTS];
     int like, out, bumps;
     double scale, fill, limit;
     if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!O!O!O!iidddpOOOOOOOOOOOOOO", names, &capsule, &PyTuple_Type,
                                      &kinds, &PyTuple_Type, &values, &PyTuple_Type, &tensors, &PyTuple_Type, &operands,
-                                     &like, &out, &scale, &fill, &limit, &bumps, &asked[IS_LIKE], &asked[FIND],
-                                     &asked[NEW_RESULT], &asked[NEW_ROWS], &asked[NEW_SCRATCH], &asked[RECORDS], &recorded,
-                                     &asked[DISPATCH_MODES], &asked[FORWARD_AD], &asked[ORDINAL],
-                                     &asked[EXCHANGE_DEVICE], &asked[RESTORE_DEVICE], &asked[STREAM],
-                                     &asked[INCREMENT_VERSION]))
+                                     &like, &out, &scale, &fill, &limit, &bumps, &objects[IS_LIKE], &objects[FIND],
+                                     &objects[NEW_RESULT], &objects[NEW_ROWS], &objects[NEW_SCRATCH], &objects[RECORDS], &recorded,
+                                     &objects[DISPATCH_MODES], &objects[FORWARD_AD], &objects[ORDINAL],
+                                     &objects[EXCHANGE_DEVICE], &objects[RESTORE_DEVICE], &objects[STREAM],
+                                     &objects[INCREMENT_VERSION]))
         return NULL;
     Repeated *self = (Repeated *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (self == NULL)
         return NULL;
     self->exchange = exchange_in(capsule);
     self->recorded = Py_NewRef(recorded);
-    for (int i = 0; i < ASKED; ++i)
-        self->asked[i] = Py_NewRef(asked[i]);
+    for (int i = 0; i < OBJECTS; ++i)
+        self->objects[i] = Py_NewRef(objects[i]);
     self->like = like;
     self->out = out;
     self->bumps = bumps;
     self->scale = scale;
     self->fill = fill;
     self->limit = limit;
-    self->ordinal = PyLong_AsLong(asked[ORDINAL]);
+    self->ordinal = PyLong_AsLong(objects[ORDINAL]);
     if (PyErr_Occurred() || learn(self, kinds, values, tensors, operands) < 0) {
         Py_DECREF(self);
         return NULL;
@@ -522,8 +522,8 @@ static void repeated_dealloc(PyObject *object)
     Repeated *self = (Repeated *)object;
     PyTypeObject *type = Py_TYPE(object);
     Py_XDECREF(self->recorded);
-    for (int i = 0; i < ASKED; ++i)
-        Py_XDECREF(self->asked[i]);
+    for (int i = 0; i < OBJECTS; ++i)
+        Py_XDECREF(self->objects[i]);
     for (int i = 0; i < MAX_ARGUMENTS; ++i) {
         Py_XDECREF(self->argument[i].value);
         Py_XDECREF(self->argument[i].type);

@@ -249,11 +249,11 @@ def _filled(spec: Spec) -> Iterator[Case]:
 def _whole_warps(spec: Spec) -> Iterator[Case]:
     """Rows around a length that fills three warps, or in a small cluster one warp more than half of what its CTAs have
     before it grows: a vector or column less than that, all that fits, and a single vector more, which takes another
-    warp."""
+    warp if the kernel has one."""
     if not spec.by_warp:
         return
     held = 32 * spec.access * spec.chunks
-    ctas, warps = 1, 3
+    ctas, warps = 1, min(3, spec.warps)
     if spec.plan is Plan.CLUSTER:
         warps = columns_of_cta(spec) // held // 2 + 1
         ctas = 2 if 2 * warps * held > interval(spec)[0] else 4
@@ -262,6 +262,8 @@ def _whole_warps(spec: Spec) -> Iterator[Case]:
     start = Layout(phase=0 if spec.vec > 1 else 1)
     lengths = (filled - spec.vec, warps), (filled + beside, warps), (filled + spec.access, warps + 1)
     for pattern, (k, expected) in enumerate(lengths):
+        if k > interval(spec)[1]:
+            continue
         shape = (1, 1, 2, k)
         features = _features(spec, shape, "hqk", k - 2)
         if spec.mask.has_epilogue:

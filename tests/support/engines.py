@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softmax_ops.artifacts.catalog import Variant
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.launch_plan import LaunchPlan
 from tests import ptx
@@ -135,6 +136,10 @@ def _never_written(memory: ptx.GlobalMemory, name: str) -> NDArray[np.bool_]:
     return missing if buffer.valid is None else missing & buffer.valid
 
 
+class NoRoom(RuntimeError):
+    """The GPU cannot run clusters of so many CTAs: dispatch would have chosen smaller ones, or another variant."""
+
+
 class DriverEngine:
     """Runs cubins on the GPU of this machine, through the product's launcher."""
 
@@ -144,18 +149,22 @@ class DriverEngine:
         self._images = images
         self._kernel = cache(self._load)
 
-    def _load(self, variant: str, shared_bytes: int) -> Any:
+    def _load(self, variant: Variant) -> Any:
         from softmax_ops import driver
 
-        kernel = driver.Kernel(variant, self._images[variant].code, shared_bytes)
+        code = self._images[variant.name].code
+        kernel = driver.Kernel(variant.name, code, variant.shared_bytes, variant.threads, variant.cluster)
         kernel.prepare(self.DEVICE)
         return kernel
 
     def run(self, plan: LaunchPlan, operands: Operands) -> Outcome:
+        """What the launches leave. Raises NoRoom, and DriverError."""
         from softmax_ops.launcher import Executable
 
-        kernel = self._kernel(plan.variant.name, plan.variant.shared_bytes)
-        kernel.permit_cluster(max(launch.cluster for launch in plan.launches), self.DEVICE)
+        kernel = self._kernel(plan.variant)
+        kernel.permit_cluster(plan.cluster, self.DEVICE)
+        if not kernel.can_run(plan.cluster, self.DEVICE):
+            raise NoRoom(f"clusters of {plan.cluster} CTAs")
         buffers = {name: _DeviceBuffer(operand) for name, operand in operands.inputs.items()}
         output = plan.geometry.output.name
         replaces = isinstance(operands.output, str)

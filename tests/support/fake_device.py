@@ -46,7 +46,7 @@ class FakeDevice:
                 result.copy_(call())
             return len(calls) * getattr(calls[0].func, "us", COPY_US)  # type: ignore[attr-defined]
 
-        return Graph(replay, results)
+        return Graph(replay, results, calls)
 
     def time(self, graph: Graph, replays: int) -> float:
         cost = graph.replay()

@@ -76,7 +76,7 @@ def install(patch: Callable[[object, str, object], None], images: Mapping[str, C
     patch(driver, "architecture", lambda device: ARCHITECTURE)
     patch(current, "increment_version", lambda tensors: None)
     for direction in (calls.forward, calls.backward):  # calls known for CPU tensors are other calls
-        patch(direction, "run", calls._unknown)
+        patch(direction, "run", calls.unknown)
         patch(direction, "_known", {})
         patch(direction, "_recent", None)
 

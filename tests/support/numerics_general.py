@@ -80,8 +80,10 @@ class Seen:
 
 
 def kernels(direction: Direction, dtype: DType) -> list[Spec]:
-    """Kernels of the general kind for aligned rows: in a warp those of 128 columns, and the shortest in a block."""
-    shipped = [spec for spec in targets.shipped(targets.WHOLE) if spec.mask.general and spec.vec == spec.dtype.vector]
+    """Kernels of the general kind for aligned rows, or for any of f64: in a warp those of 128 columns, and the shortest
+    in a block."""
+    vec = 1 if dtype is DType.F64 else dtype.vector
+    shipped = [spec for spec in targets.shipped(targets.WHOLE) if spec.mask.general and spec.vec == vec]
     shipped = [spec for spec in shipped if (spec.direction, spec.dtype) == (direction, dtype)]
     blocks = [spec for spec in shipped if spec.plan is Plan.BLOCK]
     warps = [spec for spec in shipped if spec.plan is Plan.WARP and spec.max_k == 128]

@@ -63,7 +63,7 @@ CUTE_DEVICE void load_gradient(
 {
   using namespace cute;
   constexpr bool HidesHead = !is_static<Begin>::value;
-  auto const seen = [&](auto part) { return part.span(row, end).behind(begin); };
+  auto const seen = [&](auto part) { return part.span(row, end).from(begin); };
   clear(rDy);
   fill(rY, gradient.hidden());
   // All loads from global memory are issued before the first use.

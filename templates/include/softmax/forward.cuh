@@ -20,14 +20,29 @@ struct Forward
   RowStrides y_strides;
 };
 
+// The maximum of Width columns as a tree: in a chain, the latencies of all comparisons add up.
+template <int Width, class Vector>
+CUTE_DEVICE float max_of_vector(Vector const& rV /* (V) */, int first)
+{
+  if constexpr (Width == 1) {
+    return rV(first);
+  } else {
+    return max_number(max_of_vector<Width / 2>(rV, first), max_of_vector<Width - Width / 2>(rV, first + Width / 2));
+  }
+}
+
 template <class Accumulator, class Row, class ScoreTensor>
 CUTE_DEVICE Accumulator max_of(Row const& row, ScoreTensor const& rZ /* (V*C+E) */, int end)
 {
   Accumulator max = negative_infinity<Accumulator>();
   for_each_part(row, end, [&](auto part) {
     cute::Tensor rV = part.of(rZ);  // (V)
-    CUTE_UNROLL
-    for (int v = 0; v < part.Width; ++v) { max = max_number(max, rV(v)); }
+    if constexpr (sizeof(Accumulator) == sizeof(float) && !Row::InSharedMemory) {
+      max = max_number(max, max_of_vector<part.Width>(rV, 0));
+    } else {
+      CUTE_UNROLL
+      for (int v = 0; v < part.Width; ++v) { max = max_number(max, rV(v)); }
+    }
   });
   return max;
 }
@@ -79,6 +94,23 @@ CUTE_DEVICE MaxSum<Numeric> max_sum_of(Row const& row, ScoreTensor& rZ /* (V*C+E
 {
   auto const max = max_of<typename Numeric::Accumulator>(row, rZ, end);
   return {max, exponentiate<Numeric>(row, rZ, end, max)};
+}
+
+// A warp's exponentials relative to its own maximum, in place of its scores, and what is known of them. `end` is that in the
+// warp; one that sees nothing loads and computes nothing.
+template <class Numeric, class Scores, class Row, class Element, class ScoreTensor, class Keep = cute::false_type>
+CUTE_DEVICE MaxSum<Numeric> exponentials_of_warp(
+    Scores const& scores, Row const& row, Element const* x, int end, ScoreTensor& rZ /* (V*C+E) */, Keep keep = {})
+{
+  using Accumulator = typename Numeric::Accumulator;
+  if (Row::Skips && end == 0) {
+    Accumulator const hidden = keep ? negative_infinity<Accumulator>() : Accumulator(0);
+    for_each_part(row, end, [&](auto part) { cute::fill(part.of(rZ), hidden); });
+    return MaxSum<Numeric>::nothing();
+  }
+  scores.load(row, x, end, rZ);
+  Accumulator const max = group_max<32>(max_of<Accumulator>(row, rZ, end));
+  return {max, group_sum<32>(exponentiate<Numeric>(row, rZ, end, max, keep))};
 }
 
 // The factor from unit * exp(z - max) to the probability. The sum of a row that sees nothing is 0: its probabilities are 0, not NaN.

@@ -125,9 +125,9 @@ struct NumericOfSums<float> : Numeric<float>
 
 // The functions of f64 are long, up to 3 KB with what ptxas pads: values computed once per row call a shared copy. It serves where
 // f32 is content with an approximation, too.
-__noinline__ __device__ double approximate_exp(double z) { return exp(z); }
-__noinline__ __device__ double approximate_log(double y) { return log(y); }
-__noinline__ __device__ double approximate_reciprocal(double a) { return 1 / a; }
+__noinline__ __device__ double shared_exp(double z) { return exp(z); }
+__noinline__ __device__ double shared_log(double y) { return log(y); }
+__noinline__ __device__ double shared_reciprocal(double a) { return 1 / a; }
 
 template <>
 struct Numeric<double>
@@ -135,7 +135,7 @@ struct Numeric<double>
   using Accumulator = double;
 
   // Whether one exp is to serve all elements. sm_103 and sm_120 compute in double at 1/64 of the rate of float, and ptxas puts
-  // four NOPs behind each such instruction: exp is 3 KB of code there, and to move registers costs nothing beside it.
+  // four NOPs after each such instruction: exp is 3 KB of code there, and to move registers costs nothing beside it.
   static constexpr bool LongExp = __CUDA_ARCH__ > 1000;
 
   struct Exp
@@ -145,8 +145,8 @@ struct Numeric<double>
     double m;
 
     CUTE_DEVICE explicit Exp(double max) : m(max == negative_infinity<double>() ? 0.0 : max) {}
-    CUTE_DEVICE double operator()(double z) const { return LongExp ? approximate_exp(z - m) : exp(z - m); }
-    CUTE_DEVICE double exact(double z) const { return approximate_exp(z - m); }
+    CUTE_DEVICE double operator()(double z) const { return LongExp ? shared_exp(z - m) : exp(z - m); }
+    CUTE_DEVICE double exact(double z) const { return shared_exp(z - m); }
     CUTE_DEVICE double rebase(double max) const { return exact(max); }
     CUTE_DEVICE double unit_rebase(double max) const { return exact(max); }
     CUTE_DEVICE static double at_max() { return unit; }
@@ -159,7 +159,7 @@ struct Numeric<double>
 template <>
 struct NumericOfSums<double> : Numeric<double>
 {
-  CUTE_DEVICE static double reciprocal(double sum) { return approximate_reciprocal(sum); }
+  CUTE_DEVICE static double reciprocal(double sum) { return shared_reciprocal(sum); }
 };
 
 // A vector of elements as accumulators. 16-bit elements are taken two to a register, which saves the byte shuffles.
@@ -200,16 +200,23 @@ CUTE_DEVICE void narrow(Accumulators const& rZ /* (V) */, Elements&& rY /* (V) *
   }
 }
 
-// exp(z) with a relative error of |z| 2^-24 (f32), for what is compared with 1 or added to it.
+// exp(z) with a relative error of |z| 2^-24 in f32, for what is compared with 1 or added to it.
 CUTE_DEVICE float approximate_exp(float z) { return ptx::ex2(z * 0x1.715476p+0f); }
+CUTE_DEVICE double approximate_exp(double z) { return shared_exp(z); }
 
-// log(y) with an absolute error of 2^-22 around 1, relative elsewhere (f32).
+// log(y) with an absolute error of 2^-22 around 1, relative elsewhere, in f32.
 CUTE_DEVICE float approximate_log(float y) { return ptx::lg2(y) * 0x1.62e43p-1f; }
+CUTE_DEVICE double approximate_log(double y) { return shared_log(y); }
 
 CUTE_DEVICE float approximate_reciprocal(float a) { return ptx::rcp(a); }
+CUTE_DEVICE double approximate_reciprocal(double a) { return shared_reciprocal(a); }
 
 CUTE_DEVICE float logarithm(float y) { return logf(y); }
-CUTE_DEVICE double logarithm(double y) { return approximate_log(y); }
+CUTE_DEVICE double logarithm(double y) { return shared_log(y); }
+
+// a + b, which ptxas may not fuse with a product that is one of them.
+CUTE_DEVICE float rounded_sum(float a, float b) { return __fadd_rn(a, b); }
+CUTE_DEVICE double rounded_sum(double a, double b) { return __dadd_rn(a, b); }
 
 // The larger of a and b, where a is not NaN; a if b is. The sum of a row keeps its NaN.
 CUTE_DEVICE float max_number(float a, float b) { return fmaxf(a, b); }

@@ -5,14 +5,16 @@
 
 namespace softmax {
 
-// A feature that a launch may leave out. Presence is uniform over the grid: one branch for each vector.
+// A feature that a launch may leave out, which has two things more:
+//   is_present(Params) -> bool                     whether the launch has it
+//   load(how, row, seen, fragment, wanted)         loads nothing unless `wanted`
+// Presence is uniform over the grid: one branch for each vector.
 template <class Feature>
-struct Optional
+struct Optional : InertFeature
 {
-  using Params = typename Feature::Params;
+  static_assert(!Feature::HidesTail && !Feature::HidesHead, "it would end a row that does not have it");
 
-  static constexpr bool HidesTail = Feature::HidesTail;
-  static constexpr bool HidesHead = Feature::HidesHead;
+  using Params = typename Feature::Params;
 
   template <int Vec>
   using Fragment = typename Feature::template Fragment<Vec>;
@@ -27,8 +29,6 @@ struct Optional
   CUTE_DEVICE Optional(Feature const& feature, bool present) : feature(feature), present(present) {}
 
   CUTE_DEVICE Optional from(int column) const { return Optional(feature.from(column), present); }
-  CUTE_DEVICE auto begin() const { return feature.begin(); }
-  CUTE_DEVICE int end(int end) const { return feature.end(end); }
 
   template <class How, class Row, class Seen, class Registers>
   CUTE_DEVICE void load(How how, Row const& row, Seen seen, Registers fragment) const

@@ -12,8 +12,8 @@ struct Piece
   int size;   // columns
 };
 
-// Piece i of a row of k columns, cut at the vector boundary `columns` behind the one before: only the first has columns before
-// its first vector, only the last has some behind its last one.
+// Piece i of a row of k columns, cut at the vector boundary `columns` after the one before: only the first has columns before
+// its first vector, only the last has some after its last one.
 template <class Row, class Element>
 CUTE_DEVICE Piece piece_of_row(Element const* output, int k, int i, int columns)
 {
@@ -35,22 +35,29 @@ CUTE_DEVICE cute::_0 first_piece(cute::_0 /*begin*/, int /*pieces*/, int /*colum
   return {};
 }
 
-// The pieces of a row have a CTA each; these communicate only through memory, between two launches.
+// The pieces of a row have a CTA each; these communicate only through memory, from one launch to the next:
+//
+//                                         ctas     known        writes
+//   a partial of every piece              pieces   0            false
+//   of all of them one, if they are many  1        pieces       false     it takes the place of the first
+//   the row                               pieces   1, pieces    true
 template <class Partial>
 struct SplitParams
 {
-  Partial* partials;  // (rows,pieces), of the piece at the same place
+  Partial* partials;  // (rows,pieces)
   int32_t pieces;     // of a row
-  int32_t pass;       // 0: leaves the partials; 1: combines them and writes the row
+  int32_t ctas;       // of a row
+  int32_t known;      // partials of a row that are combined
+  int32_t writes;
 };
 
-// A thread's share of the partials of all pieces of a row, added up in the same order in every CTA.
+// A thread's share of the partials that are known of a row, added up in the same order in every CTA.
 template <int Threads, class Partial>
-CUTE_DEVICE Partial over_pieces(Partial const* gPartials /* (pieces) */, int pieces)
+CUTE_DEVICE Partial over_pieces(Partial const* gPartials /* (known) */, int known)
 {
   Partial mine = Partial::nothing();
   CUTE_NO_UNROLL
-  for (int i = threadIdx.x; i < pieces; i += Threads) { mine.add(gPartials[i]); }
+  for (int i = threadIdx.x; i < known; i += Threads) { mine.add(gPartials[i]); }
   return mine;
 }
 

@@ -26,12 +26,12 @@ CUTE_DEVICE Accumulator group_max(Accumulator value, uint32_t members = ptx::kFu
   return value;
 }
 
-// Sum over groups of Lanes neighbouring lanes, the result in every lane. a + b == b + a: all lanes hold the same bits.
+// Sum over groups of Lanes neighbouring lanes, the result in every lane. a + b == b + a, rounded: all lanes hold the same bits.
 template <int Lanes, class Accumulator>
 CUTE_DEVICE Accumulator group_sum(Accumulator value, uint32_t members = ptx::kFullMask)
 {
   CUTE_UNROLL
-  for (int step = Lanes / 2; step > 0; step /= 2) { value += __shfl_xor_sync(members, value, step); }
+  for (int step = Lanes / 2; step > 0; step /= 2) { value = rounded_sum(value, __shfl_xor_sync(members, value, step)); }
   return value;
 }
 

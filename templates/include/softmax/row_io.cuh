@@ -8,7 +8,7 @@
 //
 // A row is cut into vectors of Vec elements, dealt to the lanes in turn: lane l holds the vectors l, l + Lanes, ...
 // ByWarp: each warp first gets Lanes * Chunks neighbouring vectors, dealt to its lanes in the same way, and a launch has as many
-// warps as hold the row.
+// warps as hold the row. Skips: for a warp that sees none of its columns the row ends at 0, before its first column.
 // Nothing outside [0, K) is ever touched, and no access is wider than its address is aligned.
 
 namespace softmax {
@@ -29,8 +29,8 @@ struct Span
   int end;
 
   // Empty if all its columns lie before `begin`.
-  CUTE_DEVICE Span behind(int begin) const { return {column, column + Vec <= begin ? column : end}; }
-  CUTE_DEVICE Span behind(cute::_0) const { return *this; }
+  CUTE_DEVICE Span from(int begin) const { return {column, column + Vec <= begin ? column : end}; }
+  CUTE_DEVICE Span from(cute::_0) const { return *this; }
 
   // Loads from global memory if `wanted`. The operand is aligned to the words in which it moves.
   template <class Element, class Fragment>
@@ -218,6 +218,16 @@ struct Share
     : begin(ByWarp ? Lanes * Chunks * __shfl_sync(ptx::kFullMask, thread / Lanes, 0) : 0),
       first(ByWarp ? begin + thread % Lanes : thread)
   {}
+
+  // The end of what the warp sees of a row whose columns are visible from `begin` to `end`: 0 if those are not among its own, which
+  // begin at `head`. The first warp has the columns beside the vectors, too.
+  template <int Vec, class Begin>
+  CUTE_DEVICE int end_in_warp(int head, Begin first_visible, int end) const
+  {
+    bool const before = Vec * begin < end;
+    bool const after  = begin == 0 || head + Vec * (begin + Lanes * Chunks) > first_visible;
+    return before && after ? end : 0;
+  }
 };
 
 // Whether vectors beyond the end of a row may be skipped. Around fewer elements a branch costs more than it saves.
@@ -228,19 +238,21 @@ constexpr bool kSkipsVectors = Vec >= 4;
 //   Vec, Lanes, Chunks, Edges                      how many columns a lane holds, and how
 //   head_of(output)                                how many columns precede the row's first vector
 //   InSharedMemory                                 it lies in shared memory: its elements are read where they are used
+//   Skips, end_in_warp(begin, end)                 the end of what the thread's warp sees of a row visible from `begin` to `end`
 //   vector(c, end), edge(edge, end) -> span        the columns of a lane's parts
 //   is_aligned(operand)                            whether its vectors may be loaded whole
 //   reaches(c, end)                                whether any lane's vector c has columns before `end` that are worth a visit;
 //                                                  before kEveryColumn: whether it may be loaded
 
 // Every operand's row starts on a vector boundary and K is a multiple of Vec: vectors are inside the row or outside of it.
-template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false>
+template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false, bool Skips_ = false>
 struct AlignedRow
 {
   static constexpr int Vec             = Vec_;
   static constexpr int Lanes           = Lanes_;
   static constexpr int Chunks          = Chunks_;
   static constexpr bool ByWarp         = ByWarp_;
+  static constexpr bool Skips          = Skips_;
   static constexpr int Edges           = 0;
   static constexpr bool InSharedMemory = false;
 
@@ -265,6 +277,13 @@ struct AlignedRow
 
   CUTE_DEVICE static bool reaches(int /*c*/, EveryColumn) { return true; }
 
+  template <class Begin>
+  CUTE_DEVICE int end_in_warp(Begin begin, int end) const
+  {
+    if constexpr (Skips) { return share.template end_in_warp<Vec>(0, begin, end); }
+    return end;
+  }
+
   template <class Element>
   CUTE_DEVICE static cute::true_type is_aligned(Element const* /*operand*/)
   {
@@ -280,13 +299,14 @@ struct AlignedRow
 //
 //   | head | vector 0 | vector 1 | ... | vector n-1 | tail |
 //   0      head                                     tail   K
-template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false, bool Streamed = false>
+template <int Vec_, int Lanes_, int Chunks_, bool ByWarp_ = false, bool Skips_ = false, bool Streamed = false>
 struct UnalignedRow
 {
   static constexpr int Vec             = Vec_;
   static constexpr int Lanes           = Lanes_;
   static constexpr int Chunks          = Chunks_;
   static constexpr bool ByWarp         = ByWarp_;
+  static constexpr bool Skips          = Skips_;
   static constexpr int Edges           = (2 * (Vec - 1) + Lanes - 1) / Lanes;
   static constexpr bool InSharedMemory = false;
   static_assert(!ByWarp || Edges == 1, "the first warp has an edge column for each lane at most");
@@ -312,6 +332,13 @@ struct UnalignedRow
 
   CUTE_DEVICE bool reaches(int c, int end) const { return !kSkipsVectors<Vec> || c == 0 || Vec * (share.begin + Lanes * c) < end; }
   CUTE_DEVICE static bool reaches(int /*c*/, EveryColumn) { return true; }
+
+  template <class Begin>
+  CUTE_DEVICE int end_in_warp(Begin begin, int end) const
+  {
+    if constexpr (Skips) { return share.template end_in_warp<Vec>(head, begin, end); }
+    return end;
+  }
 
   template <class Element>
   CUTE_DEVICE bool is_aligned(Element const* operand) const

@@ -52,7 +52,7 @@ public:
 
   CUTE_DEVICE explicit Scores(Accumulator scale, Features const&... features) : scale_(scale), features_(features...) {}
 
-  // Those of the columns behind `column`.
+  // Those of the columns from `column` on.
   CUTE_DEVICE Scores from(int column) const
   {
     Scores scores = *this;
@@ -133,7 +133,7 @@ private:
   template <class Span>
   CUTE_DEVICE Span visible(Span const& span) const
   {
-    if constexpr (HidesHead) { return span.behind(begin()); }
+    if constexpr (HidesHead) { return span.from(begin()); }
     return span;
   }
 

@@ -118,7 +118,7 @@ public:
     return is_range() ? sTile + reinterpret_cast<uintptr_t>(output_ + flat_offset()) / sizeof(Element) % Vec : sTile;
   }
 
-  // How far row r stands behind r times the pitch. The rows of a range have the phase of their output by themselves.
+  // How far row r begins after r times the pitch. The rows of a range have the phase of their output by themselves.
   CUTE_DEVICE int shift(int r) const
   {
     if (Row::LongestHead == 0 || is_range()) { return 0; }
@@ -182,7 +182,7 @@ private:
   CUTE_DEVICE int64_t flat_offset() const { return int64_t(first_) * k(); }
   CUTE_DEVICE Range range(int n) const { return Range(threadIdx.x, output_ + flat_offset(), n); }
 
-  // Bit c: the thread's part c of the range is to be copied; the edge column comes behind the vectors.
+  // Bit c: the thread's part c of the range is to be copied; the edge column comes after the vectors.
   CUTE_DEVICE static constexpr uint32_t every_part() { return ~0u; }
 
   // Those with any of the first taken(r) columns of a row r.

@@ -178,6 +178,14 @@ static int cuFuncLoad(Kernel* kernel)
   return kSuccess;
 }
 
+static int cuFuncGetAttribute(int* value, int attribute, Kernel* kernel)
+{
+  strcpy(record(__func__, attribute, 0, 0)->kernel, kernel->name);
+  CHECK_CALL();
+  FAIL_IF(stub_captured_stream && mode != kRelaxed, kCaptureUnsupported);
+  return *value = 32, kSuccess;
+}
+
 static int cuKernelSetAttribute(int attribute, int value, Kernel* kernel, int device)
 {
   strcpy(record(__func__, attribute, value, device)->kernel, kernel->name);
@@ -272,8 +280,8 @@ int cuGetProcAddress_v2(char const* symbol, void** function, int version, uint64
     ENTRY(cuInit), ENTRY(cuDriverGetVersion), ENTRY(cuDeviceGet), ENTRY(cuDeviceGetCount), ENTRY(cuDeviceGetAttribute),
     ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxGetCurrent), ENTRY(cuCtxSetCurrent), ENTRY(cuCtxGetDevice),
     ENTRY(cuStreamIsCapturing), ENTRY(cuThreadExchangeStreamCaptureMode), ENTRY(cuLibraryLoadData),
-    ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction), ENTRY(cuFuncLoad), ENTRY(cuKernelSetAttribute),
-    ENTRY(cuLaunchKernelEx), ENTRY(cuOccupancyMaxActiveClusters), ENTRY(cuGetErrorString),
+    ENTRY(cuLibraryGetKernel), ENTRY(cuKernelGetFunction), ENTRY(cuFuncLoad), ENTRY(cuFuncGetAttribute),
+    ENTRY(cuKernelSetAttribute), ENTRY(cuLaunchKernelEx), ENTRY(cuOccupancyMaxActiveClusters), ENTRY(cuGetErrorString),
   };
   *function = (void*)succeed;
   if (found) { *found = 0; }
