@@ -137,6 +137,20 @@ def test_a_spill_fails_the_build() -> None:
         toolchain.compile_unit({SPEC.name: crowded.replace("/*Chunks=*/2", "/*Chunks=*/8")}, ["sm_90"])
 
 
+def test_sums_across_lanes_are_never_fused_with_a_product() -> None:
+    """ptxas may fuse mul and add unless they say how they round: lanes that did so would not agree in the last bit. The
+    interpreter runs the PTX, and cannot see it."""
+    spec = variants.by_name()["softmax_fwd_f32_none_block_k16384_v4_t512r1"]
+    (cubin,) = toolchain.compile_unit({spec.name: render.render(spec)}, ["sm_90"], kind="ptx")
+    text = cubin.code.decode()
+    shuffled = set(re.findall(r"shfl\.sync\.bfly\.b32\s+(%r\d+)", text))
+    moved = {new for new, old in re.findall(r"mov\.b32\s+(%f\d+), (%r\d+);", text) if old in shuffled}
+    sums = [
+        kind for kind, *terms in re.findall(r"\b(add[.\w]*f32)\s+%f\d+, (%f\d+), (%f\d+);", text) if moved & {*terms}
+    ]
+    assert len(sums) == 9 and {*sums} == {"add.rn.f32"}  # 32 lanes, then 16
+
+
 @pytest.mark.parametrize("type", ["Gate<Element>", "Optional<Gate<Element>>"])
 def test_the_feature_of_the_documentation_compiles(type: str) -> None:
     """By itself and in the general kind; it is loaded in the same wide accesses as the scores."""
