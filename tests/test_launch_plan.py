@@ -219,7 +219,7 @@ def test_more_than_65535_batches_and_heads() -> None:
     (launch,) = planned(geometry((70000, 1, 4096))).launches
     assert launch.grid == 70000
     (launch,) = planned(geometry((70000, 1, 50000))).launches
-    assert launch.grid == 4 * 70000
+    assert launch.grid == 8 * 70000
 
 
 def test_offsets_beyond_32_bits() -> None:
