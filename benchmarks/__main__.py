@@ -13,7 +13,7 @@ from softmax_ops.artifacts.terminal import prepare_output
 from . import costs, report
 from .cells import Cell, cells
 from .providers import PEERS
-from .results import FILE, FOLDER, Results, folder_of
+from .results import FILE, FOLDER, PATIENCE, Results, folder_of
 from .watchdog import LOST, TURN_LIMIT_S
 
 
@@ -36,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--skip", action="append", default=[], choices=PEERS, help="leave this peer out")
     limit = f"a provider's turn in a cell that takes longer ends the run, with status {LOST}"
     run.add_argument("--limit", type=_seconds, default=TURN_LIMIT_S, metavar=f"{TURN_LIMIT_S:g}s", help=limit)
-    patience = "stop after N of our kernels have failed in a row; default: 3"
-    run.add_argument("--patience", type=int, default=3, metavar="N", help=patience)
+    patience = "stop after so many of our kernels have failed in a row"
+    run.add_argument("--patience", type=int, default=PATIENCE, metavar=f"{PATIENCE}", help=patience)
     run.add_argument("--results", type=Path, help=f"default: {FOLDER.name}/<device>/{FILE}")
     run.set_defaults(command=_run)
 

@@ -6,10 +6,15 @@
 #
 # Writes into FOLDER as it goes, and starts another process after each that was lost.
 set -uo pipefail
+case ${1-} in check | measure) ;; *) set -- ;; esac
+if [ $# -lt 2 ]; then
+  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+mkdir -p "$2"
+folder=$(cd "$2" && pwd)
 cd "$(dirname "$0")/.."
 python=$(command -v python3 || command -v python)
-folder=$2
-mkdir -p "$folder"
 export SOFTMAX_OPS_BUNDLE=$PWD/build/sm_90.bundle PYTHONPATH=$PWD/build/site
 PATH=$PATH:/usr/local/cuda/bin
 

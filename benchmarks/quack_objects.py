@@ -82,19 +82,8 @@ def _link(folder: Path, output: Path) -> None:
     source = folder / "raise.c"
     source.write_text(_RAISE)
     objects = sorted(map(str, folder.glob("*.o")))
-    command = [
-        "cc",
-        "-shared",
-        "-fPIC",
-        "-O2",
-        "-Wl,-z,now",
-        "-o",
-        str(output),
-        str(source),
-        *objects,
-        str(archives[-1]),
-    ]
-    subprocess.run(command, check=True)
+    flags = ["-shared", "-fPIC", "-O2", "-Wl,-z,now"]
+    subprocess.run(["cc", *flags, "-o", str(output), str(source), *objects, str(archives[-1])], check=True)
 
 
 def load(path: Path = LIBRARY) -> Callable[[str], Callable[..., None] | None]:

@@ -23,6 +23,9 @@ SCHEMA = 1
 FOLDER = Path(__file__).parent / "results"
 FILE = "cells.json"
 
+PATIENCE = 3
+"""Kernels that fail in consecutive cells and thereby end a run: after so many, it is not the kernel."""
+
 DECIDING = ("device", "torch", "triton", "kernels", "method", "package")
 """The facts of an environment that decide figures: if one changes, figures are stale. The others are only reported."""
 

@@ -18,7 +18,7 @@ from .cells import Cell
 from .device import Device
 from .measure import DeviceLost, describe, measure
 from .providers import PEERS, Provider, without
-from .results import Results, Row
+from .results import PATIENCE, Results, Row
 from .timing import Turn
 from .watchdog import TURN_LIMIT_S, limited
 
@@ -29,9 +29,6 @@ METHOD = (
 """The modules that measure, besides the providers; others, such as reports, may change without making figures old."""
 
 SOURCES = (".py", ".c", ".h")
-
-PATIENCE = 3
-"""Kernels that fail in consecutive cells and thereby end a run: after so many, it is not the kernel."""
 
 NOT_FINISHED = {"cell": "not finished"}
 

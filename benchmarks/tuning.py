@@ -69,8 +69,7 @@ def sweep(cell: Cell, device: Device, providers: Iterable[Provider]) -> Row:
     """Measures all providers beside the shipped kernel, in one run. Raises DeviceLost, and ends the process when a
     kernel hangs."""
     turn = Turn()
-    said = partial("HUNG {}: {}: not finished in {:g} s".format, cell.key)
-    with limited(LIMIT_S, lambda: print(said(turn.name, LIMIT_S), flush=True)):
+    with limited(LIMIT_S, lambda: print(f"HUNG {cell.key}: {turn.name}: not finished in {LIMIT_S:g} s", flush=True)):
         return measure(cell, device, [ours.PROVIDER, *providers], time.strftime("%Y-%m-%d"), turn)
 
 

@@ -72,6 +72,9 @@ class Direction(Enum):
         return 4 // (len(self.tensors) - 1)
 
 
+_SPLIT = tuple((f"split.{name}", "i") for name in ("pieces", "ctas", "known", "writes"))
+
+
 class Plan(Enum):
     """Which threads share a row, and where they keep it. `piece_vectors` is 0, or the vectors per thread of the pieces
     in which STREAM and SPLIT, which keep no row, go over it. docs/plans.md describes each plan."""
@@ -81,19 +84,7 @@ class Plan(Enum):
     BLOCK = "block", Section(())
     CLUSTER = "cluster", Section((("cluster.columns", "i"), ("cluster.shift", "i")))
     STREAM = "stream", Section(()), 2
-    SPLIT = (
-        "split",
-        Section(
-            (
-                ("workspace.address", "P"),
-                ("split.pieces", "i"),
-                ("split.ctas", "i"),
-                ("split.known", "i"),
-                ("split.writes", "i"),
-            )
-        ),
-        2,
-    )
+    SPLIT = "split", Section((("workspace.address", "P"), *_SPLIT)), 2
 
     def __init__(self, label: str, section: Section, piece_vectors: int = 0):
         self.label = label

@@ -19,6 +19,7 @@ from .problem import (
     launch_rows,
     leading_dimensions,
 )
+from .split import pieces_of, turns_of
 from .tile import is_flat, tile_of
 
 SCALARS = ("scale", "mask.fill")
@@ -26,10 +27,6 @@ SCALARS = ("scale", "mask.fill")
 
 WARP = 32
 """Threads of a warp."""
-
-MOST_PARTIAL_BYTES = 32 << 20
-"""Bytes of partial results that the CTAs of split rows read in all before a launch of its own combines them: what L2
-delivers in a few microseconds, about as long as a launch takes. They grow with the square of a row's length."""
 
 WORKSPACE = "workspace.address"
 """Field with the address of scratch memory (LaunchPlan.workspace_bytes) for the partial results of split rows."""
@@ -112,13 +109,13 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
         for rows in launch_rows(tuple(dimensions), MAX_ROWS // cluster)
         for launch in _launches(geometry, variant, cluster, layout, rows)
     ]
-    shared = geometry.rows * _pieces(geometry, variant) if variant.passes > 1 else 0
+    partials = geometry.rows * pieces_of(geometry.k, variant) if variant.passes > 1 else 0
     return LaunchPlan(
         geometry=geometry,
         variant=variant,
         launches=tuple(launches),
         fields=_dynamic_fields(layout),
-        workspace_bytes=shared * variant.partial_bytes,
+        workspace_bytes=partials * variant.partial_bytes,
         reason=reason,
         measured=_measured(entry, arch),
     )
@@ -192,7 +189,6 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
     inner_first = rows.dimensions[::-1]
     tile = tile_of(geometry, variant, inner_first)
     rows_per_cta = tile.rows_per_cta if tile else variant.rows
-    pieces = _pieces(geometry, variant)
     offset = geometry.causal_offset if geometry.causal_offset is not None else geometry.k
     values: dict[str, tuple[float, ...]] = {
         **_zeros(layout),
@@ -205,7 +201,7 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
         **({f"tile.{name}": (int(value),) for name, value in tile._asdict().items()} if tile else {}),
         "cluster.columns": (_part_of_cta(geometry, cluster),),
         "cluster.shift": (cluster.bit_length() - 1,),
-        "split.pieces": (pieces,),
+        "split.pieces": (pieces_of(geometry.k, variant),),
     }
     # Also where no feature is asked for: general kernels serve masked rows of f64.
     general = geometry.general or General(right=None if geometry.causal_offset is None else 0)
@@ -217,28 +213,15 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
     addresses = tuple(offset * operand.element_bytes for offset, operand in operands)
     return [
         Launch(
-            grid=-(-rows.total // rows_per_cta) * cluster * ctas,
+            grid=-(-rows.total // rows_per_cta) * cluster * turn.ctas,
             threads=_threads(geometry, variant, cluster),
             cluster=cluster,
             rows=rows.total,
             offset=addresses,
-            template=_pack(
-                layout, values | {"split.ctas": (ctas,), "split.known": (known,), "split.writes": (writes,)}
-            ),
+            template=_pack(layout, values | {f"split.{name}": (int(value),) for name, value in turn._asdict().items()}),
         )
-        for ctas, known, writes in _turns(variant, pieces, rows.total)
+        for turn in turns_of(geometry.k, variant, rows.total)
     ]
-
-
-def _turns(variant: Variant, pieces: int, rows: int) -> list[tuple[int, int, int]]:
-    """Of each launch over the same rows: the CTAs that share a row, the partial results of a row that they combine, and
-    whether they write it (pieces.cuh)."""
-    if variant.passes == 1:
-        return [(1, 0, 1)]
-    measure, combine = (pieces, 0, 0), (1, pieces, 0)
-    if rows * pieces**2 * variant.partial_bytes > MOST_PARTIAL_BYTES:
-        return [measure, combine, (pieces, 1, 1)]
-    return [measure, (pieces, pieces, 1)]
 
 
 def _general(geometry: Geometry, general: General, rows: LaunchRows) -> dict[str, tuple[float, ...]]:
@@ -263,11 +246,6 @@ def _zeros(layout: Layout) -> dict[str, tuple[float, ...]]:
     """Zeros for every field: they remain in fields of absent operands (a null address turns a feature off) and in
     dynamic fields, which the launch fills."""
     return {name: (0,) * len(struct.unpack(format, bytes(struct.calcsize(format)))) for name, format in layout if name}
-
-
-def _pieces(geometry: Geometry, variant: Variant) -> int:
-    """Number of pieces into which a row is split, each with a CTA of its own; 1 for other plans."""
-    return -(-geometry.k // variant.piece) if variant.passes > 1 else 1
 
 
 def _cluster(k: int, variant: Variant, entry: Entry, largest: int) -> int:

@@ -707,3 +707,11 @@ def test_a_reader_that_has_seen_enough_ends_the_command_in_silence() -> None:
 def test_a_row_without_a_ceiling_is_a_failure() -> None:
     assert Row("", 1, "", times={OURS: [1.0]}).is_failure
     assert not Row("", 1, "", times={OURS: [1.0]}, ceilings={"memcpy": [1.0]}).is_failure
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"], ["weigh", "somewhere"]])
+def test_the_offline_script_says_how_it_is_called(arguments: list[str], tmp_path: Path) -> None:
+    command_line = [str(CHECKOUT / "benchmarks" / "offline.sh"), *arguments]
+    result = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "offline.sh measure FOLDER [SECONDS]" in result.stderr
+    assert not any(tmp_path.iterdir())

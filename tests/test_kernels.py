@@ -10,7 +10,7 @@ import torch
 from codegen import variants
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
-from softmax_ops import launch_plan
+from softmax_ops import split
 from tests.support import targets
 from tests.support.calls import Call, Case
 from tests.support.cases import LONG, cases, full_cta, interval
@@ -110,7 +110,7 @@ def test_partials_that_a_launch_combines(
     """Rows of very many pieces take three launches. Here few do: right, and the same bits as in two launches."""
     call = cases(target.spec)[0].call()
     before = output(interpreter, call)
-    monkeypatch.setattr(launch_plan, "MOST_PARTIAL_BYTES", 0)
+    monkeypatch.setattr(split, "MOST_PARTIAL_BYTES", 0)
     combined = cases(target.spec)[0].call()
     assert len(combined.plan.launches) == len(call.plan.launches) + 1 == 3
     outcome = interpreter.run(combined.plan, combined.operands)

@@ -156,7 +156,8 @@ def test_a_cluster_is_as_small_as_holds_the_row(direction: str, dtype: str, arch
         assert columns <= capacity and columns % vector == 0
         assert_pieces_cover(k, launch.cluster, columns, vector)
         sizes.add(launch.cluster)
-    assert sizes - {2} == {2**i for i in range(2, most.bit_length())}
+    fewest = 1 if (direction, dtype) == ("bwd", "f32") else 2  # 16 of its warps hold 8704
+    assert sizes == {2**i for i in range(fewest, most.bit_length())}
 
 
 @every_direction

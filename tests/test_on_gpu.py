@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from cuda.bindings import driver as cuda
 
 from benchmarks import watchdog
+from softmax_ops import driver
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
 from softmax_ops.launch_plan import LaunchPlan
@@ -71,6 +73,30 @@ def test_what_the_bundle_lacks_is_a_failure(tmp_path: Path) -> None:
     for name, why in ((first, "another source"), (others[0], "holds no")):
         found = on_gpu.verdict(name, lambda name: on_gpu.from_bundle(bundle, "sm_90", name))
         assert why in found.failure and found.cases == 0
+
+
+@stub_driver.isolated
+def test_clusters_that_a_gpu_has_no_room_for_are_not_run(tmp_path: Path) -> None:
+    """Other cases of the variant are, and a launch that the driver refuses costs its case alone."""
+    name = "softmax_fwd_f16_none_cluster_k278528_v8_t544r1c16"
+    served(tmp_path / "bundle", name)
+    bundle = Bundle(tmp_path / "bundle")
+    stub_driver.largest_cluster(4)
+    found = on_gpu.verdict(name, lambda name: on_gpu.from_bundle(bundle, "sm_90", name))
+    assert {call.cluster[0] for call in stub_driver.launches()} == {4}
+    assert found.without_room > 0 and found.cases > 0 and not found.lost
+    assert found.failure.startswith(f"{found.cases} of {found.cases} cases; Wrong: ")  # the stub computes nothing
+
+
+@stub_driver.isolated
+def test_a_refused_launch_costs_its_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (name, *_) = served(tmp_path / "bundle")
+    bundle = Bundle(tmp_path / "bundle")
+    refused = Mock(side_effect=driver.DriverError("cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: out of memory"))
+    monkeypatch.setattr("tests.support.engines._DeviceBuffer", refused)
+    found = on_gpu.verdict(name, lambda name: on_gpu.from_bundle(bundle, "sm_90", name))
+    assert found.cases == refused.call_count > 3 and not found.lost
+    assert f"{found.cases} of {found.cases} cases; " in found.failure and "OUT_OF_MEMORY" in found.failure
 
 
 @pytest.mark.slow
