@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.variants import ARCHITECTURES
-from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import DTYPE_BYTES, MAX_RANK, OPERANDS, Geometry, leading_dimensions
 from softmax_ops.tile import Tile
 from tests.support.geometries import geometry
@@ -158,6 +158,19 @@ def test_a_cluster_is_as_small_as_holds_the_row(direction: str, dtype: str, arch
         sizes.add(launch.cluster)
     fewest = 1 if (direction, dtype) == ("bwd", "f32") else 2  # 16 of its warps hold 8704
     assert sizes == {2**i for i in range(fewest, most.bit_length())}
+
+
+@every_direction
+@pytest.mark.parametrize("k", [16392, 50257, 131072, 262144])
+def test_a_gpu_with_smaller_clusters_gets_the_largest_that_it_runs(direction: str, k: int) -> None:
+    """A power of two of CTAs that hold the row, whatever number the GPU runs; else the row is read twice."""
+    of_length = geometry((3, k), direction=direction)
+    wanted = plan(of_length, CATALOG, "sm_90").cluster
+    fewest = next(2**i for i in range(1, 5) if 2**i * cluster_columns("f16", True) >= k)
+    for most in range(1, 17):
+        found = plan(of_length, CATALOG, "sm_90", most)
+        runs = min(1 << most.bit_length() - 1, wanted)
+        assert (found.variant.plan, found.cluster) == (("cluster", runs) if runs >= fewest else ("split", 1)), most
 
 
 @every_direction

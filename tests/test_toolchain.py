@@ -11,6 +11,10 @@ import pytest
 
 from codegen import build, devices, inspection, render, sources, toolchain, variants
 from softmax_ops.artifacts.cache import Cache
+from softmax_ops.artifacts.cubin import Cubin
+from tests.support.cases import cases
+from tests.support.engines import InterpreterEngine
+from tests.support.outcomes import judge
 
 pytestmark = pytest.mark.slow
 
@@ -151,19 +155,29 @@ def test_sums_across_lanes_are_never_fused_with_a_product() -> None:
     assert len(sums) == 9 and {*sums} == {"add.rn.f32"}  # 32 lanes, then 16
 
 
+def gated(type: str, gate: str) -> Cubin:
+    """The PTX of a kernel with the feature of the documentation, which reads `gate`."""
+    page = (CHECKOUT / "docs" / "adding_a_variant.md").read_text()
+    (feature,) = re.findall(r"^```cpp\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    made = f"{type}(Gate<Element>::Params{{{gate}, p.operands.x_strides}}, rows, index)"
+    headers = f"#include <softmax/optional.cuh>\nnamespace softmax {{\n{feature}\n}}\nnamespace "
+    source = SOURCE.replace("\nnamespace ", headers).replace("(p.operands.scale);", f"(p.operands.scale, {made});")
+    (cubin,) = toolchain.compile_unit({SPEC.name: source}, ["sm_90"], kind="ptx")
+    return cubin
+
+
 @pytest.mark.parametrize("type", ["Gate<Element>", "Optional<Gate<Element>>"])
 def test_the_feature_of_the_documentation_compiles(type: str) -> None:
-    """By itself and in the general kind; it is loaded in the same wide accesses as the scores."""
-    page = (CHECKOUT / "docs" / "adding_a_variant.md").read_text()
-    (gate,) = re.findall(r"^```cpp\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    made = "Gate<Element>::Params{p.operands.x, p.operands.x_strides}, rows, index"
-    source = SOURCE.replace(
-        "\nnamespace ", f"#include <softmax/optional.cuh>\nnamespace softmax {{\n{gate}\n}}\nnamespace "
-    )
-    source = source.replace("(p.operands.scale);", f"(p.operands.scale, {type}({made}));")
-    compiled = [toolchain.compile_unit({SPEC.name: each}, ["sm_90"], kind="ptx") for each in (SOURCE, source)]
-    without, gated = (cubin.code.count(b"ld.global.v4") for (cubin,) in compiled)
-    assert (without, gated) == (2, 4)
+    """By itself and in the general kind; it is loaded in the same wide accesses as the scores, of which there are
+    two."""
+    assert gated(type, "p.operands.x").code.count(b"ld.global.v4") == 2 + 2
+
+
+def test_the_feature_of_the_documentation_may_be_absent() -> None:
+    """Nothing is loaded from its null address, and the result is that of a kernel without it."""
+    interpreter = InterpreterEngine({SPEC.name: gated("Optional<Gate<Element>>", "nullptr")})
+    call = cases(SPEC)[0].call()
+    judge(call, interpreter.run(call.plan, call.operands))
 
 
 # ---- building
