@@ -14,7 +14,7 @@ NATIVE  := softmax_ops/native/calls.abi3.so
 PEERS   := $(VENV)/.peers
 BENCH   := $(BIN)/python -m benchmarks
 BENCHFLAGS ?= --budget 480s
-TESTFLAGS ?= -n auto
+TESTFLAGS ?= -n auto --dist loadgroup
 OF_TOOLCHAIN := toolchain resolve launcher native serving kernels gates
 FLAGS   := $(foreach arch,$(ARCH),--arch $(arch))
 

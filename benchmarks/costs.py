@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from softmax_ops.artifacts import catalog, settings
+from softmax_ops.artifacts import catalog, files, settings
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
@@ -98,9 +98,7 @@ class Costs:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps([asdict(figure) for figure in self.figures.values()], indent=1) + "\n")
-        os.replace(partial, path)
+        files.replace(path, json.dumps([asdict(figure) for figure in self.figures.values()], indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Costs:

@@ -20,7 +20,6 @@ phases in which no CTA loads.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,7 @@ from typing import NamedTuple
 from codegen import build, variants
 from codegen.axes import Plan
 from codegen.spec import Spec
-from softmax_ops.artifacts import catalog
+from softmax_ops.artifacts import catalog, files
 from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 from softmax_ops.artifacts.cubin import Cubin
@@ -275,7 +274,7 @@ def _moved(cell: Cell, of: LaunchPlan, ctas: float) -> int:
     if not of.variant.piece:
         return cell.bytes
     row = cell.k * sum(operand.element_bytes for operand in of.geometry.inputs)
-    between = row * (cell.rows if of.variant.passes > 1 else ctas * MULTIPROCESSORS)
+    between = row * (cell.rows if of.variant.splits else ctas * MULTIPROCESSORS)
     again = 0 if between <= L2_BYTES / 2 else cell.rows * row
     return cell.bytes + again
 
@@ -287,9 +286,7 @@ def save(predictions: list[Prediction], path: Path = FILE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(asdict(each)) for each in predictions)
     head = f'{{"device": "H200, predicted, never measured", "date": "{time.strftime("%Y-%m-%d")}",\n"cells": [\n'
-    partial = path.with_suffix(".part")
-    partial.write_text(f"{head}{lines}\n]}}\n")
-    os.replace(partial, path)
+    files.replace(path, f"{head}{lines}\n]}}\n")
 
 
 def load(path: Path = FILE) -> tuple[str, list[Prediction]]:

@@ -8,11 +8,12 @@ older one.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from softmax_ops.artifacts import files
 
 from . import ceilings
 from .cells import Cell
@@ -150,14 +151,10 @@ class Results:
         return {key: row for key, row in self.rows.items() if same[row.environment]}
 
     def save(self, path: Path) -> None:
-        """Writes atomically: readers and the next run see either the old file or the whole new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         head = json.dumps(self.environments, indent=1)
         rows = ",\n".join(json.dumps(asdict(row)) for row in self.rows.values())
-        text = f'{{"schema": {SCHEMA},\n"environments": {head},\n"rows": [\n{rows}\n]}}\n'
-        partial = path.with_suffix(".part")
-        partial.write_text(text)
-        os.replace(partial, path)
+        files.replace(path, f'{{"schema": {SCHEMA},\n"environments": {head},\n"rows": [\n{rows}\n]}}\n')
 
     @classmethod
     def load(cls, path: Path) -> Results:

@@ -12,16 +12,17 @@ from torch import Tensor
 from codegen import catalog, tuning
 from codegen.axes import Direction, DType
 from codegen.spec import Spec
+from codegen.variants import ARCHITECTURES
 from softmax_ops import driver
 from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.constants import DTYPE_BYTES
-from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.artifacts.cubin import Cubin, built_for
 from softmax_ops.launch_plan import plan
 from softmax_ops.launcher import Executable
 from softmax_ops.problem import contiguous_geometry
 
 from .cells import SWEEP_BYTES, Cell
-from .device import Cuda, Device
+from .device import Cuda, Device, NoDevice
 from .measure import measure
 from .providers import OURS, Call, Provider, ours
 from .results import Row
@@ -85,10 +86,12 @@ def figures(row: Row, specs: Mapping[str, Spec]) -> tuple[list[tuning.Measured],
 
 
 def tune(direction: Direction, dtype: DType, k: int, bundle: Bundle | None = None) -> str:
-    """The output of `python -m codegen tune` for the candidates in a bundle. Raises NoDevice without a GPU, or when
-    it is lost."""
+    """The output of `python -m codegen tune` for the candidates in a bundle. Raises NoDevice without a GPU that
+    runs the kernels, or when it is lost."""
     device = Cuda()
-    arch = driver.architecture(0)
+    gpu = driver.architecture(0)
+    if (arch := built_for(gpu, ARCHITECTURES)) is None:
+        raise NoDevice(f"no kernels can be built for {gpu}, the GPU here: nothing is measured")
     now, *others = tuning.compared(direction, dtype, k, arch)
     specs = {spec.name: spec for spec in (now, *others)}
     find = partial(tuning.prebuilt, bundle=bundle) if bundle else tuning.compiled

@@ -1,9 +1,9 @@
 """Writes what generating produces, the rendered sources and the catalog, and checks that they are current."""
 
 import difflib
-import os
 from pathlib import Path
 
+from softmax_ops.artifacts import files
 from softmax_ops.artifacts.catalog import Catalog, Entry, Variant
 
 from .axes import Direction, DType
@@ -66,7 +66,7 @@ def _variant(spec: Spec, source: str) -> Variant:
         tile_elements=spec.tile_elements,
         flat=spec.flat,
         piece=spec.piece,
-        passes=spec.passes,
+        splits=spec.splits,
         partial_bytes=spec.partial_bytes,
         cluster=spec.cluster,
         cta_columns=columns_of_cta(spec),
@@ -108,13 +108,12 @@ def write(directory: Path = GENERATED) -> tuple[int, int]:
     for name, text in wanted.items():
         path = directory / name
         if not path.exists() or path.read_text() != text:
-            partial = directory / f".{name}.partial"
-            partial.write_text(text)
-            os.replace(partial, path)
+            files.replace(path, text)
             written += 1
     stale = [path for path in _present(directory) if path.name not in wanted]
-    for path in (*stale, *directory.glob(".*.partial")):  # left by a run that was killed
-        path.unlink()
+    left = [path for path in directory.glob(f"{files.PARTIAL_PREFIX}*") if files.is_stale(path.stat())]
+    for path in (*stale, *left):
+        path.unlink(missing_ok=True)
     return written, len(stale)
 
 

@@ -4,18 +4,28 @@ from collections.abc import Iterable
 
 from cuda.bindings import driver
 
-from .toolchain import DEFAULT_ARCHITECTURE, check_architectures
+from softmax_ops.artifacts.cubin import built_for
+
+from .toolchain import DEFAULT_ARCHITECTURE, check_architectures, supported_architectures
+from .variants import ARCHITECTURES
 
 
 def default_architectures(named: Iterable[str]) -> tuple[tuple[str, ...], str]:
-    """(architectures, why these). Raises ToolchainError for one that the toolchain cannot build."""
+    """(architectures, why these). Raises ToolchainError for one that the toolchain cannot build, if it is named or no
+    kernel can be built for any GPU here."""
     named = tuple(named)
     if named:
         return check_architectures(named), "as named"
-    found = _devices()
-    if found:
-        return check_architectures(found), "the GPUs of this machine"
-    return check_architectures([DEFAULT_ARCHITECTURE]), "no GPU found: the default"
+    gpus = _devices()
+    built = {gpu: built_for(gpu, supported_architectures()) for gpu in gpus}
+    without = [gpu for gpu in gpus if built[gpu] is None]
+    if found := {arch for arch in built.values() if arch is not None}:
+        return check_architectures(found), "the GPUs of this machine" + "".join(f", without {gpu}" for gpu in without)
+    of_another_toolchain = [gpu for gpu in without if gpu in ARCHITECTURES]
+    if of_another_toolchain:
+        return check_architectures(of_another_toolchain), "the GPUs of this machine"
+    why = f"no kernels for {', '.join(without)}, found here" if without else "no GPU found"
+    return check_architectures([DEFAULT_ARCHITECTURE]), f"{why}: the default"
 
 
 def _devices() -> list[str]:

@@ -32,15 +32,9 @@ class Span(NamedTuple):
 
 def spans(kind: Kind, arch: str, vec: int, rows: int) -> list[Span]:
     """What dispatch chooses for this many rows aligned to `vec` elements, in order of K: the first plan that fits,
-    apart from those that are only for ranges. Lengths between two multiples of `vec` belong to the span before them."""
-    usable = [
-        plan
-        for plan in row_plans(*kind)
-        if plan.vec <= vec
-        and not variant(*kind, plan).flat
-        and (not plan.architectures or arch in plan.architectures)
-        and (not plan.max_rows or rows <= plan.max_rows)
-    ]
+    apart from those that are only for ranges, or that a measurement chose. Lengths between two multiples of `vec`
+    belong to the span before them."""
+    usable = [plan for plan in row_plans(*kind) if plan.serves(arch, vec, rows) and not variant(*kind, plan).flat]
     ends = sorted({plan.k[0] for plan in usable} | {plan.k[1] + 1 for plan in usable})
     found: list[Span] = []
     for first, end in pairwise(ends):

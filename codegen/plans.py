@@ -43,6 +43,11 @@ class RowPlan:
     architectures: tuple[str, ...] = ()
     measured: str = ""
 
+    def serves(self, arch: str, vec: int, rows: int) -> bool:
+        """Whether it is for this many rows, aligned to `vec` elements, of a length in `k`."""
+        alike = self.vec <= vec and (not self.architectures or arch in self.architectures)
+        return alike and self.min_rows <= rows and (not self.max_rows or rows <= self.max_rows)
+
 
 MEASURED: dict[tuple[Direction, DType, Mask], tuple[RowPlan, ...]] = {}
 """Row plans that a measurement chose, as `python -m codegen tune` proposes them, by direction, element types and mask
@@ -91,9 +96,9 @@ def _without_overlap(plans: list[RowPlan], dtype: DType) -> list[RowPlan]:
 
 
 def _beside_vectors(plan: RowPlan, dtype: DType) -> int:
-    """Columns that a row may have beyond `max_k`. In rows that start anywhere, the columns outside whole vectors (fewer
-    than a vector at either end) have registers of their own: 1025 columns of 16 bits need as many vectors as 1024. This
-    does not apply to f64 or to tiles."""
+    """Columns that a row in registers may have beyond `max_k`. In rows that start anywhere, the columns outside whole
+    vectors (fewer than a vector at either end) have registers of their own: 1025 columns of 16 bits need as many
+    vectors as 1024. This does not apply to f64 or to tiles."""
     has_edges = plan.vec == 1 and plan.plan is not Plan.TILE and dtype is not DType.F64
     return dtype.vector - 1 if has_edges else 0
 
@@ -209,14 +214,10 @@ def _clusters(direction: Direction, dtype: DType, mask: Mask, block: RowPlan, mi
         elif mask is Mask.BAND and direction is Direction.BACKWARD:
             columns -= columns // 8
             threads -= threads // 8
+        full = RowPlan(Plan.CLUSTER, columns * MAX_CLUSTER, vec, threads, rows=1, cluster=MAX_CLUSTER)
+        beside = _beside_vectors(full, dtype)
         plans += [
-            RowPlan(
-                *(Plan.CLUSTER, columns * MAX_CLUSTER, vec, threads),
-                rows=1,
-                cluster=MAX_CLUSTER,
-                k=(min_k, columns * ctas),
-                architectures=architectures,
-            )
+            replace(full, k=(min_k, columns * ctas + beside), architectures=architectures)
             for architectures, ctas in CLUSTERS
         ]
     return plans

@@ -219,9 +219,9 @@ class Spec:
         return self.threads * self.access * self.chunks if self.plan.piece_vectors else 0
 
     @property
-    def passes(self) -> int:
-        """Number of launches over the same rows. The second combines what the first left in the workspace."""
-        return 2 if self.plan is Plan.SPLIT else 1
+    def splits(self) -> bool:
+        """Whether CTAs that communicate through a workspace share a row, in launches one after the other."""
+        return self.plan is Plan.SPLIT
 
     @property
     def partial_bytes(self) -> int:

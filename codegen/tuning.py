@@ -22,6 +22,9 @@ from .sources import source_digest
 from .spec import ANY_K, Spec
 from .variants import computed_by, dispatch, variant
 
+MANY_ROWS = MAX_SPLIT_ROWS + 1
+"""Rows that are timed, at least: too many to be split among CTAs."""
+
 LONGEST_TILE = 128
 """Rows whose candidates include tiles, as columns."""
 
@@ -51,10 +54,7 @@ def _shipped(direction: Direction, dtype: DType, k: int, arch: str) -> tuple[Row
     return next(
         (plan, spec)
         for plan, spec in dispatch(direction, dtype, Mask.NONE) or ()
-        if plan.k[0] <= k <= plan.k[1]
-        and plan.vec <= _vec(dtype, k)
-        and not plan.max_rows
-        and (not plan.architectures or arch in plan.architectures)
+        if plan.k[0] <= k <= plan.k[1] and plan.serves(arch, _vec(dtype, k), MANY_ROWS)
     )
 
 
@@ -110,13 +110,13 @@ Compiled = tuple[Sequence[Cubin], Mapping[str, str]]
 
 
 def compiled(specs: Iterable[Spec], arch: str) -> Compiled:
-    """Cubins of the specs that do not spill. A spec that spills fails its translation unit, which is compiled again
-    without it."""
-    left = {spec.name: spec for spec in specs}
+    """Cubins of the specs that do not spill, whatever they ship for. A spec that spills fails its translation unit,
+    which is compiled again without it."""
+    left = {spec.name: render(spec) for spec in specs}
     refused: dict[str, str] = {}
     while True:
         try:
-            return build.build(left.values(), [arch], user_cache(), progress=False).cubins, refused
+            return build.build_sources(left, {arch: [*left]}, user_cache(), progress=False).cubins, refused
         except toolchain.Spills as error:
             name = error.args[0]
             del left[name]
@@ -171,7 +171,7 @@ def row(spec: Spec, k: int, arch: str, measured: str) -> RowPlan:
     than to half and to twice the length. A `stream` was measured with more rows than `split` would have served."""
     first, last = _shipped(spec.direction, spec.dtype, k, arch)[0].k
     lengths = max(first, k // 2 + 1), min(last, 2 * k, spec.max_k)
-    least = MAX_SPLIT_ROWS + 1 if spec.plan is Plan.STREAM else 0
+    least = MANY_ROWS if spec.plan is Plan.STREAM else 0
     return RowPlan(
         *(spec.plan, spec.max_k, _vec(spec.dtype, k), spec.threads, spec.rows, spec.cluster),
         k=lengths,

@@ -4,9 +4,8 @@
 //   d_i = sum_j y_ij dy_ij;  dx_ij = scale * y_ij * (dy_ij - d_i)
 //   over j <= i + offset, 0 elsewhere; without a causal mask, offset = K
 //
-// Several CTAs of 256 threads share a row, 4096 columns each, in two launches: the first leaves a sum for each piece in
-// the workspace, the second combines them in order and writes. Of very many pieces a launch in between
-// combines them.
+// Several CTAs of 256 threads share a row, 4096 columns each. A first launch leaves a sum for each piece in the workspace,
+// the last one combines them in order and writes. Those of very many pieces are combined by a launch in between.
 // Traffic: 4 bytes read per visible element, twice; 2 bytes written per element.
 // Work per element: no exponential.
 

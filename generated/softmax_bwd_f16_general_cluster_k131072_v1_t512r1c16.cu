@@ -53,7 +53,7 @@ softmax_bwd_f16_general_cluster_k131072_v1_t512r1c16(Params const __grid_constan
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns, __clusterSizeInBlocks());
   auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
   CappedGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);

@@ -53,7 +53,7 @@ softmax_bwd_f32_band_cluster_k229376_v1_t896r1c16(Params const __grid_constant__
   Element const* const y  = p.operands.y + index.offset(p.operands.y_strides, rows.rank);    // (K)
   Element* const dx       = p.operands.dx + index.offset(p.operands.dx_strides, rows.rank);  // (K)
 
-  Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece  = piece_of_row<Row>(dx, rows.k, __clusterRelativeBlockRank(), p.cluster.columns, __clusterSizeInBlocks());
   auto const visible = Band(p.band, rows, index).from(piece.begin);
   int const end      = visible.end(piece.size);
   EpilogueGradient<Element> const gradient(p.gradient, p.operands.scale, rows, index);

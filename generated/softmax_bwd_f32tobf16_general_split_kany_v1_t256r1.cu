@@ -5,9 +5,8 @@
 //   or, of logarithms, d_i = sum_j dy_ij - dlse_i;  dx_ij = scale_i * (dy_ij - exp(y_ij) d_i)
 //   times the derivative of the softcap, over j visible to window and length; 0 elsewhere
 //
-// Several CTAs of 256 threads share a row, 1024 columns each, in two launches: the first leaves a sum for each piece in
-// the workspace, the second combines them in order and writes. Of very many pieces a launch in between
-// combines them.
+// Several CTAs of 256 threads share a row, 1024 columns each. A first launch leaves a sum for each piece in the workspace,
+// the last one combines them in order and writes. Those of very many pieces are combined by a launch in between.
 // Traffic: 8 bytes read per visible element, twice; 2 bytes written per element.
 // Work per element: with logarithms one exponential, with a softcap one logarithm.
 

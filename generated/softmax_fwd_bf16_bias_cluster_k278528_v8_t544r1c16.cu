@@ -49,7 +49,7 @@ softmax_fwd_bf16_bias_cluster_k278528_v8_t544r1c16(Params const __grid_constant_
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   Bias<Element, Element> const bias(p.bias, rows, index);
-  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns, __clusterSizeInBlocks());
   auto const scores = make_scores<Element>(p.operands.scale, bias).from(piece.begin);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);

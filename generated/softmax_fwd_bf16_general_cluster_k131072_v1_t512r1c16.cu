@@ -64,7 +64,7 @@ softmax_fwd_bf16_general_cluster_k131072_v1_t512r1c16(Params const __grid_consta
   SlopedBand<Accumulator> const band(p.band, rows, index);
   Optional<Bias<Element, Accumulator>> const bias(p.bias, rows, index);
   Optional<TensorMask<uint8_t, Accumulator>> const mask(p.mask, rows, index);
-  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns, __clusterSizeInBlocks());
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), softcap, band, bias, mask).from(piece.begin);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);

@@ -53,7 +53,7 @@ softmax_fwd_f16_band_cluster_k278528_v8_t544r1c16(Params const __grid_constant__
 
   Epilogue<NumericOfSums<Element>> const epilogue(p.epilogue, rows, index);
   Band const band(p.band, rows, index);
-  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns, __clusterSizeInBlocks());
   auto const scores = make_scores<Element>(epilogue.scale(p.operands.scale), band).from(piece.begin);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);

@@ -54,7 +54,7 @@ softmax_fwd_f16_boolcausal_cluster_k278528_v8_t544r1c16(Params const __grid_cons
 
   Causal const causal(p.causal, rows, index);
   TensorMask<uint8_t, Accumulator> const mask(p.mask, rows, index);
-  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns, __clusterSizeInBlocks());
   auto const scores = make_scores<Element>(p.operands.scale, causal, mask).from(piece.begin);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);

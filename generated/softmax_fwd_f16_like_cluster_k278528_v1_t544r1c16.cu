@@ -50,7 +50,7 @@ softmax_fwd_f16_like_cluster_k278528_v1_t544r1c16(Params const __grid_constant__
   Element* const y       = p.operands.y + index.offset(p.operands.y_strides, rows.rank);  // (K)
 
   TensorMask<Element, Accumulator> const mask(p.mask, rows, index);
-  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns);
+  Piece const piece = piece_of_row<Row>(y, rows.k, __clusterRelativeBlockRank(), p.cluster.columns, __clusterSizeInBlocks());
   auto const scores = make_scores<Element>(p.operands.scale, mask).from(piece.begin);
 
   Row const row(threadIdx.x, y + piece.begin, piece.size);

@@ -4,9 +4,8 @@
 //   z_ij = scale * x_ij, or fill where mask_ij is 1; a fill of -inf hides the column
 //   m_i = max_j z_ij;  s_i = sum_j exp(z_ij - m_i);  y_ij = exp(z_ij - m_i) / s_i
 //
-// Several CTAs of 256 threads share a row, 4096 columns each, in two launches: the first leaves a maximum and a sum for each
-// piece in the workspace, the second combines them in order and writes. Of very many pieces a launch in between
-// combines them.
+// Several CTAs of 256 threads share a row, 4096 columns each. A first launch leaves a maximum and a sum for each piece in
+// the workspace, the last one combines them in order and writes. Those of very many pieces are combined by a launch in between.
 // Traffic: 2 bytes read per element, 2 of the mask, twice; 2 bytes written per element.
 // Work per element: two exponentials.
 

@@ -5,9 +5,8 @@
 //   lse_i = log(exp(sink_i) + sum_j exp(z_ij));  y_ij = exp(z_ij - lse_i), or its logarithm
 //   over j visible to window, length and mask, 0 or -inf elsewhere
 //
-// Several CTAs of 256 threads share a row, 2048 columns each, in two launches: the first leaves a maximum and a sum for each
-// piece in the workspace, the second combines them in order and writes. Of very many pieces a launch in between
-// combines them.
+// Several CTAs of 256 threads share a row, 2048 columns each. A first launch leaves a maximum and a sum for each piece in
+// the workspace, the last one combines them in order and writes. Those of very many pieces are combined by a launch in between.
 // Traffic: 2 bytes read per visible element and those of a mask and a bias, twice; 4 bytes written per element.
 // Work per element: two exponentials; with a softcap two more.
 

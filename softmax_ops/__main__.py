@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from . import doctor
@@ -13,7 +15,7 @@ from .artifacts.constants import DTYPE_BYTES
 from .artifacts.cubin import Absent
 from .artifacts.terminal import prepare_output
 from .explanation import explain_geometry
-from .launch_plan import NoVariant
+from .launch_plan import NoVariant, TooManyDimensions
 from .problem import WITH_A_TENSOR, contiguous_geometry
 
 
@@ -96,15 +98,17 @@ def _explain(options: argparse.Namespace) -> int:
         raise ValueError("--mask-shape goes with --mask bool, boolcausal, like or bias")
     queries, columns = shape[-2:]
     offset = options.causal_offset
-    geometry = contiguous_geometry(
-        shape,
-        options.dtype,
-        options.mask,
+    geometry = partial(
+        contiguous_geometry,
+        *(shape, options.dtype, options.mask),
         direction="bwd" if options.backward else "fwd",
-        mask_shape=options.mask_shape or shape[-2:],
         causal_offset=None if offset is None else max(-queries, min(offset, columns)),
     )
-    explanation = explain_geometry(geometry, options.arch)
+    try:
+        explanation = explain_geometry(geometry(mask_shape=options.mask_shape or shape[-2:]), options.arch)
+    except TooManyDimensions:  # a call copies such a mask
+        copied = "bias" if options.mask == "bias" else "mask"
+        explanation = replace(explain_geometry(geometry(mask_shape=shape), options.arch), copied=(copied,))
     print(json.dumps(explanation.as_dict(), indent=1) if options.json else explanation)
     return 0
 

@@ -54,8 +54,8 @@ def softmax(
     x                [..., Q, K] or [K]; float16, bfloat16, float32 or float64, on a GPU or the CPU, any strides (a last
                      stride other than 1 is copied first).
     scale            number, or 0-d CPU tensor, up to 2^127 in magnitude (for float64 any finite one); never rounded to
-                     x's dtype. Or a float32 tensor on x's device, of one element or one for each row: broadcast against
-                     x.shape[:-1] from the right.
+                     x's dtype. Or a float32 (for float64 x also float64) tensor on x's device, with one element or one
+                     for each row: broadcast against x.shape[:-1] from the right.
     mask             bool or uint8, broadcast against x from the right; exactly 1 (True) hides a score.
     bias             x's dtype or float32, broadcast like a mask; differentiable. -inf in it hides.
     key_lengths      int32 [B] on x's device, B = x.shape[0]: columns at and beyond the length are hidden, and not read.
@@ -66,9 +66,9 @@ def softmax(
                      where queries end at the length, pass key_lengths - Q.
     window           (left, right), integers or None: i + causal_offset - left <= j <= i + causal_offset + right is
                      visible; with causal, right is 0. Other columns are not read.
-    alibi_slopes     float32 [H] on x's device, H = x.shape[-3].
-    sinks            float32 [H] on x's device: a score that joins the sum without a column; differentiable. -inf: no
-                     sink.
+    alibi_slopes     float32 (for float64 x also float64) [H] on x's device, H = x.shape[-3].
+    sinks            like alibi_slopes: a score for each head that joins the sum without a column; differentiable. -inf:
+                     no sink.
     softcap          number above 0 that bounds |s|. For no cap pass None, not a huge number: the error of kernels is
                      1e-7 of the cap.
     dtype            x's, or torch.float32 for float16 and bfloat16: the result before it is rounded. out's too.
@@ -209,8 +209,9 @@ def softmax_backward(
     causal           only visible columns of dy and y are read; elsewhere dx is 0, or NaN if the row's sum is NaN.
     causal_offset, window, key_lengths
                      those of the forward; leave out an offset that only slopes used.
-    softcap, lse     those of the forward; not supported after a forward with bias or slopes.
-    grad_lse         [..., Q], the gradient of lse, if lse was used.
+    softcap, lse     those of the forward, both or neither; lse [..., Q], float32 (float64 for float64 y). Not supported
+                     after a forward with bias or slopes.
+    grad_lse         [..., Q], of the dtype of lse: its gradient, if it was used.
     dtype            of dx: y's, or a 16-bit dtype for float32 y, if x had that dtype. out's too.
     batch_invariant  choose the kernel regardless of the number of rows, so that a row keeps its bits in any batch,
                      at an address of the same alignment.

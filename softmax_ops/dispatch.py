@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -64,7 +65,9 @@ def explain_forward(request: Request, batch_invariant: bool = False, arch: str |
     if request.return_lse:
         others["lse"] = torch.empty(request.x.shape[:-1], dtype=accumulation(request.x), device="meta")
     explain, arch = _explainer(request.x, arch)
-    return _explain("fwd", (request.x,), others, request.out, scalars, arch, explain, request.dtype)
+    found = _explain("fwd", (request.x,), others, request.out, scalars, arch, explain, request.dtype)
+    expanded_bias = others.get("bias") is not request.bias and "bias" not in found.copied
+    return replace(found, copied=(*found.copied, "bias")) if expanded_bias else found
 
 
 def explain_backward(request: Request, batch_invariant: bool = False, arch: str | None = None) -> Explanation:
@@ -167,8 +170,13 @@ def _explain(
     x = inputs[0]
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device="meta") if out is None else out
 
+    given = (*inputs, y, *others.values())
+    names = (*OPERANDS[direction][:-1], "out", *others)
+
     def attempt(tensors: tuple[Tensor, ...], others: Named) -> Explanation:
-        return explain(geometry_of(metadata_of(direction, tensors, others, scalars, arch)), arch)
+        found = explain(geometry_of(metadata_of(direction, tensors, others, scalars, arch)), arch)
+        used = zip(names, given, (*tensors, *others.values()), strict=True)
+        return replace(found, copied=tuple(name for name, before, now in used if now is not before))
 
     return _in_few_dimensions(attempt, *supported((*inputs, y), others))
 

@@ -9,10 +9,7 @@ from . import resolve
 from .artifacts import catalog
 from .artifacts.cubin import TEGRA, runs_on
 from .launch_plan import LaunchPlan, NoVariant, plan
-from .problem import Geometry, Operand
-
-LARGEST_RESULT_BYTES = 2**44
-"""Size of a result that is explained, at most: more than any GPU holds, and few enough launches to plan at once."""
+from .problem import MAX_BYTES, Geometry, Operand
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,7 @@ class Explanation:
     bytes_read: int = 0  # inputs counted as often as they are read, each element of mask and bias once
     bytes_written: int = 0
     workspace_bytes: int = 0
+    copied: tuple[str, ...] = ()  # operands whose layout no kernel takes: each call copies them; not in the bytes above
     measured: str = ""  # the measurement that chose the tile on this architecture, or that there is none
     cubin: str = ""
     passed_over: tuple[str, ...] = ()
@@ -52,6 +50,7 @@ class Explanation:
             f"{self.shared_bytes} bytes of dynamic shared memory",
             f"  traffic  {self.bytes_read} bytes read, {self.bytes_written} written"
             + (f"; {self.workspace_bytes} of workspace" if self.workspace_bytes else ""),
+            *(f"  copies   {name}: before each launch, because kernels do not take its layout" for name in self.copied),
             f"  cubin    {self.cubin}",
             *(f"           passed over: {place}" for place in self.passed_over),
         ]
@@ -69,7 +68,7 @@ def explain_geometry(
     """The explanation of a geometry on an architecture; `settled` gives the plan that a device really runs.
 
     Raises NoVariant when no shipped kernel serves it, TooManyDimensions when its operands must be copied first, and
-    ValueError for a result of more than LARGEST_RESULT_BYTES.
+    ValueError for a result of more than MAX_BYTES.
     """
     built = catalog.load().architectures
     if not any(runs_on(each, arch) for each in built):
@@ -80,10 +79,10 @@ def explain_geometry(
     if geometry.rows * geometry.k == 0:
         return Explanation(variant=None, arch=arch, reason="there are no elements")
     written = geometry.rows * geometry.k * geometry.output.element_bytes
-    if written > LARGEST_RESULT_BYTES:
+    if written > MAX_BYTES:
         raise ValueError(
             f"explain: a result of shape {geometry.shape} has {written} bytes, more than any GPU holds; "
-            f"want at most {LARGEST_RESULT_BYTES}"
+            f"want at most {MAX_BYTES}"
         )
     launch_plan = settled(plan(geometry, catalog.load(), arch))
     variant, first = launch_plan.variant, launch_plan.launches[0]

@@ -93,7 +93,8 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
     dimensions = leading_dimensions(geometry)
     if len(dimensions) > MAX_RANK:
         raise TooManyDimensions(
-            f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}"
+            f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}: "
+            "copy the operands to contiguous ones of one shape"
         )
     entry, cluster, reason = _select(geometry, catalog, arch, largest_cluster)
     variant = catalog.variants[entry.name]
@@ -109,7 +110,7 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
         for rows in launch_rows(tuple(dimensions), MAX_ROWS // cluster)
         for launch in _launches(geometry, variant, cluster, layout, rows)
     ]
-    partials = geometry.rows * pieces_of(geometry.k, variant) if variant.passes > 1 else 0
+    partials = geometry.rows * pieces_of(geometry.k, variant) if variant.splits else 0
     return LaunchPlan(
         geometry=geometry,
         variant=variant,
@@ -199,7 +200,7 @@ def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout
         "causal.offset": (offset + rows.query,),
         "causal.query": _padded(dimension.query for dimension in inner_first),
         **({f"tile.{name}": (int(value),) for name, value in tile._asdict().items()} if tile else {}),
-        "cluster.columns": (_part_of_cta(geometry, cluster),),
+        "cluster.columns": (_part_of_cta(geometry, variant, cluster),),
         "cluster.shift": (cluster.bit_length() - 1,),
         "split.pieces": (pieces_of(geometry.k, variant),),
     }
@@ -255,26 +256,30 @@ def _cluster(k: int, variant: Variant, entry: Entry, largest: int) -> int:
     if variant.cluster == 1:
         return 1
     held = variant.max_k // variant.cluster
-    sharing, fewest = (max(1 << (-(-k // columns) - 1).bit_length(), 2) for columns in (variant.cta_columns, held))
+    row = _in_vectors(k, variant)
+    sharing, fewest = (max(1 << (-(-row // columns) - 1).bit_length(), 2) for columns in (variant.cta_columns, held))
     most = min(largest, entry.k[1] // held)
     return max(min(sharing, 1 << most.bit_length() - 1), fewest)
 
 
-def _part_of_cta(geometry: Geometry, cluster: int) -> int:
-    """Columns of a row for each CTA of its cluster, whole vectors."""
+def _part_of_cta(geometry: Geometry, variant: Variant, cluster: int) -> int:
+    """Columns of a row for each CTA of its cluster, whole vectors. The last one also has what is left of the row."""
     vector = ACCESS_BYTES // geometry.element_bytes
-    return -(-geometry.k // (cluster * vector)) * vector
+    return -(-_in_vectors(geometry.k, variant) // (cluster * vector)) * vector
+
+
+def _in_vectors(k: int, variant: Variant) -> int:
+    """Columns of a row that a kernel holds in vectors. Those outside whole vectors, at either end of a row that starts
+    anywhere, have registers of their own."""
+    return k // variant.access * variant.access
 
 
 def _threads(geometry: Geometry, variant: Variant, cluster: int) -> int:
-    """Threads of a CTA. If the launch decides: the fewest warps that hold the CTA's part of the row, by K alone.
-
-    Columns outside whole vectors are not counted: in rows that start anywhere they have registers of their own.
-    """
+    """Threads of a CTA. If the launch decides: the fewest warps that hold the CTA's part of the row, by K alone."""
     if not variant.by_warp:
         return variant.threads
-    columns = _part_of_cta(geometry, cluster) if cluster > 1 else geometry.k
-    warps = -(-(columns // variant.access) // (WARP * variant.chunks))
+    columns = _part_of_cta(geometry, variant, cluster) if cluster > 1 else _in_vectors(geometry.k, variant)
+    warps = -(-columns // (WARP * variant.chunks * variant.access))
     return WARP * max(warps, 1)
 
 

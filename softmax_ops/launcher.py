@@ -78,12 +78,15 @@ class Executable:
         for launch, block, config in self._grids_of_this_thread():
             block.buffer[:] = self.plan.arguments(launch, values)
             config.hStream = driver.stream_handle(stream)
-            status, *_ = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
-            if status == cuda.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # the thread's was taken away since its first launch
-                driver.ensure_context(self.device)
-                status, *_ = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
+            try:
+                (status,) = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
+                if status == cuda.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # the thread's was taken away since
+                    driver.ensure_context(self.device)
+                    (status,) = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
+            except KeyError as unknown:  # cuda-bindings look the status up
+                (status,) = unknown.args
             if status:
-                _refused(self.plan.variant.name, status)
+                _refused(self.plan.variant.name, int(status))
 
     def _grids_of_this_thread(self) -> list[tuple[Launch, driver.ArgumentBlock, cuda.CUlaunchConfig]]:
         """Grids with an argument block for this thread alone: the driver reads it while other threads run."""
@@ -131,7 +134,11 @@ def _prepare_thread(device: int) -> None:
 
 
 def _refused(kernel: str, status: int) -> NoReturn:
-    driver.check(f"cuLaunchKernelEx of {kernel}", (cuda.CUresult(status),))
+    call = f"cuLaunchKernelEx of {kernel}"
+    try:
+        driver.check(call, (cuda.CUresult(status),))
+    except ValueError:
+        raise driver.DriverError(f"{call}: status {status}, of a driver newer than cuda-bindings") from None
     raise AssertionError("a launch that succeeded")
 
 

@@ -128,11 +128,15 @@ def contiguous(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def expanded(others: Named, shape: torch.Size) -> Named:
-    """Contiguous copies that broadcast no more, for rows of this shape. Per-row results have no gaps anyway.
+    """Contiguous tensors that broadcast no more, for rows of this shape: copies where they are needed.
 
     0-d tensors are left alone: a kernel reads the lower half of a 64-bit offset, which is not a row of numbers.
     """
+
+    def whole(tensor: Tensor, shape: torch.Size) -> Tensor:
+        return tensor.contiguous() if tensor.shape == shape else tensor.expand(shape).contiguous()
+
     return {
-        name: tensor.expand(shape if name in _PER_COLUMN else shape[:-1]).contiguous() if tensor.dim() else tensor
+        name: whole(tensor, shape if name in _PER_COLUMN else shape[:-1]) if tensor.dim() else tensor
         for name, tensor in others.items()
     }

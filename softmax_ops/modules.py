@@ -23,6 +23,9 @@ class FusedSoftmax(torch.nn.Module):
     offset in a tensor, sinks, slopes and lse are for the function itself. With log=True it is
     `softmax_ops.log_softmax`. The layer has no parameters and no state, so that checkpoints of a model are what they
     were without it.
+
+    Raises TypeError for a tensor and for what is of another type than the function takes, ValueError for numbers that
+    it refuses.
     """
 
     def __init__(

@@ -96,7 +96,9 @@ def plan(
     with torch.no_grad():  # requires_grad does not matter here: each call is checked
         request = check_softmax(x, scale=scale, mask=mask, causal=causal, causal_offset=causal_offset, out=out)
     if request.general:
-        raise ValueError(f"{_OP}: scale or causal_offset is a tensor, or out has another dtype than x; {_WANTED}")
+        given = {"scale": request.scale_tensor, "causal_offset": request.offset_tensor, "out": out}
+        name, tensor = next((name, each) for name, each in given.items() if each is not None)
+        raise ValueError(f"{_OP}: {name} is {described(tensor)} and x {described(x)}; {_WANTED}")
     if needs_operator(x, mask, out):
         raise ValueError(
             f"{_OP}: x is {described(x)}; want plain tensors on cpu or cuda, where the calls will be, outside of "
@@ -208,7 +210,10 @@ class _Planned:
             )
         if (mask is None) != (self._mask is None):
             planned = "none" if self._mask is None else f"a {self._mask.words}"
-            raise ValueError(f"{_OP}: mask is {'None' if mask is None else 'given'}; planned is {planned}")
+            raise ValueError(
+                f"{_OP}: mask is {'None' if mask is None else described(mask)}; planned is {planned}: "
+                "plan such a call, or call softmax_ops.softmax"
+            )
         for layout, tensor in zip((*self._inputs, self._mask, self._result), (*inputs, mask, out), strict=True):
             if layout is not None and tensor is not None:
                 layout.check(tensor)

@@ -29,6 +29,10 @@ MAX_ROWS = 2**31 - 2**10
 """Rows of one launch, at most. Row numbers are 32-bit inside a kernel (offsets are 64-bit), including those that the
 last CTA counts beyond the last row."""
 
+MAX_BYTES = 2**44
+"""Of a tensor, from its first element to its last, at most: more than any GPU holds, and few enough launches to plan at
+once."""
+
 EVERYWHERE = 2**40
 """Window bound in columns that hides nothing, whatever offset is read from device memory."""
 

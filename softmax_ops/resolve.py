@@ -19,7 +19,7 @@ from .artifacts import settings
 from .artifacts.bundle import Bundle
 from .artifacts.cache import user_cache
 from .artifacts.catalog import Variant
-from .artifacts.cubin import Absent, Cubin, architecture_order, runs_on
+from .artifacts.cubin import Absent, Cubin, architecture_order, built_for, runs_on
 from .artifacts.once import warn_once
 
 PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
@@ -58,8 +58,7 @@ def resolve(variant: Variant, arch: str, *, may_compile: bool = True) -> Resolut
 
 def target(variant: Variant, arch: str) -> str | None:
     """The architecture to build the variant for, to run on `arch`: itself, or the nearest lower one it ships for."""
-    usable = [shipped for shipped in variant.architectures if runs_on(shipped, arch)]
-    return max(usable, key=architecture_order, default=None)
+    return built_for(arch, variant.architectures)
 
 
 def compiler() -> str:

@@ -19,12 +19,12 @@ class Turn(NamedTuple):
 
 def pieces_of(k: int, variant: Variant) -> int:
     """Pieces into which a row of k columns is split, each with a CTA of its own; 1 for other plans."""
-    return -(-k // variant.piece) if variant.passes > 1 else 1
+    return -(-k // variant.piece) if variant.splits else 1
 
 
 def turns_of(k: int, variant: Variant, rows: int) -> list[Turn]:
     """The launches over the same rows: one, or those of pieces.cuh."""
-    if variant.passes == 1:
+    if not variant.splits:
         return [Turn(1, 0, True)]
     pieces = pieces_of(k, variant)
     measure, combine = Turn(pieces, 0, False), Turn(1, pieces, False)

@@ -13,11 +13,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --sample, of the tests that compile kernels only those of a sampled one remain."""
+    """With --sample, of the tests that compile kernels only those of a sampled one remain. Tests of one kernel run in
+    one process, which then parses its program once."""
     if config.getoption("--sample"):
         kept = {item for item in items if not item.get_closest_marker("kernels") or targets.is_sampled(item)}
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
+    for item in items:
+        if (target := targets.target_of(item)) is not None:
+            item.add_marker(pytest.mark.xdist_group(str(target)))
 
 
 def pytest_collection_finish() -> None:

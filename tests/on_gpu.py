@@ -29,7 +29,7 @@ from codegen import variants
 from softmax_ops import driver
 from softmax_ops.artifacts import catalog, settings
 from softmax_ops.artifacts.bundle import Bundle
-from softmax_ops.artifacts.cubin import Absent, architecture_order, runs_on
+from softmax_ops.artifacts.cubin import Absent, built_for
 from softmax_ops.launch_plan import LaunchPlan
 from tests.support.cases import cases
 from tests.support.engines import DriverEngine, NoRoom, Operands, Outcome, gpu_architecture
@@ -173,11 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     bundle = Bundle(Path(path).resolve())
     try:
-        usable = [arch for arch in bundle.architectures() if runs_on(arch, gpu)]
+        arch = built_for(gpu, bundle.architectures()) or gpu
     except Absent as absence:
         print(f"error: {absence.reason}", file=sys.stderr)
         return 1
-    arch = max(usable, key=architecture_order, default=gpu)
     engines = partial(from_bundle, bundle, arch)
     if options.worker:
         for found in here(sys.stdin.read().split(), engines, options.limit, _tell):

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Event
 from time import sleep
@@ -224,6 +224,11 @@ def test_what_decides_no_figure_measures_nothing_anew(tmp_path: Path) -> None:
     assert [row.environment for row in results.rows.values()] == [0, 0, 1]
 
 
+@cache
+def _environment() -> dict[str, Any]:
+    return run.environment(FakeDevice())
+
+
 @pytest.mark.parametrize(
     ("fact", "source", "more"),
     [
@@ -241,7 +246,7 @@ def test_sources_that_decide_figures(
     fact: str | None, source: str, more: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another line in one of them changes one digest, unless it is only a comment or docstring in Python."""
-    before, read = run.environment(FakeDevice()), Path.read_bytes
+    before, read = _environment(), Path.read_bytes
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", lambda path: read(path) + more * path.as_posix().endswith(source))
         after = run.environment(FakeDevice())

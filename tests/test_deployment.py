@@ -370,6 +370,7 @@ def test_softmax_of_tensors_on_the_cpu_runs(host: Host) -> None:
     [
         ("explain --shape 3,5,1000 --dtype f16 --arch sm_86", "bundle of the package"),
         ("explain --shape 3,5,1000 --dtype f16 --arch sm_121", "bundle of the package"),
+        ("explain --shape 2,3,4,5,6,7 --dtype f16 --mask bool --mask-shape 2,1,4,1,6,7", "copies   mask"),
         ("config", "SOFTMAX_OPS_BUNDLE"),
         ("doctor", "device 0"),
         ("bundle inspect {bundle}", "per architecture     sm_70 "),

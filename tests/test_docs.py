@@ -8,9 +8,8 @@ from click.testing import CliRunner
 from codegen import pages, plan_picture, plan_tables, variants
 from codegen.__main__ import main as command_line
 from codegen.plans import MAX_SPLIT_ROWS
-from softmax_ops.artifacts import catalog
-from softmax_ops.launch_plan import plan
 from tests.support.geometries import geometry
+from tests.support.planning import planned
 
 STALE = "python -m codegen plans --write brings it up to date"
 
@@ -46,7 +45,7 @@ def test_spans_are_what_dispatch_chooses(kind: plan_tables.Kind, rows: int, arch
                 of = geometry(
                     (rows, k), dtype.value, mask.label, direction=direction.label, alignment=aligned, strides=apart
                 )
-                assert plan(of, catalog.load(), arch).variant.name == named(kind, span.plan), (k, vec)
+                assert planned(of, arch).variant.name == named(kind, span.plan), (k, vec)
 
 
 def named(kind: plan_tables.Kind, row_plan: plan_tables.RowPlan) -> str:

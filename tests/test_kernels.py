@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from codegen import variants
+from codegen import toolchain, variants
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
 from softmax_ops import split
+from softmax_ops.artifacts.cubin import built_for
 from tests.support import targets
 from tests.support.calls import Call, Case
 from tests.support.cases import LONG, cases, full_cta, interval
@@ -146,7 +147,7 @@ if GPU is not None:
 
     @pytest.fixture(scope="session")
     def driver(tmp_path_factory: pytest.TempPathFactory) -> DriverEngine:
-        arch = targets.built_for(str(GPU))
+        arch = str(built_for(str(GPU), toolchain.supported_architectures()))
         chosen = [Target(arch, spec) for spec in targets.shipped(arch)]
         return DriverEngine(targets.images(chosen, "cubin", tmp_path_factory.getbasetemp().parent)[arch])
 

@@ -66,7 +66,8 @@ from tests.test_selection import CLUSTER_CTAS, LONGEST_BLOCK, cluster_columns, w
         # Clusters: a CTA's part of the row, in whole vectors.
         (geometry((3, 16392)), 160),  # 4104 in each of four
         (geometry((3, 20480)), 160),  # 5120
-        (geometry((3, 20481)), 192),  # 5128
+        (geometry((3, 20487)), 160),  # 5120, and seven columns more in the last
+        (geometry((3, 20488)), 192),  # 5128
         (geometry((3, 32768)), 256),
         (geometry((3, 32776)), 160),  # 4104 in each of eight
         (geometry((3, 262144)), 512),
@@ -94,7 +95,7 @@ def test_no_warp_too_few_and_none_too_many(direction: str, dtype: str, mask_kind
     for entry in entries:
         variant = CATALOG.variants[entry.name]
         first, last = entry.k[0] + -entry.k[0] % entry.vec, entry.k[1]
-        for k in {first, *range(first, last, 100 * entry.vec + entry.vec), last}:
+        for k in {first, *range(first, last, 300 * entry.vec + entry.vec), last}:
             found = planned(geometry((3, k), dtype, mask_kind, direction=direction, alignment=entry.vec * 2))
             if found.variant != variant:
                 continue
@@ -109,21 +110,24 @@ def test_no_warp_too_few_and_none_too_many(direction: str, dtype: str, mask_kind
 # Rows shared by several CTAs
 
 
-def pieces(k: int, head: int, count: int, columns: int) -> list[tuple[int, int]]:
+def pieces(k: int, head: int, count: int, columns: int, of_cluster: bool) -> list[tuple[int, int]]:
     """(begin, size) of every piece, as piece_of_row of pieces.cuh; `head` columns precede the row's first vector."""
     begins = [0, *(min(head + i * columns, k) for i in range(1, count))]
     ends = [min(head + (i + 1) * columns, k) for i in range(count)]
+    if of_cluster:
+        ends[-1] = k
     return [(begin, end - begin) for begin, end in zip(begins, ends, strict=True)]
 
 
-def assert_pieces_cover(k: int, count: int, columns: int, vector: int) -> None:
+def assert_pieces_cover(k: int, count: int, columns: int, vector: int, of_cluster: bool) -> None:
     """For any start of the row: no gap or overlap, each cut at a vector, and none with more whole vectors than fit."""
     for head in range(vector):
-        cut = pieces(k, head, count, columns)
+        cut = pieces(k, head, count, columns, of_cluster)
         assert [begin for begin, _ in cut[1:]] == list(itertools.accumulate(size for _, size in cut[:-1]))
         assert sum(size for _, size in cut) == k
         assert all(begin == k or (begin - head) % vector == 0 for begin, _ in cut[1:])
-        assert cut[0][1] - head <= columns and all(0 <= size <= columns for _, size in cut[1:])
+        assert cut[0][1] - head <= columns and all(0 <= size <= columns for _, size in cut[1:-1])
+        assert 0 <= cut[-1][1] <= columns + (vector - 1 if of_cluster else 0)
 
 
 @pytest.mark.parametrize(("arch", "most"), CLUSTER_CTAS.items(), ids=list(CLUSTER_CTAS))
@@ -142,19 +146,20 @@ def test_a_cluster_is_as_small_as_holds_the_row(direction: str, dtype: str, arch
             continue
         capacity = cluster_columns(dtype, k % vector == 0)
         found = planned(geometry((3, k), dtype, direction=direction), arch)
-        if k > capacity * most:
+        whole = whole_vectors(dtype, k)
+        if whole > capacity * most:
             assert (found.variant.plan, found.launches[0].cluster) == ("split", 1)
             continue
         (launch,), (columns,) = found.launches, parameters(found)["cluster.columns"]
         fills = dtype == "f64" or (direction, dtype) == ("bwd", "f32") or (dtype == "f32" and k % vector != 0)
         warps = found.variant.threads // 32
         part = 32 * found.variant.chunks * found.variant.access * (warps // 2 if fills else 2 * warps // 4)
-        wanted = min(next(2**i for i in range(1, 7) if 2**i * part >= k), most)
+        wanted = min(next(2**i for i in range(1, 7) if 2**i * part >= whole), most)
         assert (launch.cluster, launch.grid) == (wanted, 3 * wanted)
         assert launch.cluster <= found.variant.cluster == 16
         assert found.variant.max_k // found.variant.cluster == capacity
         assert columns <= capacity and columns % vector == 0
-        assert_pieces_cover(k, launch.cluster, columns, vector)
+        assert_pieces_cover(k, launch.cluster, columns, vector, of_cluster=True)
         sizes.add(launch.cluster)
     fewest = 1 if (direction, dtype) == ("bwd", "f32") else 2  # 16 of its warps hold 8704
     assert sizes == {2**i for i in range(fewest, most.bit_length())}
@@ -203,7 +208,7 @@ PARTIAL_BYTES = {("fwd", "f16"): 8, ("fwd", "f64"): 16, ("bwd", "f32"): 4, ("bwd
 
 @pytest.mark.parametrize(("kind", "partial"), PARTIAL_BYTES.items(), ids=["-".join(kind) for kind in PARTIAL_BYTES])
 @pytest.mark.parametrize("rows", [1, 3, 128])
-@pytest.mark.parametrize("k", [278529, 278528 + 4096, 10**6, ANY_K])
+@pytest.mark.parametrize("k", [278536, 278528 + 4096, 10**6, ANY_K])
 def test_few_rows_are_split(kind: tuple[str, str], partial: int, rows: int, k: int) -> None:
     """One CTA and one partial for every piece of every row. Every CTA that writes combines the partials, unless that
     takes more than 32 MiB of reads: then one CTA per row does, in a launch before."""
@@ -224,7 +229,7 @@ def test_few_rows_are_split(kind: tuple[str, str], partial: int, rows: int, k: i
         launch = found.launches[turn]
         assert (launch.grid, launch.cluster, launch.rows, launch.offset) == (rows * ctas, 1, rows, first.offset)
     if k < ANY_K:
-        assert_pieces_cover(k, pieces, found.variant.piece, 16 // size)
+        assert_pieces_cover(k, pieces, found.variant.piece, 16 // size, of_cluster=False)
 
 
 @every_direction

@@ -465,6 +465,31 @@ def test_meta_tensors_have_shapes_and_gradients() -> None:
     assert softmax_ops.explain(large).bytes_read == 2**33
 
 
+def meta(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("x", "arguments", "copied"),
+    [
+        (meta(2, 3, 6, 8), {"mask": meta(6, 8, dtype=torch.bool), "key_lengths": meta(2, dtype=torch.int32)}, ()),
+        (meta(4, 6, 8), {"sinks": meta(4, dtype=torch.float32), "scale": meta(6, dtype=torch.float32)}, ()),
+        (meta(64, 64).t(), {}, ("x",)),
+        (meta(2, 3, 4, 5, 6, 8), {"out": meta(4, 6, 8, 10, 12, 8)[::2, ::2, ::2, ::2, ::2]}, ("out",)),
+        (meta(2, 3, 6, 8), {"mask": meta(8, 6, dtype=torch.bool).t()}, ("mask",)),
+        (meta(2, 3, 6, 8), {"bias": meta(3, 6, 1)}, ("bias",)),
+        (meta(2, 3, 4, 5, 6, 8), {"mask": meta(2, 1, 4, 1, 6, 8, dtype=torch.bool)}, ("mask",)),
+        (meta(2, 3, 4, 5, 6, 8), {"bias": meta(2, 1, 4, 1, 6, 8)}, ("bias",)),
+    ],
+)
+def test_an_explanation_names_what_each_call_copies(
+    x: Tensor, arguments: dict[str, Any], copied: tuple[str, ...]
+) -> None:
+    found = softmax_ops.explain(x, **arguments)
+    assert found.copied == copied
+    assert [line.split()[1].strip(":") for line in str(found).splitlines() if line.startswith("  copies")] == [*copied]
+
+
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Records the names of the operators called through torch.ops from now on."""
     called: list[str] = []

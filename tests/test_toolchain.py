@@ -225,6 +225,32 @@ def test_without_a_gpu_the_default_is_stated(monkeypatch: pytest.MonkeyPatch) ->
     assert devices.default_architectures(["sm_80"]) == (("sm_80",), "as named")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "architectures", "why"),
+    [
+        (["sm_80", "sm_90"], ("sm_80", "sm_90"), "the GPUs of this machine"),
+        (["sm_121", "sm_120"], ("sm_120",), "the GPUs of this machine"),
+        (["sm_61", "sm_90"], ("sm_90",), "the GPUs of this machine, without sm_61"),
+        (["sm_61"], ("sm_90",), "no kernels for sm_61, found here: the default"),
+    ],
+)
+def test_kernels_are_built_for_the_gpus_here(
+    gpus: list[str], architectures: tuple[str, ...], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one of a later minor version those that it runs; one that runs none does not keep the others waiting."""
+    monkeypatch.setattr(devices, "_devices", lambda: gpus)
+    assert devices.default_architectures([]) == (architectures, why)
+
+
+@pytest.mark.skipif("sm_70" in toolchain.supported_architectures(), reason="this toolchain has them all")
+def test_a_gpu_of_another_toolchain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_devices", lambda: ["sm_70"])
+    with pytest.raises(toolchain.ToolchainError, match="make generate CUDA=12"):
+        devices.default_architectures([])
+    monkeypatch.setattr(devices, "_devices", lambda: ["sm_70", "sm_90"])
+    assert devices.default_architectures([]) == (("sm_90",), "the GPUs of this machine, without sm_70")
+
+
 def test_inspection_counts_what_the_disassembler_prints(cache: Cache) -> None:
     (cubin,) = build.build([SPEC], ["sm_90"], cache, jobs=1, progress=False).cubins
     facts = inspection.inspect(cubin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -73,17 +73,17 @@ def test_what_spills_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     specs = tuning.candidates(Direction.FORWARD, DType.F16, 1024, "sm_90")
     spilling = {specs[0].name, specs[2].name}
 
-    def built(some: Iterable[Spec], *_: Any, **__: Any) -> build.Report:
-        for spec in some:
-            if spec.name in spilling:
-                raise pickle.loads(pickle.dumps(toolchain.Spills(spec.name, "sm_90", "8 bytes spill stores")))
-        return build.Report(tuple(cubin_of(spec) for spec in some), 1, 0)
+    def built(sources: Mapping[str, str], *_: Any, **__: Any) -> build.Report:
+        for name in sources:
+            if name in spilling:
+                raise pickle.loads(pickle.dumps(toolchain.Spills(name, "sm_90", "8 bytes spill stores")))
+        return build.Report(tuple(cubin_of(Spec.from_name(name)) for name in sources), 1, 0)
 
-    monkeypatch.setattr(build, "build", built)
+    monkeypatch.setattr(build, "build_sources", built)
     cubins, refused = tuning.compiled(specs, "sm_90")
     assert [cubin.variant for cubin in cubins] == [spec.name for spec in specs if spec.name not in spilling]
     assert refused == {name: f"{name} for sm_90 spills registers:" for name in spilling}
-    monkeypatch.setattr(build, "build", Mock(side_effect=toolchain.ToolchainError("no headers")))
+    monkeypatch.setattr(build, "build_sources", Mock(side_effect=toolchain.ToolchainError("no headers")))
     with pytest.raises(toolchain.ToolchainError, match="no headers"):
         tuning.compiled(specs, "sm_90")
 
@@ -150,19 +150,24 @@ def test_a_sweep_on_the_device_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Spec, int], None]]:
-    """Puts a row for a kernel, as `tune` proposes it after timing rows of k columns on sm_90, into plans.MEASURED."""
-    caches = variants.shipped, variants._chosen_on, variants.by_name
+    """Puts a row for a kernel, as `tune` proposes it after timing rows of k columns on sm_90, into plans.MEASURED,
+    which is empty without."""
+
+    def forget() -> None:
+        for each in (variants.shipped, variants._chosen_on, variants.by_name):
+            each.cache_clear()
 
     def put(spec: Spec, k: int) -> None:
         row = tuning.row(spec, k, "sm_90", "sm_90: GPU, today")
         monkeypatch.setitem(plans.MEASURED, (spec.direction, spec.dtype, Mask.NONE), (row,))
-        for each in caches:
-            each.cache_clear()
+        forget()
 
+    for key in list(plans.MEASURED):
+        monkeypatch.delitem(plans.MEASURED, key)
+    forget()
     yield put
     monkeypatch.undo()
-    for each in caches:
-        each.cache_clear()
+    forget()
 
 
 def served(k: int, arch: str, rows: int = 300, **how: Any) -> LaunchPlan:
@@ -171,7 +176,9 @@ def served(k: int, arch: str, rows: int = 300, **how: Any) -> LaunchPlan:
     return plan(geometry((rows, k), "f16", **how), written, arch)
 
 
-def test_dispatch_tries_what_was_measured_first(measured: Callable[[Spec, int], None]) -> None:
+def test_dispatch_tries_what_was_measured_first(
+    measured: Callable[[Spec, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On its architecture, for lengths near the measured one; aligned rows keep their own kernels."""
     best = next(
         spec
@@ -188,6 +195,11 @@ def test_dispatch_tries_what_was_measured_first(measured: Callable[[Spec, int], 
     assert after[2047, "sm_90"].measured == "sm_90: GPU, today"
     assert after[2047, "sm_80"].measured.startswith("by arithmetic")
     assert variants.architectures(best) == ("sm_90",)
+    with monkeypatch.context() as patched:
+        wanted = Mock(return_value=build.Report((), 0, 0))
+        patched.setattr(build, "build_sources", wanted)
+        tuning.compiled([best], "sm_100")
+    assert wanted.call_args.args[1] == {"sm_100": [best.name]}, "it may be the fastest elsewhere, too"
     said = plan_tables.measured()
     assert "A measurement has chosen 1 more" in said
     assert f"* fwd f16 none, K = 1032 .. 2048 on sm_90: `{best.name}`. sm_90: GPU, today" in said

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import stat
-import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from . import settings
 from .cubin import Absent, Cubin, check_digest, check_name, decode, encode
 from .files import (
     PARTIAL_PREFIX,
+    is_stale,
     list_files,
     only_ours,
     open_directory,
@@ -36,7 +36,6 @@ from .once import warn_once
 
 SET_ASIDE_PREFIX = ".bad-"
 SET_ASIDE_KEPT = 8  # damaged files kept for inspection
-STALE_PARTIAL_SECONDS = 3600
 LARGEST_ENTRY_BYTES = 64 << 20  # a cubin has less than 100 KiB, PTX less than 1 MiB
 
 _log = logging.getLogger(__name__)
@@ -289,7 +288,7 @@ def _sweep(directory: int, cap_bytes: int, spare: str = "") -> Swept:
     files = list_files(directory)
     aside = [(name, info) for name, info in files if name.startswith(SET_ASIDE_PREFIX)]
     kept = [(name, info) for name, info in files if _ENTRY_NAME.fullmatch(name)] + aside[:SET_ASIDE_KEPT]
-    doomed = [(name, info) for name, info in files if name.startswith(PARTIAL_PREFIX) and _is_stale(info)]
+    doomed = [(name, info) for name, info in files if name.startswith(PARTIAL_PREFIX) and is_stale(info)]
     doomed += aside[SET_ASIDE_KEPT:]
     kept_bytes = sum(info.st_size for _, info in kept)
     candidates = [(name, info) for name, info in kept if name != spare]
@@ -305,11 +304,6 @@ def _sweep(directory: int, cap_bytes: int, spare: str = "") -> Swept:
 def _entries(directory: int, prefix: str = "") -> list[Entry]:
     found = ((_ENTRY_NAME.fullmatch(name), info) for name, info in list_files(directory, prefix))
     return [Entry(m[0], m[1], m[2], m[4], m[3], info.st_size, info.st_mtime_ns) for m, info in found if m]
-
-
-def _is_stale(info: os.stat_result) -> bool:
-    """More than an hour old, or an hour in the future, in which case the clock has been set back since."""
-    return abs(time.time() - info.st_mtime) > STALE_PARTIAL_SECONDS
 
 
 def user_cache() -> Cache:

@@ -13,7 +13,7 @@ from pathlib import Path
 from .cubin import architecture_order
 from .lazy_mapping import LazyMapping
 
-SCHEMA = 9
+SCHEMA = 10
 
 _PACKAGED = Path(__file__).with_name("catalog.json")
 _CHECKOUT = Path(__file__).resolve().parents[2] / "generated" / "catalog.json"
@@ -46,8 +46,8 @@ class Variant:
     tile_elements: int  # elements of each of a row's tensors that a tile's shared memory holds; 0: not a tile
     flat: bool  # it takes only rows that a tile moves as one range
     piece: int  # columns that a CTA handles at once if a row is longer; 0: it holds its part of the row
-    passes: int  # times that its rows are read, each by a launch of its own
-    partial_bytes: int  # left by a piece in the workspace for the next pass
+    splits: bool  # rows are shared by CTAs through a workspace, in several launches
+    partial_bytes: int  # left by a piece in the workspace for the next launch
     cluster: int  # CTAs per cluster, at most
     cta_columns: int  # columns that a CTA of a cluster holds while several share an SM; 0: no clusters
     shared_bytes: int  # dynamic shared memory

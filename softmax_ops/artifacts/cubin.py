@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +106,16 @@ def runs_on(built: str, arch: str) -> bool:
     return built == arch or (
         not suffix and number // 10 == wanted // 10 and number <= wanted and not {built, arch}.intersection(TEGRA)
     )
+
+
+def built_for(arch: str, architectures: Iterable[str]) -> str | None:
+    """Of some architectures that of the cubins which a GPU of architecture `arch` runs: its own, or the nearest lower
+    one of its major version; None if it runs none of them.
+
+    >>> built_for("sm_121", ["sm_90", "sm_120"])
+    'sm_120'
+    """
+    return max((each for each in architectures if runs_on(each, arch)), key=architecture_order, default=None)
 
 
 def canonical_json(value: object) -> bytes:

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 PARTIAL_PREFIX = ".part-"  # a file being written; a process that dies while writing leaves one behind
+STALE_PARTIAL_SECONDS = 3600
 
 
 def open_directory(path: Path) -> int:
@@ -38,6 +40,17 @@ def publish(directory: int, name: str, content: bytes, mode: int) -> None:
         os.fsync(directory)
 
 
+def replace(path: Path, text: str) -> None:
+    """Make a file, or replace it: readers see the old text or the whole new one."""
+    partial = path.with_name(PARTIAL_PREFIX + random_token())
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def pread_exactly(descriptor: int, length: int, offset: int) -> bytes:
     """`length` bytes from `offset`, fewer only at the end of the file; does not move the file position."""
     pieces, have = [], 0
@@ -66,6 +79,12 @@ def remove(directory: int, name: str) -> bool:
             os.rmdir(name, dir_fd=directory)
         return True
     return False
+
+
+def is_stale(info: os.stat_result) -> bool:
+    """Whether a partial file is more than an hour old, or an hour in the future, in which case the clock has been set
+    back since: whoever wrote it has died."""
+    return abs(time.time() - info.st_mtime) > STALE_PARTIAL_SECONDS
 
 
 def why(error: OSError) -> str:

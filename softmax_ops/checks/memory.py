@@ -8,7 +8,10 @@ from ..problem import reach
 
 
 def ranges_meet(a: Tensor, b: Tensor) -> bool:
-    """Whether the address ranges of two tensors meet, counting gaps between elements as part of the range."""
+    """Whether the address ranges of two tensors meet, counting gaps between elements as part of the range. Meta tensors
+    have no memory."""
+    if a.is_meta or b.is_meta:
+        return False
     first_a, end_a = _byte_range(a)
     first_b, end_b = _byte_range(b)
     return first_a < end_b and first_b < end_a

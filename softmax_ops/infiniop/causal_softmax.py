@@ -11,7 +11,7 @@ from math import prod
 from ..artifacts import catalog
 from ..artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 from ..launch_plan import LaunchPlan
-from ..problem import Geometry, Operand, reach, strides_nest
+from ..problem import MAX_BYTES, Geometry, Operand, reach, strides_nest
 from .descriptors import infiniDtype_t, infiniopHandle_t, infiniopTensorDescriptor_t
 from .execution import Kernels, architecture, plans
 from .status import (
@@ -31,9 +31,6 @@ from .status import (
     opened,
     out,
 )
-
-MAX_BYTES = 2**44
-"""Limit from a tensor's first element to the end of its last: more than the memory of any device."""
 
 _DTYPES: dict[int, str] = {
     infiniDtype_t.INFINI_DTYPE_F16: "f16",

@@ -17,8 +17,6 @@ from .status import (
     Failure,
 )
 
-"""Largest number of bytes that a kernel moves at once. A workspace is aligned to it, data may be."""
-
 
 @lru_cache(maxsize=1024)
 def plans(aligned: Geometry, arch: str) -> tuple[LaunchPlan, LaunchPlan]:

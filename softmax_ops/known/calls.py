@@ -1,6 +1,6 @@
 """The calls of each direction that have been made.
 
-    result = forward.run(*arguments)             # if it is like the latest call; otherwise None
+    result = forward.run(*arguments)             # if it is like one of the latest calls; otherwise None
     result = forward.found(arguments)            # if it is like any known call; arguments by name
     forward.remember(arguments, request, y, lse) # after a call on the slow path
 

@@ -157,14 +157,16 @@ def _longest(spec: Spec) -> Case:
 def _in_place(spec: Spec) -> Iterator[Case]:
     """The output overwrites each input in turn."""
     shortest, longest = interval(spec)
-    k = max(longest - spec.vec, shortest)
+    k, length = max(longest - spec.vec, shortest), "one vector or column less than the longest row"
     start = Layout()
     if spec.plan is Plan.CLUSTER:
-        k, start = 2 * spec.max_k // spec.cluster, Layout(phase=0 if spec.vec > 1 else 1)
+        length = "the longest row of two CTAs"
+        k = 2 * spec.max_k // spec.cluster + (spec.access - 1 if spec.unaligned else 0)
+        start = Layout(phase=1 if spec.vec == spec.access == 1 else 0)
     shape = (*_leading(spec, k), k)
     for number, name in enumerate(spec.direction.tensors[:-1]):
         yield Case(
-            f"in place of {name}; one vector or column less than the longest row; key padding mask; top-left",
+            f"in place of {name}; {length}; key padding mask; top-left",
             spec,
             shape,
             1.0,
@@ -258,7 +260,7 @@ def _whole_warps(spec: Spec) -> Iterator[Case]:
         warps = columns_of_cta(spec) // held // 2 + 1
         ctas = 2 if 2 * warps * held > interval(spec)[0] else 4
     filled = ctas * warps * held
-    beside = spec.access - 1 if spec.plan is Plan.BLOCK and spec.unaligned else 0
+    beside = spec.access - 1 if spec.unaligned else 0
     start = Layout(phase=0 if spec.vec > 1 else 1)
     lengths = (filled - spec.vec, warps), (filled + beside, warps), (filled + spec.access, warps + 1)
     for pattern, (k, expected) in enumerate(lengths):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -71,15 +71,20 @@ class Outcome:
     writers: NDArray[np.int64] | None = None
 
 
+@lru_cache(maxsize=64)
+def program(linked: bytes, variant: str) -> ptx.Program:
+    """A kernel of linked PTX, parsed."""
+    return ptx.parse(linked.decode(), variant)
+
+
 class InterpreterEngine:
     """Runs the linked PTX of one architecture, one lane per thread, checking every access. Raises ptx.Fault."""
 
     def __init__(self, images: Mapping[str, Cubin]):
         self._images = images
-        self.program = cache(self._parse)
 
-    def _parse(self, variant: str) -> ptx.Program:
-        return ptx.parse(self._images[variant].code.decode(), variant)
+    def program(self, variant: str) -> ptx.Program:
+        return program(self._images[variant].code, variant)
 
     def run(self, plan: LaunchPlan, operands: Operands) -> Outcome:
         memory = ptx.GlobalMemory()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from softmax_ops.launch_plan import LaunchPlan
 from softmax_ops.problem import Geometry, Operand
 from tests import ptx
 from tests.support import posing
+from tests.support.engines import program
 
 ARCHITECTURE = "sm_90"
 
@@ -69,7 +69,7 @@ def install(patch: Callable[[object, str, object], None], images: Mapping[str, C
     """Puts every tensor on a GPU that has these kernels. `patch` sets an attribute of a module."""
 
     def executable(plan: LaunchPlan, device: int, stream: int = 0) -> Interpreted:
-        return Interpreted(plan, _program(images[plan.variant.name]))
+        return Interpreted(plan, program(images[plan.variant.name].code, plan.variant.name))
 
     posing.pose(patch, 0)
     patch(launcher, "executable", executable)
@@ -79,11 +79,6 @@ def install(patch: Callable[[object, str, object], None], images: Mapping[str, C
         patch(direction, "run", calls.unknown)
         patch(direction, "_known", {})
         patch(direction, "_recent", None)
-
-
-@lru_cache(maxsize=64)
-def _program(image: Cubin) -> ptx.Program:
-    return ptx.parse(image.code.decode(), image.variant)
 
 
 def _extent(geometry: Geometry, operand: Operand) -> int:

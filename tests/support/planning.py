@@ -2,6 +2,7 @@
 
 import itertools
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,15 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Layout
 from softmax_ops.launch_plan import LaunchPlan, plan
 from softmax_ops.problem import MAX_RANK, OPERANDS, Geometry
+from softmax_ops.split import turns_of
 from tests.support.geometries import CAUSAL, MASKED, geometry
 
-CATALOG = catalog.load()
+_WHOLE = catalog.load()
+CATALOG = replace(
+    _WHOLE, tables={kind: tuple(each for each in table if not each.measured) for kind, table in _WHOLE.tables.items()}
+)
+"""The catalog without what a measurement chose: what follows from arithmetic can be said without it."""
+
 KINDS = sorted(CATALOG.tables)  # (direction, dtype, mask kind)
 ANY_K = 2**31 - 2**20
 
@@ -77,7 +84,7 @@ def rows_of(of: Geometry, launch_plan: LaunchPlan) -> list[tuple[int, ...]]:
 
     Launches over the same rows must agree on them.
     """
-    turns: list[list[tuple[int, ...]]] = [[] for _ in range(launch_plan.variant.passes)]
+    turns: list[list[tuple[int, ...]]] = [[] for _ in turns_of(of.k, launch_plan.variant, launch_plan.launches[0].rows)]
     for number, launch in enumerate(launch_plan.launches):
         p = parameters(launch_plan, number)
         assert p["rows.count"] == (launch.rows,) and p["rows.k"] == (of.k,)

@@ -16,7 +16,7 @@ import pytest
 from codegen import build, sources, toolchain, variants
 from codegen.spec import Spec
 from softmax_ops.artifacts.cache import user_cache
-from softmax_ops.artifacts.cubin import Cubin, architecture_order, runs_on
+from softmax_ops.artifacts.cubin import Cubin
 
 WHOLE = toolchain.DEFAULT_ARCHITECTURE
 """The architecture for which every variant is executed."""
@@ -86,12 +86,6 @@ def target_of(item: pytest.Item) -> Target | None:
     """The kernel that a test is of."""
     target = item.callspec.params.get("target") if hasattr(item, "callspec") else None
     return target if isinstance(target, Target) else None
-
-
-def built_for(gpu: str) -> str:
-    """The architecture of the cubins that a GPU runs: its own, or the nearest lower one of its major version."""
-    usable = [arch for arch in toolchain.supported_architectures() if runs_on(arch, gpu)]
-    return max(usable, key=architecture_order, default=gpu)
 
 
 def wanted(session: pytest.Session, module: str, function: str = "") -> set[Target]:

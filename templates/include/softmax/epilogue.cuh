@@ -57,10 +57,10 @@ public:
     using Exp = typename Numeric::Exp;
     if (p_.sinks.present()) {
       Accumulator const sink = p_.sinks.at(rows_, index_);
-      row.add({sink, Exp(sink).at_max()});
+      row.add({sink, Exp::unit});
     }
     Accumulator log_sum = 0;
-    if (keeps_exponents() || p_.lse.present()) { log_sum = logarithm(Exp(row.max).multiple(row.sum)); }
+    if (keeps_exponents() || p_.lse.present()) { log_sum = logarithm(row.sum / Exp::unit); }
     if (writes && p_.lse.present()) { p_.lse.at(rows_, index_) = row.max + log_sum; }
     return {row, log_sum};
   }

@@ -69,8 +69,8 @@ CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) 
     }
     return sum;
   } else {
-    // Each vector is added up by itself, and in f32 results of rows in registers every other one apart, for fewer roundings one
-    // after the other: in those of 16 bits it does not show, and lanes of a tile hold few columns.
+    // Each vector is added up by itself, and in f32 and f64 results of rows in registers every other one apart, for fewer roundings
+    // one after the other: in those of 16 bits it does not show, and lanes of a tile hold few columns.
     constexpr int Sums     = Row::Vec > 4 || Row::InSharedMemory ? 1 : 2;
     Accumulator sums[Sums] = {};
     for_each_part(row, end, [&](auto part) {

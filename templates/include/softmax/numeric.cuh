@@ -60,10 +60,6 @@ struct Numeric
     // Turns sums of exponentials relative to `max` into such relative to m, their factor included.
     CUTE_DEVICE float rebase(float max) const { return ptx::ex2(shift - fmaf(-max, c, 8.0f)); }
     CUTE_DEVICE float unit_rebase(float max) const { return ptx::ex2(shift - fmaf(-max, c, 8.0f) + 8.0f); }
-
-    // The exponential of m itself, and a sum in multiples of it, from which the factor is gone.
-    CUTE_DEVICE float at_max() const { return ptx::ex2(fmaf(m, c, shift)); }
-    CUTE_DEVICE float multiple(float sum) const { return sum * ptx::ex2(fmaf(-m, c, -shift)); }
   };
 
   CUTE_DEVICE static float reciprocal(float sum) { return ptx::rcp(sum); }
@@ -85,8 +81,6 @@ struct NumericOfSums : Numeric<Element>
     CUTE_DEVICE float exact(float z) const { return ptx::ex2((z - m) * 0x1.715476p+0f); }
     CUTE_DEVICE float rebase(float max) const { return exact(max); }
     CUTE_DEVICE float unit_rebase(float max) const { return (*this)(max); }
-    CUTE_DEVICE static float at_max() { return unit; }
-    CUTE_DEVICE static float multiple(float sum) { return sum / unit; }
   };
 };
 
@@ -107,8 +101,6 @@ struct Numeric<float>
     CUTE_DEVICE float exact(float z) const { return (*this)(z); }
     CUTE_DEVICE float rebase(float max) const { return (*this)(max); }
     CUTE_DEVICE float unit_rebase(float max) const { return (*this)(max); }
-    CUTE_DEVICE static float at_max() { return unit; }
-    CUTE_DEVICE static float multiple(float sum) { return sum; }
   };
 
   // One Newton step: within one unit in the last place for the sums of a softmax, which are at least 1.
@@ -149,8 +141,6 @@ struct Numeric<double>
     CUTE_DEVICE double exact(double z) const { return shared_exp(z - m); }
     CUTE_DEVICE double rebase(double max) const { return exact(max); }
     CUTE_DEVICE double unit_rebase(double max) const { return exact(max); }
-    CUTE_DEVICE static double at_max() { return unit; }
-    CUTE_DEVICE static double multiple(double sum) { return sum; }
   };
 
   CUTE_DEVICE static double reciprocal(double sum) { return 1 / sum; }

@@ -238,8 +238,10 @@ constexpr bool kSkipsVectors = Vec >= 4;
 //   Vec, Lanes, Chunks, Edges                      how many columns a lane holds, and how
 //   head_of(output)                                how many columns precede the row's first vector
 //   InSharedMemory                                 it lies in shared memory: its elements are read where they are used
-//   Skips, end_in_warp(begin, end)                 the end of what the thread's warp sees of a row visible from `begin` to `end`
-//   vector(c, end), edge(edge, end) -> span        the columns of a lane's parts
+//   vector(c, end) -> span                         the columns of a lane's vectors
+//   edge(edge, end) -> span                        and, if Edges > 0, its single columns
+//   Skips, end_in_warp(begin, end)                 if a block or cluster has it: the end of what the thread's warp sees of a row
+//                                                  visible from `begin` to `end`
 //   is_aligned(operand)                            whether its vectors may be loaded whole
 //   reaches(c, end)                                whether any lane's vector c has columns before `end` that are worth a visit;
 //                                                  before kEveryColumn: whether it may be loaded
