@@ -12,12 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.overrides import handle_torch_function
 
 import softmax_ops
 from softmax_ops import routes
 from softmax_ops.checks.tensors import described
 from softmax_ops.known.calls import masked_fill
-from softmax_ops.modes import may_be_transformed
+from softmax_ops.modes import is_compiled_transform, is_differentiated, may_be_transformed, stand_ins
 
 __all__ = ["VAL", "scaled_masked_softmax_backward", "scaled_masked_softmax_forward"]
 
@@ -45,6 +46,8 @@ def scaled_masked_softmax_forward(input: Tensor, mask: Tensor | None, scale: flo
         output = masked_fill.run(input, number, mask, -VAL, None)
         if output is not None:
             return output
+        if found := stand_ins((input, mask, scale)):
+            return handle_torch_function(scaled_masked_softmax_forward, found, input, mask, scale)
     return routes.masked_fill(input, number, mask, -VAL)
 
 
@@ -59,7 +62,7 @@ def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: f
     output y.
     """
     number = _number("backward", scale)
-    transformed = not is_dynamo_compiling() and may_be_transformed()
+    transformed = is_compiled_transform() if is_dynamo_compiling() else may_be_transformed()
     if transformed or not torch.is_grad_enabled():  # as in an autograd.Function: entering no_grad takes microseconds
         return softmax_ops.softmax_backward(grad_output, output, scale=number)
     with torch.no_grad():
@@ -73,6 +76,8 @@ def _number(direction: str, scale: float | Tensor) -> float:
         raise _scale_error(direction, scale, "want a number or a tensor of one element")
     if scale.is_cuda and torch.cuda.is_current_stream_capturing():
         raise _scale_error(direction, scale, "want a number, for a graph is captured and nothing can be read back")
+    if not is_dynamo_compiling() and is_differentiated(scale):
+        raise _scale_error(direction, scale, "want a number, since it has no derivative: detach it")
     return scale.item()
 
 

@@ -178,6 +178,7 @@ def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None
     )
     if report.unstored:
         click.echo(f"{report.unstored} could not be stored: `python -m softmax_ops config` names the cache", err=True)
+        sys.exit(1)
 
 
 @main.command()

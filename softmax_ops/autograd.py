@@ -141,7 +141,8 @@ def tangents(
     numbers, wide = ctx.numbers | {"softcap": None, "log": False}, accumulation(y)
     scale, softcap, log = (ctx.numbers[name] for name in ("scale", "softcap", "log"))
     if x is not None and bias is None and sinks is None and softcap is None and not log and not with_lse:
-        t, _ = _rows(numbers, saved, x.to(y.dtype), None, scaled=True, dtype=y.dtype, return_dot=False)
+        seen = torch.where(y == 0.0, 0.0, x.to(y.dtype))  # the tangent of a hidden score may be NaN
+        t, _ = _rows(numbers, saved, seen, None, scaled=True, dtype=y.dtype, return_dot=False)
         return t, None
     saved[0] = y.to(wide).exp() if log else y.to(wide)
     hidden = y == -torch.inf if log else y == 0.0

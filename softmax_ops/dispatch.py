@@ -24,6 +24,7 @@ from .checks.values import accumulation
 from .explanation import Explanation, explain_geometry
 from .launch_plan import LaunchPlan, TooManyDimensions
 from .layouts import DTYPES, Metadata, Scalars, contiguous, expanded, geometry_of, metadata_of, supported
+from .modes import TENSOR_TYPES
 from .operands import Named
 from .problem import BIASED, OPERANDS, General, Geometry
 
@@ -35,6 +36,7 @@ def forward(request: Request, batch_invariant: bool = False) -> Any:
     """
     x = request.x
     if not current.on_gpu(x):
+        _check_memory(request._asdict())
         return cpu.softmax(request)
     others, scalars = of_forward(request, batch_invariant)
     if request.return_lse:
@@ -49,6 +51,7 @@ def backward(request: BackwardRequest, batch_invariant: bool = False) -> Any:
     """The gradient of a valid request, on the device of its tensors; with return_dot (dx, d)."""
     y = request.y
     if not current.on_gpu(y):
+        _check_memory(request._asdict())
         return cpu.softmax_backward(request)
     others, scalars = of_backward(request, batch_invariant)
     if request.return_dot:
@@ -232,10 +235,21 @@ def _launch(direction: str, scalars: Scalars, tensors: tuple[Tensor, ...], other
     return tensors[-1]
 
 
+def _check_memory(arguments: dict[str, Any]) -> None:
+    """Refuse CPU tensors whose elements are at address 0, where torch's operations would read or write. Those that
+    stand for zeros torch knows."""
+    for name, value in arguments.items():
+        if type(value) in TENSOR_TYPES and value.data_ptr() == 0 and value.numel() and not value._is_zerotensor():
+            raise _error_of_memory(name, value)
+
+
 def _without_memory(direction: str, tensors: tuple[Tensor, ...], others: Named) -> ValueError:
     """The error for a tensor whose elements are at address 0, where a kernel would read or write."""
     named = dict(zip(OPERANDS[direction], tensors, strict=True)) | others
-    name, tensor = next((name, tensor) for name, tensor in named.items() if tensor.data_ptr() == 0)
+    return _error_of_memory(*next((name, tensor) for name, tensor in named.items() if tensor.data_ptr() == 0))
+
+
+def _error_of_memory(name: str, tensor: Tensor) -> ValueError:
     return ValueError(
         f"softmax_ops: {name} is {described(tensor)} without memory: its storage was freed, or it stands for zeros "
         "that torch leaves out; want elements in memory: pass a clone of such zeros, or resize the storage back"

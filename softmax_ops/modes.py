@@ -49,6 +49,7 @@ def is_transformed(given: Mapping[str, Any]) -> bool:
     after both itself, and so does an operator after functionalize, and after vmap while torch.export traces.
     """
     if is_dynamo_compiling():
+        _refuse_tangents()
         return False
     if torch._C._are_functorch_transforms_active():
         exported = torch.compiler.is_compiling() and _innermost() == torch._C._functorch.TransformType.Vmap
@@ -59,6 +60,17 @@ def is_transformed(given: Mapping[str, Any]) -> bool:
 def is_followed(tensor: Tensor) -> bool:
     """Whether a transform of torch.func or forward mode follows what becomes of a tensor."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or (_in_forward_mode() and _is_dual(tensor))
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func or forward mode differentiates with respect to a tensor."""
+    if _in_forward_mode() and _is_dual(tensor):
+        return True
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if tensor.requires_grad:
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
 
 
 def _is_functionalized() -> bool:
@@ -78,12 +90,28 @@ def may_be_transformed() -> bool:
     return _in_forward_mode() or torch._C._are_functorch_transforms_active()
 
 
+def is_compiled_transform() -> bool:
+    """Whether torch.compile traces a call inside of a transform of torch.func, which no_grad would hide it from."""
+    return is_dynamo_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def _in_forward_mode() -> bool:
     return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 def _is_dual(tensor: Tensor) -> bool:
+    if is_dynamo_compiling():
+        _refuse_tangents()
     return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _refuse_tangents() -> None:
+    """While torch.compile traces, which loses the tangents of forward mode: an error makes it leave the frame to
+    Python. This also holds for the frames of this package that it compiles one by one after that."""
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "softmax_ops: torch.compile does not see tangents of forward mode; call softmax_ops outside"
+        )
 
 
 @contextmanager

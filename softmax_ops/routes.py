@@ -23,7 +23,7 @@ from .checks.scalars import check_flag, check_no_gradient, check_types
 from .checks.tensors import check_one_shape
 from .checks.values import accumulation
 from .known import calls as known
-from .modes import is_recorded, is_traced, is_transformed, needs_operator, stand_ins
+from .modes import is_compiled_transform, is_recorded, is_traced, is_transformed, needs_operator, stand_ins
 from .operands import unexpanded
 from .schema import Arguments, as_float, as_int, check_width, checkable, on_device, to_operator
 
@@ -89,12 +89,14 @@ def masked_fill(x: Tensor, scale: float, mask: Tensor | None, fill: float) -> Te
     transforms a softmax of what torch has filled.
     """
     given = {"x": x, "scale": scale, "mask": mask, "fill": fill, "out": None}
-    if is_transformed(given):
+    compiled = is_compiled_transform()
+    if compiled or is_transformed(given):
         from . import api
 
         request = check_masked_fill(x, mask, scale, fill)
         scores = x.to(accumulation(x)) * request.scale
-        return api.softmax(scores if mask is None else scores.masked_fill(mask == 1, fill)).to(x.dtype)
+        scores = scores if mask is None else scores.masked_fill(mask == 1, fill)
+        return (_of_operations(scores) if compiled else api.softmax(scores)).to(x.dtype)
     with torch.no_grad():
         y = None if is_dynamo_compiling() else known.masked_fill.found(given)
         if y is not None:
@@ -107,6 +109,12 @@ def masked_fill(x: Tensor, scale: float, mask: Tensor | None, fill: float) -> Te
         y = dispatch.forward(request)
         known.masked_fill.remember(given, request, y)
         return y
+
+
+def _of_operations(scores: Tensor) -> Tensor:
+    """A softmax made of torch's differentiable operations. A row of -inf is all zeros."""
+    empty = (scores == -torch.inf).all(-1, keepdim=True)
+    return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
 
 
 def softmax_backward(

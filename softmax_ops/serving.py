@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import driver, launcher
 from .artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
@@ -23,33 +23,35 @@ class Call(NamedTuple):
     mask_dtype: object = "bool"  # or "uint8"; for transformer_softmax_lib also a float dtype
 
 
-def warm_up(*calls: Call | tuple[int, ...], device: int = 0, **facts) -> list[str]:
+def warm_up(*calls: Call | tuple[int, ...], device: Any = 0, **facts) -> list[str]:
     """Loads the kernels that the calls will need on a device: those for rows that start on 16-byte boundaries, and
     those for rows that start anywhere, one after the other or apart. A plain shape stands for a Call with these `facts`
-    (fields of Call).
+    (fields of Call). The device is the ordinal of a GPU, or a torch.device with its index.
 
     >>> warm_up((8, 16, 512, 512), dtype="bf16", causal=True)              # doctest: +SKIP
     >>> warm_up(Call((64, 32000), "f32"), Call((64, 32000), "f32", backward=True))  # doctest: +SKIP
 
     Returns the names of the kernels, in order. The calls are then safe inside a CUDA graph capture, and after
-    `freeze()`. Raises ValueError for an invalid call, TypeError for facts if every call is a Call and for a device that
-    is not an ordinal, and what a launch raises: KernelNotFound, NoVariant, DriverError.
+    `freeze()`. Raises ValueError for an invalid call, TypeError for facts if every call is a Call and for another
+    device, and what a launch raises: KernelNotFound, NoVariant, DriverError.
     """
     if facts and all(isinstance(call, Call) for call in calls):
         raise TypeError(
             f"warm_up: every call is a Call, which has its own facts, and {', '.join(facts)} given as well; "
             f"want shapes to go with them, or call._replace({next(iter(facts))}=...)"
         )
-    if not isinstance(device, Integral):
-        raise TypeError(f"warm_up: device is {device!r}; want the ordinal of a GPU, which torch.device has as index")
+    ordinal = getattr(device, "index", device)
+    if not isinstance(ordinal, Integral):
+        raise TypeError(f"warm_up: device is {device!r}; want the ordinal of a GPU, or a torch.device with its index")
+    ordinal = int(ordinal)
     geometries = [
         each for call in calls for each in _geometries(call if isinstance(call, Call) else Call(call, **facts))
     ]
-    arch = driver.architecture(device)
+    arch = driver.architecture(ordinal)
     names: dict[str, None] = {}
     for geometry in geometries:
         plan = launcher.plan_for(geometry, arch)
-        names[launcher.executable(plan, device).plan.variant.name] = None
+        names[launcher.executable(plan, ordinal).plan.variant.name] = None
     return list(names)
 
 

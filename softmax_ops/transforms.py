@@ -25,11 +25,13 @@ _NO_DERIVATIVE = ("scale_tensor", "alibi_slopes")
 _WITHOUT_BACKWARD = ("softcap", "bias", "alibi_slopes")  # together
 
 
+@torch._disable_dynamo  # which fails on the rules of these Functions where a transform is outside of what it compiles
 def forward(**given: Any) -> tuple[Tensor, Tensor]:
     """What torch.ops.softmax_ops.general returns. The arguments must be valid."""
     return Forward.apply(*in_order("general", _detached(given)))
 
 
+@torch._disable_dynamo
 def backward(**given: Any) -> tuple[Tensor, Tensor]:
     """What torch.ops.softmax_ops.general_backward returns, like `forward`."""
     return Backward.apply(*in_order("general_backward", _detached(given)))

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from codegen import build, plans, render, variants
 from codegen import catalog as codegen_catalog
-from codegen import plans, render, variants
 from codegen.__main__ import main as command_line
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
@@ -21,6 +21,7 @@ from codegen.spec import ANY_K, Spec
 from softmax_ops import problem
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Catalog, CatalogError
+from softmax_ops.artifacts.cubin import Cubin
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHIPPED = variants.shipped()
@@ -386,6 +387,15 @@ def test_list_prints_every_variant() -> None:
 
 def test_render_prints_the_source() -> None:
     assert run("render", SHIPPED[0].name).output == render.render(SHIPPED[0])
+
+
+def test_compiling_for_a_cache_that_keeps_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image without kernels would be noticed only where they are needed."""
+    spec = SHIPPED[0]
+    cubin = Cubin(spec.name, "sm_90", b"code", 32, 0, "0" * 64, "0" * 64)
+    monkeypatch.setattr(build, "build", lambda *_, **__: build.Report((cubin,), compiled=1, unstored=1))
+    result = run("compile", spec.name, "--arch", "sm_90")
+    assert result.exit_code == 1 and "1 could not be stored" in result.output
 
 
 @pytest.mark.parametrize("command", ["render", "inspect", "compile"])

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import softmax_ops
 from softmax_ops import cpu
 from softmax_ops.checks import check_softmax
 from tests.support import reference
@@ -460,3 +461,18 @@ def test_backward_reference_reads_nothing_beyond_the_diagonal() -> None:
     upper = np.triu(np.ones((3, 3), dtype=bool), 1)
     dx = reference.softmax_backward(np.where(upper, np.nan, dy), np.where(upper, np.nan, y), 2.0, causal_offset=0)
     assert dx.tolist() == np.zeros((3, 3)).tolist()  # the gradient of a constant
+
+
+def test_tensors_whose_storage_was_freed_are_refused() -> None:
+    """As on a GPU; torch's operations would end the process."""
+    freed, mask, whole = torch.randn(3, 4), torch.zeros(3, 4, dtype=torch.bool), torch.zeros(3, 4)
+    for each in (freed, mask):
+        each.untyped_storage().resize_(0)
+    for name, call in {
+        "x": lambda: softmax_ops.softmax(freed),
+        "mask": lambda: softmax_ops.softmax(whole, mask=mask),
+        "out": lambda: softmax_ops.softmax(whole, out=freed),
+        "dy": lambda: softmax_ops.softmax_backward(freed, whole),
+    }.items():
+        with pytest.raises(ValueError, match=rf"softmax_ops: {name} is a .* without memory"):
+            call()

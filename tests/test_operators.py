@@ -572,6 +572,40 @@ def test_torch_compile_loses_no_tangent() -> None:
     torch.testing.assert_close(torch.compile(tangent, backend="aot_eager")(x), tangent(x))
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_what_is_compiled_may_be_transformed(backend: str) -> None:
+    """By forward mode, torch.vmap and torch.func, from outside."""
+    torch._dynamo.reset()
+    x, t = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    compiled = torch.compile(lambda x: softmax_ops.softmax(x, scale=0.5), backend=backend)
+    expected = torch.func.jvp(lambda x: torch.softmax(0.5 * x, -1), (x,), (t,))[1]
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(compiled(forward_ad.make_dual(x, t))).tangent
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.func.jvp(compiled, (x,), (t,))[1], expected)
+    inside = torch.compile(
+        lambda x: torch.func.jvp(lambda x: softmax_ops.softmax(x, scale=0.5), (x,), (t,))[1], backend=backend
+    )
+    torch.testing.assert_close(inside(x), expected)
+    torch.testing.assert_close(torch.vmap(compiled)(x), torch.softmax(0.5 * x, -1))
+
+    def hessian(function: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.func.hessian(lambda x: function(x).square().sum())(x[0, 0])
+
+    torch.testing.assert_close(hessian(compiled), hessian(lambda x: torch.softmax(0.5 * x, -1)))
+
+
+def test_bounds_of_an_exported_window_may_be_dynamic() -> None:
+    class Windowed(torch.nn.Module):
+        def forward(self, x: Tensor, left: int) -> Tensor:
+            return softmax_ops.softmax(x, window=(left, 0))
+
+    x, dynamic = normal(B, Q, K), (None, torch.export.Dim.DYNAMIC)
+    program = torch.export.export(Windowed(), (x, 3), dynamic_shapes=dynamic, strict=True).module()
+    for left in (0, 3, 100):
+        assert torch.equal(program(x, left), softmax_ops.softmax(x, window=(left, 0)))
+
+
 def test_a_gradient_of_a_scale_is_refused_while_compiling() -> None:
     x, scale = torch.randn(3, 4, requires_grad=True), torch.tensor(0.5, requires_grad=True)
     with pytest.raises(ValueError, match=r"scale is a float32 tensor .* requires grad"):

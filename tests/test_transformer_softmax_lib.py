@@ -332,3 +332,39 @@ def test_transforms_follow_the_backward() -> None:
     ours = of_both(lambda dy, y: scaled_masked_softmax_backward(dy, y, 0.5))
     formula = of_both(lambda dy, y: 0.5 * y * (dy - (y * dy).sum(-1, keepdim=True)))
     torch.testing.assert_close(ours, formula)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_transforms_may_be_compiled(backend: str) -> None:
+    """no_grad, under which the forward computes, would hide it from them. A row of -inf stays all zeros."""
+    torch._dynamo.reset()
+    x, weights = scores(B, H, Q, K), scores(B, H, Q, K, seed=1)
+
+    def loss(x: Tensor) -> Tensor:
+        return (scaled_masked_softmax_forward(x, None, 0.5) * weights).square().sum()
+
+    x[0, 0, 0] = -torch.inf
+    expected = torch.func.grad(loss)(x)
+    found = torch.compile(lambda x: torch.func.grad(loss)(x), backend=backend, fullgraph=True)(x)
+    torch.testing.assert_close(found, expected)
+    assert expected.abs().max() > 0 and torch.equal(found[0, 0, 0], torch.zeros(K))
+
+
+@pytest.mark.parametrize("function", [scaled_masked_softmax_forward, scaled_masked_softmax_backward])
+def test_a_derivative_with_respect_to_scale_is_refused(function: Any) -> None:
+    x, scale = scores(B, H, Q, K), torch.tensor([0.5])
+    second = None if function is scaled_masked_softmax_forward else x.softmax(-1)
+    for transformed in (
+        torch.func.grad(lambda scale: function(x, second, scale).sum()),
+        lambda scale: torch.func.jvp(lambda scale: function(x, second, scale), (scale,), (scale,)),
+    ):
+        with pytest.raises(ValueError, match=r"scale is a .*; want a number, since it has no derivative"):
+            transformed(scale)
+    of_x = torch.func.grad(lambda x: function(x, second, scale[0]).square().sum())(x)
+    assert of_x.abs().max() > 0
+
+
+def test_torch_fx_records_the_forward() -> None:
+    traced = torch.fx.symbolic_trace(lambda x, mask: scaled_masked_softmax_forward(x, mask, 0.5))
+    x, mask = scores(B, H, Q, K), ones(B, 1, Q, K)
+    assert torch.equal(traced(x, mask), scaled_masked_softmax_forward(x, mask, 0.5))

@@ -423,3 +423,14 @@ def test_a_scale_of_one_element_has_any_rank_in_forward_mode(shape: tuple[int, .
     x, t, scale = normal(*shape), normal(*shape, seed=1), torch.full(of_scale, 0.5, dtype=torch.float64)
     found = torch.func.jvp(lambda x: softmax_ops.log_softmax(x, scale=scale), (x,), (t,))[1]
     torch.testing.assert_close(found, torch.func.jvp(lambda x: torch.log_softmax(0.5 * x, -1), (x,), (t,))[1])
+
+
+def test_the_tangent_of_a_hidden_score_may_be_nan() -> None:
+    """Like the score itself: keys that are padded may hold anything."""
+    hidden = torch.tensor([False, False, True, False])
+    x, t = torch.tensor([1.0, 2.0, torch.nan, 0.5]), torch.tensor([1.0, 0.0, torch.nan, 2.0])
+    found = torch.func.jvp(lambda x: softmax_ops.softmax(x, scale=0.5, mask=hidden), (x,), (t,))[1]
+    seen, of_seen = x[~hidden], t[~hidden]
+    expected = torch.func.jvp(lambda x: torch.softmax(0.5 * x, -1), (seen,), (of_seen,))[1]
+    torch.testing.assert_close(found[~hidden], expected)
+    assert found[2] == 0

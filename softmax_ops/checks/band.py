@@ -61,7 +61,8 @@ def band_of(
             "distances from it"
         )
     columns, queries = rows.shape[-1], rows.shape[-2] if rows.dim() > 1 else 1
-    if type(columns) is int and type(queries) is int:  # not while a compiler traces symbols
+    numbers = (columns, queries, offset, *(bound for bound in (left, right) if bound is not None))
+    if all(type(number) is int for number in numbers):  # not while a compiler traces symbols
         return _tight(Band(offset, None, left, right), queries, columns, alibi)
     return Band(offset, None, left, right)
 
