@@ -22,12 +22,16 @@ CUTE_DEVICE Piece piece_of_row(Element const* output, int k, int i, int columns)
   return {begin, cute::min(head + (i + 1) * columns, k) - begin};
 }
 
-// The same of a row in `pieces` pieces, which ends with the last of them: that may be up to Vec - 1 columns longer.
+// The same of a row in `pieces` pieces, which ends with the last of them: that may be up to Vec - 1 columns longer, edges.
 template <class Row, class Element>
 CUTE_DEVICE Piece piece_of_row(Element const* output, int k, int i, int columns, int pieces)
 {
   Piece const piece = piece_of_row<Row>(output, k, i, columns);
-  return {piece.begin, i == pieces - 1 ? k - piece.begin : piece.size};
+  if constexpr (Row::Edges == 0) {
+    return piece;
+  } else {
+    return {piece.begin, i == pieces - 1 ? k - piece.begin : piece.size};
+  }
 }
 
 // The first piece, of at most `pieces`, that may have a column from `begin` on.
