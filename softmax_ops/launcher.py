@@ -83,8 +83,8 @@ class Executable:
                 if status == cuda.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # the thread's was taken away since
                     driver.ensure_context(self.device)
                     (status,) = cuda.cuLaunchKernelEx(config, self._handle, block.address, 0)
-            except KeyError as unknown:  # cuda-bindings look the status up
-                (status,) = unknown.args
+            except (KeyError, ValueError) as unknown:  # cuda-bindings look the status up: "917 is not a valid CUresult"
+                status = int(str(unknown.args[0]).split()[0])
             if status:
                 _refused(self.plan.variant.name, int(status))
 

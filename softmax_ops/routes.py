@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function
 
@@ -206,8 +205,7 @@ def _numbers(op: str, arguments: Arguments) -> Arguments:
 
 
 def _check_observed(op: str, given: Arguments) -> None:
-    """Refuse what an operator would take without a word: scalars of another type, the gradient of a scale, a tangent
-    that torch.compile loses.
+    """Refuse what an operator would take without a word: scalars of another type, and the gradient of a scale.
 
     And nested tensors, with a better message than its own; but not while torch.compile traces, since not every version
     can trace is_nested.
@@ -216,8 +214,6 @@ def _check_observed(op: str, given: Arguments) -> None:
     if isinstance(given["scale"], Tensor):
         check_no_gradient(op, given["scale"], "scale")
     if is_dynamo_compiling():
-        if forward_ad._current_level >= 0:
-            raise NotImplementedError(f"{op}: torch.compile does not see tangents of forward mode; call it outside")
         return
     for name, value in given.items():
         if isinstance(value, Tensor):

@@ -82,7 +82,7 @@ def row_lengths(table: tuple[catalog.Entry, ...]) -> Iterator[tuple[int, str, in
     ends = {end + d for entry in table for end in entry.k for d in (-1, 0, 1)}
     yield from itertools.product(sorted(k for k in ends if 0 < k <= ANY_K), ARCHITECTURES, (1, 128, 129))
     turn = itertools.cycle(itertools.product(ARCHITECTURES, (1, 128, 129)))
-    yield from ((k, *next(turn)) for k in (*range(1, 2101), *range(2101, 300000, 397), *range(2104, 300000, 2032)))
+    yield from ((k, *next(turn)) for k in (*range(1, 2101), *range(2101, 300000, 97), *range(2104, 300000, 1016)))
 
 
 @every_kind
