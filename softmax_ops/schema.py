@@ -63,8 +63,9 @@ def as_float(value: Any) -> Any:
 
 
 def as_int(value: Any) -> Any:
-    """The same for an integer."""
-    return value if value is None or isinstance(value, (int, torch.SymInt)) else int(value)
+    """The same for an integer; what a 0-d tensor holds is a symbol while torch.export traces."""
+    number = value.item() if isinstance(value, Tensor) else value
+    return number if number is None or isinstance(number, (int, torch.SymInt)) else int(number)
 
 
 def check_width(op: str, **numbers: Any) -> None:

@@ -606,6 +606,19 @@ def test_bounds_of_an_exported_window_may_be_dynamic() -> None:
         assert torch.equal(program(x, left), softmax_ops.softmax(x, window=(left, 0)))
 
 
+@pytest.mark.parametrize("read", [lambda offset: offset, Tensor.item])
+def test_an_exported_offset_may_be_read_from_a_tensor(read: Callable[[Tensor], Any]) -> None:
+    class Causal(torch.nn.Module):
+        def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+            return softmax_ops.softmax(x, causal=True, causal_offset=read(offset))
+
+    x = normal(B, Q, K)
+    program = torch.export.export(Causal(), (x, torch.tensor(2)), strict=False).module()
+    for offset in (-1, 0, 5):
+        expected = softmax_ops.softmax(x, causal=True, causal_offset=offset)
+        assert torch.equal(program(x, torch.tensor(offset)), expected)
+
+
 def test_a_gradient_of_a_scale_is_refused_while_compiling() -> None:
     x, scale = torch.randn(3, 4, requires_grad=True), torch.tensor(0.5, requires_grad=True)
     with pytest.raises(ValueError, match=r"scale is a float32 tensor .* requires grad"):

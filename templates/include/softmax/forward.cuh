@@ -69,18 +69,19 @@ CUTE_DEVICE Accumulator exponentiate(Row const& row, ScoreTensor& rZ /* (V*C+E) 
     }
     return sum;
   } else {
-    // Each vector is added up by itself, and in f32 and f64 results of rows in registers every other one apart, for fewer roundings
-    // one after the other: in those of 16 bits it does not show, and lanes of a tile hold few columns.
+    // Each vector is added up by itself, and in f32 and f64 results of rows in registers every other one apart and in pairs, for
+    // fewer roundings one after the other: in those of 16 bits it does not show, and lanes of a tile hold few columns.
     constexpr int Sums     = Row::Vec > 4 || Row::InSharedMemory ? 1 : 2;
     Accumulator sums[Sums] = {};
     for_each_part(row, end, [&](auto part) {
       cute::Tensor rV = part.of(rZ);  // (V)
-      Accumulator sum = 0;
+      Accumulator sum = 0, pair = 0;
       CUTE_UNROLL
       for (int v = 0; v < part.Width; ++v) {
         Accumulator const power = exp(rV(v));
         rV(v)                   = keep ? rV(v) - exp.m : power;
-        sum                     = v == 0 ? power : sum + power;
+        pair                    = v % Sums == 0 ? power : pair + power;
+        if ((v + 1) % Sums == 0 || v + 1 == part.Width) { sum = v < Sums ? pair : sum + pair; }
       }
       sums[part.c % Sums] += sum;
     });
