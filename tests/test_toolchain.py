@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,25 +137,30 @@ def test_anything_in_the_log_fails_the_build_with_options_and_numbered_source(da
 
 def test_the_ptx_of_a_kernel_is_the_same_whatever_it_was_linked_with() -> None:
     names = (OTHER.name, "softmax_fwd_f16_none_tile_k32_v8_t256r256", "softmax_fwd_f16_causal_tile_k32_v8_t256r256")
+    for image, alone in _linked_together_and_alone(names):
+        ptx = image.code.decode()
+        assert _instructions(ptx) == _instructions(alone.code.decode())
+        mentioned = re.findall(r"function_name (\S+),", ptx)
+        assert mentioned and {*mentioned} == {*re.findall(r"^(\S+):\n\.b8", ptx, re.M)}
+
+
+def test_kernels_that_share_functions_are_linked_one_by_one() -> None:
+    names = ("softmax_bwd_f64_general_warp_k128_v1_t128r4", "softmax_bwd_f64_general_warp_k64_v1_t128r8")
+    for image, alone in _linked_together_and_alone(names):
+        assert b".func" in image.code and image == alone
+
+
+def _linked_together_and_alone(names: tuple[str, ...]) -> Iterator[tuple[toolchain._Image, toolchain._Image]]:
     sources = "\n".join(render.render(variants.by_name()[name]) for name in names)
     ir = toolchain._front_end(sources, 90, toolchain._KIND_OPTIONS["ptx"])
     for name, image in toolchain._images(ir, "sm_90", [*names], "ptx").items():
-        ptx, alone = image.code.decode(), toolchain._link(ir, "sm_90", name, "ptx").code.decode()
-        assert _instructions(ptx) == _instructions(alone)
-        mentioned = re.findall(r"function_name (\S+),", ptx)
-        assert mentioned and {*mentioned} == {*re.findall(r"^(\S+):\n\.b8", ptx, re.M)}
+        yield image, toolchain._link(ir, "sm_90", name, "ptx")
 
 
 def _instructions(ptx: str) -> list[str]:
     """Lines without their places in the source."""
     lines = re.sub(r"//.*|^\s*\.(loc|file)\b.*", "", ptx.partition("\t.section")[0], flags=re.M)
     return [line for line in lines.split("\n") if line.strip()]
-
-
-def test_kernels_that_share_functions_are_linked_one_by_one() -> None:
-    names = ("softmax_bwd_f64_general_warp_k128_v1_t128r4", "softmax_bwd_f64_general_warp_k64_v1_t128r8")
-    found = toolchain.compile_unit({n: render.render(variants.by_name()[n]) for n in names}, ["sm_90"], "ptx")
-    assert all(cubin.code.count(b".entry") == 1 and b".func" in cubin.code for cubin in found)
 
 
 def test_a_spill_fails_the_build() -> None:
