@@ -34,7 +34,7 @@ def text(date: str, predictions: list[Prediction]) -> str:
             f"Counted on {date}: {len(pairs)} cells; of {len(with_goal)} that have a goal, {len(short)} are predicted "
             "to fall short.",
             "### Predicted to fall short",
-            _short(short),
+            _short(short) if short else "None.",
             "### The core",
             markdown([_HEAD, *(_line(*pair) for pair in core)]),
         ]

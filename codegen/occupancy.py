@@ -106,9 +106,10 @@ def _threads_on_sm_100(spec: Spec) -> int:
         (stream and general_scores and half, 1280),
         (stream, 1536),
         (wide and spec.mask is Mask.CAUSAL and spec.unaligned and spec.edges > 1, 1280),
-        (wide and spec.mask in (Mask.NONE, Mask.CAUSAL), 1536),
+        (wide and spec.mask in (Mask.NONE, Mask.CAUSAL), 1280 if spec.unaligned and spec.chunks > 4 else 1536),
         (wide and spec.mask is Mask.BOOLCAUSAL and not spec.unaligned, 1536),
         (wide and spec.mask.general and spec.dtype is DType.F32 and not spec.unaligned, 1536),
+        (warp and half and spec.mask is Mask.CAUSAL and not spec.unaligned and spec.chunks <= 3, 1536),
         (warp and spec.mask is Mask.CAUSAL and not spec.unaligned and spec.chunks <= 4, 1280),
         (cluster and unaligned_half and (not forward or spec.mask is Mask.LIKE or widens), 768),
         (spec.plan is Plan.TILE and unaligned_half and not forward, 1280),
@@ -129,6 +130,7 @@ def _threads_on_sm_90(spec: Spec) -> int:
     warp = spec.plan is Plan.WARP and forward and unaligned_half
     causal_f16 = spec.mask is Mask.CAUSAL and spec.dtype is DType.F16
     return _first(
+        (warp and spec.chunks > 5, 896),
         (warp and spec.mask is Mask.NONE and spec.chunks <= 2, 1536),
         (warp and causal_f16 and spec.chunks <= 4 and spec.edges <= 2, 1280),
         (spec.plan is Plan.BLOCK and not forward and unaligned_half, 1024),

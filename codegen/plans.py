@@ -56,18 +56,17 @@ kind. Dispatch tries them before those of the same alignment that arithmetic cho
 
 def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> list[RowPlan]:
     """The row plans of an element type that follow from arithmetic, in the order in which dispatch tries them; the
-    first one that is long enough and whose conditions the rows meet is taken. The aligned plan of a bucket comes before
-    the one for rows that start anywhere.
+    first one that is long enough and whose conditions the rows meet is taken. All aligned plans come before those for
+    rows that start anywhere.
 
     The general kind has no tiles: its shortest rows use WARP. Its lanes hold half as many columns, because its code
     per column is long and is repeated for each column that a lane holds. The band kind has the general plans for short
     rows that start anywhere, for short rows of the backward, and for those that nobody holds. Its clusters, and its
-    other plans in the forward, are those of the other kinds. Of the general kind of f64, aligned rows have no kernels
-    of their own: its warps read 256 bytes at a time as it is.
+    other plans in the forward, are those of the other kinds. Aligned rows of f64 have no kernels of their own: a warp
+    reads 256 bytes at a time as it is, and wider accesses would save at most 5 of some 80 instructions per element.
     """
     held = [] if mask.has_epilogue else _tiles(direction, dtype)
-    held += _warps(direction, dtype, mask) + _short_blocks(direction, dtype, mask)
-    held += _blocks(direction, dtype, _has_half_blocks(direction, mask))
+    held += _warps(direction, dtype, mask) + _blocks(direction, dtype, _has_half_blocks(direction, mask))
     held.sort(key=lambda plan: (plan.max_k, -plan.vec))
     held = _without_overlap(held, dtype)
     longest = held[-1]
@@ -75,7 +74,8 @@ def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> lis
     beyond = longest.k[1] + 1
     flat = _flat_tiles(direction, dtype, mask)
     plans = flat + held + _clusters(direction, dtype, mask, block, beyond) + _pieces(beyond, mask.has_epilogue)
-    return [plan for plan in plans if plan.vec == 1] if mask.general and dtype is DType.F64 else plans
+    plans.sort(key=lambda plan: -plan.vec)
+    return [plan for plan in plans if plan.vec == 1] if dtype is DType.F64 else plans
 
 
 def _has_half_blocks(direction: Direction, mask: Mask) -> bool:
@@ -137,28 +137,28 @@ def _warps(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
     """Rows of up to 2 KiB in 4 to 32 lanes, four vectors per lane: 64 bytes in flight per lane, and the ten shuffles of
     a full warp spread over 32 elements of 16 bits (0.6 instructions per element).
 
-    The bytes in flight on an SM are those of the rows, not those that the registers could hold. Therefore three 16-bit
-    lengths between powers of two have kernels of their own: 384 aligned columns, of which a causal mask leaves half, in
-    three vectors of 16 lanes, whose fewer registers leave room for more rows; the 197 and the 577 columns of vision
-    transformers in three vectors of 8 lanes (causal and bool masks) and five of 16, the latter also aligned, unless a
-    bias or a mask of the scores' type is read beside them.
+    The bytes in flight on an SM are those of the rows, not those that the registers could hold. Therefore some lengths
+    between powers of two have kernels of their own, each with the vectors that a lane holds:
+
+    - 16 bits: 384 aligned columns, of which a causal mask leaves half (three, in 16 lanes: fewer registers leave room
+      for more rows); the 577 of vision transformers (five, in 16), and with causal or bool masks their 197 (three, in
+      8); and unless a bias or a mask of the scores' type is read beside them, 577 aligned columns, and the 1500 of
+      Whisper (six, where two warps of a block would have room for four each)
+    - f32: those 577 (five, where one warp of a block has room for eight, or two for four each)
     """
     plain = not mask.has_epilogue
     aligned = plain or (mask is Mask.BAND and direction is Direction.FORWARD)
     plans = [*_powers_of_two(dtype, dtype.vector, full=aligned), *_powers_of_two(dtype, 1, full=plain)]
+    between: list[tuple[int, int, int]] = []
     if plain and dtype.bytes == 2:
         between = [(384, dtype.vector, 16), (640, 1, 16)]
         if mask not in (Mask.LIKE, Mask.BIAS):
-            between.append((640, dtype.vector, 16))
-        if _may_hide_half(direction, mask):
+            between += [(640, dtype.vector, 16), (1536, 1, 32)]
+        if direction is Direction.FORWARD and mask in (Mask.CAUSAL, Mask.BOOLCAUSAL):
             between.append((192, 1, 8))
-        plans += [RowPlan(Plan.WARP, k, vec, 128, 128 // lanes) for k, vec, lanes in between]
-    return plans
-
-
-def _may_hide_half(direction: Direction, mask: Mask) -> bool:
-    """Whether a causal mask may leave half of the scores to read: what a kernel does beside reading shows sooner."""
-    return direction is Direction.FORWARD and mask in (Mask.CAUSAL, Mask.BOOLCAUSAL)
+    elif plain and dtype is DType.F32:
+        between = [(640, dtype.vector, 32), (640, 1, 32)]
+    return plans + [RowPlan(Plan.WARP, k, vec, 128, 128 // lanes) for k, vec, lanes in between]
 
 
 def _powers_of_two(dtype: DType, vec: int, full: bool) -> list[RowPlan]:
@@ -167,14 +167,6 @@ def _powers_of_two(dtype: DType, vec: int, full: bool) -> list[RowPlan]:
     held, fewest = (64 // dtype.bytes, 4) if full else (32 // dtype.bytes, 8)
     lengths = [(k, max(k // held, fewest)) for k in (64, 128, 256, 512, 1024) if k <= 32 * held]
     return [RowPlan(Plan.WARP, k, vec, threads, threads // lanes) for k, lanes in lengths]
-
-
-def _short_blocks(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
-    """Rows of 1032 to 1543 columns of 16 bits that start anywhere, like the 1500 of Whisper: in two warps with three
-    vectors per lane, where kernels for all lengths have four, and the second warp is half empty."""
-    if dtype.bytes > 2 or not _may_hide_half(direction, mask):
-        return []
-    return [RowPlan(Plan.BLOCK, 1536, 1, threads=64, rows=1)]
 
 
 def _blocks(direction: Direction, dtype: DType, half: bool) -> list[RowPlan]:

@@ -29,7 +29,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 128, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/8, /*sm_80=*/8, /*sm_90=*/10, /*sm_100=*/10, /*sm_120=*/6);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/8, /*sm_80=*/8, /*sm_90=*/12, /*sm_100=*/12, /*sm_120=*/6);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16_causal_warp_k384_v8_t128r8(Params const __grid_constant__ p)

@@ -107,7 +107,7 @@ every_table = pytest.mark.parametrize(
 @every_table
 def test_row_plans_of_one_alignment_leave_no_gap_up_to_the_longest(direction: Direction, dtype: DType) -> None:
     """Considering only plans for any number of rows, wherever they lie, on any architecture."""
-    for vec in (1, dtype.vector):
+    for vec in (1,) if dtype is DType.F64 else (1, dtype.vector):
         row_plans = [plan for plan in plans.row_plans(direction, dtype) if plan.vec == vec and not plan.architectures]
         lengths = [
             plan.k
@@ -116,7 +116,7 @@ def test_row_plans_of_one_alignment_leave_no_gap_up_to_the_longest(direction: Di
         ]
         assert lengths[0][0] == 1
         assert all(longer[0] == shorter[1] + 1 for shorter, longer in pairwise(lengths))
-        assert lengths[-1][1] == (ANY_K if vec == 1 else 8192 if dtype is DType.F64 else 16384)
+        assert lengths[-1][1] == (ANY_K if vec == 1 else 16384)
     assert all(1 <= plan.k[0] <= plan.k[1] for plan in plans.row_plans(direction, dtype))
 
 

@@ -44,13 +44,13 @@ from tests.test_selection import CLUSTER_CTAS, LONGEST_BLOCK, cluster_columns, w
         (geometry((3, 16384)), 512),
         (geometry((3, 8192), "bf16", direction="bwd"), 256),
         # Rows that start anywhere: seven more, outside whole vectors.
-        (geometry((3, 1500)), 64),
+        (geometry((3, 1545)), 64),
         (geometry((3, 2055)), 64),
         (geometry((3, 2057)), 96),
         (geometry((3, 16391)), 512),
         (geometry((3, 2056), alignment=2), 96),
         # f32: 1024 columns, three more; 512 in the backward. f64: 256.
-        (geometry((3, 516), "f32"), 32),
+        (geometry((3, 644), "f32"), 32),
         (geometry((3, 1024), "f32"), 32),
         (geometry((3, 1027), "f32"), 32),
         (geometry((3, 1028), "f32"), 64),

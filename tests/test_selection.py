@@ -49,10 +49,10 @@ def documented_plan(
     dtype: str, k: int, rows: int, arch: str, direction: str, mask_kind: str, aligned: bool, apart: bool
 ) -> str:
     """Who holds a row: the whole policy in a few lines, independent of codegen.plans, which makes it. Alignment matters
-    only in clusters of f32, in warps of the band kind, and in short rows of 16 bits without a mask or in the backward:
-    these are in a tile unless they lie `apart` or in few banks; the general kind, which has no tiles, holds half as
-    much, depending on direction. So does the band kind, except in clusters and, in the forward, in blocks and aligned
-    warps."""
+    only in clusters of f32, in warps of 16 bits and of the band kind, and in short rows of 16 bits without a mask or in
+    the backward: these are in a tile unless they lie `apart` or in few banks; the general kind, which has no tiles,
+    holds half as much, depending on direction. So does the band kind, except in clusters and, in the forward, in blocks
+    and aligned warps."""
     held = whole_vectors(dtype, k)
     general = mask_kind in ("band", "general") or (mask_kind in ("bool", "boolcausal") and dtype == "f64")
     lean = mask_kind == "band" and dtype != "f64" and (direction == "fwd" or dtype.startswith("f32"))
@@ -64,7 +64,12 @@ def documented_plan(
     ranges = DTYPE_BYTES[dtype] == 2 and (mask_kind == "none" or direction == "bwd") and not general
     if k <= 68 and ranges and not (aligned or apart or k % 16 == 0):
         return "tile"
-    if held * DTYPE_BYTES[dtype] <= (1024 if half or (lean and not aligned) else 2048):
+    in_warp = 1024 if half or (lean and not aligned) else 2048
+    if dtype == "f32" and not general:
+        in_warp = 640 * 4
+    if DTYPE_BYTES[dtype] == 2 and not (general or aligned or mask_kind in ("like", "bias")):
+        in_warp = 1536 * 2
+    if held * DTYPE_BYTES[dtype] <= in_warp:
         return "warp"
     if held <= longest:
         return "block"
@@ -103,7 +108,7 @@ def test_every_row_length_is_served_as_documented(direction: str, dtype: str, ma
             held = k - 4 if found.flat else whole_vectors(dtype, k)
             assert arch in found.architectures and held <= found.max_k and reason, at
             assert (found.direction, found.dtype) == (direction, dtype), at
-            own = not (dtype == "f64" and found.mask == "general") and found.plan not in ("split", "stream")
+            own = dtype != "f64" and found.plan not in ("split", "stream")
             assert (found.vec > 1) == (aligned and own), at
 
 

@@ -182,15 +182,15 @@ def test_dispatch_tries_what_was_measured_first(
     """On its architecture, for lengths near the measured one; aligned rows keep their own kernels."""
     best = next(
         spec
-        for spec in tuning.candidates(Direction.FORWARD, DType.F16, 1500, "sm_90")
+        for spec in tuning.candidates(Direction.FORWARD, DType.F16, 1801, "sm_90")
         if (spec.plan, spec.threads) == (Plan.BLOCK, 128)
     )
     before = {
-        (k, arch): served(k, arch).variant.name for k in (1031, 1033, 1504, 2047, 2049) for arch in ("sm_80", "sm_90")
+        (k, arch): served(k, arch).variant.name for k in (1543, 1545, 1808, 2047, 2049) for arch in ("sm_80", "sm_90")
     }
-    measured(best, 1500)
+    measured(best, 1801)
     after = {key: served(*key) for key in before}
-    assert {key for key in before if after[key].variant.name != before[key]} == {(1033, "sm_90"), (2047, "sm_90")}
+    assert {key for key in before if after[key].variant.name != before[key]} == {(1545, "sm_90"), (2047, "sm_90")}
     assert after[2047, "sm_90"].variant.name == best.name
     assert after[2047, "sm_90"].measured == "sm_90: GPU, today"
     assert after[2047, "sm_80"].measured.startswith("by arithmetic")
@@ -202,7 +202,7 @@ def test_dispatch_tries_what_was_measured_first(
     assert wanted.call_args.args[1] == {"sm_100": [best.name]}, "it may be the fastest elsewhere, too"
     said = plan_tables.measured()
     assert "A measurement has chosen 1 more" in said
-    assert f"* fwd f16 none, K = 1032 .. 2048 on sm_90: `{best.name}`. sm_90: GPU, today" in said
+    assert f"* fwd f16 none, K = 1544 .. 2048 on sm_90: `{best.name}`. sm_90: GPU, today" in said
 
 
 def test_a_measured_tile_serves_ranges_only(measured: Callable[[Spec, int], None]) -> None:
