@@ -4,6 +4,7 @@ driver."""
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from .artifacts.catalog import Catalog, Entry, Layout, Variant, argument_bytes
 from .artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
@@ -243,6 +244,7 @@ def _general(geometry: Geometry, general: General, rows: LaunchRows) -> dict[str
     }
 
 
+@cache
 def _zeros(layout: Layout) -> dict[str, tuple[float, ...]]:
     """Zeros for every field: they remain in fields of absent operands (a null address turns a feature off) and in
     dynamic fields, which the launch fills."""
@@ -307,10 +309,15 @@ def _padded(numbers: Iterable[int]) -> tuple[int, ...]:
 
 
 def _pack(layout: Layout, values: Mapping[str, tuple[float, ...]]) -> bytes:
-    flat = [number for name, _ in layout if name for number in values[name]]
-    return struct.pack("".join(format for _, format in layout), *flat)
+    return _struct(layout).pack(*(number for name, _ in layout if name for number in values[name]))
 
 
+@cache
+def _struct(layout: Layout) -> struct.Struct:
+    return struct.Struct("".join(format for _, format in layout))
+
+
+@cache
 def _dynamic_fields(layout: Layout) -> tuple[tuple[str, int, str], ...]:
     fields = []
     for position, (name, format) in enumerate(layout):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from codegen import build, sources, toolchain, variants
+from codegen import build, render, sources, toolchain, variants
 from codegen.spec import Spec
 from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
@@ -101,19 +101,15 @@ def wanted(session: pytest.Session, module: str, function: str = "") -> set[Targ
 
 def images(chosen: Iterable[Target], kind: str, locks: Path) -> dict[str, dict[str, Cubin]]:
     """Cubins or linked PTX by architecture and variant."""
-    names: dict[str, set[Spec]] = defaultdict(set)
-    for arch, spec in chosen:
-        names[arch].add(spec)
-    together: dict[frozenset[Spec], list[str]] = defaultdict(list)
-    for arch, chosen_specs in names.items():
-        together[frozenset(chosen_specs)].append(arch)
-    found: dict[str, dict[str, Cubin]] = defaultdict(dict)
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for arch, spec in sorted(set(chosen), key=str):
+        wanted[arch].append(spec.name)
+    sources = {name: render.render(variants.by_name()[name]) for names in wanted.values() for name in names}
     with one_worker(locks, kind):
-        for specs, architectures in together.items():
-            ordered = sorted(specs, key=lambda spec: spec.name)
-            report = build.build(ordered, architectures, user_cache(), kind=kind, progress=False)
-            for cubin in report.cubins:
-                found[cubin.arch][cubin.variant] = cubin
+        report = build.build_sources(sources, wanted, user_cache(), kind=kind, progress=False)
+    found: dict[str, dict[str, Cubin]] = defaultdict(dict)
+    for cubin in report.cubins:
+        found[cubin.arch][cubin.variant] = cubin
     return found
 
 
