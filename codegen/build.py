@@ -1,7 +1,7 @@
 """Brings the cache up to date: compiles what is missing, in parallel processes, and nothing twice.
 
-NVRTC serialises inside a process; processes scale. Units are large because the headers cost the front end 1.5 s and a
-kernel only 0.02 s; `docs/measured_facts.md` has the measurements.
+NVRTC serialises inside a process; processes scale. Units are large because the headers cost the front end a second
+and a kernel only 0.02 s; `docs/measured_facts.md` has the measurements.
 """
 
 import multiprocessing

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cute/tensor.hpp>
+#include <cute/tensor_impl.hpp>
 
 #include <softmax/rows.cuh>
 #include <softmax/scores.cuh>

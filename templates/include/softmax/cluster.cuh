@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cute/arch/cluster_sm90.hpp>
+#include <cute/arch/util.hpp>
 
 #include <softmax/reduce.cuh>
 #include <softmax/row_io.cuh>

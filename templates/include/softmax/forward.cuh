@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cute/algorithm/fill.hpp>
+
 #include <softmax/numeric.cuh>
 #include <softmax/reduce.cuh>
 #include <softmax/row_io.cuh>

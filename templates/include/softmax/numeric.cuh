@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cuda/std/limits>
-#include <cute/tensor.hpp>
+#include <cute/tensor_impl.hpp>
 
 #include <softmax/ptx.cuh>
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cute/tensor.hpp>
+#include <cute/tensor_impl.hpp>
 
 #include <softmax/ptx.cuh>
 
@@ -17,6 +17,10 @@ namespace softmax {
 template <class Element, int Vec, int Widest = 16, int Bytes = cute::min(Vec * int(sizeof(Element)), Widest)>
 using WordOf = cute::conditional_t<
     Bytes == 16, uint4, cute::conditional_t<Bytes == 8, uint2, cute::uint_bit_t<8 * Bytes>>>;
+
+// The same as a number; an element that moves by itself stays what it is.
+template <class Element, int Vec, int Widest = 16, int Bytes = cute::min(Vec * int(sizeof(Element)), Widest)>
+using BitsOf = cute::conditional_t<Bytes == sizeof(Element), Element, cute::uint_bit_t<8 * Bytes>>;
 
 // Vec neighbouring columns of a row, from `column` on. They are this lane's to handle when column < end. Streamed
 // stores are evicted from L2 first, which keeps the rows that are read again.
@@ -71,10 +75,12 @@ struct Span
   template <class Element, class Fragment>
   CUTE_DEVICE void read(Element const* row, Fragment&& rX /* (V) */) const
   {
-    using namespace cute;
     if (column < end) {
-      Tensor sX = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
-      copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(WordOf<Element, Vec, Widest>)>{}, sX, rX);
+      using Bits             = BitsOf<Element, Vec, Widest>;
+      auto const* const from = reinterpret_cast<Bits const*>(row + column);
+      cute::Tensor rBits     = cute::recast<Bits>(rX);  // (V/elements of a word)
+      CUTE_UNROLL
+      for (int i = 0; i < cute::size(rBits); ++i) { rBits(i) = from[i]; }
     }
   }
 
@@ -83,14 +89,16 @@ struct Span
   {
     using namespace cute;
     if (column < end) {
-      Tensor gY = make_tensor(row + column, Shape<Int<Vec>>{});  // (V)
       if constexpr (Streamed && Vec * sizeof(Element) % sizeof(uint4) == 0) {
         CUTE_UNROLL
         for (int i = 0; i < Vec * sizeof(Element) / sizeof(uint4); ++i) {
           __stcs(reinterpret_cast<uint4*>(row + column) + i, recast<uint4>(rY)(i));
         }
       } else {
-        copy(AutoVectorizingCopyWithAssumedAlignment<8 * sizeof(WordOf<Element, Vec, Widest>)>{}, rY, gY);
+        using Bits   = BitsOf<Element, Vec, Widest>;
+        Tensor rBits = recast<Bits>(rY);  // (V/elements of a word)
+        CUTE_UNROLL
+        for (int i = 0; i < size(rBits); ++i) { reinterpret_cast<Bits*>(row + column)[i] = rBits(i); }
       }
     }
   }

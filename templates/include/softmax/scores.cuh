@@ -1,6 +1,7 @@
 #pragma once
 
-#include <cute/tensor.hpp>
+#include <cute/algorithm/clear.hpp>
+#include <cute/tensor_impl.hpp>
 
 #include <softmax/numeric.cuh>
 #include <softmax/row_io.cuh>

@@ -1,6 +1,7 @@
 #pragma once
 
-#include <cute/tensor.hpp>
+#include <cute/algorithm/fill.hpp>
+#include <cute/tensor_impl.hpp>
 
 #include <softmax/ptx.cuh>
 #include <softmax/rows.cuh>
