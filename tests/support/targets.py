@@ -101,12 +101,13 @@ def wanted(session: pytest.Session, module: str, function: str = "") -> set[Targ
 
 def images(chosen: Iterable[Target], kind: str, locks: Path) -> dict[str, dict[str, Cubin]]:
     """Cubins or linked PTX by architecture and variant."""
-    wanted: dict[str, list[str]] = defaultdict(list)
-    for arch, spec in sorted(set(chosen), key=str):
-        wanted[arch].append(spec.name)
-    sources = {name: render.render(variants.by_name()[name]) for names in wanted.values() for name in names}
+    ordered = sorted(set(chosen), key=str)
+    names: dict[str, list[str]] = defaultdict(list)
+    for arch, spec in ordered:
+        names[arch].append(spec.name)
+    texts = {spec.name: render.render(spec) for _, spec in ordered}
     with one_worker(locks, kind):
-        report = build.build_sources(sources, wanted, user_cache(), kind=kind, progress=False)
+        report = build.build_sources(texts, names, user_cache(), kind=kind, progress=False)
     found: dict[str, dict[str, Cubin]] = defaultdict(dict)
     for cubin in report.cubins:
         found[cubin.arch][cubin.variant] = cubin
