@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import explain, log_softmax, log_softmax_backward, softmax, softmax_, softmax_backward
     from .driver import DriverError
-    from .launch_plan import NoVariant
     from .launcher import NotLoaded, freeze
     from .modules import FusedSoftmax
     from .planned import Planned, PlannedBackward, plan
     from .resolve import KernelNotFound
+    from .selection import NoVariant
     from .serving import Call, warm_up
 
 __version__ = "0.1.0"
@@ -35,9 +35,9 @@ _HOMES = {
     "Planned": "planned",
     "PlannedBackward": "planned",
     "plan": "planned",
+    "NoVariant": "selection",
     "Call": "serving",
     "warm_up": "serving",
-    "NoVariant": "launch_plan",
     "KernelNotFound": "resolve",
 }
 

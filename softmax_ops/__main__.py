@@ -15,8 +15,9 @@ from .artifacts.constants import DTYPE_BYTES
 from .artifacts.cubin import Absent
 from .artifacts.terminal import prepare_output
 from .explanation import explain_geometry
-from .launch_plan import NoVariant, TooManyDimensions
+from .launch_plan import TooManyDimensions
 from .problem import WITH_A_TENSOR, contiguous_geometry
+from .selection import NoVariant
 
 
 def main(arguments: list[str] | None = None) -> int:

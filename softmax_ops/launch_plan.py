@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from .artifacts.catalog import Catalog, Entry, Layout, Variant, argument_bytes
+from .artifacts.catalog import Catalog, Layout, Variant, argument_bytes
 from .artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
-from .artifacts.cubin import runs_on
 from .problem import (
     EVERYWHERE,
     MAX_RANK,
@@ -20,8 +19,9 @@ from .problem import (
     launch_rows,
     leading_dimensions,
 )
+from .selection import select
 from .split import pieces_of, turns_of
-from .tile import is_flat, tile_of
+from .tile import tile_of
 
 SCALARS = ("scale", "mask.fill")
 """Fields that a launch fills in, like every `<operand>.address`; all others are fixed by the plan."""
@@ -35,10 +35,6 @@ WORKSPACE = "workspace.address"
 
 class TooManyDimensions(ValueError):
     """The operands' strides do not describe their rows by at most MAX_RANK leading dimensions: copy them first."""
-
-
-class NoVariant(LookupError):
-    """No shipped kernel serves the geometry."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +93,7 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
             f"{len(dimensions)} leading dimensions remain after coalescing; kernels take {MAX_RANK}: "
             "copy the operands to contiguous ones of one shape"
         )
-    entry, cluster, reason = _select(geometry, catalog, arch, largest_cluster)
-    variant = catalog.variants[entry.name]
+    variant, cluster, reason, measured = select(geometry, catalog, arch, largest_cluster)
     broadcast = geometry.operand("bias") or geometry.mask
     if broadcast is not None and variant.plan != "tile":
         # Rows that share a row of the bias or mask run one after the other, so that it is fetched once. The rows of a
@@ -119,72 +114,8 @@ def plan(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int =
         fields=_dynamic_fields(layout),
         workspace_bytes=partials * variant.partial_bytes,
         reason=reason,
-        measured=_measured(entry, arch),
+        measured=measured,
     )
-
-
-def _select(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int) -> tuple[Entry, int, str]:
-    """The first entry of the dispatch table that serves the rows, the CTAs of its clusters, and the reason why earlier
-    entries do not serve."""
-    try:
-        entries = catalog.candidates(geometry.direction, geometry.dtype, geometry.mask_kind, geometry.k)
-    except LookupError as error:
-        raise NoVariant(str(error)) from None
-    obstacles: list[str] = []
-    for entry in entries:
-        variant = catalog.variants[entry.name]
-        obstacle = _obstacle(geometry, entry, variant, arch)
-        cluster = _cluster(geometry.k, variant, entry, largest_cluster)
-        if obstacle is None and cluster > largest_cluster:
-            obstacle = f"the GPU cannot run clusters of {cluster} CTAs"
-        if obstacle is None:
-            reason = "; ".join(dict.fromkeys(obstacles)) or f"first in its table for K = {geometry.k}"
-            return entry, cluster, reason
-        obstacles.append(f"not {entry.name}: {obstacle}")
-    raise NoVariant("; ".join(dict.fromkeys(obstacles)))
-
-
-def _measured(entry: Entry, arch: str) -> str:
-    """The measurement that chose an entry, if it was made on this architecture."""
-    if entry.measured.startswith(f"{arch}: "):
-        return entry.measured
-    return f"by arithmetic, from bytes in flight and instructions: not measured on {arch}"
-
-
-def _obstacle(geometry: Geometry, entry: Entry, variant: Variant, arch: str) -> str | None:
-    """Why an entry does not serve; None when it does."""
-    if entry.architectures and not any(runs_on(built, arch) for built in entry.architectures):
-        return f"not for {arch}"
-    if (entry.min_rows or entry.max_rows) and geometry.batch_invariant:
-        return "chosen by the number of rows"
-    if geometry.rows < entry.min_rows:
-        return f"{geometry.rows} rows are less than {entry.min_rows}"
-    if entry.max_rows and geometry.rows > entry.max_rows:
-        return f"{geometry.rows} rows are more than {entry.max_rows}"
-    if variant.flat and geometry.batch_invariant:
-        return "chosen by how rows lie, which one row alone does not show"
-    if variant.flat and not is_flat(geometry, entry.vec, leading_dimensions(geometry)[::-1]):
-        return "rows are not one range that suits a tile"
-    return _misalignment(geometry, entry.vec)
-
-
-def _misalignment(geometry: Geometry, vec: int) -> str | None:
-    """Why some rows do not start on a multiple of `vec` elements; None when all do."""
-    if vec == 1:
-        return None
-    if geometry.k % vec:
-        return f"K = {geometry.k} is not a multiple of {vec}"
-    for operand in geometry.operands:
-        if operand.strides[-1] == 0:
-            continue
-        name = "out" if operand is geometry.output else operand.name
-        boundary = min(vec * operand.element_bytes, ACCESS_BYTES)
-        if operand.alignment % boundary:
-            return f"{name} starts on a boundary of {operand.alignment} bytes, not {boundary}"
-        leading = zip(geometry.shape[:-1], operand.strides, strict=False)
-        if any(stride * operand.element_bytes % boundary for length, stride in leading if length > 1):
-            return f"a stride of {name} is not a multiple of {boundary // operand.element_bytes}"
-    return None
 
 
 def _launches(geometry: Geometry, variant: Variant, cluster: int, layout: Layout, rows: LaunchRows) -> list[Launch]:
@@ -251,36 +182,17 @@ def _zeros(layout: Layout) -> dict[str, tuple[float, ...]]:
     return {name: (0,) * len(struct.unpack(format, bytes(struct.calcsize(format)))) for name, format in layout if name}
 
 
-def _cluster(k: int, variant: Variant, entry: Entry, largest: int) -> int:
-    """CTAs that share a row: the smallest power of two of CTAs that hold it with several on an SM, or, if the GPU does
-    not run such a cluster, as many as it does; at least those that just hold it. The number of rows does not matter,
-    so a row keeps its bits."""
-    if variant.cluster == 1:
-        return 1
-    held = variant.max_k // variant.cluster
-    row = _in_vectors(k, variant)
-    sharing, fewest = (max(1 << (-(-row // columns) - 1).bit_length(), 2) for columns in (variant.cta_columns, held))
-    most = min(largest, entry.k[1] // held)
-    return max(min(sharing, 1 << most.bit_length() - 1), fewest)
-
-
 def _part_of_cta(geometry: Geometry, variant: Variant, cluster: int) -> int:
     """Columns of a row for each CTA of its cluster, whole vectors. The last one also has what is left of the row."""
     vector = ACCESS_BYTES // geometry.element_bytes
-    return -(-_in_vectors(geometry.k, variant) // (cluster * vector)) * vector
-
-
-def _in_vectors(k: int, variant: Variant) -> int:
-    """Columns of a row that a kernel holds in vectors. Those outside whole vectors, at either end of a row that starts
-    anywhere, have registers of their own."""
-    return k // variant.access * variant.access
+    return -(-variant.in_vectors(geometry.k) // (cluster * vector)) * vector
 
 
 def _threads(geometry: Geometry, variant: Variant, cluster: int) -> int:
     """Threads of a CTA. If the launch decides: the fewest warps that hold the CTA's part of the row, by K alone."""
     if not variant.by_warp:
         return variant.threads
-    columns = _part_of_cta(geometry, variant, cluster) if cluster > 1 else _in_vectors(geometry.k, variant)
+    columns = _part_of_cta(geometry, variant, cluster) if cluster > 1 else variant.in_vectors(geometry.k)
     warps = -(-columns // (WARP * variant.chunks * variant.access))
     return WARP * max(warps, 1)
 

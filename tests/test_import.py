@@ -88,7 +88,7 @@ def test_import_of_the_launcher_loads_no_driver() -> None:
 def test_all_but_the_torch_interface_works_without_torch() -> None:
     modules = ", ".join([*TORCH_FREE, "softmax_ops.launcher", "softmax_ops.driver"])
     code = f"    import {modules}\n    print(softmax_ops.NoVariant)"
-    assert python(BLOCK.format(blocked={"torch", "numpy"}) + code) == "<class 'softmax_ops.launch_plan.NoVariant'>\n"
+    assert python(BLOCK.format(blocked={"torch", "numpy"}) + code) == "<class 'softmax_ops.selection.NoVariant'>\n"
 
 
 def test_the_torch_interface_says_that_torch_is_missing() -> None:

@@ -20,8 +20,8 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.checks import BackwardRequest, Request, check_softmax, check_softmax_backward
-from softmax_ops.launch_plan import NoVariant
 from softmax_ops.problem import OPERANDS
+from softmax_ops.selection import NoVariant
 from tests.support import engines, reference
 from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
 

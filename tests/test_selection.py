@@ -11,8 +11,9 @@ from codegen.variants import ARCHITECTURES
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Catalog
 from softmax_ops.artifacts.constants import MAX_CLUSTER
-from softmax_ops.launch_plan import NoVariant, _select, plan
+from softmax_ops.launch_plan import plan
 from softmax_ops.problem import DTYPE_BYTES, General, Geometry, kind_of_general
+from softmax_ops.selection import NoVariant, select
 from tests.support.geometries import geometry
 from tests.support.planning import ANY_K, CATALOG, every_direction, every_kind, parameters, planned, rows_of
 
@@ -98,8 +99,7 @@ def test_every_row_length_is_served_as_documented(direction: str, dtype: str, ma
         for alignment, gap in ((16, 0), (1, 0), (1, 3)):
             operands = tuple(o._replace(strides=(k + gap, 1), alignment=alignment) for o in any_length.operands)
             of_length = any_length._replace(shape=(rows, k), operands=operands)
-            entry, _, reason = _select(of_length, CATALOG, arch, MAX_CLUSTER)
-            found = CATALOG.variants[entry.name]
+            found, _, reason, _ = select(of_length, CATALOG, arch, MAX_CLUSTER)
             aligned = alignment == 16 and k % vector(dtype) == 0
             apart = gap > 0 and rows > 1
             at = (k, rows, alignment, gap, arch)
