@@ -11,6 +11,7 @@ TOOLS   := $(VENV)/.toolchain
 TESTING := $(VENV)/.testing
 ARCH    ?=
 NATIVE  := softmax_ops/native/calls.abi3.so
+C_SOURCES := $(wildcard softmax_ops/native/*.[ch])
 PEERS   := $(VENV)/.peers
 BENCH   := $(BIN)/python -m benchmarks
 BENCHFLAGS ?= --budget 480s
@@ -48,11 +49,13 @@ test-all: $(TESTING) $(NATIVE)  ## Run every test, and every kernel for every ar
 lint: $(TESTING)  ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	$(BIN)/mypy
 
-format: $(TESTING)  ## Format the Python sources
+format: $(TESTING)  ## Format the Python and C sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_SOURCES)
 
 bundle: $(TOOLS)  ## Compile every kernel for every architecture into build/softmax_ops.bundle; KEY=FILE signs it
 	$(if $(KEY),$(BIN)/python -m pip install --quiet --disable-pip-version-check 'cryptography>=42')

@@ -72,8 +72,10 @@ def scaled_masked_softmax_backward(grad_output: Tensor, output: Tensor, scale: f
 def _number(direction: str, scale: float | Tensor) -> float:
     if not isinstance(scale, Tensor):
         return scale
-    if scale.numel() != 1 or scale.is_meta:
+    if scale.numel() != 1:
         raise _scale_error(direction, scale, "want a number or a tensor of one element")
+    if scale.is_meta:
+        raise _scale_error(direction, scale, "want a number, since a tensor on meta has no value")
     if scale.is_cuda and torch.cuda.is_current_stream_capturing():
         raise _scale_error(direction, scale, "want a number, for a graph is captured and nothing can be read back")
     if not is_dynamo_compiling() and is_differentiated(scale):

@@ -1,9 +1,8 @@
 """The cost of compiling and loading, measured with commands in separate processes, kept with date and machine.
 
     generate   `python -m codegen write` and `compile` of one architecture: cache empty, then nothing changed
-        unchanged  the second of these alone
-        bundle     every kernel for every architecture the toolchain supports, cache empty
-        first      the first call of a prebuilt variant in a fresh process: on the GPU, or else on the stub driver
+    bundle     every kernel for every architecture the toolchain supports, cache empty
+    first      the first call of a prebuilt variant in a fresh process: on the GPU, or else on the stub driver
     eager      a call from Python beyond a bare launch; needs a GPU
 
 Cold figures start with an empty cache folder. Building the environment, the first step of `make generate`, is excluded.
@@ -115,14 +114,9 @@ def machine() -> str:
 def generate(costs: Costs) -> None:
     """Cold and unchanged times for one architecture."""
     with tempfile.TemporaryDirectory(prefix="softmax_ops_cold_") as folder:
-        costs.put("cold_generate_s", _generate(folder), f"{ARCH}, empty cache")
-        costs.put("unchanged_generate_s", _generate(folder), ARCH)
-
-
-def unchanged(costs: Costs) -> None:
-    """The unchanged time with this user's cache, which the first run fills."""
-    _generate(None)
-    costs.put("unchanged_generate_s", _generate(None), ARCH)
+        environment = _cache(folder)
+        costs.put("cold_generate_s", _generate(environment), f"{ARCH}, empty cache")
+        costs.put("unchanged_generate_s", _generate(environment), ARCH)
 
 
 def bundle(costs: Costs) -> None:
@@ -187,16 +181,14 @@ def _for_stub(cubin: Cubin) -> Cubin:
 
 MEASURES: dict[str, Callable[[Costs], None]] = {
     "generate": generate,
-    "unchanged": unchanged,
     "bundle": bundle,
     "first": first,
     "eager": eager,
 }
 
 
-def _generate(cache: str | None) -> float:
-    """Seconds that `make generate` takes once its environment exists."""
-    environment = dict(os.environ) if cache is None else _cache(cache)
+def _generate(environment: Mapping[str, str]) -> float:
+    """Seconds that `make generate` takes once its virtual environment exists."""
     write, _ = _timed(["codegen", "write"], environment)
     compile, _ = _timed(["codegen", "compile", "--arch", ARCH], environment)
     return write + compile

@@ -190,7 +190,7 @@ def inspect(name: str, arch: str, sass: bool, as_json: bool) -> None:
     """Registers, shared memory, size and instruction counts of one variant."""
     (cubin,) = builder.build([_spec(name, [arch])], [arch], _user_cache(), progress=False).cubins
     if sass:
-        click.echo(inspection.disassemble(cubin))
+        click.echo(inspection.disassemble(cubin.code, "-c"))
         return
     facts = inspection.inspect(cubin).as_dict()
     if as_json:

@@ -14,7 +14,6 @@ from softmax_ops.artifacts.cubin import Cubin
 from .toolchain import ToolchainError
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
-OLDEST_DISASSEMBLED = 75
 
 
 @dataclass(frozen=True)
@@ -48,19 +47,24 @@ def inspect(cubin: Cubin) -> Inspection:
         registers=cubin.registers,
         shared_bytes=cubin.shared_bytes,
         cubin_bytes=len(cubin.code),
-        sass=_count_instructions(disassemble(cubin)) if int(cubin.arch[3:]) >= OLDEST_DISASSEMBLED else {},
+        sass=_count_instructions(disassemble(cubin.code, "-c")) if is_disassembled(cubin.arch) else {},
     )
 
 
-def disassemble(cubin: Cubin) -> str:
-    """SASS of a cubin of sm_75 or newer. Raises ToolchainError when there is no nvdisasm."""
+def is_disassembled(arch: str) -> bool:
+    """Whether nvdisasm reads the architecture: sm_75 or newer."""
+    return int(arch[3:]) >= 75
+
+
+def disassemble(code: bytes, *options: str) -> str:
+    """SASS of a cubin or of bare instructions, by nvdisasm. Raises ToolchainError when there is none."""
     tool = find_nvidia_binary_utility("nvdisasm")
     if tool is None:
         raise ToolchainError("nvdisasm is missing: install the package nvidia-cuda-nvdisasm.")
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, f"{cubin.variant}.cubin")
-        path.write_bytes(cubin.code)
-        return subprocess.run([tool, "-c", str(path)], check=True, capture_output=True, text=True).stdout
+        path = Path(directory, "code")
+        path.write_bytes(code)
+        return subprocess.run([tool, *options, str(path)], check=True, capture_output=True, text=True).stdout
 
 
 def _count_instructions(sass: str) -> dict[str, int]:

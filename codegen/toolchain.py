@@ -107,7 +107,7 @@ def check_architectures(architectures: Iterable[str]) -> tuple[str, ...]:
         if arch not in supported_architectures():
             raise ToolchainError(
                 f"NVRTC {_version()} cannot target {arch} (it starts at {supported_architectures()[0]}): "
-                "build it with the CUDA 12.9 toolchain, `make generate CUDA=12`."
+                f"build it with the CUDA 12.9 toolchain, `make generate CUDA=12 ARCH={arch}`."
             )
     return tuple(chosen)
 

@@ -56,7 +56,8 @@ def softmax(
     scale            number, or 0-d CPU tensor, up to 2^127 in magnitude (for float64 any finite one); never rounded to
                      x's dtype. Or a float32 (for float64 x also float64) tensor on x's device, with one element or one
                      for each row: broadcast against x.shape[:-1] from the right.
-    mask             bool or uint8, broadcast against x from the right; exactly 1 (True) hides a score.
+    mask             bool or uint8, broadcast against x from the right; a byte of exactly 1 (True) hides a score. Other
+                     bytes viewed as bool (255) hide nothing on a GPU: pass bytes != 0.
     bias             x's dtype or float32, broadcast like a mask; differentiable. -inf in it hides.
     key_lengths      int32 [B] on x's device, B = x.shape[0]: columns at and beyond the length are hidden, and not read.
     causal           column j is visible to query i when j <= i + causal_offset.

@@ -91,7 +91,7 @@ def _torch() -> Facts:
 def _driver() -> Facts:
     from . import driver
 
-    architectures = _architectures()
+    architectures = driver.architectures()
     facts: Facts = {"serves CUDA": "{}.{}".format(*driver.cuda_version())}
     if _KERNEL_MODULE.exists():
         facts["kernel module"] = _KERNEL_MODULE.read_text().splitlines()[0].strip()
@@ -99,15 +99,6 @@ def _driver() -> Facts:
         name = driver.check("cuDeviceGetName", driver.cuda.cuDeviceGetName(128, ordinal))
         facts[f"device {ordinal}"] = f"{arch} {name.rstrip(bytes(1)).decode(errors='replace')}".strip()
     return facts
-
-
-def _architectures() -> list[str]:
-    """Architectures of the devices here, by ordinal. Raises what a host without driver or cuda-bindings raises."""
-    from . import driver
-
-    driver.check("cuInit", driver.cuda.cuInit(0))
-    count = driver.check("cuDeviceGetCount", driver.cuda.cuDeviceGetCount())
-    return [driver.architecture(ordinal) for ordinal in range(count)]
 
 
 def _toolchain() -> Facts:
@@ -146,7 +137,9 @@ def _coverage(bundle: Bundle, arch: str) -> str:
 
 def _devices_covered() -> Facts:
     """For each kind of GPU here: how many of its kernels each place holds, not counting those in earlier places."""
-    return {arch: _covered(arch) for arch in sorted(set(_architectures()))}
+    from . import driver
+
+    return {arch: _covered(arch) for arch in sorted(set(driver.architectures()))}
 
 
 def _covered(arch: str) -> Facts:

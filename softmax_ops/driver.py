@@ -38,7 +38,7 @@ def _initialise() -> None:
     try:
         status = cuda.cuInit(0)
     except RuntimeError as error:
-        raise DriverError(f"no CUDA driver: {error}") from None
+        raise DriverError(f"no CUDA driver: {error}; want driver 525 or newer") from None
     check("cuInit", status)
     if cuda_version() < _OLDEST:
         raise DriverError(f"{_described()}, and softmax_ops wants one of 12.0 or newer: install driver 525 or newer")
@@ -89,6 +89,12 @@ def architecture(device: int) -> str:
         )
     )
     return f"sm_{major}{minor}"
+
+
+def architectures() -> list[str]:
+    """The architectures of all devices, by ordinal."""
+    _initialise()
+    return [architecture(device) for device in range(check("cuDeviceGetCount", cuda.cuDeviceGetCount()))]
 
 
 @cache

@@ -60,7 +60,8 @@ class Explanation:
     def _sharing(self) -> str:
         if self.ctas_per_row > 1:
             return f"{self.ctas_per_row} CTAs per row, {self.threads_per_row} threads each"
-        return f"{self.threads_per_row} threads per row, {self.rows_per_cta} rows per CTA"
+        rows = f"{self.rows_per_cta} rows" if self.rows_per_cta > 1 else "1 row"
+        return f"{self.threads_per_row} threads per row, {rows} per CTA"
 
 
 def explain_geometry(

@@ -30,8 +30,8 @@ MAX_ROWS = 2**31 - 2**10
 last CTA counts beyond the last row."""
 
 MAX_BYTES = 2**44
-"""Of a tensor, from its first element to its last, at most: more than any GPU holds, and few enough launches to plan at
-once."""
+"""Largest extent of a tensor, from its first element to its last: more than any GPU holds, and few enough launches to
+plan at once."""
 
 EVERYWHERE = 2**40
 """Window bound in columns that hides nothing, whatever offset is read from device memory."""

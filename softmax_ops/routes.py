@@ -174,8 +174,9 @@ def _copied(
     name, like = list(inputs.items())[-1]
     assert like is not None
     wanted = dtype or like.dtype
-    if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (like.shape, wanted, like.device):
-        check_out(op, out, like, name, dtype)  # raises; of the rest that it wants, nothing matters to a copy
+    is_like = isinstance(out, Tensor) and (out.shape, out.dtype, out.device) == (like.shape, wanted, like.device)
+    if not is_like or (type(out) is type(like) is Tensor and like.is_meta):
+        check_out(op, out, like, name, dtype)  # what else it wants, nothing traced needs: a copy has any strides
     check_unrecorded(op, **inputs, out=out)
     return out.copy_(result)
 

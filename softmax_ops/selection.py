@@ -1,5 +1,6 @@
 """Geometry -> the variant that serves it, and why. Needs no torch and no driver."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .artifacts.catalog import Catalog, Entry, Variant
@@ -25,28 +26,39 @@ def select(geometry: Geometry, catalog: Catalog, arch: str, largest_cluster: int
 
     Raises NoVariant when no entry serves them.
     """
+    key = geometry.direction, geometry.dtype, geometry.mask_kind
     try:
-        entries = catalog.candidates(geometry.direction, geometry.dtype, geometry.mask_kind, geometry.k)
+        entries = catalog.candidates(*key, geometry.k)
     except LookupError as error:
         raise NoVariant(str(error)) from None
-    obstacles: dict[str, None] = {}  # in order, each once
-    for entry in entries:
+    here = [entry for entry in entries if _serves(entry, arch)]
+    elsewhere = {entry.name for entry in entries}.difference(entry.name for entry in here)
+    obstacles = [f"not {name}: {_limit(name, arch, catalog.tables[key])}" for name in sorted(elsewhere)]
+    for entry in here:
         variant = catalog.variants[entry.name]
+        obstacle = _obstacle(geometry, entry, variant)
         cluster = _cluster(geometry.k, variant, entry, largest_cluster)
-        obstacle = _obstacle(geometry, entry, variant, arch)
         if obstacle is None and cluster > largest_cluster:
             obstacle = f"the GPU cannot run clusters of {cluster} CTAs"
         if obstacle is None:
             reason = "; ".join(obstacles) or f"first in its table for K = {geometry.k}"
             return Selection(variant, cluster, reason, _measured(entry, arch))
-        obstacles[f"not {entry.name}: {obstacle}"] = None
+        obstacles.append(f"not {entry.name}: {obstacle}")
     raise NoVariant("; ".join(obstacles))
 
 
-def _obstacle(geometry: Geometry, entry: Entry, variant: Variant, arch: str) -> str | None:
-    """Why an entry does not serve; None when it does."""
-    if entry.architectures and not any(runs_on(built, arch) for built in entry.architectures):
-        return f"not for {arch}"
+def _serves(entry: Entry, arch: str) -> bool:
+    return not entry.architectures or any(runs_on(built, arch) for built in entry.architectures)
+
+
+def _limit(name: str, arch: str, table: Iterable[Entry]) -> str:
+    """Why no entry of a variant serves rows of this length on the architecture."""
+    longest = max((entry.k[1] for entry in table if entry.name == name and _serves(entry, arch)), default=None)
+    return f"not for {arch}" if longest is None else f"on {arch} it holds at most {longest} columns"
+
+
+def _obstacle(geometry: Geometry, entry: Entry, variant: Variant) -> str | None:
+    """Why an entry for the architecture does not serve; None when it does."""
     if (entry.min_rows or entry.max_rows) and geometry.batch_invariant:
         return "chosen by the number of rows"
     if geometry.rows < entry.min_rows:

@@ -58,22 +58,23 @@ def warm_up(*calls: Call | tuple[int, ...], device: Any = 0, **facts) -> list[st
 def _geometries(call: Call) -> Iterator[Geometry]:
     """Geometries of aligned rows, of rows that start anywhere, and of such rows with gaps between them; none if there
     is nothing to compute."""
+    for name in ("causal", "backward", "batch_invariant", "general"):
+        if not isinstance(getattr(call, name), bool):
+            raise TypeError(f"warm_up: {name} is {getattr(call, name)!r}; want True or False")
     scores = _dtype(call.dtype, "dtype")
     result = scores if call.result_dtype is None else _dtype(call.result_dtype, "result_dtype")
     general = call.general or scores != result
     read, written = (result, scores) if call.backward else (scores, result)
-    sizes = tuple(call.shape) if isinstance(call.shape, Sequence) else ()
-    if not sizes or not all(isinstance(size, Integral) and size >= 0 for size in sizes):
-        given = f"of type {type(call.shape).__name__}" if sizes == () and call.shape != () else call.shape
-        raise ValueError(f"warm_up: shape is {given}; want the sizes of scores, [..., Q, K]")
-    for name in ("causal", "backward", "batch_invariant", "general"):
-        if not isinstance(getattr(call, name), bool):
-            raise ValueError(f"warm_up: {name} is {getattr(call, name)!r}; want True or False")
+    if not _are_sizes(call.shape):
+        raise TypeError(f"warm_up: shape is {call.shape!r}; want the sizes of scores, [..., Q, K]")
+    sizes = tuple(call.shape)
+    if not sizes or min(sizes) < 0:
+        raise ValueError(f"warm_up: shape is {sizes}; want the sizes of scores, [..., Q, K]")
     if result not in (scores, "f32" if scores in ("f16", "bf16") else scores):
         raise ValueError(f"warm_up: result_dtype is {result} and dtype {scores}; want f32 for f16 and bf16, or none")
     shape = sizes if len(sizes) > 1 else (1, *sizes)
-    if not isinstance(call.mask_shape, Sequence | None):
-        raise ValueError(f"warm_up: mask_shape is {call.mask_shape}; want the sizes of the mask, or None")
+    if call.mask_shape is not None and not _are_sizes(call.mask_shape):
+        raise TypeError(f"warm_up: mask_shape is {call.mask_shape!r}; want the sizes of the mask, or None")
     mask = () if call.mask_shape is None else (_mask_strides(call.mask_shape, shape),)
     if 0 in shape:
         return
@@ -110,6 +111,10 @@ def _geometries(call: Call) -> Iterator[Geometry]:
             if not call.causal:
                 yield plain._replace(mask_kind=mask_kind or "none")
             yield plain._replace(mask_kind=f"{mask_kind}causal", causal_offset=shape[-1] - shape[-2])
+
+
+def _are_sizes(given: object) -> bool:
+    return isinstance(given, Sequence) and all(isinstance(size, Integral) for size in given)
 
 
 def _tensors(

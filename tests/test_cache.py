@@ -442,15 +442,34 @@ def test_the_least_recently_used_goes_first_and_a_hit_counts_as_use(cache: Cache
 
 
 def test_storing_keeps_the_cap(cache: Cache) -> None:
-    small = Cache(cache.root, max_bytes=3 * len(encode(make())))
+    small = Cache(cache.root, max_bytes=int(3.1 * len(encode(make()))))
     for build in "0123456789":
         assert small.store(make(build=build))
         os.utime(file_of(small, make(build=build)), (int(build), int(build)))
     assert [entry.build[0] for entry in small.entries()] == ["9", "8", "7"]
 
 
+def test_few_stores_look_at_every_file(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those that have filled the cache, or a 64th of it: of a cap of 640 entries ten. A full one is emptied by as
+    much."""
+    size = len(encode(make(variant="k000")))
+    of_640 = Cache(cache.root, max_bytes=640 * size)
+    sweep, stored = cache_module._sweep, 0
+    swept_after = []
+
+    def counted(*given: Any, **how: Any) -> Swept:
+        swept_after.append(stored)
+        return sweep(*given, **how)
+
+    monkeypatch.setattr(cache_module, "_sweep", counted)
+    for stored in range(700):
+        assert of_640.store(make(variant=f"k{stored:03}"))
+    assert len(of_640.entries()) <= 640
+    assert swept_after == [0, *range(11, 640, 11), 640, *range(651, 700, 11)]
+
+
 def test_a_clock_set_back_does_not_make_the_entry_just_stored_the_oldest(cache: Cache) -> None:
-    small = Cache(cache.root, max_bytes=2 * len(encode(make())))
+    small = Cache(cache.root, max_bytes=int(2.1 * len(encode(make()))))
     for build in "cd":
         assert small.store(make(build=build))
         os.utime(file_of(small, make(build=build)), (time.time() + 1e6, time.time() + 1e6))

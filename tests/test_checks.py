@@ -133,7 +133,7 @@ def test_scale_becomes_a_float(scale: Any, value: float) -> None:
 )
 def test_scale_must_be_a_real_number(scale: Any) -> None:
     refuse(TypeError, "scale is", "want a real number", "float(scale)", scale=scale)
-    refuse(TypeError, "scale is None", "want a real number: leave scale out for 1", scale=None)
+    refuse(TypeError, "scale is None", "want a real number: pass 1.0 for no scale", scale=None)
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,11 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], list[str]]] = {
         {"x": torch.zeros(K).half(), "dtype": torch.float32, "out": torch.zeros(K).half()},
         ["out is a float16", "dtype is torch.float32", "agree"],
     ),
+    "dtype, in place": (
+        ValueError,
+        {"x": (x := torch.zeros(K).half()), "dtype": torch.float32, "out": x},
+        ["x, which the result is written to, is a float16", "leave dtype out, or do not write in place"],
+    ),
     "out: dtype": (
         ValueError,
         {"x": torch.zeros(K).half(), "out": torch.zeros(K).bfloat16()},

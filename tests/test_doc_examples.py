@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,7 @@ import pytest
 import torch
 
 CHECKOUT = Path(__file__).parents[1]
-PAGES = [
-    "README.md",
-    "docs/torch.md",
-    "docs/transformer_softmax_lib.md",
-    "docs/migration.md",
-    "docs/attention_inputs.md",
-]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in CHECKOUT.glob("docs/*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)\)")
 
@@ -33,32 +28,28 @@ def blocks(page: str) -> Iterator[tuple[int, str]]:
             yield text.count("\n", 0, block.start()) + 1, block[2]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))])
 def test_programs_run(page: str) -> None:
     """Runs a page from top to bottom, each block after the previous ones."""
     torch._dynamo.reset()
     names: dict[str, Any] = {"__name__": page}
     gpu = torch.cuda.is_available()
-    found = list(blocks(page))
-    assert found
-    for line, source in found:
+    for line, source in blocks(page):
         on_device = source if gpu else source.replace('"cuda"', '"cpu"').replace("512", "32")
         program = compile("\n" * line + on_device, page, "exec")
         if gpu or "torch.cuda." not in source:
             exec(program, names)
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in CHECKOUT.glob("docs/*.md"))])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     for target in LINK.findall(FENCE.sub("", (CHECKOUT / page).read_text())):
         assert "://" in target or ((CHECKOUT / page).parent / target).exists(), target
 
 
-def test_blocks_are_found() -> None:
-    assert {page: len(list(blocks(page))) for page in PAGES} == {
-        "README.md": 1,
-        "docs/torch.md": 7,
-        "docs/transformer_softmax_lib.md": 3,
-        "docs/migration.md": 3,
-        "docs/attention_inputs.md": 7,
-    }
+def test_every_test_file_has_a_layer() -> None:
+    """A file of tests, or a pattern that it matches, stands in the table of docs/testing.md."""
+    patterns = re.findall(r"`(test_\w+\*?\.py)`", (CHECKOUT / "docs/testing.md").read_text())
+    names = {path.name for path in CHECKOUT.glob("tests/test_*.py")}
+    assert {name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)} == set()
+    assert {pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in names)} == set()

@@ -58,7 +58,7 @@ def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     cubins = targets.images(chosen, "cubin", tmp_path_factory.getbasetemp().parent)
     found = {}
     for arch, of_variant in cubins.items():
-        listings = sass.listings(of_variant.values()) if sass.disassembles(arch) else {}
+        listings = sass.listings(of_variant.values()) if inspection.is_disassembled(arch) else {}
         for name, cubin in of_variant.items():
             found[Target(arch, variants.by_name()[name])] = Compiled(cubin, listings.get(name, []))
     return found
@@ -86,7 +86,7 @@ def test_accesses_of_the_machine_code(target: Target, compiled: Compiled) -> Non
     """No local memory. Rows use 16-byte loads and stores, and no others if every row is aligned to them."""
     spec = target.spec
     if not compiled.sass:
-        assert not sass.disassembles(target.arch)
+        assert not inspection.is_disassembled(target.arch)
         return
     assert not compiled.count("LDL|STL")
     loads, stores = compiled.count("LDG"), compiled.count("STG")

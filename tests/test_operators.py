@@ -457,6 +457,8 @@ def test_meta_tensors_have_shapes_and_gradients() -> None:
     softmax_ops.softmax(x, scale=0.5, causal=True).sum().backward()
     assert x.grad is not None and (x.grad.shape, x.grad.device) == (x.shape, x.device)
     assert softmax_ops.softmax_(y.detach()).is_meta and softmax_ops.softmax_backward(y, y).is_meta
+    with pytest.raises(ValueError, match=r"^softmax_ops.softmax: out is .*; want last stride 1"):
+        softmax_ops.softmax(y.detach(), out=torch.empty(3, K, Q, dtype=y.dtype, device="meta").transpose(1, 2))
     with pytest.raises(ValueError, match=r"mask is a .* on cpu and x a .* on meta"):
         softmax_ops.softmax(x, mask=bits(K))
     with pytest.raises(ValueError, match=r"x is a .* on meta.*want plain tensors on cpu or cuda"):

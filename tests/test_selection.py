@@ -1,6 +1,7 @@
 """Which variant serves a call: by row length, alignment, number of rows and architecture."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -319,6 +320,19 @@ def test_there_are_no_clusters_before_sm_90(direction: str, arch: str) -> None:
         found = planned(geometry((rows, 16392), direction=direction), arch)
         assert (found.variant.plan, {launch.cluster for launch in found.launches}) == (instead, {1})
         assert f"c16: not for {arch}" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("k", "plan_", "reason"),
+    [
+        (139264, "cluster", r"first in its table for K = 139264"),
+        (139272, "split", r".*none_cluster_k278528_v8_\w+: on sm_120 it holds at most 139264 columns.*"),
+    ],
+)
+def test_small_clusters_hold_shorter_rows(k: int, plan_: str, reason: str) -> None:
+    """A variant with an entry for each architecture is passed over for what keeps its own entry from serving."""
+    found = planned(geometry((128, k)), "sm_120")
+    assert found.variant.plan == plan_ and re.fullmatch(reason, found.reason)
 
 
 @pytest.mark.parametrize(

@@ -194,17 +194,12 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
         (serving.Call((3, 5), "f16", result_dtype="int8"), "result_dtype is 'int8'; want one of f16, bf16, f32, f64"),
         (serving.Call((), "f16"), r"shape is \(\)"),
         (serving.Call((3, -1), "f16"), r"shape is \(3, -1\)"),
-        (serving.Call(5, "f16"), "shape is of type int; want the sizes of scores"),  # type: ignore[arg-type]
-        (serving.Call((3, 5.0), "f16"), r"shape is \(3, 5.0\)"),  # type: ignore[arg-type]
         (serving.Call((3, 5), "f32", mask_shape=(3, 5), mask_dtype="int8"), "mask_dtype is 'int8'; want bool or uint8"),
         (
             serving.Call((3, 5), mask_shape=(5,), mask_dtype="f16", causal=True),
             "mask_dtype is 'f16'; want bool or uint8",
         ),
         (serving.Call((3, 5), mask_shape=(5,), mask_dtype="int32"), "mask_dtype is 'int32'; want bool or uint8"),
-        (serving.Call((3, 5), mask_shape=5), "mask_shape is 5; want the sizes of the mask"),  # type: ignore[arg-type]
-        (serving.Call((3, 5), "f16", causal="no"), "causal is 'no'; want True or False"),  # type: ignore[arg-type]
-        (serving.Call((3, 5), "f16", batch_invariant=5), "batch_invariant is 5; want"),  # type: ignore[arg-type]
         (serving.Call((3, 5), "f32", result_dtype="f16"), "result_dtype is f16 and dtype f32; want f32 for f16"),
         (serving.Call((0, 5), "f16", mask_shape=(2, 5)), r"a mask of shape \(2, 5\) does not broadcast to \(0, 5\)"),
         (serving.Call((3, 5), "f16", mask_shape=(2, 5)), r"a mask of shape \(2, 5\) does not broadcast to \(3, 5\)"),
@@ -212,6 +207,24 @@ def test_the_context_is_afterwards_what_it_was(serve: Serve, own: int) -> None:
 )
 def test_calls_that_are_none(call: serving.Call, says: str) -> None:
     with pytest.raises(ValueError, match=f"^warm_up: {says}"):
+        list(serving._geometries(call))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (serving.Call(5, "f16"), "shape is 5; want the sizes of scores"),  # type: ignore[arg-type]
+        (serving.Call("ab", "f16"), "shape is 'ab'; want the sizes of scores"),  # type: ignore[arg-type]
+        (serving.Call((3, 5.0), "f16"), r"shape is \(3, 5.0\)"),  # type: ignore[arg-type]
+        (serving.Call((3, 5), mask_shape=5), "mask_shape is 5; want the sizes of the mask"),  # type: ignore[arg-type]
+        (serving.Call((3, 5), mask_shape=(None,)), r"mask_shape is \(None,\); want"),  # type: ignore[arg-type]
+        (serving.Call((3, 5), "f16", causal="no"), "causal is 'no'; want True or False"),  # type: ignore[arg-type]
+        (serving.Call((3, 5), "f16", batch_invariant=5), "batch_invariant is 5; want"),  # type: ignore[arg-type]
+        (serving.Call((3, 5), general=torch.zeros(2)), r"general is tensor\(\[0., 0.\]\); want True or False"),  # type: ignore[arg-type]
+    ],
+)
+def test_calls_of_wrong_types(call: serving.Call, says: str) -> None:
+    with pytest.raises(TypeError, match=f"^warm_up: {says}"):
         list(serving._geometries(call))
 
 

@@ -37,6 +37,7 @@ from .once import warn_once
 SET_ASIDE_PREFIX = ".bad-"
 SET_ASIDE_KEPT = 8  # damaged files kept for inspection
 LARGEST_ENTRY_BYTES = 64 << 20  # a cubin has less than 100 KiB, PTX less than 1 MiB
+SWEPT_SHARE = 64  # a process sweeps after it has stored this part of the cap, or has filled it
 
 _log = logging.getLogger(__name__)
 _ENTRY_NAME = re.compile(r"([a-z0-9_]+)\.(sm_[0-9]+[af]?)\.([0-9a-f]{32})\.(cubin|ptx)")
@@ -65,6 +66,10 @@ class Swept:
     freed_bytes: int
     kept_bytes: int
     stuck: tuple[str, ...] = ()  # names of what should have been removed and could not be
+
+
+_room: dict["Cache", int] = {}
+"""Bytes that this process may store in a cache before it sweeps it again."""
 
 
 class _Unfit(Exception):
@@ -113,12 +118,12 @@ class Cache:
             return False
         try:
             if self.root is not None:
-                with suppress(FileExistsError):  # if it is not a directory, that is reported below
+                with suppress(FileExistsError, NotADirectoryError):  # reported below
                     self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._directory() as directory:
                 publish(directory, name, image, 0o600)
                 with suppress(OSError):
-                    _sweep(directory, self.max_bytes, spare=name)
+                    self._make_room(directory, name, len(image))
         except Absent as absent:
             self._say("directory", f"compiled kernels are not kept: {absent.reason}")
             return False
@@ -158,6 +163,16 @@ class Cache:
     def clear(self) -> Swept:
         """Remove every entry and every file set aside; a file that is being written survives."""
         return self._clean(-1)
+
+    def _make_room(self, directory: int, stored: str, size: int) -> None:
+        """Sweep, unless the last sweep of this process left room for what it has stored since. A sweep looks at every
+        file, so it leaves room for many; other processes are not asked what they store meanwhile."""
+        share = self.max_bytes // SWEPT_SHARE
+        left = _room.get(self, 0) - size
+        if left < 0:
+            kept_bytes = _sweep(directory, self.max_bytes, spare=stored, room=share).kept_bytes
+            left = min(self.max_bytes - kept_bytes, share)
+        _room[self] = left
 
     def _clean(self, cap_bytes: int) -> Swept:
         with suppress(Absent, OSError), self._directory() as directory:
@@ -280,8 +295,9 @@ def _set_aside(directory: int, name: str, inode: int | None) -> bool:
     return False
 
 
-def _sweep(directory: int, cap_bytes: int, spare: str = "") -> Swept:
-    """Remove stale partial files, then files set aside and the least recently used entries until the cap is met.
+def _sweep(directory: int, cap_bytes: int, spare: str = "", room: int = 0) -> Swept:
+    """Remove stale partial files and, if the cap is exceeded, files set aside and the least recently used entries until
+    it leaves `room` bytes.
 
     A directory in place of a file is removed too if it is empty.
     """
@@ -292,7 +308,8 @@ def _sweep(directory: int, cap_bytes: int, spare: str = "") -> Swept:
     doomed += aside[SET_ASIDE_KEPT:]
     kept_bytes = sum(info.st_size for _, info in kept)
     candidates = [(name, info) for name, info in kept if name != spare]
-    while candidates and kept_bytes > cap_bytes:
+    most = cap_bytes if kept_bytes <= cap_bytes else cap_bytes - room
+    while candidates and kept_bytes > most:
         doomed.append(candidates.pop())
         kept_bytes -= doomed[-1][1].st_size
     gone = {name: info.st_size for name, info in doomed if remove(directory, name)}

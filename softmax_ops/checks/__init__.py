@@ -1,6 +1,7 @@
 """Checks of the torch interface: a call becomes a request, or an error that says what to change.
 
-Only metadata is read (type, dtype, shape, strides, device, address): nothing is launched, copied or synchronised.
+Only metadata (type, dtype, shape, strides, device, address) and 0-d CPU tensors are read: nothing is synchronised.
+Nothing is launched either, unless float32 values per row or head have to be widened for float64 rows.
 A valid call pays only for the comparisons, since each message is built in the branch that raises it. A wrong Python
 type raises TypeError, everything else ValueError. The parameter `op` of a check is the operation named in its message.
 """

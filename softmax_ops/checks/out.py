@@ -38,9 +38,10 @@ def _agreed(op: str, dtype: Any, out: Any, rows: Tensor, name: str, others: tupl
             f"{op}: dtype is {dtype} and {name} {described(rows)}; want {wanted}: convert the result, or {name}"
         )
     if isinstance(out, Tensor) and out.dtype is not dtype:
-        raise ValueError(
-            f"{op}: out is {described(out)} and dtype is {dtype}; want them to agree: leave one of the two out"
-        )
+        given, advice = "out", "leave one of the two out"
+        if out is rows:
+            given, advice = f"{name}, which the result is written to,", "leave dtype out, or do not write in place"
+        raise ValueError(f"{op}: {given} is {described(out)} and dtype is {dtype}; want them to agree: {advice}")
     return None if dtype is rows.dtype else dtype
 
 

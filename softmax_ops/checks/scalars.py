@@ -66,7 +66,7 @@ def _float(op: str, scale: Any) -> float:
 
 
 def _not_real(op: str, scale: Any) -> TypeError:
-    advice = "leave scale out for 1" if scale is None else "pass float(scale)"
+    advice = "pass 1.0 for no scale" if scale is None else "pass float(scale)"
     return TypeError(f"{op}: scale is {scale!r} of type {type_name(scale)}; want a real number: {advice}")
 
 

@@ -22,7 +22,7 @@ def accumulation(rows: Tensor) -> torch.dtype:
 def scale_of(op: str, given: Any, rows: Tensor, name: str) -> tuple[float, Tensor | None]:
     """The scale as a number and None; or 1 and a tensor of the accumulation type, of one element or one per row.
 
-    This is the only check that copies: for float64 rows float32 is widened.
+    For float64 rows, float32 is widened.
     """
     if not isinstance(given, Tensor) or (given.dim() == 0 and given.device.type == "cpu"):
         return finite_scale(op, given, rows), None

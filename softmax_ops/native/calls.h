@@ -3,6 +3,7 @@
    launches.c   Launches: the grids of a launch plan (softmax_ops/launcher.py)
    repeated.c   Repeated: a known call (softmax_ops/known/call.py)
    recent.c     Recent: the known calls used last, tried one after the other (softmax_ops/known/calls.py)
+   tensors.c    addresses and layouts of tensors
    module.c     softmax_ops.native.calls, the module with these types
 
    Those Python modules explain the steps. On hosts without the compiled part launcher.py launches, and no call is
@@ -60,6 +61,33 @@ int launch(Launches *self, const uint64_t *addresses, double scale, uint64_t str
 
 /* After a fork, every thread has to be prepared again. */
 void forget_threads(void);
+
+/* DLPack's exchange of C structs; NULL stands for none, and methods of the tensor are called instead. */
+typedef struct Exchange Exchange;
+
+/* The exchange in a capsule; NULL if there is none that can be used. */
+const Exchange *exchange_in(PyObject *capsule);
+
+/* What is_laid_out_like compares a tensor with. */
+typedef struct {
+    PyObject *type;
+    int32_t rank;
+    int64_t *layout; /* shape, then strides; NULL without an exchange */
+} Likeness;
+
+/* Stores a tensor's type and, through an exchange, its layout, and frees them again; 0, or -1 with an error. */
+int remember_tensor(const Exchange *exchange, Likeness *known, PyObject *tensor);
+void forget_tensor(Likeness *known);
+
+/* 1 and its address for a tensor of the known one's type and, through an exchange, its layout. 0 for others: also for a
+   nested tensor, one without memory, and an object that is not a tensor. */
+int is_laid_out_like(const Exchange *exchange, const Likeness *known, PyObject *tensor, uint64_t *address);
+
+/* The address of a tensor's first element; 0, or -1 with an error. */
+int locate(const Exchange *exchange, PyObject *tensor, uint64_t *address);
+
+/* Before the functions above are called; 0, or -1 with an error. */
+int prepare_tensors(void);
 
 /* New references, or NULL with an error. */
 PyObject *launches_type(void);

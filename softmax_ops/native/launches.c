@@ -9,17 +9,15 @@ static const char LAUNCH_KERNEL[] = "CUresult (CUlaunchConfig const *, CUfunctio
 /* CUDA_ERROR_INVALID_CONTEXT of cuda.h. */
 #define INVALID_CONTEXT 201
 
-/* CU_STREAM_LEGACY of cuda.h, which torch's default stream, 0, is; to a driver with per-thread default streams 0 is another. */
+/* CU_STREAM_LEGACY of cuda.h, which torch's default stream, 0, is; to a driver with per-thread default streams 0 is
+   another. */
 #define LEGACY_STREAM 1
 
 /* A thread must be prepared once, again in the child of a fork, and again if its context was taken away. */
 static unsigned int process = 1;
 static _Thread_local unsigned int prepared_in = 0;
 
-void forget_threads(void)
-{
-    ++process;
-}
+void forget_threads(void) { ++process; }
 
 static int put_real(char *parameters, RealField field, double value)
 {
@@ -31,7 +29,11 @@ static int put_real(char *parameters, RealField field, double value)
     }
     float rounded = (float)value;
     if (isinf(rounded) && !isinf(value)) {
-        PyErr_Format(PyExc_OverflowError, "a scale or fill beyond float32, which the kernel takes");
+        PyObject *given = PyFloat_FromDouble(value);
+        if (given != NULL)
+            PyErr_Format(PyExc_OverflowError, "a scale or fill is %R; kernels want one within float32, +-3.4028235e+38",
+                         given);
+        Py_XDECREF(given);
         return -1;
     }
     memcpy(parameters + field.offset, &rounded, sizeof rounded);

@@ -3,30 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-/* From dlpack.h, version 1. */
-typedef struct {
-    void *data;
-    struct {
-        int32_t type, ordinal;
-    } device;
-    int32_t rank;
-    struct {
-        uint8_t code, bits;
-        uint16_t lanes;
-    } dtype;
-    int64_t *shape, *strides;
-    uint64_t byte_offset;
-} DLTensor;
-
-typedef struct {
-    struct {
-        uint32_t major, minor;
-    } version;
-    void *previous;
-    void (*other[3])(void);
-    int (*describe)(void *tensor, DLTensor *description); /* dltensor_from_py_object_no_sync, may be NULL */
-} DLPackExchangeAPI;
-
 /* What an argument must match: a tensor like the known one, any scale, or this very value; a kind >= 0 is the index of
    an argument that must be the same object. Then operands that are not arguments. All numbers are those of
    softmax_ops/known/call.py. */
@@ -55,11 +31,8 @@ enum {
 
 typedef struct {
     long kind;
-    PyObject *value; /* if it is a VALUE */
-    /* If it is a TENSOR: */
-    PyObject *type;
-    int32_t rank;
-    int64_t *layout; /* shape, then strides; NULL without an exchange: IS_LIKE compares them */
+    PyObject *value;   /* if it is a VALUE */
+    Likeness likeness; /* if it is a TENSOR */
 } Argument;
 
 typedef struct {
@@ -69,8 +42,8 @@ typedef struct {
 
 typedef struct {
     PyObject ob_base;
-    const DLPackExchangeAPI *exchange; /* NULL before torch 2.10 */
-    PyObject *recorded;                /* makes a call that autograd has to record; None: run does not */
+    const Exchange *exchange; /* NULL before torch 2.10 */
+    PyObject *recorded;       /* makes a call that autograd has to record; None: run does not */
     PyObject *objects[OBJECTS];
     int arguments, operands;
     Argument argument[MAX_ARGUMENTS];
@@ -93,7 +66,7 @@ typedef struct {
 } Call;
 
 /* Names of attributes, interned. */
-static PyObject *text_current_level, *text_native, *text_is_nested, *text_data_ptr;
+static PyObject *text_current_level, *text_native;
 
 /* The result of a callable as an int; -1 with an error. */
 static long call_for_long(PyObject *callable, PyObject *argument)
@@ -104,52 +77,6 @@ static long call_for_long(PyObject *callable, PyObject *argument)
     long value = PyLong_AsLong(answer);
     Py_DECREF(answer);
     return value;
-}
-
-/* The address of a tensor's first element and, through an exchange, its description; -1 with an error. */
-static int locate(Repeated *self, PyObject *tensor, DLTensor *description, uint64_t *address)
-{
-    if (self->exchange != NULL) {
-        if (self->exchange->describe(tensor, description) != 0)
-            return -1;
-        *address = (uint64_t)(uintptr_t)description->data + description->byte_offset;
-        return 0;
-    }
-    PyObject *number = PyObject_CallMethodObjArgs(tensor, text_data_ptr, NULL);
-    if (number == NULL)
-        return -1;
-    *address = PyLong_AsUnsignedLongLong(number);
-    Py_DECREF(number);
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-/* 1 if IS_LIKE may be asked about a tensor: its shape, if it were nested, would end the process. An exchange refuses
-   such a tensor. */
-static int has_one_shape(Repeated *self, PyObject *tensor)
-{
-    if (self->exchange != NULL)
-        return 1;
-    PyObject *is_nested = PyObject_GetAttr(tensor, text_is_nested);
-    Py_XDECREF(is_nested);
-    return is_nested == Py_False;
-}
-
-/* 1 and its address for a tensor of the known one's type and, through an exchange, its layout. 0 for others: also for a
-   nested tensor, one without memory, and an object that is not a tensor. */
-static int is_laid_out_like(Repeated *self, const Argument *known, PyObject *tensor, uint64_t *address)
-{
-    DLTensor given;
-    if ((PyObject *)Py_TYPE(tensor) != known->type)
-        return 0;
-    if (!has_one_shape(self, tensor) || locate(self, tensor, &given, address) < 0) {
-        PyErr_Clear();
-        return 0;
-    }
-    if (known->layout == NULL)
-        return 1;
-    size_t bytes = (size_t)known->rank * sizeof *known->layout;
-    return given.rank == known->rank && memcmp(given.shape, known->layout, bytes) == 0 &&
-           memcmp(given.strides, known->layout + known->rank, bytes) == 0;
 }
 
 /* 1 and its value for a float, also of a subclass, or an int within the range of floats; True is not a number. */
@@ -205,7 +132,7 @@ static int is_same_call(Repeated *self, Call *call)
         const Argument *known = &self->argument[i];
         if (known->kind == TENSOR) {
             tensors[count++] = given[i];
-            same = is_laid_out_like(self, known, given[i], &call->addresses[i]);
+            same = is_laid_out_like(self->exchange, &known->likeness, given[i], &call->addresses[i]);
         } else if (known->kind == SCALE) {
             same = is_number(given[i], &call->scale) && fabs(call->scale) <= self->limit;
         } else if (known->kind == VALUE) {
@@ -270,8 +197,7 @@ static PyObject *found(Repeated *self, const uint64_t *addresses)
 static PyObject *made(Repeated *self, PyObject *maker, PyObject *like, uint64_t *address)
 {
     PyObject *tensor = PyObject_CallFunctionObjArgs(maker, like, NULL);
-    DLTensor description;
-    if (tensor != NULL && locate(self, tensor, &description, address) < 0)
+    if (tensor != NULL && locate(self->exchange, tensor, address) < 0)
         Py_CLEAR(tensor);
     return tensor;
 }
@@ -289,8 +215,7 @@ static int launch_on_stream(Repeated *self, Launches *launches, const uint64_t *
     PyObject *scratch = NULL;
     if (launches->workspace_bytes > 0) {
         scratch = PyObject_CallFunction(self->objects[NEW_SCRATCH], "On", result, launches->workspace_bytes);
-        DLTensor description;
-        if (scratch == NULL || locate(self, scratch, &description, &workspace) < 0) {
+        if (scratch == NULL || locate(self->exchange, scratch, &workspace) < 0) {
             Py_XDECREF(scratch);
             return -1;
         }
@@ -326,8 +251,8 @@ static int compute(Repeated *self, const Call *call, PyObject **result, PyObject
     PyObject *like = call->arguments[self->like];
     uint64_t result_address = 0, rows_address = 0, addresses[MAX_OPERANDS];
     int is_new = self->argument[self->out].kind == VALUE;
-    *result = is_new ? made(self, self->objects[NEW_RESULT], like, &result_address)
-                     : Py_NewRef(call->arguments[self->out]);
+    *result =
+        is_new ? made(self, self->objects[NEW_RESULT], like, &result_address) : Py_NewRef(call->arguments[self->out]);
     if (*result == NULL)
         return -1;
     if (self->objects[NEW_ROWS] != Py_None) {
@@ -419,27 +344,6 @@ PyObject *repeated_run(PyObject *object, PyObject *const *arguments, Py_ssize_t 
     return answer;
 }
 
-/* Stores the type of a tensor and, if there is an exchange, its layout. */
-static int remember(Repeated *self, Argument *known, PyObject *tensor)
-{
-    DLTensor given;
-    known->type = Py_NewRef((PyObject *)Py_TYPE(tensor));
-    if (self->exchange == NULL)
-        return 0;
-    if (self->exchange->describe(tensor, &given) != 0)
-        return -1;
-    size_t bytes = (size_t)given.rank * sizeof *known->layout;
-    known->layout = PyMem_Malloc(2 * bytes);
-    if (known->layout == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    memcpy(known->layout, given.shape, bytes);
-    memcpy(known->layout + given.rank, given.strides, bytes);
-    known->rank = given.rank;
-    return 0;
-}
-
 static int learn(Repeated *self, PyObject *kinds, PyObject *values, PyObject *tensors, PyObject *operands)
 {
     self->arguments = (int)PyTuple_Size(kinds);
@@ -457,44 +361,30 @@ static int learn(Repeated *self, PyObject *kinds, PyObject *values, PyObject *te
         known->kind = PyLong_AsLong(PyTuple_GetItem(kinds, i));
         if (known->kind == TENSOR) {
             PyObject *tensor = PyTuple_GetItem(tensors, tensor_at++);
-            if (tensor == NULL || remember(self, known, tensor) < 0)
+            if (tensor == NULL || remember_tensor(self->exchange, &known->likeness, tensor) < 0)
                 return -1;
         }
     }
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* The exchange in a capsule; NULL if there is none that describes tensors as declared above. */
-static const DLPackExchangeAPI *exchange_in(PyObject *capsule)
-{
-    if (!PyCapsule_IsValid(capsule, "dlpack_exchange_api"))
-        return NULL;
-    const DLPackExchangeAPI *exchange = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
-    return exchange->version.major == 1 && exchange->describe != NULL ? exchange : NULL;
-}
-
-PyObject *is_exchange(PyObject *module, PyObject *capsule)
-{
-    (void)module;
-    return PyBool_FromLong(exchange_in(capsule) != NULL);
-}
-
 static PyObject *repeated_new(PyTypeObject *type, PyObject *positional, PyObject *named)
 {
+    /* clang-format off */
     static char *names[] = {"exchange", "kinds", "values", "tensors", "operands", "like", "out", "scale", "fill",
                             "limit", "bumps", "is_like", "find", "new_result", "new_rows", "new_scratch", "records",
                             "recorded", "dispatch_modes", "forward_ad", "device", "exchange_device",
                             "restore_device", "stream_of", "increment_version", NULL};
+    /* clang-format on */
     PyObject *recorded, *capsule, *kinds, *values, *tensors, *operands, *objects[OBJECTS];
     int like, out, bumps;
     double scale, fill, limit;
-    if (!PyArg_ParseTupleAndKeywords(positional, named, "$OO!O!O!O!iidddpOOOOOOOOOOOOOO", names, &capsule, &PyTuple_Type,
-                                     &kinds, &PyTuple_Type, &values, &PyTuple_Type, &tensors, &PyTuple_Type, &operands,
-                                     &like, &out, &scale, &fill, &limit, &bumps, &objects[IS_LIKE], &objects[FIND],
-                                     &objects[NEW_RESULT], &objects[NEW_ROWS], &objects[NEW_SCRATCH], &objects[RECORDS], &recorded,
-                                     &objects[DISPATCH_MODES], &objects[FORWARD_AD], &objects[ORDINAL],
-                                     &objects[EXCHANGE_DEVICE], &objects[RESTORE_DEVICE], &objects[STREAM],
-                                     &objects[INCREMENT_VERSION]))
+    if (!PyArg_ParseTupleAndKeywords(
+            positional, named, "$OO!O!O!O!iidddpOOOOOOOOOOOOOO", names, &capsule, &PyTuple_Type, &kinds, &PyTuple_Type,
+            &values, &PyTuple_Type, &tensors, &PyTuple_Type, &operands, &like, &out, &scale, &fill, &limit, &bumps,
+            &objects[IS_LIKE], &objects[FIND], &objects[NEW_RESULT], &objects[NEW_ROWS], &objects[NEW_SCRATCH],
+            &objects[RECORDS], &recorded, &objects[DISPATCH_MODES], &objects[FORWARD_AD], &objects[ORDINAL],
+            &objects[EXCHANGE_DEVICE], &objects[RESTORE_DEVICE], &objects[STREAM], &objects[INCREMENT_VERSION]))
         return NULL;
     Repeated *self = (Repeated *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (self == NULL)
@@ -526,8 +416,7 @@ static void repeated_dealloc(PyObject *object)
         Py_XDECREF(self->objects[i]);
     for (int i = 0; i < MAX_ARGUMENTS; ++i) {
         Py_XDECREF(self->argument[i].value);
-        Py_XDECREF(self->argument[i].type);
-        PyMem_Free(self->argument[i].layout);
+        forget_tensor(&self->argument[i].likeness);
     }
     for (int i = 0; i < PLACES; ++i)
         Py_XDECREF((PyObject *)self->places[i].launches);
@@ -556,7 +445,5 @@ PyObject *repeated_type(void)
                                repeated_slots};
     text_current_level = PyUnicode_InternFromString("_current_level");
     text_native = PyUnicode_InternFromString("native");
-    text_is_nested = PyUnicode_InternFromString("is_nested");
-    text_data_ptr = PyUnicode_InternFromString("data_ptr");
-    return PyErr_Occurred() ? NULL : PyType_FromSpec(&spec);
+    return PyErr_Occurred() || prepare_tensors() < 0 ? NULL : PyType_FromSpec(&spec);
 }

@@ -108,7 +108,7 @@ def _inputs(spec: Spec) -> int:
 def middle(spec: Spec) -> int:
     """A length between shortest and longest; for rows that start anywhere no multiple of a vector, if there is one."""
     shortest, longest = interval(spec)
-    k = 3 * shortest if spec.plan is Plan.CLUSTER else (shortest + longest) // 2
+    k = min(3 * shortest, longest) if spec.plan is Plan.CLUSTER else (shortest + longest) // 2
     return k // spec.vec * spec.vec if spec.vec > 1 else k | 1
 
 
@@ -160,8 +160,8 @@ def _in_place(spec: Spec) -> Iterator[Case]:
     k, length = max(longest - spec.vec, shortest), "one vector or column less than the longest row"
     start = Layout()
     if spec.plan is Plan.CLUSTER:
-        length = "the longest row of two CTAs"
-        k = 2 * spec.max_k // spec.cluster + (spec.access - 1 if spec.unaligned else 0)
+        length = "the longest row of two CTAs, or the shortest"
+        k = max(2 * spec.max_k // spec.cluster + (spec.access - 1 if spec.unaligned else 0), shortest)
         start = Layout(phase=1 if spec.vec == spec.access == 1 else 0)
     shape = (*_leading(spec, k), k)
     for number, name in enumerate(spec.direction.tensors[:-1]):
@@ -232,19 +232,19 @@ def _expanded(spec: Spec) -> Case:
 
 def _filled(spec: Spec) -> Iterator[Case]:
     """A finite masked fill: hidden columns have it as their score and take part."""
-    if spec.mask not in (Mask.BOOL, Mask.LIKE):
+    if spec.mask not in (Mask.BOOLCAUSAL, Mask.LIKE):
         return
     k = middle(spec)
     shape = (*_leading(spec, k), k)
     yield Case(
-        "hidden columns score -10000: a row hidden as a whole is uniform",
+        "hidden columns score -10000, unless out of causal sight: a row hidden as a whole is uniform",
         spec,
         shape,
         0.5,
         output=Layout(gap=spec.vec),
         fill=-10000.0,
         first_pattern=4,
-        **_features(spec, shape, "bqk", 0),
+        **_features(spec, shape, "bqk", k // 2),
     )
 
 
@@ -264,7 +264,7 @@ def _whole_warps(spec: Spec) -> Iterator[Case]:
     start = Layout(phase=0 if spec.vec > 1 else 1)
     lengths = (filled - spec.vec, warps), (filled + beside, warps), (filled + spec.access, warps + 1)
     for pattern, (k, expected) in enumerate(lengths):
-        if k > interval(spec)[1]:
+        if not interval(spec)[0] <= k <= interval(spec)[1]:
             continue
         shape = (1, 1, 2, k)
         features = _features(spec, shape, "hqk", k - 2)

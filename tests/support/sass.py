@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import re
 import struct
-import subprocess
-import tempfile
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import NamedTuple
 
-from cuda.pathfinder import find_nvidia_binary_utility
-
-from codegen.inspection import OLDEST_DISASSEMBLED
-from codegen.toolchain import ToolchainError
+from codegen.inspection import disassemble
 from softmax_ops.artifacts.cubin import Cubin
 
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*) *(.*?) *;", re.MULTILINE)
@@ -56,7 +50,8 @@ def listings(cubins: Iterable[Cubin]) -> dict[str, list[Instruction]]:
     pieces = [code_section(cubin.code) for cubin in cubins]
     ends = list(accumulate(len(piece) for piece in pieces))
     found: dict[str, list[Instruction]] = {cubin.variant: [] for cubin in cubins}
-    for offset, opcode, operands in _INSTRUCTION.findall(_disassemble(b"".join(pieces), arch)):
+    sass = disassemble(b"".join(pieces), "--binary", arch.upper().replace("_", ""))
+    for offset, opcode, operands in _INSTRUCTION.findall(sass):
         if opcode != "NOP":
             found[cubins[bisect_right(ends, int(offset, 16))].variant].append(Instruction(opcode, operands))
     return found
@@ -89,10 +84,6 @@ def rounds(listing: Sequence[Instruction], loads: str) -> list[int]:
     return [count for count in found if count]
 
 
-def disassembles(arch: str) -> bool:
-    return int(arch[3:]) >= OLDEST_DISASSEMBLED
-
-
 def code_section(elf: bytes) -> bytes:
     """The section .text.NAME of a cubin that holds one kernel."""
     (table,) = struct.unpack_from("<Q", elf, 0x28)
@@ -105,14 +96,3 @@ def code_section(elf: bytes) -> bytes:
         if elf.startswith(b".text.", strings + name)
     )
     return code
-
-
-def _disassemble(code: bytes, arch: str) -> str:
-    tool = find_nvidia_binary_utility("nvdisasm")
-    if tool is None:
-        raise ToolchainError("nvdisasm is missing: install the package nvidia-cuda-nvdisasm.")
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "code.bin")
-        path.write_bytes(code)
-        command = [tool, "--binary", arch.upper().replace("_", ""), str(path)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
