@@ -61,21 +61,22 @@ def _threads(spec: Spec) -> int:
     one ptxas or another spills at 64 registers.
     """
     forward, unaligned = spec.direction is Direction.FORWARD, spec.unaligned
-    masked = spec.mask in (Mask.BOOLCAUSAL, Mask.LIKE)
     f32_scores = forward and spec.dtype is DType.F32
+    f32_masked = f32_scores and spec.mask in (Mask.BOOLCAUSAL, Mask.LIKE)
     general_scores = forward and spec.mask.general
     many_edges, many_vectors = spec.edges > 2, spec.chunks > 4
     warp, block, cluster = (spec.plan is plan for plan in (Plan.WARP, Plan.BLOCK, Plan.CLUSTER))
     backward_warp = warp and not forward
     return _first(
         (spec.plan is Plan.TILE and spec.dtype is DType.F64, 512),
-        (spec.dtype is DType.F32 and masked, 512),
+        (f32_masked and not (block and spec.mask is Mask.BOOLCAUSAL), 512),
         (backward_warp and unaligned and many_edges, 640),  # edges are a large part of a short row, in two tensors
         (backward_warp and not unaligned and many_vectors, 640),
         (backward_warp and (many_vectors or not unaligned), 768),
         (warp and forward and unaligned and (general_scores or many_edges or many_vectors), 768),
-        (block and f32_scores, 768),
-        (block and unaligned and (general_scores or (not forward and spec.dtype.bytes == 2)), 768),
+        (block and f32_scores and spec.mask in (Mask.NONE, Mask.CAUSAL), 768),  # take 64 or fewer as it is, and so do
+        (block and f32_scores and not unaligned and spec.mask.general, 768),  # these: more of them would cost code
+        (block and unaligned and general_scores and spec.dtype is DType.F64, 768),
         (cluster and unaligned and (f32_scores or spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS)), 768),
         (spec.plan is Plan.STREAM and unaligned and general_scores, 768),
         (cluster and spec.warps == 17, _TWO_OF_17_WARPS),
@@ -84,10 +85,10 @@ def _threads(spec: Spec) -> int:
 
 
 def _threads_on_sm_70(spec: Spec) -> int:
-    """Fewer where only the ptxas of sm_70 spills: in CTAs that hold rows of 16 bits and write f32."""
-    widens = spec.dtype.output is DType.F32 and spec.dtype.bytes == 2
+    """Fewer where only the ptxas of sm_70 spills: in CTAs that hold rows that start anywhere."""
+    block = spec.plan is Plan.BLOCK and spec.direction is Direction.FORWARD and spec.unaligned
     return _first(
-        (spec.plan is Plan.BLOCK and spec.mask is Mask.BAND and widens, 768),
+        (block and (spec.mask.general or (spec.mask is Mask.BAND and spec.dtype is DType.F32)), 768),
         (True, _threads(spec)),
     )
 
@@ -100,6 +101,7 @@ def _threads_on_sm_100(spec: Spec) -> int:
     warp = spec.plan is Plan.WARP and forward
     wide = warp and not half
     cluster, unaligned_half = spec.plan is Plan.CLUSTER and not spec.mask.general, half and spec.unaligned
+    block = spec.plan is Plan.BLOCK and spec.unaligned
     widens = spec.dtype.output is DType.F32
     return _first(
         (stream and general_scores and spec.dtype is DType.F64, _threads(spec)),
@@ -112,6 +114,8 @@ def _threads_on_sm_100(spec: Spec) -> int:
         (warp and half and spec.mask is Mask.CAUSAL and not spec.unaligned and spec.chunks <= 3, 1536),
         (warp and spec.mask is Mask.CAUSAL and not spec.unaligned and spec.chunks <= 4, 1280),
         (cluster and unaligned_half and (not forward or spec.mask is Mask.LIKE or widens), 768),
+        (block and half and not forward and not spec.mask.general, 768),
+        (block and spec.dtype is DType.F32 and spec.mask is Mask.BOOLCAUSAL, 768),
         (spec.plan is Plan.TILE and unaligned_half and not forward, 1280),
         (_is_full_causal_tile(spec), 768),
         (True, _threads(spec)),
@@ -125,15 +129,18 @@ def _is_full_causal_tile(spec: Spec) -> bool:
 
 
 def _threads_on_sm_90(spec: Spec) -> int:
-    """As on sm_100, and more where only the ptxas of sm_100 spills: in 16-bit rows that start anywhere."""
+    """As on sm_100, and more where only the ptxas of sm_100 spills: in rows that start anywhere."""
     forward, unaligned_half = spec.direction is Direction.FORWARD, spec.unaligned and spec.dtype.bytes == 2
     warp = spec.plan is Plan.WARP and forward and unaligned_half
     causal_f16 = spec.mask is Mask.CAUSAL and spec.dtype is DType.F16
+    f32_scores = forward and spec.unaligned and spec.dtype is DType.F32
     return _first(
-        (warp and spec.chunks > 5, 896),
+        (spec.plan is Plan.WARP and unaligned_half and spec.chunks > 5, 896),
+        (warp and spec.mask.general and spec.lanes > 8 and spec.dtype is not DType.BF16TOF32, 896),
         (warp and spec.mask is Mask.NONE and spec.chunks <= 2, 1536),
         (warp and causal_f16 and spec.chunks <= 4 and spec.edges <= 2, 1280),
-        (spec.plan is Plan.BLOCK and not forward and unaligned_half, 1024),
+        (spec.plan is Plan.BLOCK and ((not forward and unaligned_half) or f32_scores), _threads(spec)),
+        (spec.plan is Plan.CLUSTER and f32_scores and spec.mask is not Mask.LIKE and not spec.mask.general, 1024),
         (spec.plan is Plan.CLUSTER and not spec.mask.general and unaligned_half, _TWO_OF_17_WARPS),
         (_is_full_causal_tile(spec), 1024),
         (True, _threads_on_sm_100(spec)),

@@ -42,7 +42,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 368, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/1, /*sm_80=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/1, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
 extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_fwd_bf16_general_block_k8192_v1_t512r1(Params const __grid_constant__ p)

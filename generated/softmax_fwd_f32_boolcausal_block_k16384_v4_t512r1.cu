@@ -35,7 +35,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 160, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/1, /*sm_80=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/2, /*sm_80=*/2, /*sm_90=*/2, /*sm_100=*/2, /*sm_120=*/1);
 
 extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_fwd_f32_boolcausal_block_k16384_v4_t512r1(Params const __grid_constant__ p)

@@ -38,7 +38,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 168, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/1, /*sm_80=*/1, /*sm_90=*/1, /*sm_100=*/1, /*sm_120=*/1);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/1, /*sm_80=*/1, /*sm_90=*/2, /*sm_100=*/1, /*sm_120=*/1);
 
 extern "C" __global__ void __launch_bounds__(MaxThreads, CtasPerSm)
 softmax_fwd_f32_boolcausal_cluster_k262144_v1_t512r1c16(Params const __grid_constant__ p)

@@ -16,7 +16,7 @@ from .artifacts.cubin import Absent
 from .artifacts.terminal import prepare_output
 from .explanation import explain_geometry
 from .launch_plan import TooManyDimensions
-from .problem import WITH_A_TENSOR, contiguous_geometry
+from .problem import DTYPE_NAMES, WITH_A_TENSOR, contiguous_geometry
 from .selection import NoVariant
 
 
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="which kernel a shape runs, and why")
     explain.add_argument("--shape", required=True, type=_shape, help="of the scores, such as 4,16,1024,1024")
-    explain.add_argument("--dtype", required=True, choices=sorted(DTYPE_BYTES))
+    explain.add_argument("--dtype", required=True, type=_dtype, choices=sorted(DTYPE_BYTES), help="or torch's name")
     explain.add_argument(
         "--mask",
         default="none",
@@ -75,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--signature", type=Path, metavar="SIG", help="default: the file's name with .sig after it")
     verify.set_defaults(run=_verify)
     return parser
+
+
+def _dtype(text: str) -> str:
+    name = text.removeprefix("torch.")
+    return DTYPE_NAMES.get(name, name)
 
 
 def _shape(text: str) -> tuple[int, ...]:

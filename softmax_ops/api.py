@@ -74,8 +74,8 @@ def softmax(
                      1e-7 of the cap.
     dtype            x's, or torch.float32 for float16 and bfloat16: the result before it is rounded. out's too.
     return_lse       return (y, lse): lse = m + log(sum), [..., Q] float32 (float64 for float64), differentiable.
-    batch_invariant  choose the kernel regardless of the number of rows, so that a row keeps its bits in any batch,
-                     at an address of the same alignment.
+    batch_invariant  a row keeps its bits in any batch and wherever it lies. Kernels are chosen regardless of the number
+                     of rows; where rows of the result start off 16-byte boundaries (K = 50257), it is copied.
     out              tensor of x's shape, device and `dtype` to write to; may be x itself.
 
     Returns a tensor of x's shape and dtype, contiguous unless `out` is given. Sums and exponentials are computed in
@@ -214,8 +214,8 @@ def softmax_backward(
                      after a forward with bias or slopes.
     grad_lse         [..., Q], of the dtype of lse: its gradient, if it was used.
     dtype            of dx: y's, or a 16-bit dtype for float32 y, if x had that dtype. out's too.
-    batch_invariant  choose the kernel regardless of the number of rows, so that a row keeps its bits in any batch,
-                     at an address of the same alignment.
+    batch_invariant  a row keeps its bits in any batch and wherever it lies. Kernels are chosen regardless of the number
+                     of rows; where rows of the result start off 16-byte boundaries (K = 50257), it is copied.
     out              tensor of y's shape, device and `dtype` to write to; may be dy or y itself.
 
     Returns a tensor of y's shape and dtype, contiguous unless `out` is given. The products and their sum are computed

@@ -141,9 +141,8 @@ def compute(
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device) if out is None else out
     if x.numel() == 0:
         return y
-    tensors, others = supported((*inputs, y), others)
     with current.working_on(current.ordinal(x)):
-        written = _in_few_dimensions(partial(_launch, direction, scalars), tensors, others)
+        written = _as_kernels_take_them(partial(_launch, direction, scalars), (*inputs, y), others, scalars)
         if written is not y:
             y.copy_(written)
     if out is not None and not out.is_inference():
@@ -181,7 +180,7 @@ def _explain(
         used = zip(names, given, (*tensors, *others.values()), strict=True)
         return replace(found, copied=tuple(name for name, before, now in used if now is not before))
 
-    return _in_few_dimensions(attempt, *supported((*inputs, y), others))
+    return _as_kernels_take_them(attempt, (*inputs, y), others, scalars)
 
 
 def executable(
@@ -191,7 +190,7 @@ def executable(
 
     Raises what `compute` does.
     """
-    ready, beside = supported(tensors, others)
+    ready, beside = supported(tensors, others, scalars.batch_invariant)
     if any(map(operator.is_not, (*ready, *beside.values()), (*tensors, *others.values()))):
         return None
     try:
@@ -206,16 +205,19 @@ def _executable(direction: str, tensors: tuple[Tensor, ...], others: Named, scal
     return launcher.executable(plan, device, current.stream(device))
 
 
-def _in_few_dimensions(attempt: Callable[..., Any], tensors: tuple[Tensor, ...], others: Named) -> Any:
-    """attempt(tensors, others), on copies if more dimensions remain than kernels take."""
+def _as_kernels_take_them(
+    attempt: Callable[..., Any], tensors: tuple[Tensor, ...], others: Named, scalars: Scalars
+) -> Any:
+    """attempt(tensors, others), on copies where kernels do not take a layout or more dimensions remain than they do."""
+    ready = partial(supported, batch_invariant=scalars.batch_invariant)
     try:
-        return attempt(tensors, others)
+        return attempt(*ready(tensors, others))
     except TooManyDimensions:
         tensors = contiguous(tensors)
     try:
-        return attempt(tensors, others)
+        return attempt(*ready(tensors, others))
     except TooManyDimensions:
-        return attempt(tensors, expanded(others, tensors[-1].shape))
+        return attempt(*ready(tensors, expanded(others, tensors[-1].shape)))
 
 
 def _launch(direction: str, scalars: Scalars, tensors: tuple[Tensor, ...], others: Named) -> Tensor:

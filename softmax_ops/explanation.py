@@ -31,7 +31,7 @@ class Explanation:
     bytes_read: int = 0  # inputs counted as often as they are read, each element of mask and bias once
     bytes_written: int = 0
     workspace_bytes: int = 0
-    copied: tuple[str, ...] = ()  # operands whose layout no kernel takes: each call copies them; not in the bytes above
+    copied: tuple[str, ...] = ()  # operands that each call copies to another layout; not in the bytes above
     measured: str = ""  # the measurement that chose the tile on this architecture, or that there is none
     cubin: str = ""
     passed_over: tuple[str, ...] = ()
@@ -51,7 +51,10 @@ class Explanation:
             f"{self.shared_bytes} bytes of dynamic shared memory",
             f"  traffic  {self.bytes_read} bytes read, {self.bytes_written} written"
             + (f"; {self.workspace_bytes} of workspace" if self.workspace_bytes else ""),
-            *(f"  copies   {name}: before each launch, because kernels do not take its layout" for name in self.copied),
+            *(
+                f"  copies   {name}: by each call, because kernels, or batch_invariant, want another layout"
+                for name in self.copied
+            ),
             f"  cubin    {self.cubin}",
             *(f"           passed over: {place}" for place in self.passed_over),
         ]

@@ -105,12 +105,52 @@ def alignment(tensor: Tensor) -> int:
     return address & -address
 
 
-def supported(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
-    """The tensors, copied where kernels do not support the last stride. A mask may also be broadcast along the row."""
+def supported(tensors: tuple[Tensor, ...], others: Named, batch_invariant: bool) -> tuple[tuple[Tensor, ...], Named]:
+    """The tensors, the output last, copied where kernels do not support the last stride, or where the bits of a row
+    would depend on where it lies. A mask may also be broadcast along the row."""
     mask = others.get("mask")
     if mask is not None and mask.dim() and mask.stride(-1) != 0:
         others = others | {"mask": with_unit_stride(mask)}
-    return tuple(map(with_unit_stride, tensors)), others
+    tensors = tuple(map(with_unit_stride, tensors))
+    return _on_boundaries(tensors, others) if batch_invariant else (tensors, others)
+
+
+def _on_boundaries(tensors: tuple[Tensor, ...], others: Named) -> tuple[tuple[Tensor, ...], Named]:
+    """Copies of the tensors whose rows do not start on the boundaries of aligned kernels, if the choice of kernel or
+    the order of a sum would depend on it.
+
+    If rows are whole vectors, aligned ones have kernels of their own. Other rows are cut into vectors at 16-byte
+    boundaries of the output. In float64, columns are dealt one by one.
+    """
+    *inputs, y = tensors
+    if y.dtype is torch.float64:
+        return tensors, others
+    vector = ACCESS_BYTES // max(tensor.element_size() for tensor in tensors)
+    y = y if _is_on_boundary(y, vector) else _empty_on_boundary(y, vector)
+    if y.shape[-1] % vector == 0:
+        inputs = [_on_boundary(tensor, vector) for tensor in inputs]
+        others = others | {name: _on_boundary(others[name], vector) for name in _PER_COLUMN if name in others}
+    return (*inputs, y), others
+
+
+def _on_boundary(tensor: Tensor, vector: int) -> Tensor:
+    """The tensor itself, or a copy whose rows start where a vector of columns may."""
+    if tensor.dim() == 0 or tensor.stride(-1) == 0 or _is_on_boundary(tensor, vector):
+        return tensor
+    given = unexpanded(tensor)
+    return _empty_on_boundary(given, vector).copy_(given).expand(tensor.shape)
+
+
+def _is_on_boundary(tensor: Tensor, vector: int) -> bool:
+    boundary = min(vector * tensor.element_size(), ACCESS_BYTES)
+    strides = moving(tensor.shape[:-1], tensor.stride()[:-1])
+    return alignment(tensor) >= boundary and not any(stride * tensor.element_size() % boundary for stride in strides)
+
+
+def _empty_on_boundary(like: Tensor, vector: int) -> Tensor:
+    """Uninitialised rows, with a gap after each that is not whole vectors."""
+    *leading, k = like.shape
+    return like.new_empty((*leading, -(-k // vector) * vector))[..., :k]
 
 
 def with_unit_stride(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, NoReturn, Self, overload
 
 import torch
 from torch import Tensor
@@ -173,10 +173,22 @@ class _Planned:
             others = {} if mask is None else {"mask": mask}
             self._executable = dispatch.executable(direction, (*inputs.values(), result), others, scalars)
             if self._executable is None:
+                boundary = ", and rows of out on 16-byte boundaries, as batch_invariant needs them"
                 raise ValueError(
                     f"{_OP}: no kernel follows {described(like)} without a copy; want a last stride of 1 and, of the "
-                    "leading dimensions, at most four that do not continue each other: plan for contiguous tensors"
+                    "leading dimensions, at most four that do not continue each other"
+                    f"{boundary if flags.batch_invariant else ''}: plan for contiguous tensors, or tensors with gaps"
                 )
+
+    def __copy__(self) -> Self:
+        """The plan itself: threads share it, and nothing about it can be changed."""
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{_OP}: a plan belongs to its process and GPU, and cannot be pickled: plan again in the other")
 
     def __repr__(self) -> str:
         kernel = "torch operations" if self._executable is None else self._executable.plan.variant.name

@@ -15,11 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .artifacts import settings
+from .artifacts import catalog, settings
 from .artifacts.bundle import Bundle
 from .artifacts.cache import user_cache
 from .artifacts.catalog import Variant
-from .artifacts.cubin import Absent, Cubin, architecture_order, built_for, runs_on
+from .artifacts.cubin import TEGRA, Absent, Cubin, architecture_order, built_for, runs_on
 from .artifacts.once import warn_once
 
 PACKAGED_BUNDLE = Path(__file__).with_name("softmax_ops.bundle")
@@ -190,7 +190,12 @@ def _target(variant: Variant, arch: str) -> str:
 
 def _advice(variant: Variant, arch: str) -> str:
     built = target(variant, arch)
+    if arch in TEGRA:
+        return f"softmax_ops does not support integrated GPUs (Tegra, Jetson), of which {arch} is one."
     if built is None:
+        oldest = catalog.load().architectures[0]
+        if architecture_order(arch) < architecture_order(oldest):
+            return f"softmax_ops supports GPUs from {oldest} on."
         return (
             f"This version of softmax_ops ships no such kernel for {arch}: install a newer version, or, in a checkout, "
             f"add {arch} to ARCHITECTURES in codegen/variants.py and run `make bundle ARCH={arch}`."

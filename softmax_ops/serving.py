@@ -1,5 +1,6 @@
 """For servers: kernels loaded before the first request. Needs no torch."""
 
+import re
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ class Call(NamedTuple):
 def warm_up(*calls: Call | tuple[int, ...], device: Any = 0, **facts) -> list[str]:
     """Loads the kernels that the calls will need on a device: those for rows that start on 16-byte boundaries, and
     those for rows that start anywhere, one after the other or apart. A plain shape stands for a Call with these `facts`
-    (fields of Call). The device is the ordinal of a GPU, or a torch.device with its index.
+    (fields of Call). The device is the ordinal of a GPU, "cuda:1", or a torch.device with its index.
 
     >>> warm_up((8, 16, 512, 512), dtype="bf16", causal=True)              # doctest: +SKIP
     >>> warm_up(Call((64, 32000), "f32"), Call((64, 32000), "f32", backward=True))  # doctest: +SKIP
@@ -40,10 +41,7 @@ def warm_up(*calls: Call | tuple[int, ...], device: Any = 0, **facts) -> list[st
             f"warm_up: every call is a Call, which has its own facts, and {', '.join(facts)} given as well; "
             f"want shapes to go with them, or call._replace({next(iter(facts))}=...)"
         )
-    ordinal = getattr(device, "index", device)
-    if not isinstance(ordinal, Integral):
-        raise TypeError(f"warm_up: device is {device!r}; want the ordinal of a GPU, or a torch.device with its index")
-    ordinal = int(ordinal)
+    ordinal = _ordinal(device)
     geometries = [
         each for call in calls for each in _geometries(call if isinstance(call, Call) else Call(call, **facts))
     ]
@@ -53,6 +51,17 @@ def warm_up(*calls: Call | tuple[int, ...], device: Any = 0, **facts) -> list[st
         plan = launcher.plan_for(geometry, arch)
         names[launcher.executable(plan, ordinal).plan.variant.name] = None
     return list(names)
+
+
+def _ordinal(device: Any) -> int:
+    if isinstance(device, str) and (found := re.fullmatch(r"cuda:(\d+)", device)):
+        return int(found[1])
+    ordinal = getattr(device, "index", device)
+    if not isinstance(ordinal, Integral):
+        raise TypeError(
+            f"warm_up: device is {device!r}; want the ordinal of a GPU, 'cuda:0', or a torch.device with its index"
+        )
+    return int(ordinal)
 
 
 def _geometries(call: Call) -> Iterator[Geometry]:
@@ -81,6 +90,8 @@ def _geometries(call: Call) -> Iterator[Geometry]:
     mask = () if call.backward else mask  # the backward takes none
     mask_kind = _mask_kind(call, scores, general) if mask else ""
     mask_bytes = DTYPE_BYTES[scores] if mask_kind == "like" else 1
+    if call.general and call.backward and scores in ("f16", "bf16"):  # with a float32 bias, dy and y are widened
+        yield from _geometries(call._replace(dtype="f32", result_dtype=None))
     kind = "general" if general else mask_kind + ("causal" if call.causal else "") or "none"
     for aligned, gap in ((True, 0), (False, 0), (False, 1)):
         tensors = _tensors(call, shape, read, written, aligned, gap)

@@ -225,15 +225,16 @@ EXCEPTIONS = {
     ("band to f32", Plan.WARP, True): 25.5,
     ("band to f32", Plan.BLOCK, True): 31.2,
     ("band to f32", Plan.BLOCK, False): 31.9,
-    # The general kind: half the columns per lane, a test for each feature and vector; f32 results as above.
+    # The general kind: half the columns per lane, a test for each feature and vector; f32 results as above. Blocks of
+    # rows that start anywhere have 64 registers, so that two fit on an SM: with more they take 34.8 and 49.3.
     ("general", Plan.WARP, True): 27.9,
     ("general", Plan.WARP, False): 34.3,
     ("general", Plan.BLOCK, True): 32.2,
-    ("general", Plan.BLOCK, False): 35.0,
+    ("general", Plan.BLOCK, False): 36.2,
     ("general to f32", Plan.WARP, True): 40.4,
     ("general to f32", Plan.WARP, False): 46.7,
     ("general to f32", Plan.BLOCK, True): 46.7,
-    ("general to f32", Plan.BLOCK, False): 49.4,
+    ("general to f32", Plan.BLOCK, False): 51.8,
     ("general bwd", Plan.WARP, True): 22.4,
     ("general bwd", Plan.WARP, False): 28.0,
     ("general bwd", Plan.BLOCK, True): 25.9,

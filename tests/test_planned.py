@@ -1,6 +1,8 @@
 """Planned calls: the results of `softmax` for tensors as planned, and only errors for others. On the CPU and, with the
 stub driver, as on a GPU."""
 
+import copy
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -231,6 +233,18 @@ def test_others_launch_nothing(gpu: None) -> None:
 def test_layouts_that_must_be_copied_are_no_plan(gpu: None) -> None:
     with pytest.raises(ValueError, match=r"no kernel follows a .* without a copy"):
         softmax_ops.plan(torch.zeros(K, Q).half().t())
+    x = torch.zeros(Q, K + 1).half()
+    with pytest.raises(ValueError, match=r"rows of out on 16-byte boundaries, as batch_invariant needs them"):
+        softmax_ops.plan(x, batch_invariant=True)
+    softmax_ops.plan(x, out=torch.zeros(Q, K + 8).half()[:, : K + 1], batch_invariant=True)
+
+
+@isolated
+def test_copies_of_a_module_share_its_plan(gpu: None) -> None:
+    run = softmax_ops.plan(scores())
+    assert copy.deepcopy({"plan": run})["plan"] is run and copy.copy(run) is run
+    with pytest.raises(TypeError, match=r"^softmax_ops.plan: a plan belongs to its process and GPU, .* plan again"):
+        pickle.dumps(run)
 
 
 @isolated

@@ -187,7 +187,8 @@ def prepared(call: Call | BackwardCall) -> Prepared:
     output = torch.full(inputs[0].shape, math.nan, dtype=inputs[0].dtype) if call.out is None else call.out
     direction = "fwd" if isinstance(call, Call) else "bwd"
     scalars = layouts.Scalars(request.scale, -math.inf, request.causal_offset, False)
-    tensors, others = layouts.supported((*inputs, output), {} if mask is None else {"mask": mask})
+    others = {} if mask is None else {"mask": mask}
+    tensors, others = layouts.supported((*inputs, output), others, batch_invariant=False)
     metadata = layouts.metadata_of(direction, tensors, others, scalars, ARCHITECTURE)
     return Prepared(direction, tensors, others.get("mask"), metadata)
 
