@@ -35,8 +35,8 @@ from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry
-from softmax_ops.launch_plan import LaunchPlan, plan
-from softmax_ops.problem import (
+from softmax_ops.planning.launch_plan import LaunchPlan, plan
+from softmax_ops.planning.problem import (
     BIASED,
     General,
     Operand,

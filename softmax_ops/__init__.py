@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .launcher import NotLoaded, freeze
     from .modules import FusedSoftmax
     from .planned import Planned, PlannedBackward, plan
+    from .planning.selection import NoVariant
     from .resolve import KernelNotFound
-    from .selection import NoVariant
     from .serving import Call, warm_up
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _HOMES = {
     "Planned": "planned",
     "PlannedBackward": "planned",
     "plan": "planned",
-    "NoVariant": "selection",
+    "NoVariant": "planning.selection",
     "Call": "serving",
     "warm_up": "serving",
     "KernelNotFound": "resolve",

@@ -15,9 +15,9 @@ from .artifacts.constants import DTYPE_BYTES
 from .artifacts.cubin import Absent
 from .artifacts.terminal import prepare_output
 from .explanation import explain_geometry
-from .launch_plan import TooManyDimensions
-from .problem import DTYPE_NAMES, WITH_A_TENSOR, contiguous_geometry
-from .selection import NoVariant
+from .planning.launch_plan import TooManyDimensions
+from .planning.problem import DTYPE_NAMES, WITH_A_TENSOR, contiguous_geometry
+from .planning.selection import NoVariant
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,11 +22,11 @@ from .checks.request import simplified
 from .checks.tensors import described
 from .checks.values import accumulation
 from .explanation import Explanation, explain_geometry
-from .launch_plan import LaunchPlan, TooManyDimensions
 from .layouts import DTYPES, Metadata, Scalars, contiguous, expanded, geometry_of, metadata_of, supported
 from .modes import TENSOR_TYPES
 from .operands import Named
-from .problem import BIASED, OPERANDS, General, Geometry
+from .planning.launch_plan import LaunchPlan, TooManyDimensions
+from .planning.problem import BIASED, OPERANDS, General, Geometry
 
 
 def forward(request: Request, batch_invariant: bool = False) -> Any:

@@ -8,9 +8,9 @@ from math import prod
 from . import resolve
 from .artifacts import catalog
 from .artifacts.cubin import TEGRA, runs_on
-from .launch_plan import LaunchPlan, plan
-from .problem import MAX_BYTES, Geometry, Operand
-from .selection import NoVariant
+from .planning.launch_plan import LaunchPlan, plan
+from .planning.problem import MAX_BYTES, Geometry, Operand
+from .planning.selection import NoVariant
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 from . import driver, launcher
 from .artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
-from .problem import BIASED, DTYPE_NAMES, OPERANDS, General, Geometry, Operand, broadcast_strides, contiguous_strides
+from .planning.problem import (
+    BIASED,
+    DTYPE_NAMES,
+    OPERANDS,
+    General,
+    Geometry,
+    Operand,
+    broadcast_strides,
+    contiguous_strides,
+)
 
 
 class Call(NamedTuple):

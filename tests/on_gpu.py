@@ -30,7 +30,7 @@ from softmax_ops import driver
 from softmax_ops.artifacts import catalog, settings
 from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Absent, built_for
-from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.planning.launch_plan import LaunchPlan
 from tests.support.cases import cases
 from tests.support.engines import DriverEngine, NoRoom, Operands, Outcome, gpu_architecture
 from tests.support.outcomes import judge

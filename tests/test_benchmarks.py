@@ -234,12 +234,12 @@ def _environment() -> dict[str, Any]:
     [
         ("method", "benchmarks/providers/liger.py", b"pass"),
         ("method", "benchmarks/cells.py", b"pass"),
-        ("package", "softmax_ops/launch_plan.py", b"pass"),
+        ("package", "softmax_ops/planning/launch_plan.py", b"pass"),
         ("package", "softmax_ops/native/launches.c", b"/* text */"),
         ("kernels", "generated/catalog.json", b" "),
         (None, "benchmarks/report.py", b"pass"),
         (None, "benchmarks/cells.py", b"# a comment"),
-        (None, "softmax_ops/launch_plan.py", b'"""Of the line above."""'),
+        (None, "softmax_ops/planning/launch_plan.py", b'"""Of the line above."""'),
     ],
 )
 def test_sources_that_decide_figures(

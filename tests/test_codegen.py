@@ -18,10 +18,10 @@ from codegen.__main__ import main as command_line
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
 from codegen.spec import ANY_K, Spec
-from softmax_ops import problem
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Catalog, CatalogError
 from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.planning import problem
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHIPPED = variants.shipped()
@@ -343,6 +343,10 @@ def test_layers() -> None:
     artifacts = (CHECKOUT / "softmax_ops" / "artifacts").glob("*.py")
     ours = {name for path in artifacts for name in imported(path) if name.startswith(("softmax_ops", "codegen"))}
     assert all(name.startswith("softmax_ops.artifacts") for name in ours)
+    planning = {name for path in (CHECKOUT / "softmax_ops" / "planning").glob("*.py") for name in imported(path)}
+    below = ("softmax_ops.artifacts.", "softmax_ops.planning.")
+    assert all(f"{name}.".startswith(below) for name in planning if name.startswith("softmax_ops."))
+    assert not {"codegen", "torch", "cuda"}.intersection(name.split(".")[0] for name in planning)
     of_serving = {
         name
         for path in (CHECKOUT / "codegen").glob("*.py")

@@ -7,8 +7,8 @@ import torch
 
 from softmax_ops import dispatch, layouts, operands
 from softmax_ops.artifacts import catalog
-from softmax_ops.launch_plan import LaunchPlan
 from softmax_ops.layouts import Scalars, metadata_of
+from softmax_ops.planning.launch_plan import LaunchPlan
 from tests.support import stub_driver
 from tests.support.launches import STREAM, Serve, serve, serve_all
 from tests.support.posing import pose

@@ -88,7 +88,8 @@ def test_import_of_the_launcher_loads_no_driver() -> None:
 def test_all_but_the_torch_interface_works_without_torch() -> None:
     modules = ", ".join([*TORCH_FREE, "softmax_ops.launcher", "softmax_ops.driver"])
     code = f"    import {modules}\n    print(softmax_ops.NoVariant)"
-    assert python(BLOCK.format(blocked={"torch", "numpy"}) + code) == "<class 'softmax_ops.selection.NoVariant'>\n"
+    said = python(BLOCK.format(blocked={"torch", "numpy"}) + code)
+    assert said == "<class 'softmax_ops.planning.selection.NoVariant'>\n"
 
 
 def test_the_torch_interface_says_that_torch_is_missing() -> None:
@@ -100,7 +101,7 @@ def test_what_needs_torch_is_nothing_else() -> None:
     """Everything except the torch interface and what calls the driver."""
     needing = {name.split(".")[1] for name in MODULES - {*TORCH_FREE}}
     assert needing == OF_TORCH | OF_CUDA
-    assert {"softmax_ops.launch_plan", "softmax_ops.problem", "softmax_ops.explanation"} <= {*TORCH_FREE}
+    assert {"softmax_ops.planning.launch_plan", "softmax_ops.explanation"} <= {*TORCH_FREE}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from softmax_ops import infiniop
 from softmax_ops.artifacts import catalog
-from softmax_ops.launch_plan import plan
+from softmax_ops.planning.launch_plan import plan
 from tests.support import stub_driver
 from tests.support.infiniop import (
     BF16,

@@ -11,7 +11,7 @@ import torch
 from codegen import variants
 from softmax_ops import driver, infiniop
 from softmax_ops.infiniop import Ref
-from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.planning.launch_plan import LaunchPlan
 from tests.support import layouts, reference, targets
 from tests.support.engines import POISON, InterpreterEngine, Operands
 from tests.support.layouts import Layout

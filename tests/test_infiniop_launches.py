@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from softmax_ops import driver, launcher
-from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.planning.launch_plan import LaunchPlan
 from tests.support import stub_driver
 from tests.support.infiniop import (
     BF16,

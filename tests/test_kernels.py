@@ -10,8 +10,8 @@ import torch
 from codegen import toolchain, variants
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
-from softmax_ops import split
 from softmax_ops.artifacts.cubin import built_for
+from softmax_ops.planning import split
 from tests.support import targets
 from tests.support.calls import Call, Case
 from tests.support.cases import LONG, cases, full_cta, interval

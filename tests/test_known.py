@@ -17,7 +17,7 @@ import softmax_ops
 from softmax_ops import dispatch, launcher, routes
 from softmax_ops.artifacts import catalog
 from softmax_ops.known import addressed, calls
-from softmax_ops.launch_plan import WORKSPACE
+from softmax_ops.planning.launch_plan import WORKSPACE
 from tests.support import stub_driver
 from tests.support.launches import STREAM, Serve, serve
 from tests.support.posing import pose

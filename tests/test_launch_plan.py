@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.variants import ARCHITECTURES
-from softmax_ops.launch_plan import TooManyDimensions, divisor
-from softmax_ops.problem import (
+from softmax_ops.planning.launch_plan import TooManyDimensions, divisor
+from softmax_ops.planning.problem import (
     MAX_RANK,
     MAX_ROWS,
     MAX_STRIDE,

@@ -21,8 +21,8 @@ from softmax_ops import current, dispatch, launcher, native
 from softmax_ops.driver import DriverError
 from softmax_ops.known import addressed, calls
 from softmax_ops.known.call import Known
-from softmax_ops.launch_plan import LaunchPlan
 from softmax_ops.layouts import Scalars
+from softmax_ops.planning.launch_plan import LaunchPlan
 from tests.support import stub_driver
 from tests.support.cubins import CHECKOUT
 from tests.support.launches import CALL, STREAM, Serve, planned, serve, serve_all

@@ -18,7 +18,7 @@ from benchmarks import watchdog
 from softmax_ops import driver
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
-from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.planning.launch_plan import LaunchPlan
 from tests import on_gpu
 from tests.on_gpu import Verdict
 from tests.support import stub_driver, targets

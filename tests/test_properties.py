@@ -20,8 +20,8 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.checks import BackwardRequest, Request, check_softmax, check_softmax_backward
-from softmax_ops.problem import OPERANDS
-from softmax_ops.selection import NoVariant
+from softmax_ops.planning.problem import OPERANDS
+from softmax_ops.planning.selection import NoVariant
 from tests.support import engines, reference
 from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
 
@@ -512,7 +512,7 @@ def test_planned_and_executed(call: Call | BackwardCall) -> None:
     direction, (*inputs, output), mask, metadata = prepared(call)
     try:
         plan = dispatch._plan(metadata)
-    except softmax_ops.launch_plan.TooManyDimensions:
+    except softmax_ops.planning.launch_plan.TooManyDimensions:
         return
     named = dict(zip(OPERANDS[direction], inputs, strict=False))
     replaced = [name for name, tensor in named.items() if tensor is output]

@@ -12,7 +12,7 @@ from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
 from softmax_ops.artifacts import catalog
 from softmax_ops.explanation import explain_geometry
-from softmax_ops.launch_plan import plan
+from softmax_ops.planning.launch_plan import plan
 from tests.support import targets
 from tests.support.calls import Call, Case
 from tests.support.cases import full_cta, interval, middle, placed

@@ -32,7 +32,7 @@ from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Cubin
-from softmax_ops.launch_plan import LaunchPlan, plan
+from softmax_ops.planning.launch_plan import LaunchPlan, plan
 from tests.support.fake_device import COPY_US, FakeDevice, provider
 from tests.support.geometries import geometry
 

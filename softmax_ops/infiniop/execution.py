@@ -6,10 +6,10 @@ from functools import lru_cache
 
 from ..artifacts import catalog
 from ..artifacts.constants import ACCESS_BYTES
-from ..launch_plan import LaunchPlan, plan
-from ..problem import Geometry
+from ..planning.launch_plan import LaunchPlan, plan
+from ..planning.problem import Geometry
+from ..planning.selection import NoVariant
 from ..resolve import KernelNotFound
-from ..selection import NoVariant
 from .status import (
     INFINI_STATUS_DEVICE_ARCHITECTURE_NOT_SUPPORTED,
     INFINI_STATUS_DEVICE_NOT_FOUND,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from softmax_ops.artifacts.catalog import Variant
 from softmax_ops.artifacts.cubin import Cubin
-from softmax_ops.launch_plan import LaunchPlan
+from softmax_ops.planning.launch_plan import LaunchPlan
 from tests import ptx
 
 Bytes = NDArray[np.uint8]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Layout
-from softmax_ops.launch_plan import LaunchPlan, plan
-from softmax_ops.problem import MAX_RANK, OPERANDS, Geometry
-from softmax_ops.split import turns_of
+from softmax_ops.planning.launch_plan import LaunchPlan, plan
+from softmax_ops.planning.problem import MAX_RANK, OPERANDS, Geometry
+from softmax_ops.planning.split import turns_of
 from tests.support.geometries import CAUSAL, MASKED, geometry
 
 _WHOLE = catalog.load()

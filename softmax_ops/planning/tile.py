@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from math import gcd
 from typing import NamedTuple
 
-from .artifacts.catalog import Variant
-from .artifacts.constants import ACCESS_BYTES, WORD_BYTES
+from ..artifacts.catalog import Variant
+from ..artifacts.constants import ACCESS_BYTES, WORD_BYTES
 from .problem import Dimension, Geometry
 
 CROWDING_BYTES = 32

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from .artifacts.catalog import Catalog, Layout, Variant, argument_bytes
-from .artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
+from ..artifacts.catalog import Catalog, Layout, Variant, argument_bytes
+from ..artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
 from .problem import (
     EVERYWHERE,
     MAX_RANK,

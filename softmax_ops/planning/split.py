@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from .artifacts.catalog import Variant
+from ..artifacts.catalog import Variant
 
 MOST_PARTIAL_BYTES = 32 << 20
 """Bytes of partial results that the CTAs of split rows read in all before a launch of its own combines them: what L2

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple
 
-from .artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
+from ..artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 
 DTYPE_NAMES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
 """Element types of tensors, by the names that torch has for them."""
