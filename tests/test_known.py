@@ -174,15 +174,25 @@ def some_call(choose: random.Random) -> tuple[Call, list[Tensor]]:
     causal, offset = choose.choice([(False, None), (True, None), (True, 0), (True, True), (1, None), (False, 0)])
     scale = choose.choice([1.0, 0.5, 2, float("nan"), 1e39, True, 1.0, 1.0, 1.0, np.float64(0.5), -1, 10**400])
     facts: dict[str, Any] = {"scale": scale, "causal": causal, "causal_offset": offset, "out": out}
-    facts["batch_invariant"] = choose.random() < 0.2
     tensors = [x] if out is None else [x, out]
     if choose.random() < 0.3:
         dy = choose.choice([x, rows(), torch.ones(()).to(dtype).expand(x.shape)])
-        return partial(softmax_ops.softmax_backward, dy, x, **facts), [*tensors, dy]
-    masks = [torch.zeros(q, k, dtype=torch.bool), torch.zeros(k + 1, dtype=torch.uint8)[1:]]
-    masks += [memory.view(torch.uint8)[:k], torch.zeros(k), torch.zeros(k, 1).bool().expand(k, q).t()]
-    mask = choose.choice([None, None, None, *masks])
-    return partial(softmax_ops.softmax, x, mask=mask, **facts), tensors
+        call, tensors = partial(softmax_ops.softmax_backward, dy, x, **facts), [*tensors, dy]
+    else:
+        masks = [torch.zeros(q, k, dtype=torch.bool), torch.zeros(k + 1, dtype=torch.uint8)[1:]]
+        masks += [memory.view(torch.uint8)[:k], torch.zeros(k), torch.zeros(k, 1).bool().expand(k, q).t()]
+        mask = choose.choice([None, None, None, *masks])
+        call = partial(softmax_ops.softmax, x, mask=mask, **facts)
+    mask = call.keywords.get("mask")
+    if choose.random() < 0.4 and k == 24 and all(map(is_aligned, [*tensors, *([] if mask is None else [mask])])):
+        return partial(call, batch_invariant=True), tensors  # nothing is copied to an address that is new each time
+    return call, tensors
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    size = tensor.element_size()
+    places = [tensor.data_ptr(), *(stride * size for stride in tensor.stride()[:-1])]
+    return not any(place % min(16, 8 * size) for place in places)
 
 
 @isolated
