@@ -70,7 +70,7 @@ def _short(short: list[tuple[Cell, Prediction]]) -> str:
     groups: dict[tuple[str, ...], list[tuple[Cell, Prediction]]] = defaultdict(list)
     for cell, each in short:
         plan = each.variant.split("_")[4]
-        rows = "aligned" if cell.aligned else "start anywhere"
+        rows = "aligned" if cell.aligned else "unaligned"
         element = "f32" if cell.dtype == "f32" else "f16, bf16"
         groups[each.limit, plan, cell.direction, element, rows].append((cell, each))
     lines = []

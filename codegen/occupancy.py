@@ -74,8 +74,8 @@ def _threads(spec: Spec) -> int:
         (backward_warp and not unaligned and many_vectors, 640),
         (backward_warp and (many_vectors or not unaligned), 768),
         (warp and forward and unaligned and (general_scores or many_edges or many_vectors), 768),
-        (block and f32_scores and spec.mask in (Mask.NONE, Mask.CAUSAL), 768),  # take 64 or fewer as it is, and so do
-        (block and f32_scores and not unaligned and spec.mask.general, 768),  # these: more of them would cost code
+        # These take at most 64 registers as it is; bound to that number, they would have more instructions.
+        (block and f32_scores and (spec.mask in (Mask.NONE, Mask.CAUSAL) or (general_scores and not unaligned)), 768),
         (block and unaligned and general_scores and spec.dtype is DType.F64, 768),
         (cluster and unaligned and (f32_scores or spec.mask in (Mask.BOOLCAUSAL, Mask.BIAS)), 768),
         (spec.plan is Plan.STREAM and unaligned and general_scores, 768),
@@ -85,7 +85,7 @@ def _threads(spec: Spec) -> int:
 
 
 def _threads_on_sm_70(spec: Spec) -> int:
-    """Fewer where only the ptxas of sm_70 spills: in CTAs that hold rows that start anywhere."""
+    """Fewer where only the ptxas of sm_70 spills: in CTAs that hold unaligned rows."""
     block = spec.plan is Plan.BLOCK and spec.direction is Direction.FORWARD and spec.unaligned
     return _first(
         (block and (spec.mask.general or (spec.mask is Mask.BAND and spec.dtype is DType.F32)), 768),
@@ -129,7 +129,7 @@ def _is_full_causal_tile(spec: Spec) -> bool:
 
 
 def _threads_on_sm_90(spec: Spec) -> int:
-    """As on sm_100, and more where only the ptxas of sm_100 spills: in rows that start anywhere."""
+    """As on sm_100, and more where only the ptxas of sm_100 spills: in unaligned rows."""
     forward, unaligned_half = spec.direction is Direction.FORWARD, spec.unaligned and spec.dtype.bytes == 2
     warp = spec.plan is Plan.WARP and forward and unaligned_half
     causal_f16 = spec.mask is Mask.CAUSAL and spec.dtype is DType.F16

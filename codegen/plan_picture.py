@@ -31,7 +31,7 @@ class Box(NamedTuple):
     bottom: float
     height: float
     plan: Plan
-    hatched: bool  # serves rows that start anywhere; aligned ones have a plan of their own
+    hatched: bool  # serves unaligned rows; aligned ones have a plan of their own
 
 
 def boxes(kind: Kind, arch: str) -> list[Box]:
@@ -76,7 +76,7 @@ def _fill(figure: Any) -> None:
 
 
 def _lane(axes: Any, bottom: float, lane: list[Box]) -> None:
-    """Draws boxes in the colours of their plans, hatched where rows start anywhere; a plan's name in its widest box."""
+    """Draws boxes in the colours of their plans, hatched where rows are unaligned; a plan's name in its widest box."""
     from matplotlib.patches import Rectangle
 
     for box in lane:
@@ -100,7 +100,7 @@ def _legend(axes: Any) -> None:
 
     handles = [
         Patch(label="rows aligned to 16 bytes", **_paint("#888888")),
-        Patch(label="rows that start anywhere", **_paint("#888888", hatched=True)),
+        Patch(label="unaligned rows", **_paint("#888888", hatched=True)),
         Patch(label=f"up to {MAX_SPLIT_ROWS} rows, any alignment", **_paint(COLOURS[Plan.SPLIT])),
         Patch(label="more rows, any alignment", **_paint(COLOURS[Plan.STREAM])),
     ]

@@ -116,7 +116,7 @@ def _held(kind: Kind, arch: str) -> dict[Plan, str]:
 
 
 def alignments(kind: Kind) -> tuple[tuple[str, int], ...]:
-    return ("aligned", kind[1].vector), ("anywhere", 1)
+    return ("aligned", kind[1].vector), ("unaligned", 1)
 
 
 def _extent(some: list[Span]) -> str:
@@ -171,7 +171,7 @@ def _cells(kind: Kind) -> dict[tuple[Plan, int], str]:
             text = f"{spec.threads}, {spec.piece} columns"
         elif spec.cluster > 1:
             text = f"to {spec.threads_per_row} in each of 2 .. {spec.cluster}"
-        found.setdefault((plan.plan, plan.max_k), {})["anywhere" if plan.vec == 1 else "aligned"] = text
+        found.setdefault((plan.plan, plan.max_k), {})["unaligned" if plan.vec == 1 else "aligned"] = text
     return {key: _either(texts) for key, texts in found.items()}
 
 

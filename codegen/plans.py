@@ -57,11 +57,11 @@ kind. Dispatch tries them before those of the same alignment that arithmetic cho
 def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> list[RowPlan]:
     """The row plans of an element type that follow from arithmetic, in the order in which dispatch tries them; the
     first one that is long enough and whose conditions the rows meet is taken. All aligned plans come before those for
-    rows that start anywhere.
+    unaligned rows.
 
     The general kind has no tiles: its shortest rows use WARP. Its lanes hold half as many columns, because its code
     per column is long and is repeated for each column that a lane holds. The band kind has the general plans for short
-    rows that start anywhere, for short rows of the backward, and for those that nobody holds. Its clusters, and its
+    unaligned rows, for short rows of the backward, and for those that nobody holds. Its clusters, and its
     other plans in the forward, are those of the other kinds. Aligned rows of f64 have no kernels of their own: a warp
     reads 256 bytes at a time as it is, and wider accesses would save at most 5 of some 80 instructions per element.
     """
@@ -80,7 +80,7 @@ def row_plans(direction: Direction, dtype: DType, mask: Mask = Mask.NONE) -> lis
 
 def _has_half_blocks(direction: Direction, mask: Mask) -> bool:
     """Whether a thread of a block holds half as many columns. In the backward of the band kind it does: kernels for
-    rows that start anywhere would spill on sm_100 and sm_120."""
+    unaligned rows would spill on sm_100 and sm_120."""
     return mask.general or (mask is Mask.BAND and direction is Direction.BACKWARD)
 
 
@@ -96,7 +96,7 @@ def _without_overlap(plans: list[RowPlan], dtype: DType) -> list[RowPlan]:
 
 
 def _beside_vectors(plan: RowPlan, dtype: DType) -> int:
-    """Columns that a row in registers may have beyond `max_k`. In rows that start anywhere, the columns outside whole
+    """Columns that a row in registers may have beyond `max_k`. In unaligned rows, the columns outside whole
     vectors (fewer than a vector at either end) have registers of their own: 1025 columns of 16 bits need as many
     vectors as 1024. This does not apply to f64 or to tiles."""
     has_edges = plan.vec == 1 and plan.plan is not Plan.TILE and dtype is not DType.F64
@@ -107,8 +107,8 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
     """Short rows, moved as one flat range. 256 threads with four vectors each: 16 KiB per CTA, and 64 KiB in flight
     with four CTAs on an SM.
 
-    Most rows of more than 32 columns are read into the registers of a group of lanes instead. Shorter rows that start
-    anywhere would consist mostly of a head and a tail. There are two buckets because a lane skips the unused columns
+    Most rows of more than 32 columns are read into the registers of a group of lanes instead. Shorter unaligned
+    rows would consist mostly of a head and a tail. There are two buckets because a lane skips the unused columns
     of its bucket one branch at a time, each of which takes instructions. f64 skips nothing, so its shorter bucket ends
     at 8.
     """
@@ -117,7 +117,7 @@ def _tiles(direction: Direction, dtype: DType) -> list[RowPlan]:
 
 
 def _flat_tiles(direction: Direction, dtype: DType, mask: Mask) -> list[RowPlan]:
-    """Rows of 33 to 68 columns of 16 bits that start anywhere and follow each other: the vectors of the lanes hold 64
+    """Unaligned rows of 33 to 68 columns of 16 bits that follow each other: the vectors of the lanes hold 64
     columns, and their edges four.
 
     As an unaligned row in registers such a row is half head and tail: its stores reach 1.6 to 2.3 times the sectors
@@ -193,7 +193,7 @@ def _clusters(direction: Direction, dtype: DType, mask: Mask, block: RowPlan, mi
 
     A CTA is one of the block, or has one warp more, since vocabularies go a little beyond 2^18 (262,208 columns). The
     latter holds for rows of 16 bits and aligned ones of f32, with five vectors per lane where 32 warps hold 16384
-    columns in four. Rows of f32 that start anywhere would spill; in the backward of the band kind, on sm_120, they
+    columns in four. Unaligned rows of f32 would spill; in the backward of the band kind, on sm_120, they
     would with more than 28 warps.
     """
     plans = []

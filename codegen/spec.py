@@ -42,7 +42,7 @@ _NAME = re.compile(
 class Spec:
     """One kernel.
 
-    `vec` is the alignment in elements that it requires of every row: 16 bytes, or 1 for rows that may start anywhere.
+    `vec` is the alignment in elements that it requires of every row: 16 bytes, or 1 for unaligned rows.
     The latter also move in 16-byte accesses wherever their own alignment allows (in most f64 kernels: in 8-byte ones);
     `access` is the number of elements in one access.
     """
@@ -150,7 +150,7 @@ class Spec:
 
     @property
     def access(self) -> int:
-        """Elements of one vector in registers. Four in `tile` kernels for rows that start anywhere, so that one branch
+        """Elements of one vector in registers. Four in `tile` kernels for unaligned rows, so that one branch
         skips four columns."""
         if self.dtype is DType.F64 and (self.mask.general or not self.plan.piece_vectors):
             return self.vec
@@ -158,7 +158,7 @@ class Spec:
 
     @property
     def unaligned(self) -> bool:
-        """Whether rows that start anywhere move in vectors, with single columns at their ends.
+        """Whether unaligned rows move in vectors, with single columns at their ends.
 
         Vectors are cut at the 16-byte boundaries of the output; in a `tile`, which reads from shared memory, at its
         first word. False for f64 rows that are held in registers or a tile, and for the general kind of f64:
@@ -180,7 +180,7 @@ class Spec:
 
     @property
     def word(self) -> int:
-        """Elements that move at a time between registers and the shared memory of rows that start anywhere: 4 bytes;
+        """Elements that move at a time between registers and the shared memory of unaligned rows: 4 bytes;
         one of f64."""
         return max(WORD_BYTES // self.dtype.bytes, 1)
 

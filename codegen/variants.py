@@ -60,7 +60,7 @@ def computed_by(direction: Direction, dtype: DType, mask: Mask) -> Mask:
 def dispatch(direction: Direction, dtype: DType, mask: Mask) -> list[tuple[RowPlan, Spec]] | None:
     """The variants that serve a mask kind, in the order in which dispatch tries them; None where it is not shipped.
 
-    Aligned plans come first, because a plan for rows that start anywhere would serve aligned rows, too.
+    Aligned plans come first, because a plan for unaligned rows would serve aligned rows, too.
     """
     if mask not in MASKS.get((direction, dtype), ()):
         return None

@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 def warm_up(*calls: Call | tuple[int, ...], device: Any = 0, **facts) -> list[str]:
     """Loads the kernels that the calls will need on a device: those for rows that start on 16-byte boundaries, and
-    those for rows that start anywhere, one after the other or apart. A plain shape stands for a Call with these `facts`
+    those for unaligned rows, one after the other or apart. A plain shape stands for a Call with these `facts`
     (fields of Call). The device is the ordinal of a GPU, "cuda:1", or a torch.device with its index.
 
     >>> warm_up((8, 16, 512, 512), dtype="bf16", causal=True)              # doctest: +SKIP
@@ -74,7 +74,7 @@ def _ordinal(device: Any) -> int:
 
 
 def _geometries(call: Call) -> Iterator[Geometry]:
-    """Geometries of aligned rows, of rows that start anywhere, and of such rows with gaps between them; none if there
+    """Geometries of aligned rows, of unaligned rows, and of such rows with gaps between them; none if there
     is nothing to compute."""
     for name in ("causal", "backward", "batch_invariant", "general"):
         if not isinstance(getattr(call, name), bool):

@@ -212,7 +212,7 @@ EXCEPTIONS = {
     ("boolcausal", Plan.WARP, True): 17.4,
     ("like", Plan.WARP, True): 16.6,
     ("bias", Plan.WARP, True): 17.2,
-    # Rows that start anywhere: the edge columns and the phase.
+    # Unaligned rows: the edge columns and the phase.
     ("none", Plan.WARP, False): 12.3,
     ("boolcausal", Plan.WARP, False): 18.2,
     ("like", Plan.WARP, False): 16.5,
@@ -226,7 +226,7 @@ EXCEPTIONS = {
     ("band to f32", Plan.BLOCK, True): 31.2,
     ("band to f32", Plan.BLOCK, False): 31.9,
     # The general kind: half the columns per lane, a test for each feature and vector; f32 results as above. Blocks of
-    # rows that start anywhere have 64 registers, so that two fit on an SM: with more they take 34.8 and 49.3.
+    # unaligned rows have 64 registers, so that two fit on an SM: with more they take 34.8 and 49.3.
     ("general", Plan.WARP, True): 27.9,
     ("general", Plan.WARP, False): 34.3,
     ("general", Plan.BLOCK, True): 32.2,
@@ -319,7 +319,7 @@ def test_instructions_that_access_memory_fit_below_the_traffic(target: Target, i
 
 
 def both_ends(spec: Spec) -> tuple[int, int]:
-    """The shortest rows from 8 columns on, and the longest; where rows start anywhere, of an odd number of columns."""
+    """The shortest rows from 8 columns on, and the longest; where rows are unaligned, of an odd number of columns."""
     shortest, longest = interval(spec)
     if spec.vec > 1:
         return max(shortest, 8), longest

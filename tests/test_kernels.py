@@ -75,7 +75,7 @@ def test_kernel(target: Target, interpreter: InterpreterEngine) -> None:
 
 
 def test_same_row_same_bits_wherever_it_stands(target: Target, interpreter: InterpreterEngine) -> None:
-    """In a batch of any size: the last rows of a batch, and alone. Rows that start anywhere are compared at the same
+    """In a batch of any size: the last rows of a batch, and alone. Unaligned rows are compared at the same
     phase, since the order of the sum depends on where they are cut into vectors."""
     longest, in_place, *_ = cases(target.spec)
     case = in_place if target.spec.plan in LONG else longest

@@ -43,7 +43,7 @@ from tests.test_selection import CLUSTER_CTAS, LONGEST_BLOCK, cluster_columns, w
         (geometry((3, 16376)), 512),
         (geometry((3, 16384)), 512),
         (geometry((3, 8192), "bf16", direction="bwd"), 256),
-        # Rows that start anywhere: seven more, outside whole vectors.
+        # Unaligned rows: seven more, outside whole vectors.
         (geometry((3, 1545)), 64),
         (geometry((3, 2055)), 64),
         (geometry((3, 2057)), 96),

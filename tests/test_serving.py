@@ -134,7 +134,7 @@ def test_what_was_warmed_up_runs_in_a_capture_and_frozen(serve: Serve) -> None:
 @isolated
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_graph_may_be_captured_on_aligned_copies(serve: Serve, apart: bool) -> None:
-    """As a compiler does after a call on tensors that start anywhere. A kernel that is missing fails no other call."""
+    """As a compiler does after a call on unaligned tensors. A kernel that is missing fails no other call."""
     serve_all(serve, "fwd_f16_none_warp_k1024_v1" if apart else "fwd_f16_none_warp")
     launch(plan_for(geometry((3, 5, 1000), alignment=2)))
     stub_driver.capture(STREAM)

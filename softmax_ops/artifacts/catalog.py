@@ -56,8 +56,8 @@ class Variant:
     source: str  # sha256 of its rendered source and the project's headers
 
     def in_vectors(self, k: int) -> int:
-        """Columns of a row of k that its registers hold in vectors. Those outside whole vectors, at either end of a
-        row that starts anywhere, have registers of their own."""
+        """Columns of a row of k that its registers hold in vectors. Those outside whole vectors, at either end of an
+        unaligned row, have registers of their own."""
         return k // self.access * self.access
 
 

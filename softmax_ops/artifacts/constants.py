@@ -4,7 +4,7 @@ ACCESS_BYTES = 16
 """Width of a vector access, the widest load and store of sm_70 .. sm_90. Larger alignments make no difference."""
 
 WORD_BYTES = 4
-"""Width of a bank of shared memory, and of an access to rows of a `tile` that start anywhere."""
+"""Width of a bank of shared memory, and of an access to unaligned rows of a `tile`."""
 
 MAX_CLUSTER = 16
 """CTAs per cluster, at most."""

@@ -25,7 +25,7 @@ def tile_of(geometry: Geometry, variant: Variant, inner_first: Sequence[Dimensio
 
     A range is copied as such; its number of rows keeps the next CTA's range at the same offset from a 16-byte boundary,
     if that many rows fit. Otherwise rows are placed an odd number of vectors apart, so that neighbours start in
-    different banks; rows that start anywhere an odd number of words, with room for the element of a word by which they
+    different banks; unaligned rows an odd number of words, with room for the element of a word by which they
     may be shifted.
     """
     if variant.plan != "tile":

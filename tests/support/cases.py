@@ -106,7 +106,7 @@ def _inputs(spec: Spec) -> int:
 
 
 def middle(spec: Spec) -> int:
-    """A length between shortest and longest; for rows that start anywhere no multiple of a vector, if there is one."""
+    """A length between shortest and longest; for unaligned rows no multiple of a vector, if there is one."""
     shortest, longest = interval(spec)
     k = min(3 * shortest, longest) if spec.plan is Plan.CLUSTER else (shortest + longest) // 2
     return k // spec.vec * spec.vec if spec.vec > 1 else k | 1
@@ -459,7 +459,7 @@ def _masked(spec: Spec) -> Iterator[Case]:
 
 
 def _around_vectors(spec: Spec) -> Iterator[Case]:
-    """Rows of a tile that start anywhere, as one range: whole vectors, and one or all but one column more."""
+    """Unaligned rows of a tile, as one range: whole vectors, and one or all but one column more."""
     if spec.plan is not Plan.TILE or not spec.unaligned:
         return
     whole = interval(spec)[1] - spec.access
@@ -468,7 +468,7 @@ def _around_vectors(spec: Spec) -> Iterator[Case]:
     for number, k in enumerate((whole, whole + 1, whole + spec.access - 1)):
         shape = (*_leading(spec, k), k)
         yield Case(
-            f"{k - whole} columns behind the vectors of a range; its output starts anywhere; diagonal in the middle",
+            f"{k - whole} columns behind the vectors of a range; its output unaligned; diagonal in the middle",
             spec,
             shape,
             0.5,

@@ -188,7 +188,7 @@ def _tile(call: Call) -> Promise:
     crowded = spec.vec == 1 and k * size % 32 == 0
     flat = not crowded and all((np.diff(each) == k).all() for each in (output, *found.values()))
 
-    # Lanes cut a row that starts anywhere at its first word of 4 bytes; it stands in shared memory at its output's
+    # Lanes cut an unaligned row at its first word of 4 bytes; it stands in shared memory at its output's
     # phase.
     word = 4 // size if spec.unaligned else 1
     head = -output % word
