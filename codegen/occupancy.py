@@ -135,7 +135,10 @@ def _threads_on_sm_90(spec: Spec) -> int:
     causal_f16 = spec.mask is Mask.CAUSAL and spec.dtype is DType.F16
     f32_scores = forward and spec.unaligned and spec.dtype is DType.F32
     return _first(
-        (spec.plan is Plan.WARP and unaligned_half and spec.chunks > 5, 896),
+        (warp and spec.mask is Mask.NONE and spec.chunks == 5, 1024),
+        (warp and spec.mask is Mask.NONE and spec.chunks == 4 and spec.edges <= 2, 1152),
+        (warp and spec.mask is Mask.CAUSAL and spec.chunks == 5, _threads_on_sm_100(spec)),
+        (spec.plan is Plan.WARP and unaligned_half and spec.chunks > 4, 896),
         (warp and spec.mask.general and spec.lanes > 8 and spec.dtype is not DType.BF16TOF32, 896),
         (warp and spec.mask is Mask.NONE and spec.chunks <= 2, 1536),
         (warp and causal_f16 and spec.chunks <= 4 and spec.edges <= 2, 1280),

@@ -26,7 +26,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 104, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/8, /*sm_80=*/8, /*sm_90=*/8, /*sm_100=*/8, /*sm_120=*/6);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/8, /*sm_80=*/8, /*sm_90=*/9, /*sm_100=*/8, /*sm_120=*/6);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_bf16_none_warp_k256_v1_t128r16(Params const __grid_constant__ p)

@@ -28,7 +28,7 @@ struct Params
 };
 static_assert(sizeof(Params) == 136, "the launcher packs this struct");
 
-constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/6, /*sm_80=*/6, /*sm_90=*/6, /*sm_100=*/6, /*sm_120=*/4);
+constexpr int CtasPerSm = ctas_per_sm(/*sm_70=*/6, /*sm_80=*/6, /*sm_90=*/7, /*sm_100=*/6, /*sm_120=*/4);
 
 extern "C" __global__ void __launch_bounds__(Threads, CtasPerSm)
 softmax_fwd_f16_bias_warp_k640_v1_t128r8(Params const __grid_constant__ p)
