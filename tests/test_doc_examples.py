@@ -28,13 +28,15 @@ def blocks(page: str) -> Iterator[tuple[int, str]]:
             yield text.count("\n", 0, block.start()) + 1, block[2]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))])
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in (CHECKOUT / page).read_text()])
 def test_programs_run(page: str) -> None:
     """Runs a page from top to bottom, each block after the previous ones."""
     torch._dynamo.reset()
     names: dict[str, Any] = {"__name__": page}
     gpu = torch.cuda.is_available()
-    for line, source in blocks(page):
+    found = list(blocks(page))
+    assert len(found) == (CHECKOUT / page).read_text().count("```python")
+    for line, source in found:
         on_device = source if gpu else source.replace('"cuda"', '"cpu"').replace("512", "32")
         program = compile("\n" * line + on_device, page, "exec")
         if gpu or "torch.cuda." not in source:
