@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -15,12 +14,12 @@ from rich.table import Table
 
 from softmax_ops.artifacts import signature
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
-from softmax_ops.artifacts.cache import Cache, Swept, user_cache
 from softmax_ops.artifacts.terminal import prepare_output
 
 from . import build as builder
 from . import catalog, inspection, plan_picture, plan_tables, toolchain, tuning, variants
 from .axes import Direction, DType
+from .cache_commands import cache, json_option, settings_cache
 from .devices import default_architectures
 from .render import render as render_spec
 from .spec import ANY_K, Spec
@@ -38,14 +37,6 @@ def _spec(name: str, architectures: Iterable[str] = variants.ARCHITECTURES) -> S
     return spec
 
 
-def _user_cache() -> Cache:
-    """The cache that the settings name; one that cannot be used is a message, not a traceback."""
-    try:
-        return user_cache()
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-
-
 architectures_option = click.option(
     "--arch",
     "architectures",
@@ -53,12 +44,14 @@ architectures_option = click.option(
     metavar="sm_NN",
     help="Architecture; repeat for several.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Generator of fused softmax kernels."""
+
+
+main.add_command(cache)
 
 
 @main.command("list")
@@ -136,7 +129,7 @@ def tune(direction: str, dtype: str, bundle: Path | None, prepare: str | None, l
     """Time candidate tiles for rows of K columns on the GPU here, and propose rows of plans.py."""
     chosen = next(each for each in Direction if each.label == direction)
     if prepare is not None or bundle is None:
-        _user_cache()  # where compiled kernels will be looked up: a setting that cannot be used is reported first
+        settings_cache()  # where compiled kernels will be looked up: a setting that cannot be used is reported first
     if prepare is not None:
         if bundle is None:
             raise click.UsageError("--prepare writes the file that --bundle names")
@@ -170,7 +163,7 @@ def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None
     start = time.monotonic()
     chosen, why = default_architectures(architectures)
     specs = [_spec(name, chosen) for name in names] or list(variants.shipped())
-    report = builder.build(specs, chosen, _user_cache(), kind=kind, jobs=jobs)
+    report = builder.build(specs, chosen, settings_cache(), kind=kind, jobs=jobs)
     sizes = sorted(len(cubin.code) for cubin in report.cubins)
     click.echo(
         f"{', '.join(chosen)} ({why}): {len(report.cubins)} kernels, {report.compiled} compiled, "
@@ -188,7 +181,7 @@ def compile_variants(architectures: tuple[str, ...], kind: str, jobs: int | None
 @json_option
 def inspect(name: str, arch: str, sass: bool, as_json: bool) -> None:
     """Registers, shared memory, size and instruction counts of one variant."""
-    (cubin,) = builder.build([_spec(name, [arch])], [arch], _user_cache(), progress=False).cubins
+    (cubin,) = builder.build([_spec(name, [arch])], [arch], settings_cache(), progress=False).cubins
     if sass:
         click.echo(inspection.disassemble(cubin.code, "-c"))
         return
@@ -213,7 +206,7 @@ def bundle(architectures: tuple[str, ...], output: Path, sign: Path | None, jobs
     start = time.monotonic()
     private_key = _private_key(sign)  # fails before minutes of work, not after
     chosen = toolchain.check_architectures(architectures or toolchain.supported_architectures())
-    kept = _user_cache()
+    kept = settings_cache()
     _check_writable(output)
     report = builder.build(variants.shipped(), chosen, kept, jobs=jobs)
     shipped = catalog.build_catalog({f"{spec.name}.cu": render_spec(spec) for spec in variants.shipped()})
@@ -256,61 +249,6 @@ def _sign(bundle: Path, private_key: object) -> str:
         return ""
     beside.write_bytes(signature.sign(Bundle(bundle).digest(), private_key))
     return f"; signed: {beside}"
-
-
-@main.group()
-def cache() -> None:
-    """List, verify, trim or empty the cache of compiled kernels."""
-
-
-@cache.command("list")
-@json_option
-def cache_list(as_json: bool) -> None:
-    """One line per entry, the latest used first: bytes, last use, file name."""
-    kept = _user_cache()
-    entries = kept.entries()
-    if as_json:
-        click.echo(json.dumps([vars(entry) for entry in entries], indent=1))
-        return
-    for entry in entries:
-        used = datetime.fromtimestamp(entry.used_ns / 1e9, UTC)
-        click.echo(f"{entry.stored_bytes:8}  {used:%Y-%m-%d %H:%M}  {entry.name}")
-    if kept.root is None:
-        click.echo("nothing is kept: there is no home directory, and SOFTMAX_OPS_CACHE_DIR is not set")
-        return
-    total = sum(entry.stored_bytes for entry in entries)
-    click.echo(f"{len(entries)} entries, {total} bytes of at most {kept.max_bytes}, in {kept.root}")
-
-
-@cache.command()
-def verify() -> None:
-    """Read every entry and check its hash; nothing is changed."""
-    kept = _user_cache()
-    findings = kept.verify()
-    for finding in findings:
-        click.echo(finding)
-    if findings:
-        advice = "; `cache clear` removes every entry" if kept.entries() else ""  # none of a cache that is refused
-        raise click.ClickException(f"{len(findings)} findings in {kept.root}{advice}")
-    click.echo(f"{len(kept.entries())} entries in {kept.root}, every one intact")
-
-
-@cache.command()
-def gc() -> None:
-    """Remove the least recently used entries until the size cap is kept, and what dead writers left."""
-    _tell(_user_cache().gc())
-
-
-@cache.command()
-def clear() -> None:
-    """Remove every entry and every file set aside."""
-    _tell(_user_cache().clear())
-
-
-def _tell(swept: Swept) -> None:
-    click.echo(f"{swept.files} files removed, {swept.freed_bytes} bytes; {swept.kept_bytes} bytes stay")
-    if swept.stuck:
-        raise click.ClickException(f"could not be removed: {', '.join(swept.stuck)}")
 
 
 def run() -> None:
