@@ -13,7 +13,7 @@
 
 enum { kSuccess, kInvalidValue, kNotInitialized = 3, kInvalidDevice = 101, kInvalidImage = 200, kInvalidContext = 201,
        kNotFound = 500, kCaptureUnsupported = 900, kCaptureImplicit = 906, kInvalidClusterSize = 912 };
-enum { kMaxDevices = 4, kMaxKernels = 64, kMaxCalls = 1 << 15, kMaxParameters = 1024, kDefaultShared = 48 * 1024,
+enum { kMaxDevices = 4, kMaxKernels = 1024, kMaxCalls = 1 << 15, kMaxParameters = 1024, kDefaultShared = 48 * 1024,
        kPortableCluster = 8, kLargestCluster = 16 };
 enum { kRelaxed = 2 };  // a thread's capture mode
 enum { kDynamicSharedSize = 8, kNonPortableCluster = 14, kClusterDimension = 4 };  // attributes
