@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softmax_ops.artifacts.terminal import prepare_output
+from tests.support.watchdog import LOST
 
 from . import costs, report
 from .cells import Cell, cells
 from .providers import PEERS
-from .results import FILE, FOLDER, PATIENCE, Results, folder_of
-from .watchdog import LOST, TURN_LIMIT_S
+from .results import FILE, FOLDER, PATIENCE, TURN_LIMIT_S, Results, folder_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

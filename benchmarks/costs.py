@@ -27,8 +27,7 @@ from softmax_ops.artifacts import catalog, files, settings
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
-
-from .watchdog import limited
+from tests.support.watchdog import limited
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FILE = "costs.json"

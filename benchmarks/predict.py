@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from codegen import build, variants
+from codegen import build, disassembly, variants
 from codegen.axes import Plan
 from codegen.spec import Spec
 from softmax_ops.artifacts import catalog, files
@@ -45,10 +45,10 @@ from softmax_ops.planning.problem import (
     contiguous_strides,
     kind_of_general,
 )
-from tests.support import sass
 from tests.support.cases import full_cta
 from tests.support.engines import InterpreterEngine
 from tests.support.features import Features
+from tests.support.work import INSTRUCTIONS_PER_BYTE, accesses, lane_instructions
 
 from .cells import Cell
 from .goals import SMALL_BYTES, least_share
@@ -56,8 +56,6 @@ from .goals import SMALL_BYTES, least_share
 FILE = Path(__file__).parent / "predictions" / "h200.json"
 ARCH = "sm_90"
 
-INSTRUCTIONS_PER_BYTE = 29 / 4
-INSTRUCTIONS_PER_PASS = 128
 FLIGHT_BYTES = 48 << 10
 MULTIPROCESSORS = 132
 L2_BYTES = 60 << 20
@@ -185,7 +183,7 @@ class Counter:
         kept = user_cache()
         ptx = build.build(specs, [ARCH], kept, kind="ptx", progress=False)
         self.cubins = {each.variant: each for each in build.build(specs, [ARCH], kept, progress=False).cubins}
-        self._opcodes = sass.opcodes(self.cubins.values())
+        self._opcodes = disassembly.opcodes(self.cubins.values())
         self._engine = InterpreterEngine({each.variant: each for each in ptx.cubins})
         self.work = cache(self._count)
 
@@ -201,10 +199,10 @@ class Counter:
             case = replace(case, shape=(2, heads, -(-rows // 2), k))
         call = case.call()
         reports = self._engine.run(call.plan, call.operands).reports
-        ratio = self._opcodes[name].total() / len(reports[0].program.instructions)
-        instructions = sum(sum(report.reached_at) for report in reports) * ratio
-        passes = sum(report.passes.total() for report in reports)
-        return Work(instructions / call.elements, INSTRUCTIONS_PER_PASS * passes / call.elements)
+        return Work(
+            instructions=lane_instructions(reports, self._opcodes[name], call.elements),
+            accesses=accesses(reports, call.elements),
+        )
 
 
 # ---- predicting

@@ -24,6 +24,9 @@ SCHEMA = 1
 FOLDER = Path(__file__).parent / "results"
 FILE = "cells.json"
 
+TURN_LIMIT_S = 60.0
+"""Time of a provider's turn in a cell, compilers included, after which it counts as hanging."""
+
 PATIENCE = 3
 """Kernels that fail in consecutive cells and thereby end a run: after so many, it is not the kernel."""
 

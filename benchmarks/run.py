@@ -13,14 +13,14 @@ from typing import Any
 
 import softmax_ops
 from softmax_ops.artifacts import catalog
+from tests.support.watchdog import limited
 
 from .cells import Cell
 from .device import Device
 from .measure import DeviceLost, describe, measure
 from .providers import PEERS, Provider, without
-from .results import PATIENCE, Results, Row
+from .results import PATIENCE, TURN_LIMIT_S, Results, Row
 from .timing import Turn
-from .watchdog import TURN_LIMIT_S, limited
 
 METHOD = (
     *("ceilings", "cells", "correctness", "device", "measure"),

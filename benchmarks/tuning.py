@@ -20,6 +20,7 @@ from softmax_ops.artifacts.cubin import Cubin, built_for
 from softmax_ops.launcher import Executable
 from softmax_ops.planning.launch_plan import plan
 from softmax_ops.planning.problem import contiguous_geometry
+from tests.support.watchdog import limited
 
 from .cells import SWEEP_BYTES, Cell
 from .device import Cuda, Device, NoDevice
@@ -28,7 +29,6 @@ from .providers import OURS, Call, Provider, ours
 from .results import Row
 from .tensors import Tensors
 from .timing import Turn
-from .watchdog import limited
 
 LIMIT_S = 300.0
 """Time of a sweep, without the compiler, after which a candidate counts as hanging."""

@@ -17,7 +17,7 @@ from softmax_ops.artifacts.bundle import Bundle, write_bundle
 from softmax_ops.artifacts.terminal import prepare_output
 
 from . import build as builder
-from . import catalog, inspection, plan_picture, plan_tables, toolchain, tuning, variants
+from . import catalog, disassembly, inspection, plan_picture, plan_tables, toolchain, tuning, variants
 from .axes import Direction, DType
 from .cache_commands import cache, json_option, settings_cache
 from .devices import default_architectures
@@ -183,7 +183,7 @@ def inspect(name: str, arch: str, sass: bool, as_json: bool) -> None:
     """Registers, shared memory, size and instruction counts of one variant."""
     (cubin,) = builder.build([_spec(name, [arch])], [arch], settings_cache(), progress=False).cubins
     if sass:
-        click.echo(inspection.disassemble(cubin.code, "-c"))
+        click.echo(disassembly.disassemble(cubin.code, "-c"))
         return
     facts = inspection.inspect(cubin).as_dict()
     if as_json:

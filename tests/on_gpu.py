@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.watchdog import limited
 from codegen import variants
 from softmax_ops import driver
 from softmax_ops.artifacts import catalog, settings
@@ -34,6 +33,7 @@ from softmax_ops.planning.launch_plan import LaunchPlan
 from tests.support.cases import cases
 from tests.support.engines import DriverEngine, NoRoom, Operands, Outcome, gpu_architecture
 from tests.support.outcomes import judge
+from tests.support.watchdog import limited
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as command
-from benchmarks import correctness, device, measure, run, tensors, timing, watchdog
+from benchmarks import correctness, device, measure, run, tensors, timing
 from benchmarks.cells import Cell
 from benchmarks.providers import OURS, Provider, ours, without
 from benchmarks.results import DECIDING, Results, Row
 from benchmarks.tensors import Tensors
+from tests.support import watchdog
 from tests.support.cubins import CHECKOUT
 from tests.support.fake_device import COPY_US, FakeDevice, provider
 from tests.test_benchmark_cells import ASKING

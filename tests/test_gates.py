@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import Counter
 from dataclasses import dataclass
@@ -10,16 +9,16 @@ from functools import cached_property
 
 import pytest
 
-from benchmarks.predict import INSTRUCTIONS_PER_BYTE, INSTRUCTIONS_PER_PASS
-from codegen import inspection, variants
+from codegen import disassembly, variants
 from codegen.axes import Direction, DType, Plan
 from codegen.features import Mask
 from codegen.occupancy import ctas_per_sm
 from codegen.spec import Spec
 from softmax_ops.artifacts.cubin import Cubin
-from tests.support import sass, targets
+from tests.support import targets, work
 from tests.support.cases import full_cta, interval
 from tests.support.engines import InterpreterEngine
+from tests.support.loads import rounds
 from tests.support.targets import Target
 
 pytestmark = pytest.mark.kernels
@@ -33,16 +32,16 @@ class Compiled:
     """A cubin and its instructions, if it can be disassembled."""
 
     cubin: Cubin
-    listing: list[sass.Instruction]
+    listing: list[disassembly.Instruction]
 
     @cached_property
     def sass(self) -> Counter[str]:
         """Number of instructions by opcode."""
-        return sass.counted(self.listing)
+        return Counter(instruction.opcode for instruction in self.listing)
 
     def count(self, pattern: str) -> int:
         """Instructions whose opcode, modifiers included, matches a regular expression from its start."""
-        return sum(count for opcode, count in self.sass.items() if re.match(pattern, opcode))
+        return disassembly.count(self.sass, pattern)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -58,7 +57,7 @@ def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     cubins = targets.images(chosen, "cubin", tmp_path_factory.getbasetemp().parent)
     found = {}
     for arch, of_variant in cubins.items():
-        listings = sass.listings(of_variant.values()) if inspection.is_disassembled(arch) else {}
+        listings = disassembly.listings(of_variant.values()) if disassembly.is_disassembled(arch) else {}
         for name, cubin in of_variant.items():
             found[Target(arch, variants.by_name()[name])] = Compiled(cubin, listings.get(name, []))
     return found
@@ -86,7 +85,7 @@ def test_accesses_of_the_machine_code(target: Target, compiled: Compiled) -> Non
     """No local memory. Rows use 16-byte loads and stores, and no others if every row is aligned to them."""
     spec = target.spec
     if not compiled.sass:
-        assert not inspection.is_disassembled(target.arch)
+        assert not disassembly.is_disassembled(target.arch)
         return
     assert not compiled.count("LDL|STL")
     loads, stores = compiled.count("LDG"), compiled.count("STG")
@@ -159,9 +158,9 @@ def test_loads_are_under_way_together(target: Target, compiled: Compiled) -> Non
     """
     spec = target.spec
     passes = 2 if spec.plan is Plan.STREAM and spec.direction is Direction.BACKWARD else 1
-    rounds = sass.rounds(compiled.listing, rf"LDG.*\.{spec.access * spec.dtype.bytes * 8}\b")
-    together = sum(count >= loads_of_a_pass(spec) for count in rounds)
-    assert (together < passes) == (spec.name in IN_TWO_ROUNDS), rounds
+    found = rounds(compiled.listing, rf"LDG.*\.{spec.access * spec.dtype.bytes * 8}\b")
+    together = sum(count >= loads_of_a_pass(spec) for count in found)
+    assert (together < passes) == (spec.name in IN_TWO_ROUNDS), found
 
 
 IN_CLUSTERS = [each for each in SHIPPED if each.spec.plan is Plan.CLUSTER]
@@ -180,11 +179,6 @@ def test_size_of_the_code(tmp_path_factory: pytest.TempPathFactory) -> None:
     sizes = {name: len(cubin.code) for name, cubin in cubins.items()}
     assert max(sizes.values()) <= 32768, max(sizes, key=lambda name: sizes[name])
     assert statistics.median(size for name, size in sizes.items() if "_general_" not in name) <= 16384
-
-
-@pytest.mark.parametrize("target", SHIPPED[:1], ids=str)
-def test_counts_are_those_of_a_disassembly_alone(target: Target, compiled: Compiled) -> None:
-    assert compiled.sass == inspection.inspect(compiled.cubin).sass
 
 
 # ---- instructions
@@ -307,13 +301,13 @@ def test_instructions_of_a_tile(target: Target, compiled: Compiled, interpreter:
 @pytest.mark.parametrize("target", ACCESSING, ids=str)
 def test_instructions_that_access_memory_fit_below_the_traffic(target: Target, interpreter: InterpreterEngine) -> None:
     """The load/store unit of an SM is busy for at most three quarters of the time that the traffic takes, as
-    benchmarks/predict.py counts both. In a full CTA."""
+    tests/support/work.py counts both. In a full CTA."""
     spec = target.spec
     moved = spec.dtype.bytes * len(spec.direction.tensors)
     for k in both_ends(spec):
         call = full_cta(spec, k).call()
-        (report,) = interpreter.run(call.plan, call.operands).reports
-        busy, hidden = INSTRUCTIONS_PER_PASS * report.passes.total() / call.elements, INSTRUCTIONS_PER_BYTE * moved
+        reports = interpreter.run(call.plan, call.operands).reports
+        busy, hidden = work.accesses(reports, call.elements), work.INSTRUCTIONS_PER_BYTE * moved
         print(f"{spec.name}: {busy:.1f} of {hidden:.1f} at K = {k}")
         assert busy <= 0.75 * hidden
 
@@ -327,9 +321,6 @@ def both_ends(spec: Spec) -> tuple[int, int]:
 
 
 def lane_instructions(spec: Spec, compiled: Compiled, interpreter: InterpreterEngine, k: int) -> float:
-    """Instructions issued per lane and element: those of the executed PTX, times the kernel's machine instructions per
-    PTX instruction. That ratio is taken over the whole kernel, because SASS does not name PTX lines."""
+    """In a full CTA."""
     call = full_cta(spec, k).call()
-    (report,) = interpreter.run(call.plan, call.operands).reports
-    ratio = compiled.sass.total() / len(report.program.instructions)
-    return sum(report.reached_at) * ratio / call.elements
+    return work.lane_instructions(interpreter.run(call.plan, call.operands).reports, compiled.sass, call.elements)

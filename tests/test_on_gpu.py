@@ -14,14 +14,13 @@ from unittest.mock import Mock
 import pytest
 from cuda.bindings import driver as cuda
 
-from benchmarks import watchdog
 from softmax_ops import driver
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import Bundle, write_bundle
 from softmax_ops.planning.launch_plan import LaunchPlan
 from tests import on_gpu
 from tests.on_gpu import Verdict
-from tests.support import stub_driver, targets
+from tests.support import stub_driver, targets, watchdog
 from tests.support.engines import InterpreterEngine, Operands, Outcome
 from tests.support.launches import cubin
 from tests.support.targets import Target

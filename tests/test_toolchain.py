@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from codegen import build, devices, inspection, render, sources, toolchain, variants
+from codegen import build, devices, disassembly, inspection, render, sources, toolchain, variants
 from softmax_ops.artifacts.cache import Cache
 from softmax_ops.artifacts.cubin import Cubin
 from tests.support.cases import cases
@@ -283,8 +283,8 @@ def test_a_gpu_of_another_toolchain(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inspection_counts_what_the_disassembler_prints(cache: Cache) -> None:
     (cubin,) = build.build([SPEC], ["sm_90"], cache, jobs=1, progress=False).cubins
     facts = inspection.inspect(cubin)
-    assert facts.count(r"LDG\.E\.128") == facts.count(r"STG\.E\.128") == SPEC.chunks
-    assert facts.count(r"MUFU\.EX2") == SPEC.chunks * SPEC.access
+    assert disassembly.count(facts.sass, r"LDG\.E\.128") == disassembly.count(facts.sass, r"STG\.E\.128") == SPEC.chunks
+    assert disassembly.count(facts.sass, r"MUFU\.EX2") == SPEC.chunks * SPEC.access
     assert facts.instructions == sum(facts.sass.values()) > 100
     older = dataclasses.replace(cubin, arch="sm_70")
     assert inspection.inspect(older).sass == {}

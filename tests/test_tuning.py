@@ -15,7 +15,6 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import tuning as timing
-from benchmarks import watchdog
 from benchmarks.cells import Cell
 from benchmarks.measure import DeviceLost
 from benchmarks.providers import OURS, Provider
@@ -33,6 +32,7 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.planning.launch_plan import LaunchPlan, plan
+from tests.support import watchdog
 from tests.support.fake_device import COPY_US, FakeDevice, provider
 from tests.support.geometries import geometry
 

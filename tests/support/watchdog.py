@@ -12,10 +12,6 @@ LOST = 75
 """Exit status of a process that can measure nothing more, while another one could (EX_TEMPFAIL of sysexits.h)."""
 
 
-TURN_LIMIT_S = 60.0
-"""Time of a provider's turn in a benchmark's cell, compilers included, after which it counts as hanging."""
-
-
 @contextmanager
 def limited(seconds: float, last_words: Callable[[], object]) -> Iterator[Callable[[], None]]:
     """Ends this process with status LOST if the block takes longer, after `last_words`, which another thread calls.
