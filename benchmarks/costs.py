@@ -172,9 +172,11 @@ def _bundle_of_one(gpu: str | None, output: Path) -> None:
 
 def _for_stub(cubin: Cubin) -> Cubin:
     """The cubin with the header that the stub driver reads in front of its image."""
+    from tests.support import stub_driver
+
     known = catalog.load()
     size = catalog.argument_bytes(known.layout(known.variants[cubin.variant]))
-    head = f"{size} {cubin.variant}\0".encode()
+    head = stub_driver.image(size, cubin.variant)
     return replace(cubin, code=head + cubin.code[len(head) :])
 
 

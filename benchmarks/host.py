@@ -190,14 +190,10 @@ def general_calls() -> dict[str, Callable[[], object]]:
 
 def serve(variant: catalog.Variant) -> driver.Kernel:
     """Puts a kernel where resolution would put it; the stub does not accept real cubins."""
-    kernel = driver.Kernel(variant.name, _image(variant), variant.shared_bytes)
+    image = stub_driver.image(catalog.argument_bytes(catalog.load().layout(variant)), variant.name)
+    kernel = driver.Kernel(variant.name, image, variant.shared_bytes)
     launcher._kernels[variant.name, driver.architecture(0)] = kernel
     return kernel
-
-
-def _image(variant: catalog.Variant) -> bytes:
-    """A stand-in for a cubin of the variant that the stub accepts."""
-    return f"{catalog.argument_bytes(catalog.load().layout(variant))} {variant.name}\0".encode()
 
 
 if __name__ == "__main__":

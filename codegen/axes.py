@@ -4,7 +4,7 @@ from enum import Enum
 
 from softmax_ops.artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 
-from .features import Section
+from .features import Fields
 
 
 class DType(Enum):
@@ -79,15 +79,15 @@ class Plan(Enum):
     """Which threads share a row, and where they keep it. `piece_vectors` is 0, or the vectors per thread of the pieces
     in which STREAM and SPLIT, which keep no row, go over it. docs/plans.md describes each plan."""
 
-    TILE = "tile", Section((("tile.rows_per_cta", "i"), ("tile.pitch", "i"), ("tile.flat", "i")))
-    WARP = "warp", Section(())
-    BLOCK = "block", Section(())
-    CLUSTER = "cluster", Section((("cluster.columns", "i"), ("cluster.shift", "i")))
-    STREAM = "stream", Section(()), 2
-    SPLIT = "split", Section((("workspace.address", "P"), *_SPLIT)), 2
+    TILE = "tile", (("tile.rows_per_cta", "i"), ("tile.pitch", "i"), ("tile.flat", "i"))
+    WARP = "warp", ()
+    BLOCK = "block", ()
+    CLUSTER = "cluster", (("cluster.columns", "i"), ("cluster.shift", "i"))
+    STREAM = "stream", (), 2
+    SPLIT = "split", (("workspace.address", "P"), *_SPLIT), 2
 
-    def __init__(self, label: str, section: Section, piece_vectors: int = 0):
+    def __init__(self, label: str, fields: Fields, piece_vectors: int = 0):
         self.label = label
-        self.section = section
+        self.fields = fields
         self.piece_vectors = piece_vectors
         self.in_pieces = piece_vectors > 0

@@ -80,7 +80,7 @@ def _variant(spec: Spec, source: str) -> Variant:
 def _layout_key(spec: Spec) -> str:
     kind = [spec.mask.label] if spec.mask.has_epilogue else [feature.name for feature in spec.features]
     parts = [spec.direction.struct.lower(), *kind]
-    if spec.plan.section.fields:
+    if spec.plan.fields:
         parts.append(spec.plan.label)
     return f"{spec.dtype.accumulator}: {' + '.join(parts)}"
 

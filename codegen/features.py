@@ -4,16 +4,11 @@ combinations of features."""
 from dataclasses import dataclass, replace
 from enum import Enum
 
-
-@dataclass(frozen=True)
-class Section:
-    """Consecutive fields of a kernel's parameter struct: (name of the value that the launcher stores, `struct`
-    format)."""
-
-    fields: tuple[tuple[str, str], ...]
+Fields = tuple[tuple[str, str], ...]
+"""Consecutive fields of a kernel's parameter struct: (name of the value that the launcher stores, `struct` format)."""
 
 
-def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
+def _of_rows(*names: str) -> Fields:
     """Fields of values that every row has one of: RowValue in C++."""
     return tuple(field for name in names for field in ((f"{name}.address", "P"), (f"{name}.strides", "4i")))
 
@@ -22,41 +17,37 @@ def _of_rows(*names: str) -> tuple[tuple[str, str], ...]:
 class Feature:
     """What a kernel does beyond scaling: a header, its C++ class, its run-time arguments.
 
-    `type` may name the kernel's types Element and Accumulator, and contain {numeric}; in the formats of a section "A"
+    `type` may name the kernel's types Element and Accumulator, and contain {numeric}; in the formats of its fields "A"
     stands for the accumulator.
     """
 
     name: str
     header: str
     type: str
-    section: Section
+    fields: Fields
 
-    def extended(self, type: str, fields: tuple[tuple[str, str], ...]) -> "Feature":
+    def extended(self, type: str, fields: Fields) -> "Feature":
         """The feature of a C++ class that derives from this one's and has more arguments."""
-        return replace(self, type=type, section=Section((*self.section.fields, *fields)))
+        return replace(self, type=type, fields=(*self.fields, *fields))
 
 
 def _tensor_mask(type: str) -> Feature:
-    section = Section(
-        (("mask.address", "P"), ("mask.fill", "A"), ("mask.column_stride", "i"), ("mask.strides", "4i")),
-    )
-    return Feature("mask", "tensor_mask.cuh", type, section)
+    fields = (("mask.address", "P"), ("mask.fill", "A"), ("mask.column_stride", "i"), ("mask.strides", "4i"))
+    return Feature("mask", "tensor_mask.cuh", type, fields)
 
 
-CAUSALITY = Feature("causal", "causal.cuh", "Causal", Section((("causal.offset", "q"), ("causal.query", "4i"))))
+CAUSALITY = Feature("causal", "causal.cuh", "Causal", (("causal.offset", "q"), ("causal.query", "4i")))
 
 SOFTCAP = Feature(
-    "softcap", "softcap.cuh", "Softcap<Accumulator>", Section((("softcap.cap", "A"), ("softcap.twice_inverse", "A")))
+    "softcap", "softcap.cuh", "Softcap<Accumulator>", (("softcap.cap", "A"), ("softcap.twice_inverse", "A"))
 )
 BAND = Feature(
     "band",
     "band.cuh",
     "Band",
-    Section(
-        (
-            *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4i")),
-            *_of_rows("offsets", "lengths"),
-        )
+    (
+        *(("band.offset", "q"), ("band.left", "q"), ("band.right", "q"), ("band.query", "4i")),
+        *_of_rows("offsets", "lengths"),
     ),
 )
 SLOPED_BAND = BAND.extended("SlopedBand<Accumulator>", _of_rows("slopes"))
@@ -64,7 +55,7 @@ SLOPED_BAND = BAND.extended("SlopedBand<Accumulator>", _of_rows("slopes"))
 
 def _bias(type: str) -> Feature:
     fields = (("bias.address", "P"), ("bias.wide", "i"), ("bias.strides", "4i"))
-    return Feature("bias", "bias.cuh", type, Section(fields))
+    return Feature("bias", "bias.cuh", type, fields)
 
 
 OPTIONAL_MASK = _tensor_mask("Optional<TensorMask<uint8_t, Accumulator>>")
@@ -74,13 +65,13 @@ EPILOGUE = Feature(
     "epilogue",
     "epilogue.cuh",
     "Epilogue<{numeric}>",
-    Section((("epilogue.logarithms", "q"), *_of_rows("row_scale", "sinks", "lse"))),
+    (("epilogue.logarithms", "q"), *_of_rows("row_scale", "sinks", "lse")),
 )
 EPILOGUE_GRADIENT = Feature(
     "gradient",
     "epilogue_gradient.cuh",
     "EpilogueGradient<Element>",
-    Section((("gradient.logarithms", "q"), *_of_rows("row_scale", "dlse", "d"))),
+    (("gradient.logarithms", "q"), *_of_rows("row_scale", "dlse", "d")),
 )
 CAPPED_GRADIENT = EPILOGUE_GRADIENT.extended(
     "CappedGradient<Element>", (*_of_rows("lse"), ("gradient.inverse_cap", "d"))

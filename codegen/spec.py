@@ -13,7 +13,7 @@ from softmax_ops.artifacts.catalog import argument_bytes
 from softmax_ops.artifacts.constants import ACCESS_BYTES, WORD_BYTES
 
 from .axes import Direction, DType, Plan
-from .features import BAND, CAPPED_GRADIENT, EPILOGUE, EPILOGUE_GRADIENT, Feature, Mask, Section
+from .features import BAND, CAPPED_GRADIENT, EPILOGUE, EPILOGUE_GRADIENT, Feature, Fields, Mask
 
 ANY_K = 2**31 - 2**20
 """Longest row of plans without a limit of their own. Column numbers are 32-bit, and so must be those of the vectors
@@ -24,12 +24,12 @@ LONGEST_APART = 32
 many instructions as in registers."""
 
 
-def operands(direction: Direction) -> Section:
+def operands(direction: Direction) -> Fields:
     """The arguments that every kernel of a direction has, in the order of its C++ struct."""
     rows = (("rows.count", "i"), ("rows.k", "i"), ("rows.rank", "i"), ("rows.divisors", "9I"))
     addresses = ((f"{tensor}.address", "P") for tensor in direction.tensors)
     strides = ((f"{tensor}.strides", "4i") for tensor in direction.tensors)
-    return Section((*addresses, ("scale", "A"), *rows, *strides))
+    return (*addresses, ("scale", "A"), *rows, *strides)
 
 
 _NAME = re.compile(
@@ -152,7 +152,7 @@ class Spec:
     def access(self) -> int:
         """Elements of one vector in registers. Four in `tile` kernels for unaligned rows, so that one branch
         skips four columns."""
-        if self.dtype is DType.F64 and (self.mask.general or not self.plan.piece_vectors):
+        if self.dtype is DType.F64 and (self.mask.general or not self.plan.in_pieces):
             return self.vec
         return 4 if self.plan is Plan.TILE and self.vec == 1 else self.dtype.vector
 
@@ -188,7 +188,7 @@ class Spec:
     def chunks(self) -> int:
         """Vectors that a lane holds at once. In pieces of f64 and of the general kind they have 16 bytes of scores,
         because their code per element is long and is repeated for each."""
-        if self.plan.piece_vectors:
+        if self.plan.in_pieces:
             few = self.dtype is DType.F64 or self.mask.general
             return ACCESS_BYTES // self.dtype.bytes // self.access if few else self.plan.piece_vectors
         return -(-self.max_k // (self.access * self.threads_per_row * self.cluster))
@@ -216,7 +216,7 @@ class Spec:
     @property
     def piece(self) -> int:
         """Columns of the pieces in which a CTA goes over a row; 0: the CTA holds its part of the row."""
-        return self.threads * self.access * self.chunks if self.plan.piece_vectors else 0
+        return self.threads * self.access * self.chunks if self.plan.in_pieces else 0
 
     @property
     def splits(self) -> bool:
@@ -231,16 +231,17 @@ class Spec:
         return accumulator * (2 if self.direction is Direction.FORWARD else 1)
 
     @property
-    def arguments(self) -> tuple[tuple[str, str], ...]:
+    def arguments(self) -> Fields:
         """Fields of the kernel's parameter struct in order, each with its `struct` format in native alignment."""
         accumulator = "d" if self.dtype is DType.F64 else "f"
-        features = (feature.section for feature in (*self.features, self.epilogue) if feature is not None)
-        fields: list[tuple[str, str]] = []
-        for section in (operands(self.direction), *features, self.plan.section):
-            if section.fields:
-                fields += [(name, format.replace("A", accumulator)) for name, format in section.fields]
-                fields.append(("", "0q"))
-        return tuple(fields)
+        features = (feature.fields for feature in (*self.features, self.epilogue) if feature is not None)
+        structs = (operands(self.direction), *features, self.plan.fields)
+        return tuple(
+            (name, format.replace("A", accumulator))
+            for fields in structs
+            if fields
+            for name, format in (*fields, ("", "0q"))
+        )
 
     @property
     def argument_bytes(self) -> int:

@@ -75,7 +75,7 @@ def variant(direction: Direction, dtype: DType, mask: Mask, plan: RowPlan) -> Sp
     go over a row in pieces test the alignment of each row, so that one serves every alignment."""
     if mask is Mask.BAND and not _has_band(direction, plan):
         mask = Mask.GENERAL
-    vec = 1 if plan.plan.piece_vectors else plan.vec
+    vec = 1 if plan.plan.in_pieces else plan.vec
     return Spec(direction, dtype, mask, plan.plan, plan.max_k, vec, plan.threads, plan.rows, plan.cluster)
 
 

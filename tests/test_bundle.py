@@ -86,7 +86,7 @@ def test_every_cubin_comes_back_equal(path: Path) -> None:
 def test_it_tells_what_it_holds(path: Path) -> None:
     bundle = Bundle(path)
     assert bundle.architectures() == ARCHITECTURES
-    assert bundle.variants("sm_90") == ("softmax_fwd_f16_none_warp_k32", "softmax_fwd_f16_none_warp_k64")
+    assert [*bundle.sources("sm_90")] == ["softmax_fwd_f16_none_warp_k32", "softmax_fwd_f16_none_warp_k64"]
     assert bundle.catalog() == CATALOG and bundle.verify() == []
     assert bundle.facts() == BundleFacts(
         file_bytes=path.stat().st_size,
@@ -110,7 +110,7 @@ def test_absence_has_its_reason(path: Path) -> None:
     assert f"holds no {cubin.variant}x for sm_70" in reason(Bundle(path), replace(cubin, variant=cubin.variant + "x"))
     assert "another source" in reason(Bundle(path), cubin, source="f" * 64)
     with pytest.raises(Absent, match="holds nothing for nonsense"):
-        Bundle(path).variants("nonsense")
+        Bundle(path).sources("nonsense")
 
 
 # ---------------------------------------------------------------------------------------------- one set, one file

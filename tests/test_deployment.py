@@ -51,7 +51,7 @@ def stub_cubins() -> list[Cubin]:
         Cubin(
             variant.name,
             arch,
-            f"{argument_bytes(found.layout(variant))} {variant.name}\0".encode(),
+            stub_driver.image(argument_bytes(found.layout(variant)), variant.name),
             32,
             0,
             source=variant.source,

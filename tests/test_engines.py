@@ -33,7 +33,7 @@ def test_driver_engine_launches_the_plan(direction: Direction, mask: Mask, plan:
         for spec in variants.shipped()
         if (spec.direction, spec.dtype, spec.mask, spec.plan, spec.vec) == (direction, DType.F16, mask, plan, 1)
     )
-    image = f"{spec.argument_bytes} {spec.name}\0".encode()
+    image = stub_driver.image(spec.argument_bytes, spec.name)
     engine = DriverEngine({spec.name: Cubin(spec.name, "sm_90", image, 40, 0, source="a" * 64, fingerprint="b" * 64)})
     for case in cases(spec):
         call = case.call()

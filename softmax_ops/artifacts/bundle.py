@@ -132,11 +132,6 @@ class Bundle:
         with self._open() as (_, top):
             return tuple(top.architectures)
 
-    def variants(self, arch: str) -> tuple[str, ...]:
-        """The kernel names in the bundle for one architecture, sorted."""
-        with self._open() as (descriptor, top):
-            return tuple(sorted(self._index(descriptor, top, arch)))
-
     def sources(self, arch: str) -> dict[str, str]:
         """The source digests of all kernels in the bundle for one architecture, by name."""
         with self._open() as (descriptor, top):
@@ -169,7 +164,7 @@ class Bundle:
                 fresh.catalog()
             for arch in architectures:
                 with _noting(findings):
-                    for variant in fresh.variants(arch):
+                    for variant in sorted(fresh.sources(arch)):
                         with _noting(findings):
                             fresh.find(variant, arch)
         return findings

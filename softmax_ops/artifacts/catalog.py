@@ -33,7 +33,7 @@ class Variant:
     name: str
     direction: str  # fwd, bwd
     dtype: str  # f16, bf16, f32, f64, or two of them joined by "to"
-    mask: str  # none, causal, bool, boolcausal, like, bias, band, general: decides its arguments
+    mask: str  # none, causal, bool, boolcausal, like, bias, band, general
     plan: str  # tile, warp, block, cluster, stream, split
     max_k: int  # longest row, in whole vectors of columns
     vec: int  # alignment required of every row, in elements

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from softmax_ops.artifacts.catalog import Variant
 from softmax_ops.artifacts.cubin import Cubin
-from softmax_ops.planning.launch_plan import LaunchPlan
+from softmax_ops.planning.launch_plan import WORKSPACE, LaunchPlan
 from tests import ptx
 
 Bytes = NDArray[np.uint8]
@@ -77,6 +77,33 @@ def program(linked: bytes, variant: str) -> ptx.Program:
     return ptx.parse(linked.decode(), variant)
 
 
+def run_plan(
+    program: ptx.Program,
+    plan: LaunchPlan,
+    memory: ptx.GlobalMemory,
+    addresses: Mapping[str, int],
+    scale: float,
+    fill: float,
+) -> tuple[ptx.Report, ...]:
+    """Runs the launches of a plan, with scratch memory if it needs some, on operands at these addresses, by name."""
+    values: dict[str, float] = {f"{name}.address": address for name, address in addresses.items()}
+    values |= {"scale": scale, "mask.fill": fill}
+    if plan.workspace_bytes:
+        values[WORKSPACE] = memory.add("workspace", plan.workspace_bytes, "write")
+    return tuple(
+        ptx.run(
+            program,
+            grid=launch.grid,
+            block=launch.threads,
+            cluster=launch.cluster,
+            shared_bytes=plan.variant.shared_bytes,
+            params=plan.arguments(launch, values),
+            memory=memory,
+        )
+        for launch in plan.launches
+    )
+
+
 class InterpreterEngine:
     """Runs the linked PTX of one architecture, one lane per thread, checking every access. Raises ptx.Fault."""
 
@@ -89,25 +116,10 @@ class InterpreterEngine:
     def run(self, plan: LaunchPlan, operands: Operands) -> Outcome:
         memory = ptx.GlobalMemory()
         addresses, output = _place(memory, plan, operands)
-        values: dict[str, float] = {f"{name}.address": address for name, address in addresses.items()}
-        if plan.workspace_bytes:
-            values["workspace.address"] = memory.add("workspace", plan.workspace_bytes, "write")
-        values |= {"scale": operands.scale, "mask.fill": operands.fill}
-        reports = [
-            ptx.run(
-                self.program(plan.variant.name),
-                grid=launch.grid,
-                block=launch.threads,
-                cluster=launch.cluster,
-                shared_bytes=plan.variant.shared_bytes,
-                params=plan.arguments(launch, values),
-                memory=memory,
-            )
-            for launch in plan.launches
-        ]
+        reports = run_plan(self.program(plan.variant.name), plan, memory, addresses, operands.scale, operands.fill)
         unwritten = memory.unwritten(output) if output == "output" else _never_written(memory, output)
         results = {name: memory.read(name) for name in operands.results}
-        return Outcome(memory.read(output), unwritten, results, tuple(reports), memory.writers(output))
+        return Outcome(memory.read(output), unwritten, results, reports, memory.writers(output))
 
 
 def _place(memory: ptx.GlobalMemory, plan: LaunchPlan, operands: Operands) -> tuple[dict[str, int], str]:

@@ -18,7 +18,7 @@ from tests import ptx
 from tests.support import reference, values
 from tests.support.calls import CAUSAL, MASKED, Case
 from tests.support.cases import LONG, interval
-from tests.support.engines import InterpreterEngine
+from tests.support.engines import InterpreterEngine, run_plan
 from tests.support.outcomes import Wrong
 
 STEP = 2**31 - 2**10
@@ -50,19 +50,7 @@ def judge_far_rows(spec: Spec, interpreter: InterpreterEngine) -> None:
     }
     offset = k - ROWS if spec.mask in CAUSAL else None
     chosen = _plan(spec, k, addresses, {name: tensor.element_size() for name, tensor in named.items()}, offset)
-    fields: dict[str, float] = {f"{name}.address": address for name, address in addresses.items()}
-    if chosen.workspace_bytes:
-        fields["workspace.address"] = memory.add("workspace", chosen.workspace_bytes, "write")
-    for launch in chosen.launches:
-        ptx.run(
-            interpreter.program(spec.name),
-            grid=launch.grid,
-            block=launch.threads,
-            cluster=launch.cluster,
-            shared_bytes=spec.shared_bytes,
-            params=chosen.arguments(launch, fields | {"scale": 1.0, "mask.fill": -np.inf}),
-            memory=memory,
-        )
+    run_plan(interpreter.program(spec.name), chosen, memory, addresses, scale=1.0, fill=-np.inf)
     rows = [torch.from_numpy(memory.read(f"{output} {row}")).view(result.dtype) for row in range(ROWS)]
     _judge(spec, torch.stack(rows), tensors, mask, bias, offset)
 

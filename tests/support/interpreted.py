@@ -16,7 +16,7 @@ from softmax_ops.planning.launch_plan import LaunchPlan
 from softmax_ops.planning.problem import Geometry, Operand
 from tests import ptx
 from tests.support import posing
-from tests.support.engines import program
+from tests.support.engines import program, run_plan
 
 ARCHITECTURE = "sm_90"
 
@@ -46,20 +46,8 @@ class Interpreted:
                 kind: Any = "read" if not writes else "write" if len(shared) == 1 else "readwrite"
                 memory.add(operand.name, _host(address, _extent(geometry, operand)).copy(), kind, at=address)
                 placed[address] = operand.name
-        values: dict[str, float] = {"scale": scale, "mask.fill": fill}
-        values |= {f"{each.name}.address": at for each, at in zip(geometry.operands, addresses, strict=True)}
-        if workspace:
-            values["workspace.address"] = memory.add("workspace", self.workspace_bytes, "write")
-        for launch in self.plan.launches:
-            ptx.run(
-                self._program,
-                grid=launch.grid,
-                block=launch.threads,
-                cluster=launch.cluster,
-                shared_bytes=self.plan.variant.shared_bytes,
-                params=self.plan.arguments(launch, values),
-                memory=memory,
-            )
+        named = {each.name: at for each, at in zip(geometry.operands, addresses, strict=True)}
+        run_plan(self._program, self.plan, memory, named, scale, fill)
         for operand, address in zip(geometry.operands, addresses, strict=True):
             if operand.name in written:
                 _host(address, _extent(geometry, operand))[:] = memory.read(placed[address])

@@ -61,8 +61,7 @@ def serve_all(served: Serve, *parts: str) -> None:
 
 
 def cubin(variant: Variant, arch: str, symbol: str) -> Cubin:
-    """An image for the stub: the size of the parameters, and the name of the kernel."""
-    code = f"{argument_bytes(catalog.load().layout(variant))} {symbol}\0".encode()
+    code = stub_driver.image(argument_bytes(catalog.load().layout(variant)), symbol)
     return Cubin(variant.name, arch, code, 32, 0, source=variant.source, fingerprint="f" * 64)
 
 

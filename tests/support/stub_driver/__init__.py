@@ -87,6 +87,11 @@ def library() -> Path:
     return Path(folder)
 
 
+def image(parameter_bytes: int, name: str) -> bytes:
+    """What the stub loads in place of a cubin: the size of the kernel's parameters, and its name."""
+    return f"{parameter_bytes} {name}\0".encode()
+
+
 def environment(folder: Path | None = None) -> dict[str, str]:
     """The environment of a process whose driver is the stub, or the libcuda.so.1 in another folder."""
     return {**os.environ, "LD_LIBRARY_PATH": str(folder or library()), "PYTHONDONTWRITEBYTECODE": "1"}
