@@ -53,7 +53,7 @@ print(1e3 * (time.perf_counter() - start))
 _ON_STUB = """
 import time
 from softmax_ops import driver, launcher
-from softmax_ops.planning.problem import contiguous_geometry
+from softmax_ops.planning.geometry import contiguous_geometry
 arch = driver.architecture(0)
 driver.ensure_context(0)
 shape = contiguous_geometry((8, 16, 1024, 1024), "f16", "none")

@@ -11,7 +11,7 @@ from cuda.bindings import driver as cuda
 import softmax_ops
 from softmax_ops import current, driver, launcher, native
 from softmax_ops.known import calls
-from softmax_ops.planning.problem import contiguous_geometry
+from softmax_ops.planning.geometry import contiguous_geometry
 
 from .device import Cuda
 from .timing import spread

@@ -25,7 +25,7 @@ import softmax_ops
 from softmax_ops import dispatch, driver, launcher
 from softmax_ops.artifacts import catalog
 from softmax_ops.checks import check_softmax
-from softmax_ops.planning.problem import Geometry, contiguous_geometry
+from softmax_ops.planning.geometry import Geometry, contiguous_geometry
 from tests.support import stub_driver
 from tests.support.posing import pose
 

@@ -35,8 +35,7 @@ from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.explanation import explain_geometry
-from softmax_ops.planning.launch_plan import LaunchPlan, plan
-from softmax_ops.planning.problem import (
+from softmax_ops.planning.geometry import (
     BIASED,
     General,
     Operand,
@@ -45,6 +44,7 @@ from softmax_ops.planning.problem import (
     contiguous_strides,
     kind_of_general,
 )
+from softmax_ops.planning.launch_plan import LaunchPlan, plan
 from tests.support.cases import full_cta
 from tests.support.engines import InterpreterEngine
 from tests.support.features import Features

@@ -18,8 +18,8 @@ from softmax_ops.artifacts.bundle import Bundle
 from softmax_ops.artifacts.constants import DTYPE_BYTES
 from softmax_ops.artifacts.cubin import Cubin, built_for
 from softmax_ops.launcher import Executable
+from softmax_ops.planning.geometry import contiguous_geometry
 from softmax_ops.planning.launch_plan import plan
-from softmax_ops.planning.problem import contiguous_geometry
 from tests.support.watchdog import limited
 
 from .cells import SWEEP_BYTES, Cell

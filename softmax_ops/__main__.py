@@ -15,8 +15,8 @@ from .artifacts.constants import DTYPE_BYTES
 from .artifacts.cubin import Absent
 from .artifacts.terminal import prepare_output
 from .explanation import explain_geometry
+from .planning.geometry import DTYPE_NAMES, WITH_A_TENSOR, contiguous_geometry
 from .planning.launch_plan import TooManyDimensions
-from .planning.problem import DTYPE_NAMES, WITH_A_TENSOR, contiguous_geometry
 from .planning.selection import NoVariant
 
 

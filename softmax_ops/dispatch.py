@@ -25,8 +25,8 @@ from .explanation import Explanation, explain_geometry
 from .layouts import DTYPES, Metadata, Scalars, contiguous, expanded, geometry_of, metadata_of, supported
 from .modes import TENSOR_TYPES
 from .operands import Named
+from .planning.geometry import BIASED, OPERANDS, General, Geometry
 from .planning.launch_plan import LaunchPlan, TooManyDimensions
-from .planning.problem import BIASED, OPERANDS, General, Geometry
 
 
 def forward(request: Request, batch_invariant: bool = False) -> Any:

@@ -8,8 +8,8 @@ from math import prod
 from . import resolve
 from .artifacts import catalog
 from .artifacts.cubin import TEGRA, runs_on
+from .planning.geometry import MAX_BYTES, Geometry, Operand
 from .planning.launch_plan import LaunchPlan, plan
-from .planning.problem import MAX_BYTES, Geometry, Operand
 from .planning.selection import NoVariant
 
 

@@ -16,8 +16,8 @@ from cuda.bindings import driver as cuda
 from . import driver, native, resolve
 from .artifacts import catalog
 from .artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
+from .planning.geometry import Geometry
 from .planning.launch_plan import WORKSPACE, Launch, LaunchPlan, plan
-from .planning.problem import Geometry
 
 PLANS = 4096
 """Launch plans kept per process; the least recently used are evicted first."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .artifacts.constants import ACCESS_BYTES
 from .operands import Named, unexpanded
-from .planning.problem import DTYPE_NAMES, OPERANDS, General, Geometry, Operand, kind_of_general
+from .planning.geometry import DTYPE_NAMES, OPERANDS, General, Geometry, Operand, kind_of_general
 
 DTYPES = {getattr(torch, name): dtype for name, dtype in DTYPE_NAMES.items()}
 _PER_COLUMN = ("mask", "bias")

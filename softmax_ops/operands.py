@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .checks import BackwardRequest, Request
 from .checks.values import accumulation
-from .planning.problem import General
+from .planning.geometry import General
 
 Named = dict[str, Tensor]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from . import driver, launcher
 from .artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
-from .planning.problem import (
+from .planning.geometry import (
     BIASED,
     DTYPE_NAMES,
     OPERANDS,

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from softmax_ops.checks import Request, check_softmax, memory
 from softmax_ops.checks.tensors import describe
-from softmax_ops.planning.problem import strides_nest
+from softmax_ops.planning.geometry import strides_nest
 
 B, H, Q, K = 2, 3, 4, 6
 INF, NAN = math.inf, math.nan

@@ -21,7 +21,7 @@ from codegen.spec import ANY_K, Spec
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Catalog, CatalogError
 from softmax_ops.artifacts.cubin import Cubin
-from softmax_ops.planning import problem
+from softmax_ops.planning import geometry
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHIPPED = variants.shipped()
@@ -215,7 +215,7 @@ def test_what_is_not_generated_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_bias_is_a_mask_kind_where_serving_takes_it_for_one() -> None:
     having = {dtype.value for (_, dtype), masks in variants.MASKS.items() if Mask.BIAS in masks}
-    assert having == set(problem.BIASED)
+    assert having == set(geometry.BIASED)
 
 
 @pytest.mark.parametrize("spec", SHIPPED, ids=lambda spec: spec.name)

@@ -284,7 +284,7 @@ def test_the_host_is_as_bare_as_it_should_be(host: Host) -> None:
 
 LAUNCH = """
     from softmax_ops import driver, launcher
-    from softmax_ops.planning.problem import Geometry, Operand
+    from softmax_ops.planning.geometry import Geometry, Operand
 
     reads = []
     real = os.pread

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.variants import ARCHITECTURES
-from softmax_ops.planning.launch_plan import TooManyDimensions, divisor
-from softmax_ops.planning.problem import (
+from softmax_ops.planning.geometry import (
     MAX_RANK,
     MAX_ROWS,
     MAX_STRIDE,
@@ -22,6 +21,7 @@ from softmax_ops.planning.problem import (
     launch_rows,
     leading_dimensions,
 )
+from softmax_ops.planning.launch_plan import TooManyDimensions, divisor
 from tests.support.geometries import geometry
 from tests.support.planning import examples, expected_rows, geometries, offset, parameters, planned, row_index, rows_of
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codegen.variants import ARCHITECTURES
+from softmax_ops.planning.geometry import DTYPE_BYTES, MAX_RANK, OPERANDS, Geometry, leading_dimensions
 from softmax_ops.planning.launch_plan import LaunchPlan, plan
-from softmax_ops.planning.problem import DTYPE_BYTES, MAX_RANK, OPERANDS, Geometry, leading_dimensions
 from softmax_ops.planning.tile import Tile
 from tests.support.geometries import geometry
 from tests.support.planning import (

@@ -22,8 +22,8 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.driver import DriverError
 from softmax_ops.explanation import explain_geometry
 from softmax_ops.launcher import NotLoaded
+from softmax_ops.planning.geometry import Geometry
 from softmax_ops.planning.launch_plan import LaunchPlan
-from softmax_ops.planning.problem import Geometry
 from softmax_ops.resolve import KernelNotFound
 from tests.support import stub_driver
 from tests.support.geometries import geometry

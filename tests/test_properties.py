@@ -20,7 +20,7 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.cache import user_cache
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.checks import BackwardRequest, Request, check_softmax, check_softmax_backward
-from softmax_ops.planning.problem import OPERANDS
+from softmax_ops.planning.geometry import OPERANDS
 from softmax_ops.planning.selection import NoVariant
 from tests.support import engines, reference
 from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy

@@ -12,8 +12,8 @@ from codegen.variants import ARCHITECTURES
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Catalog
 from softmax_ops.artifacts.constants import MAX_CLUSTER
+from softmax_ops.planning.geometry import DTYPE_BYTES, General, Geometry, kind_of_general
 from softmax_ops.planning.launch_plan import plan
-from softmax_ops.planning.problem import DTYPE_BYTES, General, Geometry, kind_of_general
 from softmax_ops.planning.selection import NoVariant, select
 from tests.support.geometries import geometry
 from tests.support.planning import ANY_K, CATALOG, every_direction, every_kind, parameters, planned, rows_of

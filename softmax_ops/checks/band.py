@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..planning.problem import EVERYWHERE
+from ..planning.geometry import EVERYWHERE
 from .scalars import clamped_offset
 from .tensors import check_plain, described
 from .values import check_device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..planning.problem import reach
+from ..planning.geometry import reach
 
 
 def ranges_meet(a: Tensor, b: Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from ..planning.problem import strides_nest
+from ..planning.geometry import strides_nest
 from .memory import may_share, ranges_meet, same_elements
 from .tensors import check_plain, describe, described, type_name
 

@@ -10,8 +10,8 @@ from math import prod
 
 from ..artifacts import catalog
 from ..artifacts.constants import ACCESS_BYTES, DTYPE_BYTES
+from ..planning.geometry import MAX_BYTES, Geometry, Operand, reach, strides_nest
 from ..planning.launch_plan import LaunchPlan
-from ..planning.problem import MAX_BYTES, Geometry, Operand, reach, strides_nest
 from .descriptors import infiniDtype_t, infiniopHandle_t, infiniopTensorDescriptor_t
 from .execution import Kernels, architecture, plans
 from .status import (

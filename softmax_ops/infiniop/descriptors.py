@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import IntEnum
 
-from ..planning.problem import contiguous_strides
+from ..planning.geometry import contiguous_strides
 from .status import (
     INFINI_STATUS_BAD_PARAM,
     INFINI_STATUS_DEVICE_NOT_FOUND,

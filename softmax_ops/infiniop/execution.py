@@ -6,8 +6,8 @@ from functools import lru_cache
 
 from ..artifacts import catalog
 from ..artifacts.constants import ACCESS_BYTES
+from ..planning.geometry import Geometry
 from ..planning.launch_plan import LaunchPlan, plan
-from ..planning.problem import Geometry
 from ..planning.selection import NoVariant
 from ..resolve import KernelNotFound
 from .status import (

@@ -8,7 +8,7 @@ from functools import cache
 
 from ..artifacts.catalog import Catalog, Layout, Variant, argument_bytes
 from ..artifacts.constants import ACCESS_BYTES, MAX_CLUSTER
-from .problem import (
+from .geometry import (
     EVERYWHERE,
     MAX_RANK,
     MAX_ROWS,

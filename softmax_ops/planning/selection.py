@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..artifacts.catalog import Catalog, Entry, Variant
 from ..artifacts.constants import ACCESS_BYTES
 from ..artifacts.cubin import runs_on
-from .problem import Geometry, leading_dimensions
+from .geometry import Geometry, leading_dimensions
 from .tile import is_flat
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..artifacts.catalog import Variant
 from ..artifacts.constants import ACCESS_BYTES, WORD_BYTES
-from .problem import Dimension, Geometry
+from .geometry import Dimension, Geometry
 
 CROWDING_BYTES = 32
 """If rows are a multiple of this length, all of them start in at most 4 of the 32 banks."""

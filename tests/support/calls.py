@@ -16,8 +16,8 @@ from codegen.features import Mask
 from codegen.spec import Spec
 from codegen.variants import architectures
 from softmax_ops.artifacts import catalog
+from softmax_ops.planning.geometry import Geometry, Operand
 from softmax_ops.planning.launch_plan import LaunchPlan, plan
-from softmax_ops.planning.problem import Geometry, Operand
 from tests.support import engines, features, layouts, reference, values
 from tests.support.engines import Bytes, Operands
 from tests.support.features import Expected, Features

@@ -12,8 +12,8 @@ from codegen.axes import Direction, Plan
 from codegen.features import Mask
 from codegen.spec import Spec
 from softmax_ops.artifacts import catalog
+from softmax_ops.planning.geometry import General, Geometry, Operand
 from softmax_ops.planning.launch_plan import LaunchPlan, plan
-from softmax_ops.planning.problem import General, Geometry, Operand
 from tests import ptx
 from tests.support import reference, values
 from tests.support.calls import CAUSAL, MASKED, Case

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from codegen.axes import Direction, DType
-from softmax_ops.planning.problem import General
+from softmax_ops.planning.geometry import General
 from tests.support import bounds, reference
 from tests.support.reference import Array
 

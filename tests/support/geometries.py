@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from softmax_ops.planning.problem import Geometry, contiguous_geometry
+from softmax_ops.planning.geometry import Geometry, contiguous_geometry
 
 MASKED = ("bool", "boolcausal", "like")
 CAUSAL = ("causal", "boolcausal")

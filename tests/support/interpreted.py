@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from softmax_ops import current, driver, launcher
 from softmax_ops.artifacts.cubin import Cubin
 from softmax_ops.known import calls
+from softmax_ops.planning.geometry import Geometry, Operand
 from softmax_ops.planning.launch_plan import LaunchPlan
-from softmax_ops.planning.problem import Geometry, Operand
 from tests import ptx
 from tests.support import posing
 from tests.support.engines import program, run_plan

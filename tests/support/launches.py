@@ -16,8 +16,8 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.bundle import write_bundle
 from softmax_ops.artifacts.catalog import Variant, argument_bytes
 from softmax_ops.artifacts.cubin import Cubin
+from softmax_ops.planning.geometry import Geometry
 from softmax_ops.planning.launch_plan import LaunchPlan, plan
-from softmax_ops.planning.problem import Geometry
 from tests.support import stub_driver
 from tests.support.geometries import geometry
 

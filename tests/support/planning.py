@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from softmax_ops.artifacts import catalog
 from softmax_ops.artifacts.catalog import Layout
+from softmax_ops.planning.geometry import MAX_RANK, OPERANDS, Geometry
 from softmax_ops.planning.launch_plan import LaunchPlan, plan
-from softmax_ops.planning.problem import MAX_RANK, OPERANDS, Geometry
 from softmax_ops.planning.split import turns_of
 from tests.support.geometries import CAUSAL, MASKED, geometry
 
