@@ -50,6 +50,7 @@ def is_transformed(given: Mapping[str, Any]) -> bool:
     """
     if is_dynamo_compiling():
         _refuse_tangents()
+        _refuse_gradients()
         return False
     if torch._C._are_functorch_transforms_active():
         exported = torch.compiler.is_compiling() and _innermost() == torch._C._functorch.TransformType.Vmap
@@ -111,6 +112,20 @@ def _refuse_tangents() -> None:
     if forward_ad._current_level >= 0:
         raise NotImplementedError(
             "softmax_ops: torch.compile does not see tangents of forward mode; call softmax_ops outside"
+        )
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace it, and guards the stack of transforms anyway
+def _is_within_grad() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack()
+    return any(each.key() == torch._C._functorch.TransformType.Grad for each in stack)
+
+
+def _refuse_gradients() -> None:
+    """While torch.compile traces inside of torch.func.grad, which has no rule for operators: as for tangents."""
+    if torch._C._are_functorch_transforms_active() and _is_within_grad():
+        raise NotImplementedError(
+            "softmax_ops: torch.compile cannot trace operators inside of torch.func.grad; compile the function inside"
         )
 
 

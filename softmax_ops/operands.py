@@ -71,8 +71,9 @@ def _of_heads(values: Tensor | None) -> Tensor | None:
 def _bias(bias: Tensor, x: Tensor) -> Tensor:
     """The bias expanded to x's last dimension, along which kernels do not broadcast, in x's dtype or the
     accumulator's."""
-    if bias.dtype is not x.dtype:
-        bias = unexpanded(bias).to(accumulation(x))
+    wide = accumulation(x)
+    if bias.dtype is not x.dtype and bias.dtype is not wide:
+        bias = unexpanded(bias).to(wide)
     whole = bias.dim() > 0 and bias.shape[-1] == x.shape[-1]
     if whole and (bias.stride(-1) == 1 or x.shape[-1] == 1):
         return bias

@@ -24,7 +24,7 @@ from .checks.values import accumulation
 from .known import calls as known
 from .modes import is_compiled_transform, is_recorded, is_traced, is_transformed, needs_operator, stand_ins
 from .operands import unexpanded
-from .schema import Arguments, as_float, as_int, check_width, checkable, on_device, to_operator
+from .schema import Arguments, as_float, as_int, check_width, checkable, in_graph, on_device, to_operator
 
 _PLAIN_ARGUMENTS = ("scale", "mask", "causal", "causal_offset")
 """What the plain operators take besides scores or gradients; that of the backward takes no mask."""
@@ -65,7 +65,9 @@ def _observed_softmax(op: str, given: Arguments, transformed: bool, recorded: bo
     if out is not None and isinstance(x, Tensor):
         arguments["dtype"] = result_dtype(op, arguments["dtype"], out, x, "x")
     _check_observed(op, given)
-    if not is_traced():
+    if is_traced():
+        arguments["scale"] = in_graph(arguments["scale"], x)
+    else:
         check_softmax(x, **checkable(arguments))
     if recorded:
         check_has_backward(op, arguments)
@@ -149,7 +151,9 @@ def _observed_backward(op: str, given: Arguments, transformed: bool) -> Any:
     if out is not None and isinstance(y, Tensor):
         arguments["dtype"] = gradient_dtype(op, arguments["dtype"], out, y, "y")
     _check_observed(op, given)
-    if not is_traced():
+    if is_traced():
+        arguments["scale"] = in_graph(arguments["scale"], y)
+    else:
         check_softmax_backward(dy, y, **checkable(arguments))
     if not transformed and _is_plain(arguments):
         numbers = _numbers(op, arguments)

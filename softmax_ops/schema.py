@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from .checks.band import window_bounds
+from .checks.values import accumulation
 from .modes import is_followed
 
 Arguments = dict[str, Any]
@@ -60,6 +61,14 @@ def to_operator(op: str, rows: Tensor, arguments: Arguments) -> Arguments:
 def as_float(value: Any) -> Any:
     """A real number as the float or symbol that operators take. torch.compile traces numpy's numbers as arrays."""
     return value if value is None or isinstance(value, (float, torch.SymFloat)) else float(value)
+
+
+def in_graph(scale: Any, rows: Tensor) -> Any:
+    """A scale as a call takes it that is being traced: one in a 0-d CPU tensor, whose value only the graph knows, moves
+    to the device of the rows."""
+    if isinstance(scale, Tensor) and scale.dim() == 0 and scale.device.type == "cpu":
+        return scale.to(rows.device, accumulation(rows)).reshape(1)
+    return scale
 
 
 def as_int(value: Any) -> Any:

@@ -256,11 +256,35 @@ def test_numbers_of_numpy_are_numbers_to_a_compiler() -> None:
         torch.testing.assert_close(compiled(*given), callee(*given))
 
 
-def test_scale_in_a_tensor_breaks_the_graph_and_works() -> None:
-    """Its value has to be read."""
-    x = normal(Q, K)
-    program = torch.compile(lambda x, scale: softmax_ops.softmax(x, scale=scale) * 2, backend="aot_eager")
-    assert torch.equal(program(x, torch.tensor(0.5)), softmax_ops.softmax(x, scale=0.5) * 2)
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_a_scale_in_a_0d_tensor_is_an_input_of_the_graph(direction: str, strict: bool) -> None:
+    """Where an eager call reads its value."""
+    x, dy = normal(Q, K), normal(Q, K, seed=1)
+
+    class Scaled(torch.nn.Module):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            if direction == "fwd":
+                return softmax_ops.softmax(x, scale=scale, causal=True)
+            return softmax_ops.softmax_backward(dy, x, scale=scale, causal=True)
+
+    expected = [Scaled()(x, torch.tensor(scale)) for scale in (0.5, 0.25)]
+    exported = torch.export.export(Scaled(), (x, torch.tensor(1.0)), strict=strict).module()
+    traced = torch.jit.trace(Scaled(), (x, torch.tensor(1.0)))
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    for program in (exported, traced, torch.compile(Scaled(), backend=counter, fullgraph=True)):
+        for scale, y in zip((0.5, 0.25), expected, strict=True):
+            torch.testing.assert_close(program(x, torch.tensor(scale)), y)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(True), torch.tensor(1j)], ids=["bool", "complex"])
+def test_a_scale_in_a_tensor_that_is_no_real_number_is_refused_while_compiling(scale: Tensor) -> None:
+    program = torch.compile(lambda x: softmax_ops.softmax(x, scale=scale), backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="want a real number: pass float"):
+        program(normal(Q, K))
 
 
 def test_compiled_vmap() -> None:
@@ -480,6 +504,8 @@ def meta(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
         (meta(2, 3, 4, 5, 6, 8), {"out": meta(4, 6, 8, 10, 12, 8)[::2, ::2, ::2, ::2, ::2]}, ("out",)),
         (meta(2, 3, 6, 8), {"mask": meta(8, 6, dtype=torch.bool).t()}, ("mask",)),
         (meta(2, 3, 6, 8), {"bias": meta(3, 6, 1)}, ("bias",)),
+        (meta(2, 3, 6, 8), {"bias": meta(1, 3, 6, 8, dtype=torch.float32)}, ()),
+        (meta(2, 3, 6, 8, dtype=torch.float64), {"bias": meta(1, 3, 6, 8, dtype=torch.float32)}, ("bias",)),
         (meta(2, 3, 4, 5, 6, 8), {"mask": meta(2, 1, 4, 1, 6, 8, dtype=torch.bool)}, ("mask",)),
         (meta(2, 3, 4, 5, 6, 8), {"bias": meta(2, 1, 4, 1, 6, 8)}, ("bias",)),
     ],

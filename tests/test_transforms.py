@@ -291,6 +291,37 @@ def test_a_compiled_vmap() -> None:
     torch.testing.assert_close(compiled(x, bias), one(x, bias))
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        torch.func.grad,
+        torch.func.jacrev,
+        torch.func.hessian,
+        lambda function: torch.vmap(torch.func.grad(function)),
+        lambda function: torch.func.grad(lambda x: torch.vmap(function)(x).sum()),
+    ],
+    ids=["grad", "jacrev", "hessian", "vmap of grad", "grad of vmap"],
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch about its own tensors
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_a_compiled_gradient_leaves_the_graph(transform: Callable[..., Any], direction: str) -> None:
+    """torch has no rule for an operator inside of a compiled grad: without a break in the graph it fails."""
+    dy = normal(Q, K, seed=1)
+
+    def function(x: Tensor) -> Tensor:
+        y = (
+            softmax_ops.softmax(x, scale=0.5)
+            if direction == "fwd"
+            else softmax_ops.softmax_backward(dy.expand_as(x), x)
+        )
+        return y.square().sum()
+
+    x = normal(N, Q, K)
+    torch._dynamo.reset()
+    compiled = torch.compile(transform(function), backend="aot_eager")
+    torch.testing.assert_close(compiled(x), transform(function)(x))
+
+
 def capped(x: Tensor) -> Tensor:
     return torch.softmax(2.0 * torch.tanh(x / 2.0), -1)
 

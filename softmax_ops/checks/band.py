@@ -98,8 +98,8 @@ def _bound(op: str, window: Any, bound: Any) -> Any:
         raise TypeError(f"{op}: window is {window!r}; want each of its two an int from 0, or None")
     if bound < 0:
         raise ValueError(
-            f"{op}: window is {window!r}; want each of its two an int from 0, or None for no bound; to move "
-            "the window, pass causal_offset"
+            f"{op}: window is {window!r}; want each of its two an int from 0, or None for no bound (-1 "
+            "elsewhere); to move the window, pass causal_offset"
         )
     return int(bound)
 

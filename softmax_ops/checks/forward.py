@@ -130,9 +130,10 @@ def check_has_backward(
     """Refuse arguments of a forward, by name, whose gradient cannot be computed from its results."""
     beside = without_backward(given)
     if beside:
+        advice = ". A bias that only hides goes to mask=bias < 0, which has one" if "bias" in beside else ""
         raise NotImplementedError(
-            f"{op}: softcap with {' and '.join(beside)} has no backward, since the scores before it cannot be had from "
-            f"the result{why}"
+            f"{op}: softcap with {' and '.join(beside)} has no backward, which recovers scores from y and lse "
+            f"alone{why}{advice}"
         )
 
 

@@ -36,6 +36,8 @@ def check_types(op: str, given: Mapping[str, Any]) -> None:
             check_flag(op, given[name], name)
     if isinstance(given["scale"], (bool, str)):
         raise _not_real(op, given["scale"])
+    if isinstance(given["scale"], Tensor) and given["scale"].dim() == 0:
+        _check_real(op, given["scale"])
     if isinstance(given["causal_offset"], (bool, float, str)):
         raise _not_an_offset(op, given["causal_offset"])
     if isinstance(given["softcap"], (bool, str)):
@@ -85,10 +87,14 @@ def _scale_of_tensor(op: str, scale: Tensor) -> float:
     given = f"{op}: scale is {described(scale)}"
     if scale.layout is not torch.strided or scale.dim() != 0 or scale.device.type != "cpu":
         raise ValueError(f"{given}; want a number or a 0-d CPU tensor: pass float(scale) if it has one element")
-    if scale.dtype is torch.bool or scale.is_complex():
-        raise TypeError(f"{given}; want a real number: pass float(scale)")
+    _check_real(op, scale)
     check_no_gradient(op, scale, "scale")
     return float(scale)
+
+
+def _check_real(op: str, scale: Tensor) -> None:
+    if scale.dtype is torch.bool or scale.is_complex():
+        raise TypeError(f"{op}: scale is {described(scale)}; want a real number: pass float(scale)")
 
 
 def check_no_gradient(op: str, tensor: Tensor, name: str) -> None:

@@ -47,14 +47,15 @@ def per_head(op: str, given: Any, rows: Tensor, name: str) -> Tensor:
     if rows.dim() < 3:
         raise ValueError(
             f"{op}: {name} is one number for each head, and x has shape {tuple(rows.shape)}; want x [..., H, Q, K]: "
-            "give x the dimension of the heads, such as x.unsqueeze(-3)"
+            "give x the dimension of the heads, such as x.unsqueeze(-3), or of the queries: x.unsqueeze(-2)"
         )
     _check_float(op, given, rows, name, "x", "a float32 tensor")
     heads = rows.shape[-3]
     if given.dim() != 1 or given.shape[0] != heads:
         raise ValueError(
             f"{op}: {name} has shape {tuple(given.shape)} and x has shape {tuple(rows.shape)}; want one number for "
-            f"each head, shape ({heads},): heads are the third dimension from the right"
+            f"each head, shape ({heads},): heads are the third dimension from the right. If two dimensions are heads, "
+            "pass x.flatten(-4, -3); if there are no queries, x.unsqueeze(-2)"
         )
     return given.to(accumulation(rows))
 
