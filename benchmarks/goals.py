@@ -78,15 +78,16 @@ def _verdict(number: int, what: str, goal: str, checks: Iterable[Check], wanted:
 
 
 def _against(results: Results, chosen: Iterable[Cell], name: str) -> tuple[dict[str, float], int]:
-    """A peer's times in units of ours, by cell, and how many there will be: cells not measured yet count too if the
-    peer is on the machine and does not refuse them."""
+    """A peer's times in units of ours, by cell, and how many there will be: cells measured without it, or not yet,
+    count too if it is on the machine and does not refuse them."""
     (peer,) = (each for each in every() if each.name == name)
-    absent = any(name in row.absent for row in results.rows.values())
+    rows = results.rows.values()
+    is_there = not rows or any(name not in row.absent for row in rows)
     ratios, left = {}, 0
     for cell in chosen:
         row = results.good(cell)
-        if row is None:
-            left += not absent and peer.refuses(cell) is None
+        if row is None or name in row.absent.keys() - row.lost.keys():
+            left += is_there and peer.refuses(cell) is None
         elif row.compared(name):
             ratios[cell.key] = row.ratio(name)
     return ratios, len(ratios) + left

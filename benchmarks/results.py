@@ -8,7 +8,7 @@ older one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,13 @@ class Row:
         """Whether ours raised or was wrong, or no ceiling was measured, so that there is no figure."""
         return OURS in self.failed or OURS in self.wrong or not self.ceilings
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the cell needs no further run. A failure is tried again, unless ours or a ceiling took the process
-        with it: a peer that did is left out then."""
-        return not self.is_failure or not self.lost.keys().isdisjoint({OURS, *ceilings.NAMES})
+    def is_done(self, present: Set[str]) -> bool:
+        """Whether the cell needs no further run with these providers. A failure is tried again, unless ours or a
+        ceiling took the process with it: a peer that did is left out then. So is a cell measured without one of the
+        peers, because it was left out or not installed."""
+        if self.is_failure:
+            return not self.lost.keys().isdisjoint({OURS, *ceilings.NAMES})
+        return not (self.absent.keys() & present) - self.lost.keys()
 
     @property
     def why(self) -> str:

@@ -96,9 +96,11 @@ def run(
     now: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = tell,
 ) -> Results:
-    """Measures what the file at `path` lacks, previous failures last. Stops when several kernels of ours fail in a row.
+    """Measures what the file at `path` lacks: new cells, then those that some of the providers were absent from, then
+    previous failures. Stops when several kernels of ours fail in a row.
 
-    A cell is in the file before it is measured, as not finished: a run that is killed there leaves it for last. Whose
+    A cell is in the file before it is measured, as not finished unless it has a figure: a run that is killed there
+    leaves it for last. Whose
     turn it was is in a file beside it: a peer in whose turn a process ended is left out of the cell. Raises DeviceLost
     when nothing more can be measured, and ends the process, with status LOST, when a turn exceeds its limit.
     """
@@ -107,12 +109,13 @@ def run(
     _blame(results, note)
     number = results.number_of(here)
     known = results.current(here)
-    left = [cell for cell in cells if cell.key not in known or not known[cell.key].is_done]
-    left.sort(key=lambda cell: cell.key in known)
+    absent = {provider.name: reason for provider in providers if (reason := provider.why_absent())}
+    present = {provider.name for provider in providers} - absent.keys()
+    left = [cell for cell in cells if cell.key not in known or not known[cell.key].is_done(present)]
+    left.sort(key=lambda cell: 0 if cell.key not in known else 1 + known[cell.key].is_failure)
     say(f"{device.name}: {len(cells) - len(left)} of {len(cells)} cells measured before; {path}")
-    for provider in providers:
-        if reason := provider.why_absent():
-            say(f"absent: {provider.name}: {reason}")
+    for name, reason in absent.items():
+        say(f"absent: {name}: {reason}")
 
     def hung(begun: Row) -> None:
         why = f"not finished in {limit_s:g} s"
@@ -125,8 +128,10 @@ def run(
         if now() >= deadline:
             say(f"budget spent: {len(left) - done} of {len(cells)} cells are left; run again to go on")
             break
-        begun = _begun(cell, number, known.get(cell.key))
-        _keep(results, begun, begun, path)
+        before = known.get(cell.key)
+        begun = _begun(cell, number, before)
+        if before is None or before.is_failure:
+            _keep(results, begun, begun, path)
         try:
             with limited(limit_s, partial(hung, begun)) as restart:
                 turn.begins = partial(_begin_turn, restart, note, cell)
@@ -156,7 +161,7 @@ def _blame(results: Results, note: Path) -> None:
         return
     key, name = note.read_text().split("\n")
     row = results.rows.get(key)
-    if row is not None and row.failed == NOT_FINISHED and name in PEERS:
+    if row is not None and (row.failed == NOT_FINISHED or not row.is_failure) and name in PEERS:
         results.rows[key] = replace(row, failed={}).ended(name, "its process ended")
 
 

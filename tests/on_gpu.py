@@ -178,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {absence.reason}", file=sys.stderr)
         return 1
     engines = partial(from_bundle, bundle, arch)
+    if options.worker or options.jobs == 1:
+        driver.ensure_context(DriverEngine.DEVICE)  # takes seconds if many processes begin, of nobody's limit
     if options.worker:
         for found in here(sys.stdin.read().split(), engines, options.limit, _tell):
             _tell(found)

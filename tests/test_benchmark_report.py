@@ -159,6 +159,19 @@ def test_a_peer_that_refuses_or_is_absent_is_not_waited_for() -> None:
     assert verdict(5, made_up(cells()[:1])).wanted == causal - 15  # in the made-up results, Liger is not installed
 
 
+def test_a_peer_that_was_left_out_of_some_cells_is_still_wanted_there() -> None:
+    """Unless it ended the process there."""
+    results = made_up(cells())
+    whole = verdict(8, results)
+    first = results.rows[cells()[0].key]
+    without = {name: took for name, took in first.times.items() if name != "torch.compile"}
+    results.rows[first.cell] = replace(first, times=without, absent={**first.absent, "torch.compile": "left out"})
+    found = verdict(8, results)
+    assert (found.state, found.wanted, len(found.checks)) == ("met so far", whole.wanted, len(whole.checks) - 1)
+    results.rows[first.cell] = replace(results.rows[first.cell], lost={"torch.compile": "its process ended"})
+    assert verdict(8, results).state == "met"
+
+
 def test_a_cell_that_failed_is_still_wanted() -> None:
     results = made_up(cells())
     whole = verdict(8, results).wanted
@@ -456,8 +469,8 @@ def test_what_stands_beside_an_eager_call(serve: Serve, monkeypatch: pytest.Monk
     serve_all(serve, "fwd_f16_none_warp")
     x, y = torch.zeros(eager.SHAPE).half(), torch.zeros(eager.SHAPE).half()
     found = eager.costs(x, y, lambda: None)
-    assert {eager.OURS, eager.BARE, "torch.softmax(x, -1)", "torch.empty_like(x)"} < {*found} and len(found) == 7
-    assert len(stub_driver.launches()) == 4 * (3 * 10 + 1) + 1
+    assert {eager.OURS, *eager.BARE, "torch.softmax(x, -1)", "torch.empty_like(x)"} < {*found} and len(found) == 8
+    assert len(stub_driver.launches()) == 5 * (3 * 10 + 1) + 1
 
 
 @pytest.mark.slow

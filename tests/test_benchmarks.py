@@ -573,6 +573,34 @@ def test_a_peer_can_be_left_out(tmp_path: Path) -> None:
     assert row.absent["slow"] == "left out by --skip" and set(row.times) == {OURS}
 
 
+def test_a_cell_without_a_peer_is_measured_again_where_there_is_one(tmp_path: Path) -> None:
+    """After cells that are new, and before failures. Until then its figures stay."""
+    broken = Cell("broken", (1, 1, 7, 16), "f16")
+    failing = provider(OURS, 10.0, lambda made: raising() if made.out.shape[-2] == 7 else RIGHT.prepare(SMALL[0])(made))
+    measured(tmp_path, failing, without(SLOW), ABSENT, cells=[broken, *OTHER[:2]])
+    before = Results.load(tmp_path / "cells.json")
+    results, said = measured(tmp_path, RIGHT, without(SLOW), ABSENT, cells=OTHER[:2])
+    assert "2 of 2 cells measured before" in said[0] and results == before
+    _, said = measured(
+        tmp_path, failing, SLOW, ABSENT, cells=[broken, *OTHER[:3]], budget_s=2.5, now=iter(range(9)).__next__
+    )
+    order = [OTHER[2].key, OTHER[0].key]
+    assert [line.split(":")[0] for line in said[2:-1]] == order and "budget spent: 2 of 4 cells are left" in said[-1]
+    rows = Results.load(tmp_path / "cells.json").rows
+    assert [{*rows[cell.key].times} for cell in OTHER[:3]] == [{OURS, "slow"}, {OURS}, {OURS, "slow"}]
+    assert rows[OTHER[1].key] == before.rows[OTHER[1].key]
+
+
+def test_a_peer_that_ends_the_process_in_a_measured_cell_is_left_out_of_it(tmp_path: Path) -> None:
+    """The figures before stay."""
+    measured(tmp_path, RIGHT, without(SLOW), cells=SMALL[:1])
+    before = Results.load(tmp_path / "cells.json").rows[SMALL[0].key]
+    (tmp_path / "cells.turn").write_text(f"{SMALL[0].key}\ntorch.compile")
+    results, _ = measured(tmp_path, RIGHT, without(SLOW), cells=SMALL[:1])
+    row = results.rows[SMALL[0].key]
+    assert row.lost == {"torch.compile": "its process ended"} and row.times == before.times
+
+
 def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cells.json").write_text('{"schema": 0}')
     with pytest.raises(ValueError, match="schema 0"):

@@ -439,8 +439,8 @@ def test_a_refused_launch_says_what_cuda_says(serve: Serve) -> None:
         f"cuLaunchKernelEx of {found.variant.name}: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: "
         "too many resources requested for launch"
     )
-    stub_driver.fail("cuLaunchKernelEx", 917)
-    with pytest.raises(DriverError, match=f"^cuLaunchKernelEx of {found.variant.name}: status 917, of a driver newer"):
+    stub_driver.fail("cuLaunchKernelEx", 9999)
+    with pytest.raises(DriverError, match=f"^cuLaunchKernelEx of {found.variant.name}: status 9999, of a driver newer"):
         launch(found)
     stub_driver.fail("", 0)
     launch(found)

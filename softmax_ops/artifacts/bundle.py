@@ -307,6 +307,8 @@ def _parse_top(facts: dict[str, Any], file: _File, digest: bytes, body_at: int) 
 def _parse_index(raw: bytes) -> Mapping[str, _Row]:
     def row(_: str, line: str) -> _Row:
         facts = json.loads(line)
+        if not isinstance(facts, list):  # a dict of slices is looked up without an error from Python 3.12 on
+            raise ValueError(f"a row is {facts!r}, not a list")
         return _Row(Region(*facts[:_REGION]), *facts[_REGION:])
 
     return LazyMapping(dict(line.split(" ", 1) for line in raw.decode().split("\n")), row)
