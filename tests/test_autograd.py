@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,9 @@ from softmax_ops import autograd, current, dispatch, transforms
 from softmax_ops.checks import check_softmax
 from tests.support import reference
 from tests.support.reference import DTYPE_NAMES, DTYPES, assert_close, to_numpy
+from tests.support.small import normal, one_thread
+
+__all__ = ["one_thread"]  # a fixture, for every test
 
 B, H, Q, K = 2, 3, 4, 5
 
@@ -44,11 +47,6 @@ CALLS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 }
 
 every_call = pytest.mark.parametrize("name", CALLS)
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def bits(*shape: int, seed: int = 1) -> Tensor:
@@ -84,15 +82,6 @@ def in_torch(x: Tensor, *, scale: float = 1.0, mask: Tensor | None = None, offse
     if mask is not None:
         hidden = hidden | (mask == 1)
     return (x * scale).masked_fill(hidden, -torch.inf).softmax(-1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With tensors this small, more threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # numbers

@@ -10,20 +10,14 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.layouts import Scalars, metadata_of
 from softmax_ops.planning.launch_plan import LaunchPlan
 from tests.support import stub_driver
-from tests.support.launches import STREAM, Serve, serve, serve_all
-from tests.support.posing import pose
+from tests.support.launches import STREAM, Serve, posing, serve, serve_all
 from tests.support.stub_driver import isolated
 
 pytestmark = pytest.mark.slow  # a process per test
 
-__all__ = ["serve"]  # a fixture
+__all__ = ["posing", "serve"]  # fixtures
 
 EXCLUDED = -float("inf")
-
-
-@pytest.fixture(autouse=True)
-def posing(monkeypatch: pytest.MonkeyPatch) -> None:
-    pose(monkeypatch.setattr, STREAM)
 
 
 def compute(direction: str, inputs: Any, mask: Any = None, out: Any = None, **scalars: Any) -> torch.Tensor:

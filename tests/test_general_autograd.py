@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,17 +13,11 @@ from torch.autograd import forward_ad
 import softmax_ops
 from softmax_ops import dispatch
 from softmax_ops.checks import BackwardRequest
+from tests.support.small import leaf, normal, one_thread
+
+__all__ = ["one_thread"]  # a fixture, for every test
 
 B, H, Q, K = 2, 3, 4, 5
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return normal(*shape, seed=seed, dtype=dtype).requires_grad_()
 
 
 LENGTHS = torch.tensor([4, 0], dtype=torch.int32)
@@ -66,15 +60,6 @@ CALLS: dict[str, dict[str, Any]] = {
 
 every_call = pytest.mark.parametrize("name", CALLS)
 either = pytest.mark.parametrize("function", [softmax_ops.softmax, softmax_ops.log_softmax], ids=["y", "log y"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With tensors this small, more threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def of(name: str) -> tuple[list[Tensor], Callable[..., dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import softmax_ops
 from softmax_ops import dispatch, schema
+from tests.support.small import fresh_compiler, one_thread
 from tests.test_operators import Seen, bits, leaf, normal
+
+__all__ = ["fresh_compiler", "one_thread"]  # fixtures, for every test
 
 B, H, Q, K = 2, 3, 4, 6
 
@@ -21,22 +24,6 @@ FORWARD = torch.ops.softmax_ops.general.default
 BACKWARD = torch.ops.softmax_ops.general_backward.default
 
 LENGTHS = torch.tensor([5, 0], dtype=torch.int32)
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With tensors this small, more threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # Keyword arguments of the functions.

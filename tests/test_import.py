@@ -86,6 +86,8 @@ def test_import_of_the_launcher_loads_no_driver() -> None:
 
 
 def test_all_but_the_torch_interface_works_without_torch() -> None:
+    """test_codegen.py says of which modules the interface consists."""
+    assert {"softmax_ops.planning.launch_plan", "softmax_ops.explanation"} <= {*TORCH_FREE}
     modules = ", ".join([*TORCH_FREE, "softmax_ops.launcher", "softmax_ops.driver"])
     code = f"    import {modules}\n    print(softmax_ops.NoVariant)"
     said = python(BLOCK.format(blocked={"torch", "numpy"}) + code)
@@ -95,13 +97,6 @@ def test_all_but_the_torch_interface_works_without_torch() -> None:
 def test_the_torch_interface_says_that_torch_is_missing() -> None:
     code = "    import softmax_ops\n    try: softmax_ops.softmax\n    except ModuleNotFoundError as error: print(error)"
     assert python(BLOCK.format(blocked={"torch"}) + code) == "No module named 'torch'\n"
-
-
-def test_what_needs_torch_is_nothing_else() -> None:
-    """Everything except the torch interface and what calls the driver."""
-    needing = {name.split(".")[1] for name in MODULES - {*TORCH_FREE}}
-    assert needing == OF_TORCH | OF_CUDA
-    assert {"softmax_ops.planning.launch_plan", "softmax_ops.explanation"} <= {*TORCH_FREE}
 
 
 @pytest.mark.parametrize(

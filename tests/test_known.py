@@ -19,22 +19,16 @@ from softmax_ops.artifacts import catalog
 from softmax_ops.known import addressed, calls
 from softmax_ops.planning.launch_plan import WORKSPACE
 from tests.support import stub_driver
-from tests.support.launches import STREAM, Serve, serve
-from tests.support.posing import pose
+from tests.support.launches import STREAM, Serve, posing, serve
 from tests.support.stub_driver import isolated
 from tests.support.ways import asking
 from transformer_softmax_lib import scaled_masked_softmax_forward
 
 pytestmark = pytest.mark.slow  # many calls, or a process per test
 
-__all__ = ["asking", "serve"]  # fixtures
+__all__ = ["asking", "posing", "serve"]  # fixtures
 
 Call = Callable[[], Tensor]
-
-
-@pytest.fixture(autouse=True)
-def posing(monkeypatch: pytest.MonkeyPatch) -> None:
-    pose(monkeypatch.setattr, STREAM)
 
 
 @contextmanager

@@ -12,22 +12,16 @@ from torch import Tensor
 import softmax_ops
 from softmax_ops.artifacts import catalog
 from tests.support import stub_driver
-from tests.support.launches import STREAM, Serve, serve
-from tests.support.posing import pose
+from tests.support.launches import Serve, posing, serve
 from tests.support.stub_driver import isolated
 from tests.support.ways import asking
 from tests.test_known import Call, long_calls, long_way, outcome
 
 pytestmark = pytest.mark.slow  # a process per test
 
-__all__ = ["asking", "long_calls", "serve"]  # fixtures
+__all__ = ["asking", "long_calls", "posing", "serve"]  # fixtures
 
 B, H, Q, K = 2, 3, 4, 24
-
-
-@pytest.fixture(autouse=True)
-def posing(monkeypatch: pytest.MonkeyPatch) -> None:
-    pose(monkeypatch.setattr, STREAM)
 
 
 def serve_everything(served: Serve) -> None:

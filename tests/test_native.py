@@ -25,20 +25,14 @@ from softmax_ops.layouts import Scalars
 from softmax_ops.planning.launch_plan import LaunchPlan
 from tests.support import stub_driver
 from tests.support.cubins import CHECKOUT
-from tests.support.launches import CALL, STREAM, Serve, planned, serve, serve_all
-from tests.support.posing import pose
+from tests.support.launches import CALL, STREAM, Serve, planned, posing, serve, serve_all
 from tests.support.stub_driver import isolated
 from tests.support.ways import asking, only_by_exchange
 from tests.test_known import long_calls
 
 pytestmark = pytest.mark.slow  # a process per test
 
-__all__ = ["asking", "long_calls", "serve"]  # fixtures
-
-
-@pytest.fixture(autouse=True)
-def posing(monkeypatch: pytest.MonkeyPatch) -> None:
-    pose(monkeypatch.setattr, STREAM)
+__all__ = ["asking", "long_calls", "posing", "serve"]  # fixtures
 
 
 def rows() -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import softmax_ops
 from softmax_ops import dispatch, ops
+from tests.support import small
+from tests.support.small import fresh_compiler, one_thread
+
+__all__ = ["fresh_compiler", "one_thread"]  # fixtures, for every test
 
 B, H, Q, K = 2, 3, 4, 6
 
@@ -25,32 +30,11 @@ SOFTMAX = torch.ops.softmax_ops.softmax.default
 BACKWARD = torch.ops.softmax_ops.softmax_backward.default
 
 
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+normal, leaf = (partial(each, dtype=torch.float32) for each in (small.normal, small.leaf))
 
 
 def bits(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.4
-
-
-def leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return normal(*shape, seed=seed, dtype=dtype).requires_grad_()
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With tensors this small, more threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -12,13 +12,9 @@ from torch.autograd import forward_ad
 
 import softmax_ops
 from softmax_ops import dispatch
+from tests.support.small import normal
 
 N, B, H, Q, K = 3, 2, 4, 5, 6
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def bits(*shape: int) -> Tensor:

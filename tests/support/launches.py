@@ -20,6 +20,7 @@ from softmax_ops.planning.geometry import Geometry
 from softmax_ops.planning.launch_plan import LaunchPlan, plan
 from tests.support import stub_driver
 from tests.support.geometries import geometry
+from tests.support.posing import pose
 
 CALL: dict[str, Any] = {
     "x.address": 0x7F00_0000_0000,
@@ -52,6 +53,12 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.setenv("SOFTMAX_OPS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SOFTMAX_OPS_COMPILE", "never")
     return serve
+
+
+@pytest.fixture(autouse=True)
+def posing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors are on GPU 0 and its stream STREAM in every test of a module that imports this."""
+    pose(monkeypatch.setattr, STREAM)
 
 
 def serve_all(served: Serve, *parts: str) -> None:
