@@ -216,7 +216,8 @@ def test_mask_is_refused(mask: torch.Tensor, words: list[str]) -> None:
 
 @pytest.mark.parametrize("mask", [[True], np.zeros(K, dtype=bool), True], ids=["list", "ndarray", "bool"])
 def test_mask_must_be_a_tensor(mask: Any) -> None:
-    refuse(TypeError, "mask is of type", type(mask).__name__, mask=mask)
+    advice = ["torch.as_tensor(mask)"] if isinstance(mask, np.ndarray) else []
+    refuse(TypeError, "mask is of type", type(mask).__name__, *advice, mask=mask)
 
 
 # causal, causal_offset

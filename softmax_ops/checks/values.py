@@ -125,7 +125,8 @@ def check_broadcast(op: str, given: Tensor, rows: Tensor, name: str, rows_name: 
 
 def check_tensor(op: str, given: Any, name: str, wanted: str) -> None:
     if not isinstance(given, Tensor):
-        raise TypeError(f"{op}: {name} is of type {type_name(given)}; want {wanted}, or None")
+        advice = f": convert it with torch.as_tensor({name})" if hasattr(given, "__array__") else ""
+        raise TypeError(f"{op}: {name} is of type {type_name(given)}; want {wanted}, or None{advice}")
     check_plain(op, given, name)
 
 
