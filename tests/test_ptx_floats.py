@@ -58,20 +58,12 @@ def test_fma_f64_is_not_rounded_through_its_parts() -> None:
     assert evaluate("fma.rn.f64 $d, $0, $1, $2;", -a, b, -c, out=np.float64)[0] == -c[0]
 
 
-@pytest.mark.parametrize("mode", ["rm", "rp", "rz"])
-@pytest.mark.parametrize("name", ["add", "mul", "fma"])
-def test_directed_rounding(name: str, mode: str) -> None:
+def test_rounding_down() -> None:
     a, b, c = floats(300), floats(300), floats(300)
-    sources = "$0, $1, $2" if name == "fma" else "$0, $1"
-    found = evaluate(f"{name}.{mode}.f32 $d, {sources}; mov.b32 %r20, $2;", a, b, c, out=np.float32)
+    found = evaluate("fma.rm.f32 $d, $0, $1, $2;", a, b, c, out=np.float32)
     for x, y, z, result in zip(a, b, c, found, strict=True):
-        left, right, addend = (Fraction(float(each)) for each in (x, y, z))
-        exact = {"add": left + right, "mul": left * right, "fma": left * right + addend}[name]
-        below = mode == "rm" or (mode == "rz" and exact > 0)
-        beyond = np.nextafter(result, np.float32(np.inf if below else -np.inf))
-        low, high = (result, beyond) if below else (beyond, result)
-        assert Fraction(float(low)) <= exact <= Fraction(float(high))
-        assert exact != Fraction(float(beyond))
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        assert Fraction(float(result)) <= exact < Fraction(float(np.nextafter(result, np.float32(np.inf))))
 
 
 NAN, INF = np.nan, np.inf
@@ -99,21 +91,11 @@ def test_ftz_flushes_sources_and_results() -> None:
     assert np.signbit(flushed).tolist() == [False, True, False, False]
 
 
-def test_sat_clamps_and_drops_nan() -> None:
-    a = np.array([-1, 0.25, 2, NAN, INF, -INF], np.float32)
-    found = evaluate("add.sat.f32 $d, $0, 0f00000000;", a, out=np.float32)
-    assert found.tolist() == [0, 0.25, 1, 0, 1, 0]
-
-
 UNARY: list[tuple[str, Callable[[Any], Any]]] = [
     ("ex2.approx.f32", np.exp2),
     ("lg2.approx.f32", np.log2),
     ("rcp.rn.f32", lambda a: 1 / a),
     ("rcp.approx.f32", lambda a: 1 / a),
-    ("sqrt.rn.f32", np.sqrt),
-    ("rsqrt.approx.f32", lambda a: 1 / np.sqrt(a)),
-    ("tanh.approx.f32", np.tanh),
-    ("sin.approx.f32", np.sin),
     ("neg.f32", lambda a: -a),
     ("abs.f32", np.abs),
 ]
@@ -171,14 +153,12 @@ def test_packed_bf16(name: str) -> None:
     assert np.array_equal(found, f32_to_bf16(apply(bf16_to_f32(a), bf16_to_f32(b))))
 
 
-def test_packed_fma_and_relu() -> None:
+def test_packed_fma() -> None:
     a, b, c = halves(100), halves(100), halves(100)
     words = [each.view(np.uint32) for each in (a, b, c)]
     found = evaluate("fma.rn.f16x2 $d, $0, $1, $2;", *words, out=np.uint32).view(np.float16)
     exact = (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(np.float16)
     assert np.array_equal(found, exact)
-    clipped = evaluate("fma.rn.relu.f16x2 $d, $0, $1, $2;", *words, out=np.uint32).view(np.float16)
-    assert np.array_equal(clipped, np.maximum(exact, 0))
 
 
 def test_packed_singles() -> None:
@@ -194,18 +174,3 @@ def test_bf16_fma_rounds_once() -> None:
         exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
         ulp = Fraction(float(np.spacing(np.float32(abs(result))))) * 2**16
         assert abs(Fraction(float(result)) - exact) <= ulp / 2
-
-
-def test_testp_and_copysign() -> None:
-    a = np.array([1, 0, 1e-40, INF, NAN, -2], np.float32)
-    for name, expected in {
-        "finite": [1, 1, 1, 0, 0, 1],
-        "infinite": [0, 0, 0, 1, 0, 0],
-        "notanumber": [0, 0, 0, 0, 1, 0],
-        "normal": [1, 0, 0, 0, 0, 1],
-        "subnormal": [0, 0, 1, 0, 0, 0],
-    }.items():
-        assert evaluate(f"testp.{name}.f32 $d, $0;", a, out=bool).tolist() == [bool(each) for each in expected]
-    signs = np.array([-1, 1, -1, -1, 1, 1], np.float32)
-    found = evaluate("copysign.f32 $d, $0, $1;", signs, a, out=np.float32)
-    assert np.array_equal(found, np.copysign(a, signs), equal_nan=True)

@@ -53,10 +53,9 @@ def test_copies_of_every_width_are_exact_and_counted(width: int) -> None:
     x, y = memory.add("x", data), memory.add("y", data.nbytes, access="write")
     report = launch(copy_text(width, *WIDTHS[width]), memory, x, y, grid=3)
     assert np.array_equal(memory.read("y"), data)
-    assert report.count["global", "read", width] == report.count["global", "write", width] == 96
     assert report.traffic["x"].reads == {width: 96} and report.traffic["x"].bytes_read == 96 * width
-    assert report.traffic["x"].distinct_read == report.traffic["y"].distinct_written == 96 * width
-    assert report.traffic["y"].bytes_written == 96 * width and not report.traffic["y"].reads
+    assert report.traffic["y"].writes == {width: 96} and report.traffic["y"].bytes_written == 96 * width
+    assert not report.traffic["x"].writes and not report.traffic["y"].reads
     assert not memory.unwritten("y").any()
 
 
@@ -118,7 +117,6 @@ def test_executed_instructions_are_counted() -> None:
     assert report.executed["ld.global.u32"] == 40
     guarded = next(i for i, each in enumerate(report.program.instructions) if each.guard)
     assert (report.reached_at[guarded], report.executed_at[guarded]) == (64, 24)
-    assert report.total == sum(report.executed.values())
 
 
 @pytest.mark.parametrize("missing", ["x", "y"])
@@ -272,7 +270,7 @@ def run_shared(body: str, **launch: int) -> Report:
 def test_shared_memory_ends_exactly(offset: int) -> None:
     """64 static and 36 dynamic bytes."""
     report = run_shared("st.shared.u8 [%r1+35], %rs1; ld.shared.u8 %rs2, [%r1+35]; st.shared.u8 [%r1+-64], %rs1;")
-    assert report.count["shared", "write", 1] == 2
+    assert report.executed["st.shared.u8"] == 2
     with pytest.raises(Fault, match=r"shared.* of 100 bytes") as caught:
         run_shared(f"st.shared.u8 [%r1+{offset}], %rs1;")
     assert caught.value.kind == "bounds"
@@ -282,44 +280,6 @@ def test_shared_memory_starts_uninitialised() -> None:
     with pytest.raises(Fault, match=r"shared\[65:66\]") as caught:
         run_shared("st.shared.u8 [%r1], %rs1; ld.shared.u8 %rs2, [%r1+1];")
     assert caught.value.kind == "uninitialised"
-
-
-def test_local_arrays_belong_to_their_thread() -> None:
-    body = """.local .align 4 .b8 depot[16];
-        mov.u64 %rd1, depot; cvta.local.u64 %rd2, %rd1; mov.u32 %r1, %tid.x;
-        st.local.u32 [%rd1+4], %r1;
-        ld.u32 %r2, [%rd2+4]; ld.param.u64 %rd3, [k_param_0]; mul.wide.u32 %rd4, %r1, 4; add.u64 %rd3, %rd3, %rd4;
-        st.global.u32 [%rd3], %r2; ret;"""
-    memory = GlobalMemory()
-    y = memory.add("y", 256, access="write")
-    launch(module(body, 1), memory, y, block=64)
-    assert memory.read("y").view(np.uint32).tolist() == list(range(64))
-    unwritten = module(body.replace("st.local.u32 [%rd1+4], %r1;", ""), 1)
-    fault_of("uninitialised", unwritten, memory, y)
-    fault_of("bounds", module(body.replace("depot[16]", "depot[4]"), 1), memory, y)
-
-
-def test_constant_tables() -> None:
-    outside = ".const .align 4 .u32 table[4] = {10, 20, 30, 0x28};\n"
-    body = """mov.u32 %r1, %tid.x; mul.wide.u32 %rd1, %r1, 4; mov.u64 %rd2, table; add.u64 %rd2, %rd2, %rd1;
-        ld.const.u32 %r2, [%rd2]; ld.param.u64 %rd3, [k_param_0]; add.u64 %rd3, %rd3, %rd1;
-        st.global.u32 [%rd3], %r2; ret;"""
-    memory = GlobalMemory()
-    y = memory.add("y", 16, access="write")
-    launch(module(body, 1, outside), memory, y, block=4)
-    assert memory.read("y").view(np.uint32).tolist() == [10, 20, 30, 40]
-
-
-def test_generic_addresses() -> None:
-    body = """mov.u32 %r1, fixed; cvt.u64.u32 %rd1, %r1; cvta.shared.u64 %rd2, %rd1;
-        st.u32 [%rd2], 5; ld.shared.u32 %r2, [%r1];
-        isspacep.shared %p1, %rd2; isspacep.global %p2, %rd2; selp.u32 %r3, 1, 0, %p1; selp.u32 %r4, 2, 0, %p2;
-        cvta.to.shared.u64 %rd4, %rd2; ld.shared.u32 %r5, [%rd4]; add.u32 %r2, %r2, %r5;
-        ld.param.u64 %rd3, [k_param_0]; add.u32 %r3, %r3, %r4; st.v2.u32 [%rd3], {%r2, %r3}; ret;"""
-    memory = GlobalMemory()
-    y = memory.add("y", 8, access="write")
-    launch(module(body, 1, STATIC), memory, y, block=1)
-    assert memory.read("y").view(np.uint32).tolist() == [10, 1]
 
 
 def test_a_fault_names_the_source_line() -> None:

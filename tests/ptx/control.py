@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from . import mbarriers
@@ -19,12 +17,10 @@ def control_of(instruction: Instruction) -> Control | None:
     """The control function of an instruction, or None if it simply falls through."""
     head = instruction.parts[:3]
     if head[0] == "bra":
-        return _branch(instruction.targets[0])
-    if head[0] == "brx":
-        return _indexed_branch(instruction)
-    if head[0] in ("ret", "exit"):
+        return _branch(instruction.target)
+    if head[0] == "ret":
         return _exit
-    if head[:2] in (("bar", "warp"), ("bar", "arrive"), ("barrier", "arrive")):
+    if head[:2] == ("bar", "warp"):
         return None
     if head[:2] == ("barrier", "cluster"):
         return _cluster_arrive(instruction) if head[2] == "arrive" else _cluster_wait
@@ -44,23 +40,6 @@ def _branch(target: int) -> Control:
     return control
 
 
-def _indexed_branch(instruction: Instruction) -> Control:
-    choose, targets = reader(instruction.operands[0], "u32"), instruction.targets
-
-    def control(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
-        scheduler.enqueue(pc + 1, scheduler.rest(active, chosen))
-        if chosen is None:
-            return
-        index = np.broadcast_to(choose(scheduler.state, chosen), chosen.size)
-        past = index >= len(targets)
-        if past.any():
-            raise Fault("bounds", f"branch index past its {len(targets)} targets", _first(scheduler, chosen, past))
-        for which, target in enumerate(targets):
-            scheduler.enqueue(target, chosen.index[index == which])
-
-    return control
-
-
 def _first(scheduler: Scheduler, active: Active, which: Values) -> int:
     return scheduler.state.lanes.first + int(active.index[np.argmax(which)])
 
@@ -75,16 +54,11 @@ def _exit(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) 
 
 
 def _block_barrier(instruction: Instruction) -> Control:
-    """bar.sync, barrier.sync and their .red forms, for all threads of the block."""
-    parts = [part for part in instruction.parts[1:] if part not in ("cta", "aligned")]
-    if parts[:1] == ["sync"]:
-        operands, release = instruction.operands, None
-    elif parts[:1] == ["red"]:
-        operands, release = instruction.operands[1:-1], _block_vote(instruction, parts[1])
-    else:
-        raise unsupported("this barrier")
-    count = operands[1] if len(operands) > 1 else None
-    if not isinstance(operands[0], Immediate) or not isinstance(count, Immediate | None):
+    """bar.sync and barrier.sync, for all threads of the block."""
+    if [part for part in instruction.parts[1:] if part not in ("cta", "aligned")] != ["sync"]:
+        raise unsupported(f"the barrier {instruction.opcode}")
+    number, count = (*instruction.operands, None)[:2]
+    if not isinstance(number, Immediate) or not isinstance(count, Immediate | None):
         raise unsupported("a barrier whose number or thread count is not a constant")
 
     def control(scheduler: Scheduler, pc: int, active: Active, chosen: Active | None) -> None:
@@ -94,26 +68,9 @@ def _block_barrier(instruction: Instruction) -> Control:
         if count is not None and count.value != scheduler.state.lanes.stride:
             what = f"a barrier of {count.value} threads in a block of {scheduler.state.lanes.threads}"
             raise Fault("unsupported", what, _first(scheduler, chosen, np.array([True])))
-        if release is not None:
-            scheduler.releases[pc] = release
         scheduler.park(AT_BLOCK, pc, chosen.index)
 
     return control
-
-
-def _block_vote(instruction: Instruction, operation: str) -> Callable[[Scheduler, Active], None]:
-    """Result of bar.red.popc, .and or .or, available when the barrier completes."""
-    source, out = reader(instruction.operands[-1], "pred"), writer(instruction.operands[0])
-
-    def release(scheduler: Scheduler, active: Active) -> None:
-        lanes = scheduler.state.lanes
-        block = active.index // lanes.stride
-        holds = np.broadcast_to(source(scheduler.state, active), active.size)
-        votes = np.bincount(block, weights=holds, minlength=lanes.blocks).astype(np.uint32)[block]
-        result = {"popc": votes, "or": votes > 0, "and": votes == lanes.threads}[operation]
-        out(scheduler.state, active, result)
-
-    return release
 
 
 # ---- barriers of the cluster

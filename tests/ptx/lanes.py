@@ -86,39 +86,11 @@ class Lanes:
         return np.asarray(read(self, active.select)).astype(np.uint32)
 
 
-def _lower(lanes: Lanes, select: Any) -> Values:
-    """Mask of the lanes of the warp with lower numbers than this one."""
-    return (np.uint32(1) << lanes.in_warp[select]) - np.uint32(1)
-
-
 _SPECIAL: dict[str, Callable[[Lanes, Any], Any]] = {
     "%tid.x": lambda lanes, select: lanes.thread[select],
     "%ntid.x": lambda lanes, select: lanes.threads,
     "%ctaid.x": lambda lanes, select: lanes.block[select],
     "%nctaid.x": lambda lanes, select: lanes.grid,
-    "%laneid": lambda lanes, select: lanes.in_warp[select],
-    "%warpid": lambda lanes, select: lanes.thread[select] // WARP,
-    "%nwarpid": lambda lanes, select: lanes.stride // WARP,
     "%cluster_ctarank": lambda lanes, select: lanes.block[select] % lanes.cluster,
     "%cluster_nctarank": lambda lanes, select: lanes.cluster,
-    "%cluster_ctaid.x": lambda lanes, select: lanes.block[select] % lanes.cluster,
-    "%cluster_nctaid.x": lambda lanes, select: lanes.cluster,
-    "%clusterid.x": lambda lanes, select: lanes.block[select] // lanes.cluster,
-    "%nclusterid.x": lambda lanes, select: lanes.grid // lanes.cluster,
-    "%is_explicit_cluster": lambda lanes, select: int(lanes.cluster > 1),
-    "%lanemask_eq": lambda lanes, select: np.uint32(1) << lanes.in_warp[select],
-    "%lanemask_lt": _lower,
-    "%lanemask_le": lambda lanes, select: _lower(lanes, select) | np.uint32(1) << lanes.in_warp[select],
-    "%lanemask_gt": lambda lanes, select: ~(_lower(lanes, select) | np.uint32(1) << lanes.in_warp[select]),
-    "%lanemask_ge": lambda lanes, select: ~_lower(lanes, select),
-    **{
-        f"%{name}.{axis}": (lambda lanes, select: 0)
-        for name in ("tid", "ctaid", "cluster_ctaid", "clusterid")
-        for axis in "yz"
-    },
-    **{
-        f"%{name}.{axis}": (lambda lanes, select: 1)
-        for name in ("ntid", "nctaid", "cluster_nctaid", "nclusterid")
-        for axis in "yz"
-    },
 }

@@ -14,7 +14,7 @@ from .operations import compile_program
 from .order import ASYNC, Order
 from .program import Program
 from .schedule import Code, Scheduler
-from .spaces import State, module_buffers
+from .spaces import State
 
 WAVE_LANES = 1 << 14  # lanes that run at once: enough to hide Python's overhead, few enough for the cache
 
@@ -23,14 +23,12 @@ WAVE_LANES = 1 << 14  # lanes that run at once: enough to hide Python's overhead
 class Report:
     """What a launch did, counted in lanes (threads), except for `passes`, which are of warps.
 
-    `count` has the accesses by (state space, "read" | "write" | "atomic", width in bytes), `traffic` those of each
-    buffer, `passes` the passes through the load/store unit (passes.py) for "global", "shared" and "shuffle".
-    `reached_at` and `executed_at` have one number per instruction of `program.instructions`: lanes that reached it, and
-    lanes whose guard held.
+    `traffic` has the accesses to each buffer, `passes` the passes through the load/store unit (passes.py) for "global",
+    "shared" and "shuffle". `reached_at` and `executed_at` have one number per instruction of `program.instructions`:
+    lanes that reached it, and lanes whose guard held.
     """
 
     program: Program
-    count: Counter[tuple[str, str, int]]
     traffic: dict[str, Traffic]
     passes: Counter[str]
     reached_at: tuple[int, ...]
@@ -43,11 +41,6 @@ class Report:
         for instruction, count in zip(self.program.instructions, self.executed_at, strict=True):
             counter[instruction.opcode] += count
         return counter
-
-    @property
-    def total(self) -> int:
-        """Executed lane-instructions."""
-        return sum(self.executed_at)
 
 
 @lru_cache(maxsize=256)
@@ -70,10 +63,8 @@ def run(
     `params` are the bytes of the kernel's parameters. What the kernel wrote stays in memory. Raises Fault.
     """
     _check_launch(program, grid, block, cluster, params)
-    module_buffers(memory, program)
     memory.start()
     code = _compiled(program)
-    count: Counter[tuple[str, str, int]] = Counter()
     passes: Counter[str] = Counter()
     reached, executed = [0] * len(code), [0] * len(code)
     order = Order(grid, padded(block), cluster)
@@ -84,9 +75,9 @@ def run(
             lanes = Lanes(first, blocks, block, grid, cluster)
             lanes.registers = [None] * len(program.register_bits)
             order.start_wave(lanes.first, lanes.count)
-            state = State(lanes, memory, data, program.param_bytes, order, shared, program.local_bytes, count, passes)
+            state = State(lanes, memory, data, program.param_bytes, order, shared, passes)
             Scheduler(state, code, reached, executed).run()
-    return Report(program, count, memory.finish(), passes, tuple(reached), tuple(executed))
+    return Report(program, memory.traffic(), passes, tuple(reached), tuple(executed))
 
 
 def waves(grid: int, block: int, cluster: int) -> list[tuple[int, int]]:

@@ -92,8 +92,7 @@ def store(state: State, active: Active, address: Values, values: Values, counter
     found = find(state, active, counter)
     positions = state.asynchronous("asynchronous store", active, address, width)
     shadow, lanes = state.shared.shadow, state.lanes.first + active.index
-    state.count["shared", "write", width] += active.size
-    shadow.track(positions, width, "write", lanes, state.order, False, ("shared", positions % state.shared.stride))
+    shadow.track(positions, width, "write", lanes, state.order, ("shared", positions % state.shared.stride))
     cells = shadow.cells(positions, width)
     shadow.writer[cells] = np.repeat([one.writer for one in found], cells.size // active.size)
     shadow.written[cells] = NEVER

@@ -33,8 +33,6 @@ class Traffic:
     reads: Counter[int] = field(default_factory=Counter)
     writes: Counter[int] = field(default_factory=Counter)
     sectors_written: int = 0
-    distinct_read: int = 0
-    distinct_written: int = 0
 
     @property
     def bytes_read(self) -> int:
@@ -57,7 +55,7 @@ class Buffer:
         size = -(-(self.lead + self.nbytes) // WIDEST) * WIDEST
         self.storage = np.full(size, POISON, np.uint8)
         self.storage[self.lead : self.lead + self.nbytes] = data
-        self.shadow = Shadow(size, initialised=access != "write", tracked=access != "read")
+        self.shadow = Shadow(size, initialised=access != "write")
         self.traffic = Traffic()
         self.invalid: NDArray[np.int64] | None = None  # count of invalid bytes before each byte
         self.valid: NDArray[np.bool_] | None = None
@@ -78,9 +76,9 @@ class Buffer:
 
     def count(self, offset: Values, width: int, kind: str, lane: Values) -> None:
         """Counts accesses of `width` bytes at `offset` by one instruction of each lane's warp."""
-        if kind != "write":
+        if kind == "read":
             self.traffic.reads[width] += offset.size
-        if kind != "read":
+        else:
             self.traffic.writes[width] += offset.size
             self.traffic.sectors_written += reached(lane // WARP, (self.address % SECTOR + offset) // SECTOR).size
 
@@ -93,7 +91,7 @@ class Buffer:
             guard = self.invalid[offset + width] != self.invalid[offset]
             if guard.any():
                 self._fault("bounds", f"{kind} of bytes outside the valid rows", offset, width, lane, guard)
-        if kind != "read" and self.access == "read":
+        if kind == "write" and self.access == "read":
             self._fault("read-only", f"{kind} to a read-only buffer", offset, width, lane, offset >= 0)
 
     def _fault(self, kind: str, what: str, offset: Values, width: int, lane: Values, bad: Values) -> None:
@@ -101,18 +99,10 @@ class Buffer:
         place = f"{self.name}[{int(offset[first])}:{int(offset[first]) + width}] of {self.nbytes} bytes"
         raise Fault(kind, f"{what}: {place}", int(lane[first]))
 
-    def track(self, offset: Values, width: int, kind: str, lane: Values, order: Order, strong: bool) -> None:
-        """Checks for uninitialised reads and races. A read-only buffer has neither: only its reads are recorded."""
-        position = offset + self.lead
-        if self.access == "read":
-            self.shadow.touch(position, width)
-        else:
-            self.shadow.track(position, width, kind, lane, order, strong, (self.name, offset))
-
-    def finish(self) -> None:
-        """Completes the traffic report of a launch."""
-        self.traffic.distinct_read = int(self.inner(self.shadow.touched).sum())
-        self.traffic.distinct_written = int(self.inner(self.shadow.writer >= 0).sum())
+    def track(self, offset: Values, width: int, kind: str, lane: Values, order: Order) -> None:
+        """Checks for uninitialised reads and races. A read-only buffer has neither."""
+        if self.access != "read":
+            self.shadow.track(offset + self.lead, width, kind, lane, order, (self.name, offset))
 
 
 class GlobalMemory:
@@ -152,7 +142,7 @@ class GlobalMemory:
         return address
 
     def _free(self) -> int:
-        top = max((buffer.address + buffer.nbytes for buffer in self._sorted if buffer.address < 1 << 44), default=0)
+        top = max((buffer.address + buffer.nbytes for buffer in self._sorted), default=0)
         return -(-max(FIRST, top + GAP) // ALIGNMENT) * ALIGNMENT
 
     def _insert(self, buffer: Buffer) -> None:
@@ -182,20 +172,14 @@ class GlobalMemory:
         each = np.repeat(buffer.shadow.writer, buffer.shadow.granule)[buffer.lead : buffer.lead + buffer.nbytes]
         return each.astype(np.int64)
 
-    def touched(self, name: str) -> NDArray[np.bool_]:
-        """True for each byte that the last launch read."""
-        buffer = self.buffers[name]
-        return buffer.inner(buffer.shadow.touched)
-
     def start(self) -> None:
         """Prepares for a launch: everything earlier is settled, and nothing is counted yet."""
         for buffer in self._sorted:
             buffer.shadow.settle()
             buffer.traffic = Traffic()
 
-    def finish(self) -> dict[str, Traffic]:
-        for buffer in self._sorted:
-            buffer.finish()
+    def traffic(self) -> dict[str, Traffic]:
+        """What the last launch did to each buffer."""
         return {name: buffer.traffic for name, buffer in self.buffers.items()}
 
     def places(self, address: Values, width: int, kind: str, lane: Values) -> Iterator[tuple[Any, Buffer, Values]]:

@@ -4,8 +4,8 @@ Time is the number of the executed instruction (`step`), one clock for the whole
 is ordered before the current access of another lane only if a barrier in which both took part completed after s:
 the block's, the cluster's (by the step at which the earlier lane *arrived*), or the warp's. Within a lane, program
 order counts. Shuffles, votes and the accidental order of the schedule do not count. Blocks without a common cluster
-are ordered only through fences and atomics (signals.py). An asynchronous store counts as a lane of its own, numbered
-from ASYNC: it is ordered before the lanes that waited at its mbarrier (mbarriers.py).
+are never ordered. An asynchronous store counts as a lane of its own, numbered from ASYNC: it is ordered before the
+lanes that waited at its mbarrier (mbarriers.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .formats import Values
-from .signals import Signals
 
 LANE, WARP, BLOCK, CLUSTER, GRID = 1, 2, 3, 4, 5  # how far apart the lanes of a set are
 ASYNC = 1 << 30  # the "lane" that writes what an mbarrier counts is this plus the number of the mbarrier
@@ -31,7 +30,6 @@ class Order:
         self.warp_synced: Values | None = None  # [lane of the wave, lane of its warp]
         self.first_lane = 0
         self.lanes = 0
-        self.signals = Signals(self.block_synced, stride)
 
     def start_wave(self, first_lane: int, lanes: int) -> None:
         """Lanes of earlier waves share no barrier with lanes of this one, so only the latter need clocks."""
@@ -43,7 +41,6 @@ class Order:
 
     def sync_blocks(self, blocks: Values) -> None:
         self.block_synced[blocks] = self.step
-        self.signals.sync_blocks(blocks)
 
     def sync_warps(self, lanes: Values, members: Values) -> None:
         """bar.warp.sync by the wave's `lanes`, each with the mask of its warp's members."""
@@ -78,10 +75,6 @@ class Order:
             done |= self._by_cluster(before, scope, step, lane)
         if self.landed:
             done |= self._by_mbarrier(before, step, lane)
-        if self.signals.used and not done.all():
-            left = np.flatnonzero(~done)
-            scopes = np.broadcast_to(scope, done.shape)[left]
-            done[left] = self.signals.ordered(before[left], scopes == LANE, step[left], lane[left]) & (scopes <= BLOCK)
         return done
 
     def _by_warp(self, before: Values, scope: Values | int, step: Values, lane: Values) -> Values:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass, field, replace
 
 from .declarations import Layout, file_names, module_layout, parameters
 from .formats import bits_of
 from .functions import closing_brace, inlined
-from .literals import immediate
 from .program import (
     Address,
     Immediate,
@@ -30,6 +30,7 @@ _INSTRUCTION = re.compile(r"(?:@(?P<negated>!?)(?P<guard>%?[\w$]+)\s+)?(?P<opcod
 _OPERAND = re.compile(r"\s*(\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*)")
 _LOC = re.compile(r"\.loc\s+(\d+ \d+ \d+)(?:.*inlined_at\s+(\d+ \d+ \d+))?")
 _REGISTERS = re.compile(r"([%\w$]+)(?:<(\d+)>)?")
+_LITERAL = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|0|[1-9]\d*)")
 _THREADS = re.compile(r"\.(?:maxntid|reqntid)\s+(\d+)")
 
 
@@ -45,18 +46,14 @@ def parse(ptx: str, entry: str | None = None) -> Program:
     reader = _Body(layout, files)
     reader.read(inlined(body, outside))
     threads = _THREADS.search(directives)
-    target = re.search(r"\.target\s+(\w+)", text)
     return Program(
         entry=name,
         param_bytes=param_bytes,
         shared_static=layout.shared_static,
         shared_dynamic=layout.shared_dynamic,
-        local_bytes=layout.local_bytes,
         max_threads=int(threads[1]) if threads else None,
-        variables=tuple(layout.variables),
         instructions=reader.resolved(),
         register_bits=tuple(reader.register_bits),
-        target=target[1] if target else "",
     )
 
 
@@ -85,20 +82,17 @@ class _Scope:
     parent: _Scope | None
     registers: dict[str, Register] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
-    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def register(self, name: str) -> Register | None:
         return self.registers.get(name) or (self.parent.register(name) if self.parent else None)
 
-    def targets(self, name: str) -> tuple[int, ...]:
-        """Program counters of a label, or of every label in a .branchtargets table."""
-        if name in self.tables:
-            return tuple(pc for label in self.tables[name] for pc in self.targets(label))
+    def label(self, name: str) -> int:
+        """Program counter of a label."""
         if name in self.labels:
-            return (self.labels[name],)
+            return self.labels[name]
         if self.parent is None:
             raise ValueError(f"no label {name!r}")
-        return self.parent.targets(name)
+        return self.parent.label(name)
 
 
 class _Body:
@@ -113,7 +107,6 @@ class _Body:
         self.scopes: list[_Scope] = []  # of each instruction
         self.call_sites: dict[str, str] = {}  # position -> position it was inlined at
         self.source: Source | None = None
-        self.pending_label = ""
 
     def read(self, body: str) -> None:
         position = 0
@@ -126,7 +119,6 @@ class _Body:
             elif match["loc"]:
                 self.locate(match["loc"])
             elif match["label"]:
-                self.pending_label = match["label"]
                 self.scope.labels[match["label"]] = len(self.instructions)
             else:
                 self.statement(match["text"].strip())
@@ -155,10 +147,7 @@ class _Body:
     def statement(self, text: str) -> None:
         if text.startswith(".reg"):
             self.declare(text)
-        elif text.startswith(".branchtargets"):
-            labels = tuple(label.strip() for label in text.removeprefix(".branchtargets").split(","))
-            self.scope.tables[self.pending_label] = labels
-        elif not text.startswith("."):  # .shared and .local are in the layout, .pragma has no meaning here
+        elif not text.startswith("."):  # .shared is in the layout, .pragma has no meaning here
             self.instruction(text)
 
     def declare(self, text: str) -> None:
@@ -220,13 +209,27 @@ class _Body:
         return Address(self.simple(base.strip()), number.value)
 
     def resolved(self) -> tuple[Instruction, ...]:
-        """The instructions, each branch with its possible target program counters."""
+        """The instructions, each branch with the program counter of its target."""
         return tuple(self.branch(each, scope) for each, scope in zip(self.instructions, self.scopes, strict=True))
 
     @staticmethod
     def branch(instruction: Instruction, scope: _Scope) -> Instruction:
-        if instruction.parts[0] not in ("bra", "brx"):
+        if instruction.parts[0] != "bra":
             return instruction
         label = instruction.operands[-1]
         assert isinstance(label, Name)
-        return replace(instruction, targets=scope.targets(label.name))
+        return replace(instruction, target=scope.label(label.name))
+
+
+def immediate(text: str) -> Immediate | None:
+    """A literal, an integer or a float given by its bits, or None if the text is not one."""
+    if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
+        return _real(text, "<I", "<f")
+    if re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):
+        return _real(text, "<Q", "<d")
+    return Immediate(int(text, 0)) if _LITERAL.fullmatch(text) else None
+
+
+def _real(text: str, integer: str, real: str) -> Immediate:
+    bits = int(text[2:], 16)
+    return Immediate(bits, real=struct.unpack(real, struct.pack(integer, bits))[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,6 @@ class Symbol:
     """A declared variable: its address in its state space."""
 
     name: str
-    space: str
     address: int
 
 
@@ -88,7 +87,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One PTX instruction. `guard` is its predicate; `targets` are the program counters to which a branch can go."""
+    """One PTX instruction. `guard` is its predicate; `target` the program counter to which a branch goes (else -1)."""
 
     opcode: str
     parts: tuple[str, ...]
@@ -96,7 +95,7 @@ class Instruction:
     guard: Register | None
     text: str
     source: Source | None
-    targets: tuple[int, ...] = ()
+    target: int = -1
 
     def has(self, modifier: str) -> bool:
         return modifier in self.parts[1:]
@@ -109,18 +108,9 @@ class Instruction:
         return self.text if self.source is None else f"{self.text} at {self.source}"
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A variable of the module in global or constant memory, with its initial bytes."""
-
-    symbol: Symbol
-    nbytes: int
-    initial: bytes
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """One kernel: instructions and the layout of its parameters, shared and local memory.
+    """One kernel: instructions and the layout of its parameters and shared memory.
 
     `shared_static` is the size in bytes of the statically declared shared variables; dynamic shared memory
     starts at `shared_dynamic`. `max_threads` is what .maxntid or .reqntid allows (None: not said).
@@ -130,9 +120,6 @@ class Program:
     param_bytes: int
     shared_static: int
     shared_dynamic: int
-    local_bytes: int
     max_threads: int | None
-    variables: tuple[Variable, ...]
     instructions: tuple[Instruction, ...]
     register_bits: tuple[int, ...]
-    target: str = field(default="")

@@ -1,4 +1,4 @@
-"""Correctly rounded arithmetic on numpy arrays: fused multiply-add and directed rounding.
+"""Correctly rounded arithmetic on numpy arrays: fused multiply-add, and rounding through a wider type.
 
 A float64 result that is *rounded to odd* (its last bit is set if anything was cut off) can be rounded again to
 float32 or less, in any mode, as if the exact value had been rounded once: float64 has more than two extra bits.
@@ -40,6 +40,11 @@ def sum_to_odd(a: Values, b: Values) -> Values:
     return np.where(inexact & (bits & 1 == 0), bits + away, bits).view(np.float64)
 
 
+def product_sum_to_odd(a: Values, b: Values, c: Values) -> Values:
+    """a * b + c of values of 24 bits or less, rounded to odd in float64: their product is exact there."""
+    return sum_to_odd(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64))
+
+
 def fma_f64(a: Values, b: Values, c: Values) -> Values:
     """a * b + c with one rounding (Boldo and Melquiond, 2008); plain arithmetic if an intermediate is out of range."""
     plain = a * b + c
@@ -50,51 +55,30 @@ def fma_f64(a: Values, b: Values, c: Values) -> Values:
     return np.where(np.isfinite(fused), fused, plain)
 
 
-def product_sum_to_odd(a: Values, b: Values, c: Values) -> Values:
-    """a * b + c of values of 24 bits or less, rounded to odd in float64: their product is exact there."""
-    return sum_to_odd(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64))
+def fma_f32(a: Values, b: Values, c: Values) -> Values:
+    return product_sum_to_odd(a, b, c).astype(np.float32)
 
 
-def round_f32(value: Values, mode: str = "rn") -> Values:
-    """float64 (exact or rounded to odd) to float32; modes rn, rz, rm (down), rp (up)."""
-    nearest = value.astype(np.float32)
-    if mode == "rn":
-        return nearest
-    back = nearest.astype(np.float64)
-    down, up = back < value, back > value
-    if mode == "rm":
-        return np.where(up, np.nextafter(nearest, np.float32(-np.inf)), nearest)
-    if mode == "rp":
-        return np.where(down, np.nextafter(nearest, np.float32(np.inf)), nearest)
-    away = np.abs(back) > np.abs(value)
-    return np.where(away, np.nextafter(nearest, np.float32(0)), nearest)
+def fma_f32_down(a: Values, b: Values, c: Values) -> Values:
+    """.rm: rounded towards minus infinity."""
+    exact = product_sum_to_odd(a, b, c)
+    nearest = exact.astype(np.float32)
+    return np.where(nearest.astype(np.float64) > exact, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
-def round_f16(value: Values, mode: str = "rn") -> Values:
-    """float64 or float32 to float16; modes rn, rz."""
-    nearest = value.astype(np.float16)
-    if mode == "rn":
-        return nearest
-    away = np.abs(nearest.astype(np.float64)) > np.abs(value)
-    return np.where(away, np.nextafter(nearest, np.float16(0)), nearest)
+def fma_f16(a: Values, b: Values, c: Values) -> Values:
+    return product_sum_to_odd(a, b, c).astype(np.float16)
 
 
-def round_bf16(value: Values, mode: str = "rn") -> Values:
-    """float64 or float32 to the bits of bfloat16; modes rn, rz."""
-    single = value if value.dtype == np.float32 else _single_to_odd(value)
-    if mode == "rn":
-        return f32_to_bf16(single)
-    cut = (single.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-    return np.where(np.isnan(single), f32_to_bf16(single), cut)
-
-
-def _single_to_odd(value: Values) -> Values:
-    """float64 to float32 towards zero, with the last bit set if inexact: safe to round again."""
-    cut = round_f32(value, "rz")
-    inexact = (cut.astype(np.float64) != value) & np.isfinite(cut)
-    return (cut.view(np.uint32) | inexact.astype(np.uint32)).view(np.float32)
-
-
-def bf16_fma(a: Values, b: Values, c: Values) -> Values:
+def fma_bf16(a: Values, b: Values, c: Values) -> Values:
     """Fused multiply-add on the bits of bfloat16."""
-    return round_bf16(product_sum_to_odd(bf16_to_f32(a), bf16_to_f32(b), bf16_to_f32(c)))
+    return f64_to_bf16(product_sum_to_odd(bf16_to_f32(a), bf16_to_f32(b), bf16_to_f32(c)))
+
+
+def f64_to_bf16(value: Values) -> Values:
+    """float64 (exact or rounded to odd) to the bits of bfloat16, by way of a float32 that is rounded to odd."""
+    nearest = value.astype(np.float32)
+    back = nearest.astype(np.float64)
+    cut = np.where(np.abs(back) > np.abs(value), np.nextafter(nearest, np.float32(0)), nearest)
+    inexact = (back != value) & np.isfinite(cut)
+    return f32_to_bf16((cut.view(np.uint32) | inexact.astype(np.uint32)).view(np.float32))

@@ -50,7 +50,6 @@ class Scheduler:
         self.at = np.zeros(lanes.count, np.int32)  # program counter of a parked lane
         self.collective: dict[int, NDArray[np.intp]] = {}  # lanes parked at a warp operation
         self.current = 0
-        self.releases: dict[int, Callable[[Scheduler, Active], None]] = {}  # what a barrier's completion does
         self.arrived_at = np.zeros(lanes.count, np.int32)  # step of arrival at the open cluster barrier; 0: not yet
         self.may_pass = np.zeros(lanes.count, np.bool_)  # the cluster barrier it arrived at is complete
         self.awaited: dict[int, tuple[Mbarrier, int]] = {}  # by lane: the mbarrier and the parity of the phase
@@ -190,10 +189,6 @@ class Scheduler:
         self.state.order.step += 1
         self.state.order.sync_blocks(blocks + lanes.first_block)
         index = np.flatnonzero(np.repeat(ready, lanes.stride) & lanes.exists)
-        for pc in np.unique(self.at[index]).tolist():
-            self.current = pc
-            if release := self.releases.get(pc):
-                release(self, Active(index[self.at[index] == pc]))
         self.resume(index)
         return True
 

@@ -14,27 +14,21 @@ from .formats import Values
 from .order import ASYNC, GRID, LANE, Order
 
 NOBODY, HOST = -1, -2
-_FIELDS = ("writer", "written", "strong", "reader", "readers", "read", "touched")
+_FIELDS = ("writer", "written", "reader", "readers", "read")
 WIDEST = 32  # bytes of the widest access
 
 
 class Shadow:
-    """Shadow of one memory of `nbytes` bytes (a multiple of 32).
+    """Shadow of one memory of `nbytes` bytes (a multiple of 32)."""
 
-    Only a `tracked` memory may be written; for others nothing is recorded except what was read.
-    """
-
-    def __init__(self, nbytes: int, initialised: bool, tracked: bool = True) -> None:
+    def __init__(self, nbytes: int, initialised: bool) -> None:
         self.granule = WIDEST
-        self.fields = _FIELDS if tracked else ("writer", "touched")
         count = nbytes // WIDEST
         self.writer = np.full(count, HOST if initialised else NOBODY, np.int32)
         self.written = np.zeros(count, np.int32)  # step
-        self.strong = np.zeros(count, np.bool_)  # the last write was volatile, relaxed or atomic
         self.reader = np.full(count, NOBODY, np.int32)  # one of the readers since the last write
         self.readers = np.zeros(count, np.int8)  # how far apart they are: LANE ... GRID
         self.read = np.zeros(count, np.int32)  # step of the last of them
-        self.touched = np.zeros(count, np.bool_)  # was read at all
 
     def cells(self, position: Values, width: int) -> Values:
         """Granules of the accesses of `width` bytes at `position`: [accesses * granules each]."""
@@ -48,53 +42,43 @@ class Shadow:
 
     def _split(self) -> None:
         self.granule //= 2
-        for name in self.fields:
+        for name in _FIELDS:
             setattr(self, name, np.repeat(getattr(self, name), 2))
 
     def track(
-        self,
-        position: Values,
-        width: int,
-        kind: str,
-        lane: Values,
-        order: Order,
-        strong: bool,
-        where: tuple[str, Values],
+        self, position: Values, width: int, kind: str, lane: Values, order: Order, where: tuple[str, Values]
     ) -> None:
-        """Records and checks an access ("read", "write" or "atomic") by each lane; `where` is the place to report."""
+        """Records and checks an access ("read" or "write") by each lane; `where` is the place to report."""
         try:
-            if kind != "write":
-                self.on_read(position, width, lane, order, strong)
-            if kind != "read":
-                self.on_write(position, width, lane, order, strong)
+            if kind == "read":
+                self.on_read(position, width, lane, order)
+            else:
+                self.on_write(position, width, lane, order)
         except Fault as fault:
             first = int(where[1][np.argmax(lane == fault.lane)])
             fault.what += f": {where[0]}[{first}:{first + width}]"
             raise
 
-    def on_read(self, position: Values, width: int, lane: Values, order: Order, strong: bool) -> None:
+    def on_read(self, position: Values, width: int, lane: Values, order: Order) -> None:
         cells = self.cells(position, width)
         if cells.size != lane.size:
             lane = np.repeat(lane, cells.size // lane.size)
         writer = self.writer[cells]
         if (writer == NOBODY).any():
             raise Fault("uninitialised", "reads bytes that were never written", int(lane[writer == NOBODY][0]))
-        self._after_writer(cells, writer, lane, order, "read", strong)
-        self.touched[cells] = True
-        if not strong:
-            self._join_readers(cells, lane, order)
+        self._after_writer(cells, writer, lane, order, "read")
+        self._join_readers(cells, lane, order)
 
-    def on_write(self, position: Values, width: int, lane: Values, order: Order, strong: bool) -> None:
+    def on_write(self, position: Values, width: int, lane: Values, order: Order) -> None:
         cells = self.cells(position, width)
         if cells.size != lane.size:
             lane = np.repeat(lane, cells.size // lane.size)
-        self._after_writer(cells, self.writer[cells], lane, order, "write", strong)
+        self._after_writer(cells, self.writer[cells], lane, order, "write")
         self._after_readers(cells, lane, order)
         self.writer[cells] = lane
         self.written[cells] = order.step
-        self.strong[cells] = strong
         self.reader[cells] = NOBODY
-        if not strong and (clash := self.writer[cells] != lane).any():
+        if (clash := self.writer[cells] != lane).any():
             raise Fault("same-address", "two threads store to one address in one instruction", int(lane[clash][0]))
 
     def forget(self, position: Values, width: int) -> None:
@@ -102,12 +86,7 @@ class Shadow:
         cells = self.cells(position, width)
         self.writer[cells] = NOBODY
 
-    def touch(self, position: Values, width: int) -> None:
-        """A read that needs no checks and is only recorded."""
-        cells = self.cells(position, width)
-        self.touched[cells] = True
-
-    def _after_writer(self, cells: Values, writer: Values, lane: Values, order: Order, verb: str, strong: bool) -> None:
+    def _after_writer(self, cells: Values, writer: Values, lane: Values, order: Order, verb: str) -> None:
         known = writer >= 0
         if not known.any():
             return
@@ -116,8 +95,6 @@ class Shadow:
         else:
             done = ~known
             done[known] = order.ordered(writer[known], LANE, self.written[cells[known]], lane[known])
-        if strong:
-            done |= self.strong[cells]
         if not done.all():
             first = int(np.argmin(done))
             raise Fault("race", f"{verb} races with a write by {_who(writer[first], order)}", int(lane[first]))
@@ -156,7 +133,6 @@ class Shadow:
         """After a launch: what it wrote is initialised for the next one, and nothing races with it."""
         self.writer[self.writer >= 0] = HOST
         self.reader[:] = NOBODY
-        self.touched[:] = False
 
     def bytes_mask(self, which: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return np.repeat(which, self.granule)

@@ -9,7 +9,7 @@ from ..operands import Step, reader, unsupported
 from ..program import Instruction, Program
 from ..schedule import Code
 from ..spaces import State
-from . import asynchronous, atomics, bits, compare, convert, copies, floats, integers, moves, warp  # noqa: F401 - they register
+from . import asynchronous, bits, compare, convert, copies, floats, integers, moves, warp  # noqa: F401 - they register
 from .registry import OPERATIONS, WARP_OPERATIONS, lookup
 
 __all__ = ["compile_program"]

@@ -1,4 +1,4 @@
-"""mbarriers and the stores that they count. The wait is in control.py."""
+"""mbarriers, the stores that they count, and fences. The wait is in control.py."""
 
 from __future__ import annotations
 
@@ -55,3 +55,11 @@ def build_store(instruction: Instruction) -> Step:
         mbarriers.store(state, active, where(state, active), values, counts(state, active))
 
     return step
+
+
+@operation("fence")
+def build_fence(instruction: Instruction) -> Step:
+    """fence.acq_rel and the one for initialised mbarriers; those of block scope order nothing between blocks."""
+    if strange := set(instruction.parts[1:]) - {"acq_rel", "mbarrier_init", "release", "cta", "cluster", "gpu", "sys"}:
+        raise unsupported(f"fence .{' .'.join(sorted(strange))}")
+    return _nothing if instruction.has("cta") else State.fence

@@ -63,7 +63,6 @@ def _issue(instruction: Instruction) -> Step:
         count = np.full(active.size, width) if size is None else np.broadcast_to(size(state, active), active.size)
         for _ in state.places(active, "shared", to, width, "write"):
             pass
-        state.count["shared", "write", width] -= active.size  # counted on completion
         positions = state.shared.positions(to, width, "write", active)
         state.shared.shadow.forget(positions, width)
         group = state.groups[active.index]

@@ -1,6 +1,6 @@
 """Floating-point arithmetic. NaN, infinity, subnormal numbers and signed zero follow the PTX manual.
 
-Approximate functions (.approx, .full) are computed to full precision: a kernel must not depend on their error.
+Approximate functions are computed to full precision: a kernel must not depend on their error.
 """
 
 from __future__ import annotations
@@ -13,19 +13,11 @@ import numpy as np
 from ..formats import F16_NAN, F32_NAN, PACKED, Values, bf16_to_f32, f32_to_bf16, flush
 from ..operands import Step, unsupported
 from ..program import Instruction
-from ..rounding import (
-    bf16_fma,
-    fma_f64,
-    product_sum_to_odd,
-    round_f16,
-    round_f32,
-    sum_to_odd,
-)
+from ..rounding import fma_bf16, fma_f16, fma_f32, fma_f32_down, fma_f64
 from .registry import elementwise, modifiers, operation, packed
 
 Function = Callable[..., Any]
-_MODES = ("rn", "rz", "rm", "rp")
-_KNOWN = {*_MODES, "ftz", "sat", "relu", "approx", "full", "NaN"}
+_KNOWN = {"rn", "rm", "ftz", "approx", "NaN"}
 
 
 def _in_f64(function: Function) -> Function:
@@ -63,11 +55,6 @@ def _or_nan(function: Function) -> Function:
     return apply
 
 
-def _folded(function: Function) -> Function:
-    """Extends min or max to three operands."""
-    return lambda a, b, *rest: function(function(a, b), *rest) if rest else function(a, b)
-
-
 _EXACT: dict[str, Function] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -75,104 +62,40 @@ _EXACT: dict[str, Function] = {
     "div": lambda a, b: a / b,
     "neg": lambda a: -a,
     "abs": np.abs,
-    "min": _folded(minimum),
-    "max": _folded(maximum),
-    "sqrt": np.sqrt,
+    "min": minimum,
+    "max": maximum,
     "rcp": lambda a: a.dtype.type(1) / a,
-    "rsqrt": _in_f64(lambda a: 1 / np.sqrt(a)),
     "ex2": _in_f64(np.exp2),
     "lg2": _in_f64(np.log2),
-    "sin": _in_f64(np.sin),
-    "cos": _in_f64(np.cos),
-    "tanh": _in_f64(np.tanh),
-    "copysign": lambda a, b: np.copysign(b, a),
 }
-_DIRECTED: dict[str, Function] = {
-    "add": lambda a, b: sum_to_odd(a.astype(np.float64), b.astype(np.float64)),
-    "sub": lambda a, b: sum_to_odd(a.astype(np.float64), -b.astype(np.float64)),
-    "mul": lambda a, b: a.astype(np.float64) * b.astype(np.float64),
-    "fma": product_sum_to_odd,
-    "mad": product_sum_to_odd,
-}
-
-
-def _fma_f32(a: Values, b: Values, c: Values) -> Values:
-    return round_f32(product_sum_to_odd(a, b, c))
-
-
-_FMA: dict[str, Function] = {
-    "f16": lambda a, b, c: round_f16(product_sum_to_odd(a, b, c)),
-    "f32": _fma_f32,
-    "f64": fma_f64,
-}
+_BF16_SIGN: dict[str, Function] = {"neg": lambda a: a ^ np.uint16(0x8000), "abs": lambda a: a & np.uint16(0x7FFF)}
+_FMA: dict[str, Function] = {"f16": fma_f16, "bf16": fma_bf16, "f32": fma_f32, "f64": fma_f64}
 
 
 def scalar_function(name: str, kind: str, found: set[str]) -> Function:
     """The operation on values of one float type, with all its modifiers applied."""
-    mode = next((mode for mode in _MODES if mode in found), "rn")
-    if kind == "bf16":
-        function = _bf16_function(name, found)
+    if "rm" in found:
+        if (name, kind) != ("fma", "f32"):
+            raise unsupported(f"rounding mode .rm of {name}.{kind}")
+        function: Function = fma_f32_down
+    elif name == "fma":
+        function = _FMA[kind]
+    elif kind == "bf16" and name in _BF16_SIGN:
+        function = _BF16_SIGN[name]
     else:
-        function = _native_function(name, kind, mode)
-        if "NaN" in found:
-            function = _or_nan(function)
-    if "ftz" in found and kind != "bf16":
-        function = _flushed(function)
-    if "sat" in found:
-        function = _clamped(function)
-    if "relu" in found:
-        function = _relu(function, kind)
-    return function
+        function = _or_nan(_EXACT[name]) if "NaN" in found else _EXACT[name]
+        if kind == "bf16":
+            function = _in_f32(function)
+    return _flushed(function) if "ftz" in found and kind != "bf16" else function
 
 
-def _native_function(name: str, kind: str, mode: str) -> Function:
-    if mode != "rn":
-        if kind != "f32" or name not in _DIRECTED:
-            raise unsupported(f"rounding mode .{mode} of {name}.{kind}")
-        exact = _DIRECTED[name]
-        return lambda *values: round_f32(exact(*values), mode)
-    if name in ("fma", "mad"):
-        return _FMA[kind]
-    return _EXACT[name]
-
-
-def _bf16_function(name: str, found: set[str]) -> Function:
-    """The operation on bits: computed in float32, or fused in float64, then rounded once."""
-    if name in ("fma", "mad"):
-        return bf16_fma
-    if name in ("neg", "abs"):
-        return (lambda a: a ^ np.uint16(0x8000)) if name == "neg" else (lambda a: a & np.uint16(0x7FFF))
-    function = _or_nan(_EXACT[name]) if "NaN" in found else _EXACT[name]
+def _in_f32(function: Function) -> Function:
+    """The function on the bits of bf16: computed in float32, then rounded once."""
     return lambda *bits: f32_to_bf16(np.asarray(function(*[bf16_to_f32(each) for each in bits])))
 
 
 def _flushed(function: Function) -> Function:
     return lambda *values: flush(np.asarray(function(*[flush(np.asarray(value)) for value in values])))
-
-
-def _clamped(function: Function) -> Function:
-    """.sat: to [0, 1], NaN to +0."""
-
-    def apply(*values: Values) -> Values:
-        result = function(*values)
-        return np.where(result > 0, np.minimum(result, result.dtype.type(1)), result.dtype.type(0))
-
-    return apply
-
-
-def _relu(function: Function, kind: str) -> Function:
-    """.relu: negative results become 0, NaN stays (canonical)."""
-    if kind not in ("f16", "bf16"):
-        raise unsupported(f".relu on .{kind}")
-
-    def apply(*values: Values) -> Values:
-        bits = np.asarray(function(*values)).view(np.uint16)
-        dtype = np.float16 if kind == "f16" else np.uint16
-        number = bits.view(np.float16) if kind == "f16" else bf16_to_f32(bits)
-        kept = np.where(np.isnan(number), F16_NAN, np.where(number > 0, bits, np.uint16(0)))
-        return kept.astype(np.uint16).view(dtype)
-
-    return apply
 
 
 def _gross_reciprocal(a: Values) -> Values:
@@ -185,7 +108,7 @@ def _gross_reciprocal(a: Values) -> Values:
     return upper(np.asarray(1 / upper(a)))
 
 
-@operation("fma", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh")
+@operation("fma", "abs", "rcp", "ex2", "lg2")
 def build_float(instruction: Instruction) -> Step:
     name, kind = instruction.parts[0], instruction.type
     found = modifiers(instruction, _KNOWN)
@@ -196,21 +119,3 @@ def build_float(instruction: Instruction) -> Step:
     else:
         function = scalar_function(name, kind, found)
     return elementwise(instruction, function, kind)
-
-
-@operation("copysign")
-def build_copysign(instruction: Instruction) -> Step:
-    return elementwise(instruction, _EXACT["copysign"], instruction.type)
-
-
-@operation("testp")
-def build_testp(instruction: Instruction) -> Step:
-    tests: dict[str, Function] = {
-        "finite": np.isfinite,
-        "infinite": np.isinf,
-        "number": lambda a: ~np.isnan(a),
-        "notanumber": np.isnan,
-        "normal": lambda a: np.isfinite(a) & (np.abs(a) >= np.finfo(a.dtype).tiny),
-        "subnormal": lambda a: (a != 0) & (np.abs(a) < np.finfo(a.dtype).tiny),
-    }
-    return elementwise(instruction, tests[instruction.parts[1]], instruction.type)

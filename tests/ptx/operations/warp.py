@@ -1,4 +1,4 @@
-"""Operations of a warp: shuffles, votes, matches, reductions. They exchange values and order no memory access."""
+"""Operations of a warp: shuffles, votes, reductions. They exchange values and order no memory access."""
 
 from __future__ import annotations
 
@@ -11,18 +11,12 @@ from ..control import collective
 from ..fault import Fault
 from ..formats import DTYPE, Values
 from ..lanes import WARP, Active
-from ..operands import Step, Writer, reader, unsupported, writer
-from ..program import Instruction, Name, Operand, Pair
+from ..operands import reader, unsupported, writer
+from ..program import Instruction, Name, Pair
 from ..schedule import Control
 from ..spaces import State
 from .floats import maximum, minimum
-from .registry import modifiers, operation, warp_operation
-
-
-def _destinations(operand: Operand) -> tuple[Writer, Writer]:
-    """d or d|p; a missing destination is the sink."""
-    pair = operand if isinstance(operand, Pair) else Pair(operand, Name("_"))
-    return writer(pair.first), writer(pair.second)
+from .registry import modifiers, warp_operation
 
 
 def _spread(values: Any, active: Active) -> Values:
@@ -52,7 +46,9 @@ def build_shuffle(instruction: Instruction) -> Control:
     mode = instruction.parts[2]
     if mode not in ("up", "down", "bfly", "idx"):
         raise unsupported(f"shuffle mode .{mode}")
-    out, out_inside = _destinations(instruction.operands[0])
+    target = instruction.operands[0]
+    pair = target if isinstance(target, Pair) else Pair(target, Name("_"))  # without d|p, p is the sink
+    out, out_inside = writer(pair.first), writer(pair.second)
     value = reader(instruction.operands[1], "b32")
     b, c, mask = (reader(operand, "u32") for operand in instruction.operands[2:5])
 
@@ -101,49 +97,6 @@ def build_vote(instruction: Instruction) -> Control:
             out(state, active, votes == members)
         else:
             out(state, active, (votes == members) | (votes == 0))
-
-    return collective(mask, step)
-
-
-@operation("activemask")
-def build_activemask(instruction: Instruction) -> Step:
-    out = writer(instruction.operands[0])
-    return lambda state, active: out(state, active, _masks(state, active, np.True_))
-
-
-@warp_operation("elect.sync")
-def build_elect(instruction: Instruction) -> Control:
-    """elect.sync d|p, mask: the lowest member is the leader."""
-    out, out_leads = _destinations(instruction.operands[0])
-    mask = reader(instruction.operands[1], "u32")
-
-    def step(state: State, active: Active) -> None:
-        members = _spread(mask(state, active), active) & state.lanes.members[active.index // WARP]
-        leader = np.bitwise_count((members & (~members + np.uint32(1))) - np.uint32(1)).astype(np.uint32)
-        out(state, active, leader)
-        out_leads(state, active, leader == state.lanes.in_warp[active.select])
-
-    return collective(mask, step)
-
-
-@warp_operation("match.any", "match.all")
-def build_match(instruction: Instruction) -> Control:
-    """match.any: the members with the same value. match.all: all members and true, or 0 and false."""
-    every = instruction.parts[1] == "all"
-    out, out_same = _destinations(instruction.operands[0])
-    source, mask = reader(instruction.operands[1], instruction.type), reader(instruction.operands[2], "u32")
-
-    def step(state: State, active: Active) -> None:
-        lanes = state.lanes
-        members = _spread(mask(state, active), active) & lanes.members[active.index // WARP]
-        everyone = np.zeros(lanes.count, DTYPE[instruction.type])
-        everyone[active.select] = source(state, active)
-        warps = everyone.reshape(-1, WARP)[active.index // WARP]
-        same = (warps == everyone[active.select][:, None]).astype(np.uint32)
-        matching = np.bitwise_or.reduce(same << np.arange(WARP, dtype=np.uint32), axis=1) & members
-        agree = matching == members
-        out(state, active, np.where(agree, members, np.uint32(0)) if every else matching)
-        out_same(state, active, agree)
 
     return collective(mask, step)
 
