@@ -115,10 +115,14 @@ def _refuse_tangents() -> None:
         )
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace it, and guards the stack of transforms anyway
 def _is_within_grad() -> bool:
     stack = torch._C._functorch.get_interpreter_stack()
     return any(each.key() == torch._C._functorch.TransformType.Grad for each in stack)
+
+
+# torch.compile cannot trace it, and guards the stack of transforms anyway. This does what
+# torch.compiler.assume_constant_result does, without importing torch._dynamo.
+vars(_is_within_grad)["_dynamo_marked_constant"] = True
 
 
 def _refuse_gradients() -> None:
