@@ -100,9 +100,9 @@ def run(
     previous failures. Stops when several kernels of ours fail in a row.
 
     A cell is in the file before it is measured, as not finished unless it has a figure: a run that is killed there
-    leaves it for last. Whose
-    turn it was is in a file beside it: a peer in whose turn a process ended is left out of the cell. Raises DeviceLost
-    when nothing more can be measured, and ends the process, with status LOST, when a turn exceeds its limit.
+    leaves it for last. Whose turn it was is in a file beside it: a peer in whose turn a process ended is left out of
+    the cell. Raises DeviceLost when nothing more can be measured, and ends the process, with status LOST, when a turn
+    exceeds its limit.
     """
     results, here = Results.load(path), environment(device)
     note = path.with_suffix(".turn")

@@ -121,13 +121,11 @@ def differences(directory: Path = GENERATED) -> str:
     """A unified diff from generated/ to what the templates render now; empty when they agree."""
     wanted = generated_files()
     present = {path.name: path.read_text() for path in _present(directory)}
-    return "".join(
-        line
-        for name in sorted(wanted.keys() | present.keys())
-        for line in difflib.unified_diff(
-            present.get(name, "").splitlines(keepends=True),
-            wanted.get(name, "").splitlines(keepends=True),
-            f"generated/{name}",
-            f"rendered/{name}",
-        )
-    )
+    changed = [name for name in sorted(wanted.keys() | present.keys()) if present.get(name) != wanted.get(name)]
+    return "".join(_difference(name, present.get(name, ""), wanted.get(name, "")) for name in changed)
+
+
+def _difference(name: str, present: str, wanted: str) -> str:
+    before, after = (text.splitlines(keepends=True) for text in (present, wanted))
+    lines = difflib.unified_diff(before, after, f"generated/{name}", f"rendered/{name}")
+    return "".join(lines) or f"--- generated/{name}\n"  # an empty file that nothing renders

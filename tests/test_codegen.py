@@ -191,6 +191,7 @@ def test_check_prints_a_diff_when_generated_is_stale(tmp_path: Path, monkeypatch
 def test_write_touches_only_what_changed_and_removes_what_is_gone(tmp_path: Path) -> None:
     assert codegen_catalog.write(tmp_path) == (len(SHIPPED) + 1, 0)
     (tmp_path / "softmax_fwd_gone.cu").write_text("")
+    assert codegen_catalog.differences(tmp_path) == "--- generated/softmax_fwd_gone.cu\n"
     (tmp_path / f"{SHIPPED[0].name}.cu").write_text("stale")
     assert codegen_catalog.write(tmp_path) == (1, 1)
     assert codegen_catalog.write(tmp_path) == (0, 0)
